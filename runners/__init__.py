@@ -1,0 +1,1 @@
+"""Turns configs into cells, cells into launched ranks, ranks into records."""

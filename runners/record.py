@@ -1,0 +1,207 @@
+"""The record: what one attempt at a cell left behind. Torch-free, shared with the analysis.
+
+A record holds inputs only (config, environment, raw samples, counters). Everything derived from
+them, such as a median, a fraction of a roofline or a verdict, is computed by whoever reads it.
+Layout on disk, below a sweep folder:
+
+    cells/<key>[.<label>]/record-<launch>.json   one attempt: key + label + launch
+    launches/<n>/samples/rank<r>.jsonl           every rank's own lines, flushed each round
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moe.spec import Cell, Layer, Placement, Router, Strategy, Workload
+
+SCHEMA = 1
+OUTCOMES = ("measured", "wrong", "failed", "skipped")
+
+
+class RecordError(ValueError):
+    """A record file that cannot be trusted; the message names the file and what is wrong."""
+
+
+@dataclass
+class Samples:
+    """Columnar: one entry per sample; start and end have one entry per rank, in ns of the host's
+    shared monotonic clock. A sample is `steps` steps between two barriers."""
+
+    round: list[int] = field(default_factory=list)
+    position: list[int] = field(default_factory=list)  # place within its round's random order
+    steps: list[int] = field(default_factory=list)
+    warmup: list[bool] = field(default_factory=list)
+    start_ns: list[list[int]] = field(default_factory=list)
+    end_ns: list[list[int]] = field(default_factory=list)
+
+
+@dataclass
+class Record:
+    """One attempt. Dict payloads, all optional unless the outcome is "measured":
+
+    gate         {ok, error, tolerance, tokens_checked, detail}
+    floor        Samples of the empty block (start skew), as a dict
+    stop         {rule, rounds, samples_per_round, target}; rule in fixed | precision | maximum |
+                 wall | interrupted
+    warmup       {samples, steady: bool, detail}
+    phases       {passes, steps, per_rank_ns: [{phase: ns per step} per rank],
+                 total_ns: [ns per step per rank]}
+    traffic      per rank: [{collective, group, calls, sent_bytes, received_bytes,
+                 busbw_bytes} ...] of one step; bytes exclude what stays on the rank
+    memory       per rank: {peak_bytes, weights_bytes, method}
+    skew         {expert_slots: [E], rank_slots: [R]}
+    kernel       name of the kernel that ran, and how it was chosen
+    drift        filled for anchors: nothing derived, the label "anchor" tells
+    environment  of the launch, see runners/environment.py
+    calibration  of the machine, see runners/calibrate.py
+    """
+
+    key: str
+    cell: Cell
+    label: str = ""
+    launch: int = 0
+    wave: int = 0
+    sweep: str = ""
+    outcome: str = "measured"
+    notes: list[str] = field(default_factory=list)
+    error: dict[str, Any] | None = None  # {message, rank, log}
+    gate: dict[str, Any] | None = None
+    samples: Samples = field(default_factory=Samples)
+    floor: dict[str, Any] | None = None
+    stop: dict[str, Any] | None = None
+    warmup: dict[str, Any] | None = None
+    phases: dict[str, Any] | None = None
+    traffic: list[list[dict[str, Any]]] | None = None
+    memory: list[dict[str, Any]] | None = None
+    skew: dict[str, Any] | None = None
+    kernel: dict[str, Any] | None = None
+    measure: dict[str, Any] = field(default_factory=dict)  # the measure config that was used
+    environment: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] | None = None
+    created: str = ""  # ISO 8601, UTC
+    schema: int = SCHEMA
+
+    @property
+    def cell_id(self) -> str:
+        return f"{self.key}.{self.label}" if self.label else self.key
+
+    @property
+    def attempt_id(self) -> str:
+        return f"{self.cell_id}-{self.launch}"
+
+
+def cell_key(cell: Cell) -> str:
+    """Twelve hex digits over the canonical JSON of the cell: equal for equal quantities measured."""
+    text = json.dumps(dataclasses.asdict(cell), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def cell_from_dict(data: dict[str, Any]) -> Cell:
+    """Inverse of `dataclasses.asdict`; raises KeyError or TypeError on unknown fields."""
+    layer = dict(data["layer"])
+    strategy = dict(data["strategy"])
+    router = Router(**layer.pop("router"))
+    order = tuple(strategy.pop("expert_order"))
+    return Cell(
+        layer=Layer(router=router, **layer),
+        strategy=Strategy(expert_order=order, **strategy),
+        workload=Workload(**data["workload"]),
+        placement=Placement(**data["placement"]),
+    )
+
+
+def to_dict(record: Record) -> dict[str, Any]:
+    return dataclasses.asdict(record)
+
+
+def from_dict(data: dict[str, Any]) -> Record:
+    """Checks shape and types of what a reader relies on; raises RecordError."""
+    try:
+        fields = dict(data)
+        if fields.get("schema") != SCHEMA:
+            raise RecordError(f"schema {fields.get('schema')!r}, this version reads {SCHEMA}")
+        fields["cell"] = cell_from_dict(fields["cell"])
+        fields["samples"] = Samples(**fields["samples"])
+        record = Record(**fields)
+        _check(record)
+    except RecordError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RecordError(f"not a record: {error}") from error
+    return record
+
+
+def _check(record: Record) -> None:
+    if record.outcome not in OUTCOMES:
+        raise RecordError(f"outcome {record.outcome!r} is none of {', '.join(OUTCOMES)}")
+    columns = dataclasses.asdict(record.samples)
+    if any(not isinstance(column, list) for column in columns.values()):
+        raise RecordError("a column of samples is not a list")
+    if len({len(column) for column in columns.values()}) != 1:
+        raise RecordError("columns of samples differ in length")
+    ranks = {len(row) for row in record.samples.start_ns + record.samples.end_ns}
+    if len(ranks) > 1:
+        raise RecordError("samples differ in their number of ranks")
+    for starts, ends in zip(record.samples.start_ns, record.samples.end_ns, strict=True):
+        if any(type(t) is not int for t in (*starts, *ends)):
+            raise RecordError("a sample time is not an integer")
+        if any(end < start for start, end in zip(starts, ends, strict=True)):
+            raise RecordError("a sample ends before it starts")
+    if any(type(n) is not int or n < 1 for n in record.samples.steps):
+        raise RecordError("a sample has no steps")
+    if record.cell is not None and cell_key(record.cell) != record.key:
+        raise RecordError(f"key {record.key} does not belong to its cell")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes beside the target, syncs, reads back and renames, so that no reader sees half a file.
+
+    Raises OSError when the disk did not keep what was written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if temporary.read_text(encoding="utf-8") != text:
+            raise OSError(f"{path}: what was written does not read back")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def record_path(sweep_dir: Path, record: Record) -> Path:
+    return sweep_dir / "cells" / record.cell_id / f"record-{record.launch}.json"
+
+
+def write(sweep_dir: Path, record: Record) -> Path:
+    path = record_path(sweep_dir, record)
+    write_atomic(path, json.dumps(to_dict(record), separators=(",", ":")))
+    return path
+
+
+def read(path: Path) -> Record:
+    """Raises RecordError, naming the file, for anything that is not a whole record."""
+    try:
+        return from_dict(json.loads(path.read_bytes()))
+    except RecordError as error:
+        raise RecordError(f"{path}: {error}") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise RecordError(f"{path}: {error}") from error
+
+
+def paths(sweep_dir: Path) -> Iterator[Path]:
+    """Paths of all records below a sweep folder, in name order."""
+    yield from sorted(sweep_dir.glob("cells/*/record-*.json"))
