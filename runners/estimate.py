@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from runners.record import Record, Samples
 
 CONFIDENCE = 0.95
+DRIFT_THRESHOLD = 0.10  # anchors further apart than this put a banner on every table
 FLOOR_MULTIPLE = 10.0  # cells under this many floors are flagged
 
 
@@ -66,6 +67,22 @@ def floor_ms(record: Record) -> float | None:
     return statistics.median(values) if values else None
 
 
+def anchor_medians_ms(record: Record) -> dict[str, float]:
+    """Median of the wave's anchor cell, first, middle and last, as far as they were taken."""
+    found = {}
+    for place in ("first", "middle", "last"):
+        values = makespans_ms(Samples(**(record.anchors or {}).get(place, {})))
+        if values:
+            found[place] = statistics.median(values)
+    return found
+
+
+def drift(record: Record) -> float | None:
+    """Largest over smallest anchor median, minus 1: how far the machine moved during the wave."""
+    medians = anchor_medians_ms(record).values()
+    return max(medians) / min(medians) - 1 if len(medians) > 1 else None
+
+
 def timed_ns(samples: Samples) -> int:
     """Wall time spent inside samples, warm-up included."""
     return sum(
@@ -91,6 +108,9 @@ def flags(record: Record) -> list[str]:
             found.append("under_floor")
     if record.warmup and not record.warmup.get("steady", True):
         found.append("no_steady_state")
+    moved = drift(record)
+    if moved is not None and moved > DRIFT_THRESHOLD:
+        found.append("drift")
     if record.stop and record.stop.get("rule") in ("maximum", "wall", "interrupted"):
         found.append(f"stopped_by_{record.stop['rule']}")
     return found

@@ -23,7 +23,7 @@ from typing import Any
 from moe.spec import Cell, Layer, Placement, Router, Strategy, Workload
 
 SCHEMA = 1
-OUTCOMES = ("measured", "wrong", "failed", "skipped")
+OUTCOMES = ("measured", "wrong", "failed", "skipped", "interrupted")
 
 
 class RecordError(ValueError):
@@ -59,7 +59,9 @@ class Record:
     memory       per rank: {peak_bytes, weights_bytes, method}
     skew         {expert_slots: [E], rank_slots: [R]}
     kernel       name of the kernel that ran, and how it was chosen
-    drift        filled for anchors: nothing derived, the label "anchor" tells
+    anchors      {key, first, middle, last}: the wave's anchor cell, Samples as dicts; the same in
+                 every record of a wave, so that drift can be told from any of them
+    meta         {model, scale, overrides}: how the user asked for the cell
     environment  of the launch, see runners/environment.py
     calibration  of the machine, see runners/calibrate.py
     """
@@ -83,6 +85,8 @@ class Record:
     memory: list[dict[str, Any]] | None = None
     skew: dict[str, Any] | None = None
     kernel: dict[str, Any] | None = None
+    anchors: dict[str, Any] | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
     measure: dict[str, Any] = field(default_factory=dict)  # the measure config that was used
     environment: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] | None = None
