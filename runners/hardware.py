@@ -1,0 +1,127 @@
+"""What the machine is, read from the kernel's files: stdlib only, None for what is unknown."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+GPU_FIELDS = (
+    "name",
+    "driver_version",
+    "clocks.sm",
+    "clocks.mem",
+    "clocks.max.sm",
+    "clocks_throttle_reasons.active",
+    "temperature.gpu",
+    "power.draw",
+)
+
+
+@functools.cache
+def launch_affinity() -> tuple[int, ...]:
+    """The cores this process was started with: remembered, so that pinning does not narrow it."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
+
+
+def usable_cores() -> int:
+    """Cores this process may really use: its affinity, cut to the container's CPU quota."""
+    quota = cpu_quota()
+    cores = len(launch_affinity())
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def cpu_quota() -> float | None:
+    """Cores' worth of CPU time the control group allows; None where it is not limited."""
+    limit = text("/sys/fs/cgroup/cpu.max") or ""  # version 2: "max 100000" or "150000 100000"
+    parts = limit.split()
+    if len(parts) == 2 and parts[0] != "max":
+        return int(parts[0]) / int(parts[1])
+    quota = number(text("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"))  # version 1
+    period = number(text("/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
+    return quota / period if quota and quota > 0 and period else None
+
+
+def parse_cpu_list(text: str) -> list[int]:
+    """The kernel's list format: "0-2,8" is [0, 1, 2, 8]."""
+    cpus: list[int] = []
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        cpus.extend(range(int(first), int(last or first) + 1))
+    return cpus
+
+
+def cpu_model() -> str | None:
+    for line in (text("/proc/cpuinfo") or "").splitlines():
+        if line.startswith(("model name", "Model")):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or None
+
+
+def llc_bytes() -> int | None:
+    """Size of the largest data cache the first usable core reaches."""
+    sizes = []
+    for index in Path(f"/sys/devices/system/cpu/cpu{launch_affinity()[0]}/cache").glob("index*"):
+        match = re.fullmatch(r"(\d+)([KMG]?)", text(index / "size") or "")
+        if match and text(index / "type") != "Instruction":
+            sizes.append(int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]])
+    return max(sizes, default=None)
+
+
+def memory_bytes() -> dict[str, int]:
+    """/proc/meminfo in bytes; empty where there is none."""
+    lines = (text("/proc/meminfo") or "").splitlines()
+    fields = [line.split() for line in lines if line.endswith(" kB")]
+    return {field[0].rstrip(":"): int(field[1]) * 1024 for field in fields}
+
+
+def gpus(limit_s: float = 10.0) -> list[dict[str, Any]]:
+    """Model, clocks and throttling of every visible GPU by nvidia-smi; empty where it fails."""
+    query = ["nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=limit_s)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [[value.strip() for value in line.split(",")] for line in done.stdout.splitlines()]
+    names = [name.replace(".", "_") for name in GPU_FIELDS]
+    return [dict(zip(names, row, strict=True)) for row in rows if len(row) == len(names)]
+
+
+def text(path: str | Path) -> str | None:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip() or None
+    except OSError:
+        return None
+
+
+def number(text: str | None) -> int | None:
+    return int(text) if text and re.fullmatch(r"-?\d+", text) else None
+
+
+def steal_s() -> float | None:
+    """CPU time other guests took from this virtual machine, over all cores."""
+    first = (text("/proc/stat") or "").split("\n")[0].split()
+    return int(first[8]) / os.sysconf("SC_CLK_TCK") if len(first) > 8 else None
+
+
+def clock_mhz() -> float | None:
+    """Current clock of the first usable core."""
+    cpu = launch_affinity()[0]
+    khz = number(text(f"/sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_cur_freq"))
+    if khz:
+        return khz / 1000
+    match = re.search(r"^cpu MHz\s*:\s*([\d.]+)", text("/proc/cpuinfo") or "", re.MULTILINE)
+    return float(match[1]) if match else None
+
+
+def temperature_c() -> float | None:
+    """The hottest thermal zone."""
+    zones = Path("/sys/class/thermal").glob("thermal_zone*/temp")
+    values = [value for zone in zones if (value := number(text(zone))) is not None]
+    return max(values) / 1000 if values else None
