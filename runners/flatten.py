@@ -39,20 +39,19 @@ HEADLINE = (
     "num_rounds",
     "floor_ms",
 )
-# Row name -> names under which the environment of a launch may hold it, the first found wins.
+# Row name -> where the environment of a launch holds it.
 ENVIRONMENT = {
-    "host": ("host", "hostname"),
-    "cpu_model": ("cpu_model", "cpu"),
+    "host": ("host",),
+    "cpu_model": ("cpu_model",),
     "cores": ("cores",),
     "local_ranks": ("local_ranks",),
-    "gpu_model": ("gpu_model", "gpu"),
-    "os": ("os", "platform"),
-    "python_version": ("python_version", "python"),
-    "torch_version": ("torch_version", "torch"),
-    "engine": ("engine", "backend_version"),
-    "git_sha": ("git_sha", "commit"),
-    "git_dirty": ("git_dirty", "dirty"),
-    "command": ("command", "argv"),
+    "gpu_model": ("gpus", 0, "name"),
+    "os": ("system",),
+    "python_version": ("versions", "python"),
+    "torch_version": ("versions", "torch"),
+    "project_version": ("versions", "project"),
+    "git_sha": ("git", "sha"),
+    "git_dirty": ("git", "dirty"),
 }
 
 
@@ -119,7 +118,9 @@ def _identity(record: Record) -> dict[str, Any]:
         "attempt_id": record.attempt_id,
         "outcome": record.outcome,
         "created": record.created,
-        "model": str(record.measure.get("model") or ""),
+        "model": str(record.meta.get("model") or ""),
+        "scale": record.meta.get("scale"),
+        "overrides": _plain(record.meta.get("overrides")),
     }
 
 
@@ -152,6 +153,8 @@ def _trust(record: Record) -> dict[str, Any]:
         "stop_target": _finite(stop.get("target")),
         "warmup_samples": warm.get("samples"),
         "warmup_steady": warm.get("steady"),
+        "drift": estimate.drift(record),
+        "anchor_medians_ms": estimate.anchor_medians_ms(record),
         "kernel_ran": _text((record.kernel or {}).get("name")),
     }
 
@@ -226,19 +229,27 @@ def _memory(record: Record) -> dict[str, Any]:
 
 def _environment(record: Record) -> dict[str, Any]:
     source = record.environment
-    values: dict[str, Any] = {}
-    for name, candidates in ENVIRONMENT.items():
-        found = [source[c] for c in candidates if source.get(c) is not None]
-        values[name] = _plain(found[0]) if found else None
-    values["environment"] = source
-    values["measure"] = record.measure
-    values["calibration"] = record.calibration or {}
-    return values
+    values = {name: _plain(_reach(source, path)) for name, path in ENVIRONMENT.items()}
+    return {
+        **values,
+        "environment": source,
+        "measure": record.measure,
+        "calibration": record.calibration or {},
+    }
+
+
+def _reach(source: Any, path: tuple[str | int, ...]) -> Any:
+    for step in path:
+        try:
+            source = source[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return source
 
 
 def _plain(value: Any) -> Any:
     """Scalars as they are, a command's words joined, anything else as text."""
-    if isinstance(value, (str, int, float, bool)):
+    if value is None or isinstance(value, (str, int, float, bool)):
         return value
     if isinstance(value, (list, tuple)):
         return " ".join(str(word) for word in value)
