@@ -1,0 +1,255 @@
+"""From a resolved config to a validated cell. Torch-free; every error names field and remedy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moe import spec
+from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
+
+MAX_SIZE = 2**31 - 1
+LABEL_CHARACTERS = frozenset(
+    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
+)
+
+
+class ConfigError(ValueError):
+    """Bad input, found before anything is started: one line, exit code 2."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a cell may be placed on."""
+
+    cores: int
+    cuda_devices: int = 0
+
+
+@dataclass(frozen=True)
+class Request:
+    """A cell as the user asked for it, with what was done to make it runnable."""
+
+    cell: Cell
+    label: str = ""
+    notes: tuple[str, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def integer(config: Mapping[str, Any], name: str, minimum: int = 1, key: str = "") -> int:
+    """config[key or name] as an int of at least `minimum`; raises ConfigError naming `name`."""
+    value = config[key or name.rsplit(".", 1)[-1]]
+    if type(value) is not int or not minimum <= value <= MAX_SIZE:
+        raise ConfigError(
+            f"{name}={value!r}: allowed are whole numbers from {minimum} to {MAX_SIZE}; "
+            f"set {name} to one of them"
+        )
+    return value
+
+
+def number(config: Mapping[str, Any], name: str, minimum: float = 0.0) -> float:
+    """A finite float of at least `minimum`; raises ConfigError."""
+    value = config[name.rsplit(".", 1)[-1]]
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    if not good or not minimum <= value < float("inf"):
+        raise ConfigError(
+            f"{name}={value!r}: allowed are finite numbers of at least {minimum}; "
+            f"set {name} to one of them"
+        )
+    return float(value)
+
+
+def choice(config: Mapping[str, Any], name: str, allowed: Sequence[str]) -> str:
+    value = config[name.rsplit(".", 1)[-1]]
+    if value not in allowed:
+        raise ConfigError(
+            f"{name}={value!r}: allowed are {', '.join(allowed)}; set {name} to one of them"
+        )
+    return str(value)
+
+
+def boolean(config: Mapping[str, Any], name: str) -> bool:
+    value = config[name.rsplit(".", 1)[-1]]
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r}: allowed are true, false; set {name} to one of them")
+    return value
+
+
+def label_of(config: Mapping[str, Any]) -> str:
+    value = config.get("label", "")
+    text = "" if value is None else str(value)
+    if len(text) > 40 or not set(text) <= LABEL_CHARACTERS:
+        raise ConfigError(
+            f"label={text!r}: allowed are up to 40 letters, digits, '_' and '-'; rename the label"
+        )
+    return text
+
+
+def request(config: Mapping[str, Any], machine: Machine, overrides: Sequence[str] = ()) -> Request:
+    """The cell that `config` (a resolved, plain mapping) describes.
+
+    Raises ConfigError, or Unsupported for what only the layer or the strategy can refuse.
+    """
+    notes: list[str] = []
+    layer = _layer(config, notes)
+    strategy = _strategy(config["strategy"])
+    cell = Cell(
+        layer=layer,
+        strategy=strategy,
+        workload=_workload(config),
+        placement=_placement(config, strategy, machine, notes),
+    )
+    meta = {
+        "model": str(config["model"]["name"]),
+        "scale": config["model"]["scale"],
+        "overrides": list(overrides),
+    }
+    return Request(cell, label_of(config), tuple(notes), meta)
+
+
+def _layer(config: Mapping[str, Any], notes: list[str]) -> Layer:
+    model = config["model"]
+    scale = integer(model, "model.scale")
+    sizes = {name: _scaled(model, name, scale) for name in ("dim", "hidden", "dim_out")}
+    num_experts = integer(config, "num_experts")
+    requested = integer(config, "topk")
+    overflow = choice(config, "topk_overflow", ("error", "clamp"))
+    topk = requested
+    if requested > num_experts:
+        if overflow == "error":
+            raise ConfigError(
+                f"topk={requested}: allowed is at most num_experts={num_experts}; "
+                "lower topk, raise num_experts or set topk_overflow=clamp"
+            )
+        topk = num_experts
+        notes.append(f"top-k {requested} ran as {topk}: there are {num_experts} experts")
+    return Layer(
+        **sizes,
+        num_experts=num_experts,
+        topk=topk,
+        topk_requested=requested,
+        activation=choice(model, "model.activation", spec.ACTIVATIONS),
+        bias=choice(model, "model.bias", spec.BIASES),
+        shared_experts=integer(model, "model.shared_experts", 0),
+        dtype=choice(config, "dtype", spec.DTYPES),
+        weight_seed=integer(config, "seed", 0),
+        router=_router(model["router"]),
+    )
+
+
+def _scaled(model: Mapping[str, Any], name: str, scale: int) -> int:
+    full = integer(model, f"model.{name}")
+    if full % scale:
+        raise ConfigError(
+            f"model.scale={scale}: allowed are divisors of model.{name}={full}; "
+            "choose a scale that divides every dimension"
+        )
+    return full // scale
+
+
+def _router(config: Mapping[str, Any]) -> Router:
+    return Router(
+        kind=choice(config, "model.router.kind", ("token_choice", "expert_choice")),
+        score=choice(config, "model.router.score", ("softmax", "sigmoid")),
+        order=choice(config, "model.router.order", ("before", "after")),
+        normalize=boolean(config, "model.router.normalize"),
+        scale=number(config, "model.router.scale"),
+        groups=integer(config, "model.router.groups"),
+        group_topk=integer(config, "model.router.group_topk"),
+        selection_bias=choice(config, "model.router.selection_bias", ("none", "balanced")),
+        aux_loss=number(config, "model.router.aux_loss"),
+        capacity_factor=number(config, "model.router.capacity_factor"),
+        drop=choice(config, "model.router.drop", ("position", "probability")),
+        scope=choice(config, "model.router.scope", spec.SCOPES),
+    )
+
+
+def _strategy(config: Mapping[str, Any]) -> Strategy:
+    placement, order = _expert_placement(config["placement"])
+    comm_dtype = config["comm_dtype"] or ""
+    if comm_dtype:
+        choice(config, "strategy.comm_dtype", spec.DTYPES)
+    return Strategy(
+        name=choice(config, "strategy.name", spec.STRATEGIES),
+        dispatcher=choice(config, "strategy.dispatcher", spec.DISPATCHERS),
+        ep=integer(config, "strategy.ep", 0),
+        tp=integer(config, "strategy.tp", 0),
+        overlap=integer(config, "strategy.overlap"),
+        placement=placement,
+        expert_order=order,
+        hot_replicas=integer(config, "strategy.hot_replicas", 0),
+        comm_dtype=str(comm_dtype),
+        kernel=choice(config, "strategy.kernel", spec.KERNELS),
+        slowdown=number(config, "strategy.slowdown"),
+    )
+
+
+def _expert_placement(value: Any) -> tuple[str, tuple[int, ...]]:
+    """contiguous, round_robin, or the name of a text file of expert ids in slot order."""
+    if value in ("contiguous", "round_robin"):
+        return str(value), ()
+    try:
+        order = tuple(int(word) for word in Path(str(value)).read_text("utf-8").split())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"strategy.placement={value!r}: allowed are contiguous, round_robin or a file of "
+            f"expert ids; it cannot be read as such a file: {error}"
+        ) from None
+    if sorted(order) != list(range(len(order))):
+        raise ConfigError(
+            f"strategy.placement={value!r}: allowed is every expert id once; mend the file"
+        )
+    return "explicit", order
+
+
+def _workload(config: Mapping[str, Any]) -> Workload:
+    work = config["workload"]
+    return Workload(
+        batch_size=integer(config, "batch_size"),
+        tokens=choice(config, "tokens", spec.TOKENS),
+        mode=choice(config, "mode", spec.MODES),
+        kind=choice(work, "workload.kind", spec.WORKLOADS),
+        parameter=number(work, "workload.parameter"),
+        nominal_ep=integer(work, "workload.nominal_ep", 0),
+        seed=integer(config, "seed", 0),
+        cache=choice(config["measure"], "measure.cache", ("warm", "cold")),
+    )
+
+
+def _placement(
+    config: Mapping[str, Any], strategy: Strategy, machine: Machine, notes: list[str]
+) -> Placement:
+    world_size = integer(config, "world_size")
+    if strategy.name == "serial" and world_size > 1:
+        notes.append("serial runs once, on one rank with every core, whatever world_size is")
+        world_size = 1
+    backend = _backend(config, world_size, machine)
+    if backend == "nccl" and machine.cuda_devices < world_size:
+        raise ConfigError(
+            f"backend=nccl: allowed with at least world_size={world_size} CUDA devices, here are "
+            f"{machine.cuda_devices}; lower world_size or set backend=gloo"
+        )
+    threads = config["threads"]
+    if threads == "auto":
+        threads = max(1, machine.cores // world_size)
+    else:
+        threads = integer(config, "threads")
+    device = "cuda" if backend == "nccl" else "cpu"
+    return Placement(world_size=world_size, backend=backend, device=device, threads=threads)
+
+
+def _backend(config: Mapping[str, Any], world_size: int, machine: Machine) -> str:
+    backend = choice(config, "backend", ("auto", *spec.BACKENDS))
+    if backend != "auto":
+        return backend
+    return "nccl" if 0 < world_size <= machine.cuda_devices else "gloo"
+
+
+__all__ = ["ConfigError", "Machine", "Request", "Unsupported", "request", "usable_cores"]

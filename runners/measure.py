@@ -1,0 +1,247 @@
+"""The measuring engine: barriers, blocks, rounds and the rule that ends them.
+
+It knows neither torch nor processes: `Ranks` is what it needs of them, so that its logic is
+tested under a fake clock. Every rank runs the same code; whatever depends on a measured time is
+decided by rank 0 and handed to all, so that ranks can never disagree on a count.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from runners.estimate import median_interval
+from runners.plan import Measure
+
+STEADY = 0.10  # relative difference of the two halves of the warm-up below which it has settled
+MAX_STEPS = 1_000_000
+RULES = ("", "fixed", "precision", "maximum", "wall", "interrupted")
+
+
+class Ranks(Protocol):
+    """The processes of a launch, as the engine sees them."""
+
+    @property
+    def rank(self) -> int: ...
+    def barrier(self) -> None: ...
+    def now_ns(self) -> int: ...
+    def sync(self) -> None: ...
+    def decide(self, value: int) -> int: ...  # rank 0's value, on every rank
+    def gather(self, values: Sequence[int]) -> list[list[int]]: ...  # of every rank, on all
+
+
+@dataclass
+class Timed:
+    """A cell that is ready to be timed. `active` makes it so, for cells built anew each round."""
+
+    index: int
+    step: Callable[[], None]
+    active: Callable[[], AbstractContextManager[None]] = nullcontext
+    steps: int = 1
+    rounds_ms: list[float] = field(default_factory=list)  # median makespan per step, by round
+    warmup_ms: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One line of a rank's log: its own start and end of one block."""
+
+    cell: int
+    kind: str  # floor | warmup | round | anchor-first | anchor-middle | anchor-last
+    round: int
+    position: int
+    steps: int
+    start_ns: int
+    end_ns: int
+
+
+Emit = Callable[[Sample], None]
+
+
+def idle() -> None:
+    """The empty step: what is left is the skew of the barrier."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No garbage collection inside samples."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def block(ranks: Ranks, step: Callable[[], None], steps: int) -> tuple[int, int]:
+    """barrier -> device sync -> start -> steps -> device sync -> end, in ns."""
+    ranks.barrier()
+    ranks.sync()
+    start = ranks.now_ns()
+    for _ in range(steps):
+        step()
+    ranks.sync()
+    return start, ranks.now_ns()
+
+
+class Engine:
+    """Times the cells of one wave, on every rank alike."""
+
+    def __init__(self, ranks: Ranks, measure: Measure, emit: Emit, flush: Callable[[], None]):
+        self.ranks = ranks
+        self.measure = measure
+        self.emit = emit
+        self.flush = flush
+        self.floor_ms = 0.0
+
+    def sample(self, cell: Timed, kind: str, round_: int, position: int = 0) -> float:
+        """One block of a cell; returns its makespan per step in ms."""
+        start, end = block(self.ranks, cell.step, cell.steps)
+        self.emit(Sample(cell.index, kind, round_, position, cell.steps, start, end))
+        return self._makespan_ms(start, end) / cell.steps
+
+    def _makespan_ms(self, start: int, end: int) -> float:
+        times = self.ranks.gather([start, end])
+        return (max(t[1] for t in times) - min(t[0] for t in times)) / 1e6
+
+    def measure_floor(self, samples: int = 21) -> None:
+        """The empty block between the same barriers, before a wave."""
+        empty = Timed(-1, idle)
+        with quiet():
+            values = [self.sample(empty, "floor", number) for number in range(samples)]
+        self.floor_ms = statistics.median(values)
+        self.flush()
+
+    def size_block(self, cell: Timed) -> None:
+        """Doubles the block until it is well above the floor; rank 0's clock decides."""
+        if self.measure.block:
+            cell.steps = self.measure.block
+            return
+        target_ms = max(self.measure.block_ms, self.measure.block_floors * self.floor_ms)
+        cell.steps = 1
+        while True:
+            took_ms = self.sample(cell, "sizing", 0) * cell.steps
+            wanted = cell.steps * 2
+            if took_ms > 0:
+                wanted = min(round(cell.steps * target_ms / took_ms), cell.steps * 10)
+            more = took_ms < 0.7 * target_ms and cell.steps < MAX_STEPS
+            decided = self.ranks.decide(max(wanted, cell.steps + 1) if more else 0)
+            if not decided:
+                return
+            cell.steps = min(decided, MAX_STEPS)
+
+    def warm_up(self, cell: Timed) -> bool:
+        """At least `warmup` samples, more while it has not settled; True when it has."""
+        limit = max(self.measure.warmup, self.measure.warmup_max)
+        steady = 1
+        for number in range(limit):
+            cell.warmup_ms.append(self.sample(cell, "warmup", number))
+            if number + 1 >= self.measure.warmup:
+                steady = self.ranks.decide(int(settled(cell.warmup_ms)))
+                if steady:
+                    break
+        self.flush()
+        return bool(steady)
+
+    def anchor(self, cell: Timed, place: str) -> None:
+        with quiet(), cell.active():
+            for number in range(self.measure.anchors):
+                self.sample(cell, f"anchor-{place}", number)
+        self.flush()
+
+    def run_round(self, cells: Sequence[Timed], number: int, seed: str) -> None:
+        """Every cell once, in this round's order."""
+        order = list(cells)
+        if self.measure.order == "random":
+            random.Random(f"{seed}:{number}").shuffle(order)
+        with quiet():
+            for position, cell in enumerate(order):
+                with cell.active():
+                    values = [
+                        self.sample(cell, "round", number, position)
+                        for _ in range(self.measure.per_round)
+                    ]
+                cell.rounds_ms.append(statistics.median(values))
+        gc.collect()
+        self.flush()
+
+    def run(
+        self, cells: Sequence[Timed], seed: str, progress: Callable[[int], None] = lambda n: None
+    ) -> str:
+        """Rounds until the stop rule ends the wave, anchors around them; names the rule."""
+        if self.measure.order == "product":
+            return self._run_product(cells, seed, progress)
+        began = self.ranks.now_ns()
+        self._anchor(cells, "first")
+        number, check, rule = 0, self.measure.rounds_min, ""
+        while not rule:
+            self.run_round(cells, number, seed)
+            number += 1
+            progress(number)
+            if number == -(-self.measure.rounds_min // 2):
+                self._anchor(cells, "middle")
+            rule = self._stop(cells, number, number == check, self.ranks.now_ns() - began)
+            if number == check:
+                check = max(check + 1, -(-check * 3 // 2))
+        self._anchor(cells, "last")
+        return rule
+
+    def _run_product(
+        self, cells: Sequence[Timed], seed: str, progress: Callable[[int], None]
+    ) -> str:
+        """Hydra's own order, one cell after the other: kept to show what drift does to it."""
+        self._anchor(cells, "first")
+        for done, cell in enumerate(cells):
+            for number in range(self.measure.rounds_min):
+                self.run_round([cell], number, seed)
+            if done == len(cells) // 2:
+                self._anchor(cells, "middle")
+            progress((done + 1) * self.measure.rounds_min // len(cells))
+        self._anchor(cells, "last")
+        return "fixed"
+
+    def _anchor(self, cells: Sequence[Timed], place: str) -> None:
+        if self.measure.anchors:
+            self.anchor(cells[0], place)
+
+    def _stop(self, cells: Sequence[Timed], number: int, check: bool, elapsed_ns: int) -> str:
+        """The rule that ends the wave after `number` rounds, or "". Precision is looked at only
+        at geometric sizes: looking after every round would bias the interval."""
+        measure, found = self.measure, ""
+        if self.interrupted():
+            found = "interrupted"
+        elif check and all(precise(cell.rounds_ms, measure.precision) for cell in cells):
+            found = "precision"
+        elif number >= measure.rounds_max:
+            found = "fixed" if measure.rounds_min == measure.rounds_max else "maximum"
+        elif number >= measure.rounds_min and elapsed_ns > measure.wall_limit_s * 1e9:
+            found = "wall"
+        return RULES[self.ranks.decide(RULES.index(found))]
+
+    def interrupted(self) -> bool:
+        """Overridden by the worker: whether the user asked to stop after this round."""
+        return False
+
+
+def settled(values_ms: Sequence[float]) -> bool:
+    """Whether the two halves of the warm-up's last samples agree within STEADY."""
+    if len(values_ms) < 2:
+        return True
+    half = len(values_ms) // 2
+    early = statistics.median(values_ms[half - max(1, half // 2) : half])
+    late = statistics.median(values_ms[half:])
+    return abs(late / early - 1) < STEADY if early > 0 else False
+
+
+def precise(values_ms: Sequence[float], target: float) -> bool:
+    """Whether the median's interval is narrower than target * median to either side."""
+    interval = median_interval(values_ms)
+    if interval is None:
+        return False
+    return interval.high - interval.low <= 2 * target * statistics.median(values_ms)

@@ -1,0 +1,140 @@
+"""Cells -> groups -> waves -> the frozen files that launches read. Torch-free."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moe.spec import Cell, Placement
+from runners.cell import ConfigError, Request
+from runners.record import cell_from_dict, cell_key, write_atomic
+
+
+@dataclass(frozen=True)
+class Measure:
+    """conf/measure: how a cell is timed. Not part of a cell's key, except `cache`."""
+
+    samples: int = 10
+    samples_max: int = 40
+    per_round: int = 1
+    precision: float = 0.03
+    wall_limit_s: float = 30.0
+    block: int = 0  # steps in a sample; 0 sizes it by the floor and block_ms
+    block_floors: float = 20.0
+    block_ms: float = 10.0
+    warmup: int = 2
+    warmup_max: int = 8
+    order: str = "random"
+    order_seed: int = 0
+    launches: int = 1
+    wave_cells: int = 32
+    anchors: int = 6
+    phases: int = 5
+    cache: str = "warm"
+    calibrate: bool = True
+    cell_limit_s: float = 300.0
+
+    @property
+    def rounds_min(self) -> int:
+        return -(-self.samples // self.per_round)
+
+    @property
+    def rounds_max(self) -> int:
+        return max(self.rounds_min, self.samples_max // self.per_round)
+
+
+@dataclass
+class Job:
+    """One cell of the sweep, with how it is to be measured and where its config came from."""
+
+    request: Request
+    measure: Measure
+    config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cell(self) -> Cell:
+        return self.request.cell
+
+    @property
+    def key(self) -> str:
+        return cell_key(self.cell)
+
+    @property
+    def cell_id(self) -> str:
+        return f"{self.key}.{self.request.label}" if self.request.label else self.key
+
+
+@dataclass
+class Group:
+    """The jobs that can share one set of processes."""
+
+    placement: Placement
+    measure: Measure
+    jobs: list[Job]
+
+
+@dataclass
+class LaunchPlan:
+    """What one launch's ranks are told; frozen to a file before they start."""
+
+    launch: int
+    launch_dir: str
+    measure: Measure
+    placement: Placement
+    cells: list[Cell]
+    labels: list[str]
+    waves: list[list[int]]  # indices into cells
+    resident: list[bool]  # per wave: whether its cells can live in memory together
+    calibrate: bool = False
+
+
+def unique(jobs: Sequence[Job]) -> list[Job]:
+    """Jobs in order with repeats of one cell and label left out; raises ConfigError when the
+    repeats differ in how they are to be measured, since their records could not be told apart."""
+    seen: dict[str, Job] = {}
+    for job in jobs:
+        first = seen.setdefault(job.cell_id, job)
+        if first.measure != job.measure:
+            raise ConfigError(
+                f"measure: cell {job.cell_id} is asked for twice with different settings; "
+                "allowed is one; give the repeats different labels (label=a)"
+            )
+    return list(seen.values())
+
+
+def groups(jobs: Iterable[Job], isolation: str) -> list[Group]:
+    """Jobs by world size, backend, device, threads and measure; one each for isolation=cell."""
+    found: dict[Any, Group] = {}
+    for number, job in enumerate(jobs):
+        alone = number if isolation == "cell" else -1
+        key = (job.cell.placement, job.measure, alone)
+        found.setdefault(key, Group(job.cell.placement, job.measure, [])).jobs.append(job)
+    return list(found.values())
+
+
+def waves(jobs: Sequence[Job], size: int) -> list[list[Job]]:
+    """Consecutive jobs, at most `size` together, in waves of nearly equal length."""
+    count = -(-len(jobs) // size)
+    base, extra = divmod(len(jobs), max(count, 1))
+    found, start = [], 0
+    for number in range(count):
+        end = start + base + (number < extra)
+        found.append(list(jobs[start:end]))
+        start = end
+    return found
+
+
+def save(plan: LaunchPlan, path: Path) -> None:
+    write_atomic(path, json.dumps(dataclasses.asdict(plan)))
+
+
+def load(path: Path) -> LaunchPlan:
+    data = json.loads(path.read_text("utf-8"))
+    data["measure"] = Measure(**data["measure"])
+    data["placement"] = Placement(**data["placement"])
+    data["cells"] = [cell_from_dict(cell) for cell in data["cells"]]
+    return LaunchPlan(**data)

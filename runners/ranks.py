@@ -1,0 +1,101 @@
+"""The processes of a launch: how a rank finds the others, the clock, and dies with its parent."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from moe.spec import Placement
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Linux: the kernel kills this process when the one that started it dies, however it dies."""
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
+
+
+@dataclass(frozen=True)
+class Where:
+    """This rank's place, from the variables that torchrun, srun wrappers and mpiexec set."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_ranks: int
+
+    @staticmethod
+    def from_environment() -> Where:
+        world_size = int(os.environ["WORLD_SIZE"])
+        return Where(
+            rank=int(os.environ["RANK"]),
+            world_size=world_size,
+            local_rank=int(os.environ["LOCAL_RANK"]),
+            local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
+        )
+
+
+class TorchRanks:
+    """`runners.measure.Ranks` over torch.distributed; control traffic never uses the GPU's group,
+    so that a barrier does not enqueue kernels before a sample."""
+
+    def __init__(self, where: Where, placement: Placement, limit_s: float) -> None:
+        self.where = where
+        self.rank = where.rank
+        self.device = torch.device("cpu")
+        timeout = datetime.timedelta(seconds=limit_s)
+        self._control: dist.ProcessGroup | None = None
+        if placement.device == "cuda":
+            self.device = torch.device("cuda", where.local_rank)
+            torch.cuda.set_device(self.device)
+        if placement.backend == "mpi":
+            from runners.mpi_group import init_mpi
+
+            init_mpi()
+            return
+        dist.init_process_group(placement.backend, timeout=timeout)
+        if placement.backend == "nccl":
+            self._control = dist.new_group(backend="gloo", timeout=timeout)
+
+    def barrier(self) -> None:
+        if self.where.world_size > 1:
+            dist.barrier(self._control)
+
+    def now_ns(self) -> int:
+        return time.monotonic_ns()
+
+    def sync(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def decide(self, value: int) -> int:
+        if self.where.world_size == 1:
+            return value
+        box = torch.tensor([value], dtype=torch.int64)
+        dist.broadcast(box, 0, group=self._control)
+        return int(box.item())
+
+    def gather(self, values: Sequence[int]) -> list[list[int]]:
+        if self.where.world_size == 1:
+            return [list(values)]
+        mine = torch.tensor(list(values), dtype=torch.int64)
+        everyone = torch.empty(self.where.world_size * len(mine), dtype=torch.int64)
+        dist.all_gather_into_tensor(everyone, mine, group=self._control)
+        rows: list[list[int]] = everyone.view(self.where.world_size, -1).tolist()
+        return rows
+
+    def close(self) -> None:
+        dist.destroy_process_group()

@@ -1,0 +1,181 @@
+"""One rank of a launch: builds, gates and times the cells of a frozen plan.
+
+Started by torchrun, srun or mpiexec as `python -m runners.worker PLAN`; needs nothing but torch.
+Everything it finds goes, flushed, to its own file of JSON lines below the launch's folder; the
+process that started the ranks makes records of them.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe.comm import Comm
+from runners import environment
+from runners.measure import Engine, Sample, Timed, idle
+from runners.plan import LaunchPlan, load
+from runners.ranklog import RankLog, rank_path
+from runners.ranks import TorchRanks, Where, die_with_parent
+from runners.ready import Ready
+
+GO_POLL_S = 0.05
+REBUILT_STEPS = 2  # unmeasured steps after a heavy cell was built again
+
+
+class Worker:
+    """The launch as this rank sees it."""
+
+    def __init__(
+        self, plan: LaunchPlan, where: Where, log: RankLog, pinned: list[int] | None
+    ) -> None:
+        self.plan, self.where, self.log, self.pinned = plan, where, log, pinned
+        self.launch_dir = Path(plan.launch_dir)
+        limit_s = plan.measure.cell_limit_s
+        self.ranks = TorchRanks(where, plan.placement, limit_s + 60)
+        self.comm = Comm(self.ranks.device, where.world_size, where.rank)
+        self.engine = StoppableEngine(
+            self.ranks, plan.measure, self.emit, log.flush, self.launch_dir / "stop"
+        )
+        self.ready = Ready(plan, self.comm, self.ranks, log)
+
+    def emit(self, sample: Sample) -> None:
+        if sample.kind != "sizing":
+            self.log.write("sample", flush=False, **vars(sample))
+
+    def enter(self, cell: int, stage: str) -> None:
+        """Says where this rank is, and re-arms the watchdog that ends it if it stays there."""
+        self.log.write("enter", cell=cell, stage=stage)
+        faulthandler.dump_traceback_later(self.plan.measure.cell_limit_s, exit=True)
+
+    def run(self) -> None:
+        self._describe()
+        for number, wave in enumerate(self.plan.waves):
+            self._wave(number, wave)
+            self.log.write("wave_end", wave=number, after=environment.snapshot())
+            if number + 1 < len(self.plan.waves):
+                self._wait_for_go(number)
+        faulthandler.cancel_dump_traceback_later()
+
+    def _describe(self) -> None:
+        """The environment, once a launch; the machine's limits, where they are not known yet."""
+        self.enter(-1, "environment")
+        if self.where.local_rank == 0:
+            found = environment.capture(self.plan.placement.device, self.where.local_ranks)
+            self.log.write("environment", value=found)
+        self.log.write("pinned", value=self.pinned)
+        if self.plan.calibrate:
+            from runners.calibrate import calibrate_ranks
+
+            self.enter(-1, "calibrate")
+            self.log.write("calibration", value=calibrate_ranks())
+
+    def _wave(self, number: int, wave: list[int]) -> None:
+        self.enter(-1, "floor")
+        self.engine.measure_floor()
+        resident = self.plan.resident[number]
+        timed = [cell for index in wave if (cell := self._prepare(index, resident))]
+        if timed:
+            rounds = self._progress(number)
+            seed = f"{self.plan.measure.order_seed}:{self.plan.launch}:{number}"
+            rule = self.engine.run(timed, seed, rounds)
+            self.log.write("stop", wave=number, rule=rule)
+        self.ready.drop(wave)
+
+    def _progress(self, wave: int) -> Callable[[int], None]:
+        def tell(done: int) -> None:
+            self.log.write("progress", wave=wave, round=done)
+
+        return tell
+
+    def _prepare(self, index: int, resident: bool) -> Timed | None:
+        """Build, gate and warm up; None for a cell that computes something else."""
+        self.enter(index, "gate")
+        if not self.ready.prove(index):
+            return None
+        timed = Timed(index, self.ready.step(index))
+        timed.active = lambda: self._active(timed, resident)
+        self.enter(index, "warm-up")
+        self.engine.size_block(timed)
+        steady = self.engine.warm_up(timed)
+        self.log.write("warmup", cell=index, samples=len(timed.warmup_ms), steady=steady)
+        self.enter(index, "phases")
+        self.ready.inspect(index, timed.step)
+        if not resident:
+            self._let_go(timed)
+        return timed
+
+    @contextmanager
+    def _active(self, timed: Timed, resident: bool) -> Iterator[None]:
+        """Around a cell's samples; cells that cannot live in memory together come and go here."""
+        self.enter(timed.index, "round")
+        if resident:
+            yield
+            return
+        self.ready.build(timed.index)
+        timed.step = self.ready.step(timed.index)
+        for _ in range(REBUILT_STEPS):
+            timed.step()
+        yield
+        self._let_go(timed)
+
+    def _let_go(self, timed: Timed) -> None:
+        timed.step = idle
+        self.ready.drop([timed.index])
+
+    def _wait_for_go(self, wave: int) -> None:
+        """Sleeps while the parent writes and tracks the wave's records."""
+        faulthandler.cancel_dump_traceback_later()
+        deadline = time.monotonic() + 3600
+        while not (self.launch_dir / f"go-{wave}").exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no word from the launcher after wave {wave}")
+            time.sleep(GO_POLL_S)
+        self.ranks.barrier()
+
+
+class StoppableEngine(Engine):
+    """Ends a wave after the round in which the launcher's stop file appears."""
+
+    def __init__(self, *arguments: Any) -> None:
+        *rest, self.stop_file = arguments
+        super().__init__(*rest)
+
+    def interrupted(self) -> bool:
+        return bool(self.stop_file.exists())
+
+
+def main(arguments: list[str]) -> int:
+    die_with_parent()
+    faulthandler.enable()
+    plan = load(Path(arguments[0]))
+    if plan.placement.backend == "mpi":
+        from runners.mpi_group import export_environment
+
+        export_environment()
+    where = Where.from_environment()
+    log = RankLog(rank_path(Path(plan.launch_dir), where.rank))
+    log.write("start", rank=where.rank, pid=os.getpid(), clock_ns=time.monotonic_ns())
+    pinned = environment.pin(where.local_rank, where.local_ranks, plan.placement.threads)
+    torch.set_num_threads(plan.placement.threads)
+    try:
+        worker = Worker(plan, where, log, pinned)
+        worker.run()
+        worker.ranks.close()
+    except BaseException as error:
+        log.write("error", message=f"{type(error).__name__}: {error}", clock_ns=time.monotonic_ns())
+        raise
+    log.write("exit")
+    log.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
