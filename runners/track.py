@@ -1,0 +1,207 @@
+"""Records into Weights & Biases: `python -m runners.track [SOURCE ...]`, at any time, repeatedly.
+
+One W&B run per attempt, below SWEEP/wandb. A run that is already there is skipped, one that an
+interruption left unfinished is written again. Records are the truth; this is a sink. The last
+line on stdout is one JSON object: mode, runs, rows, skipped, warnings, sync_command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from runners import record as records
+from runners import track_ledger as ledger
+from runners.track_client import MODES, ROOT, redact, resolve_mode
+from runners.track_fields import ROWS_FIELD, Run, run_of
+from runners.track_writer import Writer, prepare_environment
+
+ENDED = ("finished", "failed")  # a server's words for a run that has said that it ends
+
+
+class Interrupted(BaseException):
+    """SIGTERM: the run being written is finished, then the tracker ends."""
+
+
+@dataclass
+class Report:
+    mode: str
+    runs: int = 0
+    rows: int = 0
+    skipped: int = 0
+    failed: int = 0
+    warnings: list[str] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(redact(text))
+        print(f"warning: {redact(text)}", file=sys.stderr)
+
+    def as_json(self) -> str:
+        names = ("mode", "runs", "rows", "skipped", "warnings")
+        values = {name: getattr(self, name) for name in names}
+        return json.dumps({**values, "sync_command": sync_command(self.folders)})
+
+
+def sync_command(folders: Sequence[Path]) -> str:
+    """The line that sends every run that no server has yet; empty if there is none."""
+    waiting = [folder for folder in folders if ledger.unsynced(folder)]
+    paths = [f"{shlex.quote(str(f))}/wandb/{ledger.OFFLINE}*" for f in waiting]
+    paths += [shlex.quote(str(run)) for f in folders for run in ledger.unsynced(f, ledger.ONLINE)]
+    return " ".join(["wandb sync", *paths]) if paths else ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: all is tracked; 1: something is not, and a warning says what; 2: usage."""
+    options = _parse(argv)
+    report = Report(options.mode)
+    if options.mode != "disabled":
+        prepare_environment()
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            for source in options.source or [str(ROOT / "outputs" / "latest")]:
+                _track(Path(source).resolve(), options, report)
+        except Interrupted:
+            report.failed += 1
+            report.warn("tracker: interrupted; run it again for the rest")
+    print(report.as_json(), flush=True)
+    return 1 if report.failed else 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m runners.track", description=__doc__)
+    parser.add_argument("source", nargs="*", help="sweep folders; the newest by default")
+    parser.add_argument("--mode", choices=MODES, help="default: WANDB_MODE, else offline")
+    parser.add_argument("--project", default=os.environ.get("WANDB_PROJECT") or "moe-bench")
+    parser.add_argument("--entity", default=os.environ.get("WANDB_ENTITY"))
+    parser.add_argument("--dir", type=Path, help="where wandb/ goes; default: the sweep folder")
+    parser.add_argument("--only", nargs="+", default=[], metavar="ATTEMPT_ID")
+    options = parser.parse_args(argv)
+    try:
+        options.mode = options.mode or resolve_mode("offline")
+    except ValueError as error:
+        parser.error(f"WANDB_MODE: {error}")
+    return options
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise Interrupted
+
+
+def _track(sweep: Path, options: argparse.Namespace, report: Report) -> None:
+    """One sweep; whatever keeps it from being tracked becomes a warning."""
+    folder = (options.dir or sweep).resolve()
+    report.folders += [folder] if folder not in report.folders else []
+    runs = _runs(sweep, set(options.only), report)
+    if not runs:
+        return
+    writer = Writer(folder, options.project, options.entity, options.mode == "online")
+    try:
+        with ledger.locked(folder):
+            written: list[tuple[Run, Path]] = []
+            try:
+                _write_all(writer, runs, written, report)
+            finally:
+                writer.close()
+                _read_back(written, report)
+    except ledger.Unusable as error:
+        report.failed += len(runs)
+        report.warn(str(error))
+
+
+def _runs(sweep: Path, only: set[str], report: Report) -> list[Run]:
+    """The attempts asked for, in the order they were made."""
+    found = []
+    for path in records.paths(sweep):
+        try:
+            found.append(records.read(path))
+        except records.RecordError as error:
+            report.failed += 1
+            report.warn(str(error))
+    missing = sorted(only - {record.attempt_id for record in found})
+    if missing or not found:
+        report.failed += 1
+        report.warn(f"{sweep}: no record of {', '.join(missing) or 'any attempt'}")
+    chosen = [r for r in found if not only or r.attempt_id in only]
+    return [run_of(r, sweep.name) for r in sorted(chosen, key=lambda r: (r.created, r.attempt_id))]
+
+
+def _write_all(
+    writer: Writer, runs: list[Run], written: list[tuple[Run, Path]], report: Report
+) -> None:
+    """Appends every run that was written, with its log: what of it is there if interrupted."""
+    there = _on_server(writer, runs, report) if writer.online else {}
+    for run in runs:
+        if run.id in there and _is_delivered(run, *there[run.id]):
+            report.skipped += 1
+            ledger.mark_synced(writer.folder, run.id)
+        elif not writer.online and ledger.whole(writer.folder, run.id, len(run.history)):
+            report.skipped += 1
+        else:
+            log = _write(writer, run, run.id in there, report)
+            written += [(run, log)] if log else []
+
+
+def _on_server(writer: Writer, runs: list[Run], report: Report) -> dict[str, tuple[str, Any]]:
+    try:
+        return writer.on_server([run.id for run in runs])
+    except Exception as error:
+        _fall_back(writer, error, report)
+        return {}
+
+
+def _is_delivered(run: Run, state: str, summary: dict[str, Any]) -> bool:
+    return state in ENDED and summary.get(ROWS_FIELD) == len(run.history)
+
+
+def _fall_back(writer: Writer, error: Exception, report: Report) -> None:
+    """Without closing first, W&B refuses the run's id as still in use."""
+    report.failed += 1
+    report.warn(f"tracker: no answer from the server ({error}); writing offline instead")
+    writer.close()
+    writer.online = False
+
+
+def _write(writer: Writer, run: Run, resume: bool, report: Report) -> Path | None:
+    """The log of the run; a failing server costs a warning and everything after goes offline."""
+    if writer.online:
+        try:
+            log = writer.write(run, resume)
+            ledger.mark_synced(writer.folder, run.id)
+            return log
+        except Exception as error:
+            _fall_back(writer, error, report)
+            for log in ledger.whole(writer.folder, run.id, len(run.history)):
+                return log  # the online run's own log has everything: it only awaits a sync
+    try:
+        ledger.drop_unfinished(writer.folder, run.id)
+        return writer.write(run)
+    except Exception as error:
+        report.failed += 1
+        report.warn(f"{writer.folder}: run {run.id} could not be written: {error}")
+        return None
+
+
+def _read_back(written: list[tuple[Run, Path]], report: Report) -> None:
+    """Only what is on disk counts. W&B's process must have ended: it writes after `finish`."""
+    for run, log in written:
+        lacking = ledger.fault(log, len(run.history))
+        if lacking:
+            report.failed += 1
+            report.warn(f"{log}: run {run.id} is not whole: {lacking}")
+        else:
+            report.runs += 1
+            report.rows += len(run.history)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

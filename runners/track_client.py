@@ -1,0 +1,126 @@
+"""Starts the tracker as a process and waits for it, bounded. Imports no W&B and never raises.
+
+The tracker is a process of its own so that nothing of it lives inside a timed window and none
+of its failures reaches a measurement: whatever happens, the caller gets a sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+MODES = ("offline", "online", "disabled")
+GRACE_S = 10.0  # after SIGTERM: the tracker finishes the run it is writing
+_SECRETS = re.compile(r"wandb_v\d+_\w+|(?:local-)?\b[0-9a-f]{40}\b|(?<=//)[^/\s@]+:[^/\s@]+(?=@)")
+
+
+@dataclass(frozen=True)
+class TrackerResult:
+    ok: bool
+    runs: int = 0  # written by this call; those that were there already do not count
+    warning: str = ""
+    sync_command: str = ""
+
+
+def resolve_mode(configured: str) -> str:
+    """WANDB_MODE beats the configured mode; raises ValueError for a word that is no mode."""
+    mode = os.environ.get("WANDB_MODE") or configured
+    mode = "offline" if mode == "dryrun" else mode
+    if mode not in MODES:
+        raise ValueError(f"tracker.mode={mode}: allowed is {', '.join(MODES)}")
+    return mode
+
+
+def run_tracker(
+    sweep_dir: Path, attempt_ids: Sequence[str], tracker: Mapping[str, Any], limit_s: float
+) -> TrackerResult:
+    """Tracks these attempts of the sweep; `tracker` has `mode`, `project` and `entity`.
+
+    The tracker and whatever it started have ended when this returns.
+    """
+    try:
+        mode = resolve_mode(str(tracker.get("mode") or "offline"))
+        if mode == "disabled" or not attempt_ids:
+            return TrackerResult(True)
+        command = [sys.executable, "-m", "runners.track", str(sweep_dir), "--mode", mode]
+        command += ["--project", str(tracker.get("project") or "moe-bench")]
+        command += ["--entity", str(tracker["entity"])] if tracker.get("entity") else []
+        return _run([*command, "--only", *attempt_ids], limit_s)
+    except Exception as error:  # a tracker costs a warning, never a measurement
+        return TrackerResult(False, warning=f"tracker: {redact(str(error))}")
+
+
+def _run(command: list[str], limit_s: float) -> TrackerResult:
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": path},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # Ctrl-C at the terminal is the measuring parent's alone
+    )
+    try:
+        out, err = process.communicate(timeout=limit_s)
+        return _result(process.returncode, out, err)
+    except subprocess.TimeoutExpired:
+        remedy = "replay the rest with python -m runners.track"
+        return TrackerResult(False, warning=f"tracker: ended after {limit_s:g} s; {remedy}")
+    finally:
+        if process.poll() is None:
+            _end(process)
+
+
+def _result(returncode: int, out: str, err: str) -> TrackerResult:
+    lines = out.strip().splitlines()
+    try:
+        told = json.loads(lines[-1])
+        warnings = [str(w) for w in told["warnings"]]
+        text = "; ".join(warnings)
+        done = TrackerResult(returncode == 0, int(told["runs"]), text, str(told["sync_command"]))
+    except (IndexError, KeyError, TypeError, ValueError):
+        last = redact(" ".join(err.strip().splitlines()[-1:]))
+        return TrackerResult(False, warning=f"tracker: exit code {returncode}; {last}")
+    return done
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Asks first, so that the run being written is finished; W&B's own process goes as well,
+    which sits in another session than the tracker."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=GRACE_S)
+        return
+    family = [process.pid, *descendants(process.pid)]
+    for pid in family:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+def descendants(pid: int) -> list[int]:
+    """Children, grandchildren ... by /proc; nothing where there is no /proc."""
+    children: list[int] = []
+    with suppress(OSError, ValueError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += [int(word) for word in (task / "children").read_text().split()]
+    return [*children, *(deeper for child in children for deeper in descendants(child))]
+
+
+def redact(text: str) -> str:
+    """Without API keys, whatever W&B or a proxy has put into its message."""
+    key = os.environ.get("WANDB_API_KEY")
+    text = text.replace(key, "[key]") if key else text
+    return _SECRETS.sub("[key]", text)

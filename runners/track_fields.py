@@ -1,0 +1,103 @@
+"""What a W&B run holds of an attempt: config, summary, history, names. Imports no W&B.
+
+Config and summary together are the whole row of `runners.flatten`, unchanged and under the same
+names: what was known before measuring is config (W&B groups and filters by it), what came out is
+summary. One bulk request for both is therefore enough for every table. History holds one row per
+sample, under names that are in neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from runners import estimate, flatten
+from runners.record import Record
+
+# Row names outside the cell that are known before anything is measured.
+KNOWN_BEFORE = (
+    *("sweep", "key", "label", "launch", "wave", "cell_id", "attempt_id", "created", "model"),
+    *("scale", "overrides"),
+    *("environment", "measure", "calibration", *flatten.ENVIRONMENT),
+)
+ROWS_FIELD = "tracked_rows"  # summary: how many history rows a whole run has
+SAMPLE_FIELDS = ("makespan_ms", "round", "warmup", "steps", "rank_duration_ms")
+TAG_LIMIT = 64  # W&B refuses longer tags
+
+
+@dataclass(frozen=True)
+class Run:
+    """One attempt as W&B gets it; `history` is one dict per sample, in the order taken."""
+
+    id: str
+    name: str
+    group: str
+    job_type: str
+    tags: tuple[str, ...]
+    notes: str
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    history: list[dict[str, Any]]
+    exit_code: int
+
+
+def run_of(record: Record, sweep: str) -> Run:
+    """`sweep` names the group where the record itself does not."""
+    row = flatten.row(record)
+    known = {*KNOWN_BEFORE, *flatten.flat_config(record.cell)}
+    history = samples(record)
+    summary = {name: value for name, value in row.items() if name not in known}
+    good = record.outcome == "measured"
+    return Run(
+        id=run_id(record, sweep),
+        name=_name(record),
+        group=record.sweep or sweep,
+        job_type=record.cell.strategy.name,
+        tags=tuple(t[:TAG_LIMIT] for t in (*row["flags"], *([] if good else [record.outcome]))),
+        notes="; ".join(row["notes"]),
+        config={name: value for name, value in row.items() if name in known},
+        summary={**summary, ROWS_FIELD: len(history)},
+        history=history,
+        exit_code=0 if good else 1,
+    )
+
+
+def run_id(record: Record, sweep: str) -> str:
+    """The same for every replay of one attempt, and no other attempt's or sweep's."""
+    identity = json.dumps([record.sweep or sweep, record.attempt_id, record.created])
+    return f"{record.key}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
+
+
+def samples(record: Record) -> list[dict[str, Any]]:
+    """History rows; none unless the cell was measured and right, as no other may show a time."""
+    if not estimate.headline(record):
+        return []
+    taken = record.samples
+    spans = flatten.sample_columns(record)["sample_ms"]
+    return [
+        {
+            "makespan_ms": span,
+            "round": taken.round[index],
+            "warmup": taken.warmup[index],
+            "steps": taken.steps[index],
+            "rank_duration_ms": [
+                (end - start) / taken.steps[index] / 1e6
+                for start, end in zip(taken.start_ns[index], taken.end_ns[index], strict=True)
+            ],
+        }
+        for index, span in enumerate(spans)
+    ]
+
+
+def _name(record: Record) -> str:
+    cell = record.cell
+    how = cell.strategy.name
+    if how in ("ep", "ep_tp", "dp_ep"):
+        how += f"/{cell.strategy.dispatcher}"
+    layer, load = cell.layer, cell.workload
+    parts = [how, f"k{layer.topk}", f"E{layer.num_experts}", f"B{load.batch_size}"]
+    parts += [f"R{cell.placement.world_size}", load.tokens]
+    parts += [record.label] if record.label else []
+    return " ".join(parts + ([f"launch {record.launch}"] if record.launch else []))

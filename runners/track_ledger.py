@@ -1,0 +1,83 @@
+"""Which runs are already on disk below a `wandb` folder, and whether they are whole."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from runners import track_log
+from runners.track_fields import ROWS_FIELD
+
+OFFLINE, ONLINE = "offline-run-", "run-"
+
+
+class Unusable(RuntimeError):
+    """Nothing can be tracked here; the message names the folder and what to do."""
+
+
+def fault(log: Path, rows: int) -> str:
+    """What a finished log lacks of a run with that many history rows; empty if it is whole."""
+    found = track_log.read(log)
+    if found.damage:
+        return found.damage
+    written = found.count(track_log.HISTORY)
+    if written != rows:
+        return f"{written} of {rows} rows are in it (is the disk full?)"
+    marker = ROWS_FIELD.encode()
+    if not any(p.kind == track_log.SUMMARY and marker in p.data for p in found.payloads):
+        return "it has no summary"
+    return "" if found.finished else "it has no exit record"
+
+
+def logs(folder: Path, run_id: str) -> list[Path]:
+    """Logs of a run below `folder`/wandb, of offline and online runs."""
+    return sorted(folder.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb"))
+
+
+def whole(folder: Path, run_id: str, rows: int) -> list[Path]:
+    """Those logs of a run that hold all of it."""
+    return [log for log in logs(folder, run_id) if not fault(log, rows)]
+
+
+def drop_unfinished(folder: Path, run_id: str) -> None:
+    """Removes what an interrupted tracker left offline: synced beside its replay, W&B would
+    join the two. Logs of online runs stay, as they may hold what a server missed."""
+    for path in folder.glob(f"wandb/{OFFLINE}*-{run_id}"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def mark_synced(folder: Path, run_id: str) -> None:
+    """Keeps `wandb sync` from sending an offline run again that a server has from elsewhere."""
+    for log in logs(folder, run_id):
+        with suppress(OSError):
+            log.with_suffix(".wandb.synced").touch()
+
+
+def unsynced(folder: Path, pattern: str = OFFLINE) -> list[Path]:
+    """Folders of runs that no server has confirmed, by W&B's own marker file."""
+    found = sorted(folder.glob(f"wandb/{pattern}*/run-*.wandb"))
+    return [log.parent for log in found if not log.with_suffix(".wandb.synced").exists()]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One tracker at a time per folder, checked to be writable (W&B falls back to the system's
+    temporary folder without a word in the log); raises Unusable."""
+    path = folder / "wandb" / ".track.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        remedy = "choose another folder with --dir"
+        raise Unusable(f"{path.parent}: cannot write ({error.strerror}); {remedy}") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise Unusable(f"{path.parent}: another tracker is writing; wait for it") from error
+    finally:
+        os.close(handle)

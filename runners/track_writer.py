@@ -1,0 +1,121 @@
+"""The only module of this floor that imports W&B: writes one run, offline or online.
+
+Settings are chosen from what W&B does (see docs/wandb.md): nothing is measured or sent that is
+not asked for, the log is flushed at once, and every wait for a server is bounded.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from runners.track_fields import Run
+
+INIT_TIMEOUT_S = 20.0
+FINISH_TIMEOUT_S = 60.0
+QUERY_TIMEOUT_S = 20
+FLUSH_INTERVAL_S = 0.1
+PAGE = 1000
+# Settings of a surrounding run that must not leak into ours.
+FOREIGN = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_NAME", "WANDB_TAGS")
+
+
+def prepare_environment() -> None:
+    """Before W&B is imported: silent, no error reports, nothing taken from a surrounding run."""
+    os.environ["WANDB_ERROR_REPORTING"] = "false"
+    os.environ["WANDB_SILENT"] = "true"
+    for name in FOREIGN:
+        os.environ.pop(name, None)
+
+
+class Writer:
+    """Writes runs below `folder`/wandb, one at a time."""
+
+    def __init__(self, folder: Path, project: str, entity: str | None, online: bool) -> None:
+        self.folder = folder
+        self.project = project
+        self.entity = entity
+        self.online = online
+
+    def write(self, run: Run, resume: bool = False) -> Path:
+        """Returns the path of the run's log; raises what W&B raises, and TimeoutError
+        when the server does not confirm the run (then its log is whole all the same).
+
+        The summary goes first: a log with all history rows and an exit record is then whole.
+        With `resume` the server's run is completed: rows that it has are not sent again.
+        """
+        import wandb
+
+        active = wandb.init(
+            mode="online" if self.online else "offline",
+            dir=str(self.folder),
+            project=self.project,
+            entity=self.entity,
+            id=run.id,
+            name=run.name,
+            group=run.group,
+            job_type=run.job_type,
+            tags=run.tags,
+            notes=run.notes or None,
+            config=run.config,
+            resume="allow" if resume else None,
+            settings=_settings(),
+        )
+        log = Path(active.settings.sync_file)
+        done = False
+        try:
+            active.define_metric("*", summary="none")  # the summary is ours alone
+            active.summary.update(run.summary)
+            for step in range(active.step if resume else 0, len(run.history)):
+                active.log(run.history[step], step=step)
+            done = True
+        finally:
+            active.finish(exit_code=run.exit_code if done else 1)
+        return log
+
+    def on_server(self, ids: list[str]) -> dict[str, Any]:
+        """Which of these runs the server has: id -> (state, summary); one request per page."""
+        import wandb
+
+        api = wandb.Api(timeout=QUERY_TIMEOUT_S)
+        path = f"{self.entity or api.default_entity}/{self.project}"
+        found = api.runs(
+            path, filters={"name": {"$in": ids}}, per_page=min(PAGE, len(ids)), lazy=False
+        )
+        try:
+            return {run.id: (run.state, dict(run.summary)) for run in found}
+        except ValueError:  # W&B's word for a project that is not there yet
+            return {}
+
+    def close(self) -> None:
+        """Ends W&B's own process; after a failure this alone frees the run id."""
+        wandb = sys.modules.get("wandb")
+        if wandb is not None:
+            with suppress(Exception):
+                wandb.teardown()
+
+
+def _settings() -> Any:
+    import wandb
+
+    return wandb.Settings(
+        silent=True,
+        console="off",
+        symlink=False,
+        use_dot_wandb=False,
+        save_code=False,
+        disable_code=True,
+        disable_git=True,
+        init_timeout=INIT_TIMEOUT_S,
+        finish_timeout=FINISH_TIMEOUT_S,
+        finish_timeout_raises=True,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_disable_viewer=True,
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+        x_transaction_log_flush_interval=FLUSH_INTERVAL_S,
+    )
