@@ -120,19 +120,20 @@ def _track(sweep: Path, options: argparse.Namespace, report: Report) -> None:
 
 def _runs(sweep: Path, only: set[str], report: Report) -> list[Run]:
     """The attempts asked for, in the order they were made."""
-    found = []
+    found = {}
     for path in records.paths(sweep):
         try:
-            found.append(records.read(path))
-        except records.RecordError as error:
+            record = records.read(path)
+            if not only or record.attempt_id in only:
+                found[record.created, record.attempt_id] = run_of(record, sweep.name)
+        except (records.RecordError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             report.failed += 1
-            report.warn(str(error))
-    missing = sorted(only - {record.attempt_id for record in found})
+            report.warn(str(error) if str(path) in str(error) else f"{path}: {error}")
+    missing = sorted(only - {attempt for _, attempt in found})
     if missing or not found:
         report.failed += 1
         report.warn(f"{sweep}: no record of {', '.join(missing) or 'any attempt'}")
-    chosen = [r for r in found if not only or r.attempt_id in only]
-    return [run_of(r, sweep.name) for r in sorted(chosen, key=lambda r: (r.created, r.attempt_id))]
+    return [found[order] for order in sorted(found)]
 
 
 def _write_all(

@@ -45,7 +45,7 @@ class Run:
 
 def run_of(record: Record, sweep: str) -> Run:
     """`sweep` names the group where the record itself does not."""
-    row = flatten.row(record)
+    row = {**flatten.row(record), "sweep": record.sweep or sweep}
     known = {*KNOWN_BEFORE, *flatten.flat_config(record.cell)}
     history = samples(record)
     summary = {name: value for name, value in row.items() if name not in known}
@@ -53,7 +53,7 @@ def run_of(record: Record, sweep: str) -> Run:
     return Run(
         id=run_id(record, sweep),
         name=_name(record),
-        group=record.sweep or sweep,
+        group=row["sweep"],
         job_type=record.cell.strategy.name,
         tags=tuple(t[:TAG_LIMIT] for t in (*row["flags"], *([] if good else [record.outcome]))),
         notes="; ".join(row["notes"]),

@@ -1,0 +1,171 @@
+"""Offline W&B runs as rows: no server, no W&B process, only what is asked for is decoded.
+
+W&B itself cannot be asked about runs that were never synced. Their logs hold one message per
+history row and several per row for the summary, so decoding everything is what takes the time:
+here a run's summary updates are joined as bytes and decoded at once (concatenated protobuf
+messages are their merge), values are parsed as JSON only where no later one replaces them, and
+history is left alone unless samples are asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from analysis.errors import SourceError, SourceWarning
+from analysis.sources.wandb_rows import NoRow, row_of, sample_columns
+from runners import track_log
+from runners.track_log import CONFIG, EXIT, HISTORY, RUN, SUMMARY, Log
+
+Key = tuple[str, ...]
+
+
+@dataclass
+class OfflineRun:
+    """One log. `damage` says why nothing after it is known; `finished` that the run has ended."""
+
+    path: Path
+    id: str = ""
+    name: str = ""
+    project: str = ""
+    group: str = ""
+    job_type: str = ""
+    tags: tuple[str, ...] = ()
+    config: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    exit_code: int | None = None
+    finished: bool = False
+    damage: str = ""
+
+
+def load(source: Path, samples: bool = False) -> list[dict[str, Any]]:
+    """Rows of every run at or below `source` (a log, a run's folder, `wandb`, or a sweep), the
+    oldest log first; with `samples` also the columns of `flatten.sample_columns`.
+
+    Damage, unfinished runs and what gives no row are SourceWarnings naming the file.
+    """
+    rows = []
+    for path in sorted(find(source), key=lambda path: (path.stat().st_mtime_ns, path)):
+        run = read_run(path, history=samples)
+        for text in _state(run):
+            _warn(path, text)
+        try:
+            row = row_of(run.config, run.summary)
+            if samples:
+                row.update(sample_columns(run.history, run.summary))
+            rows.append(row)
+        except NoRow as error:
+            _warn(path, f"left out: {error}")
+    return rows
+
+
+def find(source: Path) -> list[Path]:
+    """Logs of runs, wherever in W&B's layout `source` is; raises SourceError for none."""
+    if source.is_file():
+        return [source]
+    for pattern in ("run-*.wandb", "*run-*/run-*.wandb", "wandb/*run-*/run-*.wandb"):
+        found = [path for path in source.glob(pattern) if not path.parent.is_symlink()]
+        if found:
+            return sorted(found)
+    raise SourceError(f"{source}: no W&B run (run-*.wandb) at or below it; name another folder")
+
+
+def _warn(path: Path, text: str) -> None:
+    warnings.warn(f"{path}: {text}", SourceWarning, stacklevel=3)
+
+
+def _state(run: OfflineRun) -> list[str]:
+    if run.damage:
+        return [f"{run.damage}; what precedes it is used"]
+    return [] if run.finished else ["no exit record: the run crashed or is still alive"]
+
+
+def read_run(path: Path, history: bool = False) -> OfflineRun:
+    """Config, summary and identity of one log, history too if asked; never raises for a file."""
+    log = track_log.read(path)
+    run = OfflineRun(path, finished=log.finished, damage=log.damage)
+    try:
+        _decode_identity(log, run)
+        run.config = _decode_fold(log, CONFIG, run.config)
+        run.summary = _decode_fold(log, SUMMARY, {})
+        if history:
+            run.history = [_history_row(data) for kind, data in log.payloads if kind == HISTORY]
+    except ValueError as error:  # a message or a value that W&B did not write like this
+        run.damage = run.damage or f"a record cannot be decoded: {error}"
+    return run
+
+
+def _record(data: bytes) -> Any:
+    """A decoded `wandb_internal.Record`; raises ValueError."""
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+    try:
+        return Record.FromString(data)
+    except DecodeError as error:
+        raise ValueError(error) from error
+
+
+def _decode_identity(log: Log, run: OfflineRun) -> None:
+    for kind, data in log.payloads:
+        if kind == RUN:
+            told = _record(data).run
+            run.id, run.name, run.project = told.run_id, told.display_name, told.project
+            run.group, run.job_type, run.tags = told.run_group, told.job_type, tuple(told.tags)
+            run.config = _build(_last_values(told.config, {}), run.config)
+            run.config.pop("_wandb", None)
+        elif kind == EXIT:
+            run.exit_code = _record(data).exit.exit_code
+
+
+def _decode_fold(log: Log, kind: int, start: dict[str, Any]) -> dict[str, Any]:
+    """The state after all updates of a kind. Removals have an order, so they are followed one by
+    one; without them the joined messages tell the same."""
+    name = "summary" if kind == SUMMARY else "config"
+    payloads = [data for found, data in log.payloads if found == kind]
+    if not payloads:
+        return start
+    joined = getattr(_record(b"".join(payloads)), name)
+    messages = [getattr(_record(p), name) for p in payloads] if joined.remove else [joined]
+    values: dict[Key, str | None] = {}
+    for message in messages:
+        _last_values(message, values)
+    return _build(values, start)
+
+
+def _last_values(message: Any, values: dict[Key, str | None]) -> dict[Key, str | None]:
+    """Adds the message's updates as JSON text, removals as None, the latest at the end."""
+    for items, removed in ((message.update, False), (message.remove, True)):
+        for item in items:
+            key = tuple(item.nested_key) or (item.key,)
+            values.pop(key, None)
+            values[key] = None if removed else item.value_json
+    return values
+
+
+def _build(values: dict[Key, str | None], start: dict[str, Any]) -> dict[str, Any]:
+    """Applies key paths in order; a value that is set later replaces what lies below it."""
+    tree = dict(start)
+    for key, text in values.items():
+        node = tree
+        for part in key[:-1]:
+            below = node.get(part)
+            node[part] = node = dict(below) if isinstance(below, dict) else {}
+        if text is None:
+            node.pop(key[-1], None)
+        else:
+            node[key[-1]] = json.loads(text)
+    return tree
+
+
+def _history_row(data: bytes) -> dict[str, Any]:
+    return _build(_items(_record(data).history.item), {})
+
+
+def _items(items: Iterable[Any]) -> dict[Key, str | None]:
+    return {tuple(item.nested_key) or (item.key,): item.value_json for item in items}
