@@ -1,0 +1,109 @@
+"""The command line: python -m analysis VERB [SOURCE...]. Only argparse is imported to start."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.errors import InputError
+
+SOURCES = """sources:
+  a sweep folder (outputs/latest when none is given), a folder of sweeps, a record file,
+  offline .wandb files or their folder, or wandb:entity/project; several may be given
+"""
+EXAMPLES = """examples:
+  python -m analysis show
+  python -m analysis show outputs/latest --filter strategy=ep,tp --format markdown
+  python -m analysis show --group batch_size --metric throughput
+  python -m analysis compare outputs/before outputs/after
+  python -m analysis compare --group strategy
+  python -m analysis check
+  python -m analysis plot -o plots speed_vs_ranks roofline
+  python -m analysis report -o report.html
+  python -m analysis export -o attempts.parquet
+"""
+VERBS = {
+    "show": "tables of a sweep with intervals, and what they say",
+    "compare": "two sweeps, or the strategies or commits of one: which is faster",
+    "check": "what limits the numbers, and what to do next",
+    "status": "cells by outcome, failures and their logs",
+    "plot": "pictures as PNG and SVG",
+    "report": "one self-contained HTML page",
+    "export": "the frame as CSV, Parquet, JSON or Markdown",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m analysis",
+        description="Tables, plots and verdicts from the records of a sweep.",
+        epilog=SOURCES + "\n" + EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    made = {name: _verb(verbs, name, about) for name, about in VERBS.items()}
+    for name in ("show", "compare", "check", "status"):
+        made[name].add_argument("--format", choices=("text", "markdown", "csv"), default="text")
+    for name in ("show", "compare", "plot"):
+        made[name].add_argument("--group", default="", help="axis or column to arrange by")
+    for name in ("show", "plot"):
+        made[name].add_argument("--metric", default="", help="column to show; default duration")
+    for name in ("show", "compare", "report"):
+        made[name].add_argument(
+            "--threshold", type=float, default=None, help="noise threshold, such as 0.02"
+        )
+    made["plot"].add_argument("--name", action="append", default=[], help="plots to draw")
+    return top
+
+
+def _verb(verbs: Any, name: str, about: str) -> argparse.ArgumentParser:
+    lines = [line for line in EXAMPLES.splitlines() if f"analysis {name}" in line]
+    made: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=about,
+        description=about[0].upper() + about[1:] + ".",
+        epilog="\n".join([SOURCES, "examples:", *lines]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("sources", nargs="*", metavar="SOURCE")
+    made.add_argument(
+        "--filter", action="append", default=[], metavar="KEY=VALUE", help="keep these attempts"
+    )
+    made.add_argument("-o", "--output", default="", help="file or folder to write to")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 when `check` or `status` found trouble, 2 for bad input."""
+    options = parser().parse_args(arguments)
+    warnings.showwarning = _show_warning
+    try:
+        from analysis import verbs
+
+        return verbs.run(options)
+    except InputError as error:
+        print(f"analysis: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of a pipe has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def write_output(text: str, output: str) -> None:
+    """To the file, or to standard output where none is named."""
+    if not output:
+        print(text)
+        return
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n", encoding="utf-8")
+    print(path)

@@ -1,0 +1,70 @@
+"""Flags as letters beside numbers, with the legend that explains them and what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Mark(NamedTuple):
+    letter: str
+    about: str
+    remedy: str
+
+
+MARKS = {
+    "oversubscribed": Mark(
+        "o",
+        "oversubscribed: more threads than cores, so waiting for a core is part of the time",
+        "use fewer ranks, or backend=mpi, or a machine with more cores",
+    ),
+    "clamped": Mark(
+        "c",
+        "clamped: top-k is larger than the number of experts and ran as that number",
+        "raise num_experts or lower topk",
+    ),
+    "under_floor": Mark(
+        "f",
+        "under the floor: a timed block is shorter than ten times what an empty block takes",
+        "use longer blocks (measure.block_ms) or a larger layer",
+    ),
+    "no_steady_state": Mark(
+        "w",
+        "no steady state was seen in warm-up",
+        "raise measure.warmup_max, or look at the sample traces (plot traces)",
+    ),
+    "drift": Mark(
+        "d",
+        "the machine drifted while the cell was measured",
+        "measure again on a quiet machine",
+    ),
+    "stopped_by_maximum": Mark(
+        "m",
+        "stopped by the largest number of samples before the interval was narrow enough",
+        "raise measure.samples_max",
+    ),
+    "stopped_by_wall": Mark(
+        "t",
+        "stopped by the wall limit before the interval was narrow enough",
+        "raise measure.wall_limit_s",
+    ),
+    "stopped_by_interrupted": Mark("i", "sampling was interrupted", "measure again"),
+    "some_attempts_failed": Mark(
+        "p",
+        "some attempts at this cell failed; the others are shown",
+        "see analysis status",
+    ),
+    "no_interval": Mark("n", "too few rounds for an interval", "raise measure.samples"),
+}
+
+
+def letters(flags: Iterable[str]) -> str:
+    """ "(o,c)", or nothing; an unknown flag is written out."""
+    found = [MARKS[f].letter if f in MARKS else f for f in flags]
+    return f" ({','.join(found)})" if found else ""
+
+
+def legend(flags: Iterable[str]) -> list[str]:
+    """One line for every mark in use, in the order of MARKS."""
+    used = set(flags)
+    return [f"{mark.letter}: {mark.about}" for flag, mark in MARKS.items() if flag in used]

@@ -1,0 +1,78 @@
+"""Tables as text, Markdown or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from analysis.tables import Table, long_rows
+
+FORMATS = ("text", "markdown", "csv")
+
+
+def tables(found: Sequence[Table], style: str) -> str:
+    if style == "csv":
+        return as_csv(found)
+    return "\n\n".join(_one(table, style) for table in found)
+
+
+def grid(table: Table) -> list[list[str]]:
+    """Row label, then the entry of every column; empty where the sweep has no cell."""
+    return [
+        [
+            row,
+            *(entry.text if (entry := table.entries.get((row, c))) else "" for c in table.columns),
+        ]
+        for row in table.rows
+    ]
+
+
+def _one(table: Table, style: str) -> str:
+    heading = f"**{cell_text(table.title)}**" if style == "markdown" else table.title
+    body = simple([table.corner, *table.columns], grid(table), style)
+    return "\n".join([heading, "", body, *table.notes])
+
+
+def simple(header: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> str:
+    """Any small table of texts."""
+    if style == "csv":
+        return _csv(header, rows)
+    if style == "markdown":
+        header = [cell_text(h) for h in header]
+        rows = [[cell_text(value) for value in row] for row in rows]
+    form = "pipe" if style == "markdown" else "simple"
+    return str(tabulate(rows, headers=header, tablefmt=form, disable_numparse=True))
+
+
+def cell_text(text: str) -> str:
+    """Nothing a name holds may end a Markdown cell or start HTML."""
+    clean = " ".join(str(text).split()).replace("\\", "\\\\").replace("|", "\\|")
+    return clean.replace("<", "&lt;").replace(">", "&gt;")
+
+
+def as_csv(found: Sequence[Table]) -> str:
+    """Long form: one entry a line at full precision."""
+    rows = long_rows(list(found))
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    # Two tables may have different axes: the axis columns of the others stay empty.
+    return _csv(header, [[str(row.get(name, "")) for name in header] for row in rows])
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return stream.getvalue().rstrip("\n")
+
+
+def lines(found: Sequence[str], style: str) -> str:
+    """Plain lines; in Markdown a list; in CSV they are comments."""
+    if style == "markdown":
+        return "\n".join(f"- {cell_text(line)}" for line in found)
+    if style == "csv":
+        return "\n".join(f"# {' '.join(line.split())}" for line in found)
+    return "\n".join(found)

@@ -1,0 +1,124 @@
+"""The columns of the frame: kind, unit (in the name) and meaning; shown in docs/analysis.md."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from moe.spec import Cell
+from runners import flatten
+
+KINDS = {bool: "bool", int: "int", float: "float", str: "text", list: "list"}
+
+
+class Column(NamedTuple):
+    name: str
+    kind: str  # text | int | float | bool | list | dict
+    about: str
+
+
+_OTHERS = """
+sweep text name of the sweep the attempt belongs to
+key text hash of what changes the quantity measured
+label text tells apart deliberate repeats of one key
+launch int number of the start of the ranks within the sweep
+wave int number of the set of interleaved cells within the launch
+cell_id text key, and label where there is one
+attempt_id text cell_id and launch
+outcome text measured, wrong, failed, skipped or interrupted
+created text when the record was written, ISO 8601, UTC
+model text name of the layer shape the user asked for
+scale float divisor the model's sizes were asked with
+overrides text the overrides of the command line that gave this cell
+median_duration_ms float headline: median over rounds of the round's median makespan per step
+median_low_ms float lower end of its order-statistic interval
+median_high_ms float upper end
+median_confidence float confidence that interval reaches
+avg_duration_ms float mean over samples (the seed's figure)
+std_duration_ms float standard deviation over samples
+min_duration_ms float shortest sample
+max_duration_ms float longest sample
+avg_throughput float tokens per second: batch_size / (avg_duration_ms / 1000)
+num_samples int samples without warm-up
+num_rounds int rounds without warm-up
+floor_ms float median makespan of an empty block: the resolution of the clock on these ranks
+round_medians_ms list median makespan of every round, in the order of round_numbers
+round_numbers list numbers of those rounds; cells of one wave share them, so rounds pair up
+timed_seconds float wall time inside samples, warm-up included
+steps_per_sample int steps in one timed block
+flags list what limits the use of the figures
+notes list remarks of the harness, such as a clamped top-k
+error_message text why a failed attempt failed
+error_rank int rank that failed
+error_log text log to read
+gate_ok bool whether the outputs agreed with the oracle
+gate_error float largest error of a token against the oracle
+gate_tolerance float largest error the gate allows
+gate_tokens_checked int tokens compared
+stop_rule text rule that ended sampling
+stop_target float relative half-width the stop rule aimed at
+warmup_samples int samples of warm-up
+warmup_steady bool whether a steady state was seen
+drift float largest over smallest anchor median of the wave, minus 1
+anchor_medians_ms dict median of the wave's anchor cell: first, middle, last
+kernel_ran text expert kernel that ran
+skew_lambda float slots of the busiest rank over the mean of the ranks
+expert_skew_lambda float slots of the busiest expert over the mean of the experts
+rank_slots list slots per rank
+expert_slots list slots per expert
+phase_ms dict mean over ranks of each phase, per step, from separate passes
+phase_per_rank_ms list the same for every rank
+phase_total_ms float mean over ranks of the whole step in those passes
+sent_bytes_max int bytes the busiest rank sends in a step
+received_bytes_max int bytes the busiest rank receives in a step
+busbw_bytes_max int bus-bandwidth bytes of the busiest rank in a step
+sent_bytes_total int bytes all ranks send in a step
+sent_bytes_by_collective dict the same by collective
+collective_calls_max int collectives of a step on the busiest rank
+traffic list every rank's collectives of a step
+peak_bytes_max int peak memory of the largest rank
+weights_bytes_max int weights of the largest rank
+memory_method text how peak memory was read
+host text salted hash of the host: tells machines apart, names none
+cpu_model text model of the processor
+cores int usable cores of the host
+local_ranks int ranks on that host
+gpu_model text model of the first GPU
+os text operating system
+python_version text Python of the ranks
+torch_version text torch of the ranks
+project_version text version of this project
+git_sha text commit that ran
+git_dirty text hash of uncommitted changes, empty for a clean tree
+environment dict everything recorded about the launch
+measure dict how the cell was measured
+calibration dict what the machine can do, as measured on it
+"""
+
+SAMPLES = (
+    Column("sample_ms", "list", "makespan per step of every sample, in the order taken"),
+    Column("sample_round", "list", "round of every sample"),
+    Column("sample_warmup", "list", "whether the sample is warm-up"),
+)
+IDENTITY_COUNT = 12  # columns of _OTHERS that come before the config
+
+
+def config_columns() -> tuple[Column, ...]:
+    """One column per field of the cell, named as in `flatten.flat_config`."""
+    flat: dict[str, Any] = flatten.flat_config(Cell())
+    return tuple(
+        Column(name, KINDS[type(value)], "config: field of the cell")
+        for name, value in flat.items()
+    )
+
+
+def columns() -> tuple[Column, ...]:
+    """All columns in their order: identity, config, figures, trust, details, environment."""
+    others = [Column(*line.split(" ", 2)) for line in _OTHERS.strip().splitlines()]
+    return (*others[:IDENTITY_COUNT], *config_columns(), *others[IDENTITY_COUNT:])
+
+
+def markdown() -> str:
+    """The schema as the table of docs/analysis.md."""
+    lines = ["| column | kind | meaning |", "|---|---|---|"]
+    lines += [f"| `{c.name}` | {c.kind} | {c.about} |" for c in (*columns(), *SAMPLES)]
+    return "\n".join(lines)

@@ -1,0 +1,58 @@
+"""Where rows come from: folders of records, offline .wandb files, or a W&B project."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.errors import SourceError
+from analysis.sources import records
+
+LATEST = Path("outputs") / "latest"
+API_PREFIX = "wandb:"
+
+
+def load_rows(sources: Sequence[str | Path] = (), *, samples: bool = False) -> list[dict[str, Any]]:
+    """Rows (see `runners.flatten.row`) of every attempt in the sources; none is outputs/latest.
+
+    Raises SourceError for a source that is not there or holds no attempt.
+    """
+    rows: list[dict[str, Any]] = []
+    for source in sources or [LATEST]:
+        found = _load_one(source, samples)
+        if not found:
+            raise SourceError(
+                f"{source}: holds no readable attempt; allowed are a sweep folder, offline .wandb "
+                "files or wandb:entity/project; give one that ended"
+            )
+        rows.extend(found)
+    return rows
+
+
+def _load_one(source: str | Path, samples: bool) -> list[dict[str, Any]]:
+    if str(source).startswith(API_PREFIX):
+        from analysis.sources import wandb_api
+
+        return list(wandb_api.load(str(source), samples=samples))
+    path = Path(source)
+    if not path.exists():
+        raise SourceError(
+            f"{source}: there is no such folder; allowed are a sweep folder, offline .wandb files "
+            "or wandb:entity/project; run python runners/bench.py first, or name another"
+        )
+    if is_wandb(path):
+        from analysis.sources import wandb_file
+
+        return list(wandb_file.load(path, samples=samples))
+    return records.load(path, samples=samples)
+
+
+def is_wandb(path: Path) -> bool:
+    """Whether the path is a .wandb file, a run's folder or a folder of runs, and not a sweep."""
+    if path.is_file():
+        return path.suffix == ".wandb"
+    if (path / "cells").is_dir():
+        return False
+    patterns = ("*.wandb", "*run-*/*.wandb", "wandb/*run-*/*.wandb")
+    return any(True for pattern in patterns for _ in path.glob(pattern))
