@@ -168,7 +168,6 @@ class Engine:
                         for _ in range(self.measure.per_round)
                     ]
                 cell.rounds_ms.append(statistics.median(values))
-        gc.collect()
         self.flush()
 
     def run(

@@ -32,18 +32,18 @@ class RankReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._offset = 0
+        self.offset = 0
 
     def new(self) -> Iterator[dict[str, Any]]:
         """Lines in order; a last line that is not ended yet waits, a damaged one is left out."""
         try:
             with self.path.open("rb") as file:
-                file.seek(self._offset)
+                file.seek(self.offset)
                 data = file.read()
         except FileNotFoundError:
             return
         whole = data[: data.rfind(b"\n") + 1]
-        self._offset += len(whole)
+        self.offset += len(whole)
         for line in whole.splitlines():
             try:
                 value = json.loads(line)

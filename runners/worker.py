@@ -8,6 +8,7 @@ process that started the ranks makes records of them.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import sys
 import time
@@ -42,13 +43,18 @@ class Worker:
         self.ranks = TorchRanks(where, plan.placement, limit_s + 60)
         self.comm = Comm(self.ranks.device, where.world_size, where.rank)
         self.engine = StoppableEngine(
-            self.ranks, plan.measure, self.emit, log.flush, self.launch_dir / "stop"
+            self.ranks, plan.measure, self.emit, self.tidy, self.launch_dir / "stop"
         )
         self.ready = Ready(plan, self.comm, self.ranks, log)
 
     def emit(self, sample: Sample) -> None:
         if sample.kind != "sizing":
             self.log.write("sample", flush=False, **vars(sample))
+
+    def tidy(self) -> None:
+        """Between samples: what was measured goes to disk, garbage goes now rather than later."""
+        self.log.flush()
+        gc.collect()
 
     def enter(self, cell: int, stage: str) -> None:
         """Says where this rank is, and re-arms the watchdog that ends it if it stays there."""

@@ -1,0 +1,196 @@
+"""From the ranks' lines to records. Torch-free."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections import defaultdict
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runners.plan import Job, LaunchPlan
+from runners.ranklog import RankReader, rank_path
+from runners.record import Record, Samples
+
+LOST_PEER = re.compile(r"closed by peer|reset by peer|Connection (was )?(closed|reset)", re.I)
+
+
+@dataclass
+class RankLines:
+    """What one rank has said so far."""
+
+    reader: RankReader
+    samples: dict[tuple[int, str], list[dict[str, Any]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    info: dict[int, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))
+    launch: dict[str, Any] = field(default_factory=dict)
+    waves_ended: dict[int, dict[str, Any]] = field(default_factory=dict)
+    stop_rules: dict[int, str] = field(default_factory=dict)
+    rounds: tuple[int, int] = (0, 0)  # wave, rounds done
+    cell: int = -1
+    stage: str = "start"
+    error: dict[str, Any] | None = None
+    exited: bool = False
+
+    def update(self) -> None:
+        for line in self.reader.new():
+            self._take(line.pop("event"), line)
+
+    def _take(self, event: str, line: dict[str, Any]) -> None:
+        if event == "sample":
+            self.samples[line["cell"], line["kind"]].append(line)
+        elif event == "info":
+            self.info[line["cell"]][line["name"]] = line["value"]
+        elif event == "warmup":
+            self.info[line.pop("cell")]["warmup"] = line
+        elif event in ("environment", "calibration", "pinned"):
+            self.launch[event] = line["value"]
+        elif event == "enter":
+            self.cell, self.stage = line["cell"], line["stage"]
+        elif event == "stop":
+            self.stop_rules[line["wave"]] = line["rule"]
+        elif event == "wave_end":
+            self.waves_ended[line["wave"]] = line["after"]
+        elif event == "progress":
+            self.rounds = (line["wave"], line["round"])
+        elif event == "error":
+            self.error = line
+        elif event == "exit":
+            self.exited = True
+
+
+class Assembler:
+    """All ranks' lines of one launch, and the records they make."""
+
+    def __init__(self, plan: LaunchPlan, jobs: list[Job], sweep: str) -> None:
+        self.plan, self.jobs, self.sweep = plan, jobs, sweep
+        launch_dir = Path(plan.launch_dir)
+        self.ranks = [
+            RankLines(RankReader(rank_path(launch_dir, rank)))
+            for rank in range(plan.placement.world_size)
+        ]
+
+    def update(self) -> None:
+        for rank in self.ranks:
+            rank.update()
+
+    def wave_ended(self, wave: int) -> bool:
+        return all(wave in rank.waves_ended for rank in self.ranks)
+
+    def record(self, index: int, wave: int, calibration: dict[str, Any] | None) -> Record:
+        """The record of one cell as far as the ranks have come; outcome measured, wrong or
+        interrupted (the caller knows of failures)."""
+        job, measure, first = self.jobs[index], self.plan.measure, self.ranks[0]
+        info = first.info[index]
+        samples = self._samples(index)
+        rounds = len({r for r, w in zip(samples.round, samples.warmup, strict=True) if not w})
+        rule = first.stop_rules.get(wave, "interrupted")
+        gate = info.get("gate")
+        outcome = "measured" if rounds >= measure.rounds_min else "interrupted"
+        if gate and not gate["ok"]:
+            outcome, samples = "wrong", Samples()
+        return Record(
+            key=job.key,
+            cell=job.cell,
+            label=job.request.label,
+            launch=self.plan.launch,
+            wave=wave,
+            sweep=self.sweep,
+            outcome=outcome,
+            notes=list(job.request.notes),
+            gate=gate,
+            samples=samples,
+            floor=asdict(self._columns([("floor", False)], -1)),
+            stop={"rule": rule, "rounds": rounds, "target": measure.precision},
+            warmup=info.get("warmup"),
+            phases=self._phases(index),
+            traffic=self._per_rank(index, "traffic"),
+            memory=self._per_rank(index, "memory"),
+            skew=info.get("skew"),
+            kernel=info.get("kernel"),
+            anchors=self._anchors(wave),
+            meta=dict(job.request.meta),
+            measure=asdict(measure),
+            environment=self._environment(wave),
+            calibration=calibration or first.launch.get("calibration"),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+
+    def _samples(self, index: int) -> Samples:
+        return self._columns([("warmup", True), ("round", False)], index)
+
+    def _columns(self, kinds: list[tuple[str, bool]], index: int) -> Samples:
+        """Samples that every rank has written; a rank's own start and end side by side."""
+        found = Samples()
+        for kind, warm in kinds:
+            lines = [rank.samples[index, kind] for rank in self.ranks]
+            for row in zip(*lines, strict=False):
+                found.round.append(row[0]["round"])
+                found.position.append(row[0]["position"])
+                found.steps.append(row[0]["steps"])
+                found.warmup.append(warm)
+                found.start_ns.append([line["start_ns"] for line in row])
+                found.end_ns.append([line["end_ns"] for line in row])
+        return found
+
+    def _anchors(self, wave: int) -> dict[str, Any] | None:
+        anchors: dict[str, Any] = {}
+        for index in self.plan.waves[wave]:
+            for place in ("first", "middle", "last"):
+                found = self._columns([(f"anchor-{place}", False)], index)
+                if found.round:
+                    anchors["key"] = self.jobs[index].key
+                    anchors[place] = asdict(found)
+        return anchors or None
+
+    def _per_rank(self, index: int, name: str) -> list[Any] | None:
+        found = [rank.info[index].get(name) for rank in self.ranks]
+        return found if all(value is not None for value in found) else None
+
+    def _phases(self, index: int) -> dict[str, Any] | None:
+        found = self._per_rank(index, "phases")
+        if not found:
+            return None
+        return {
+            "passes": found[0]["passes"],
+            "per_rank_ns": [rank["per_phase_ns"] for rank in found],
+            "total_ns": [rank["total_ns"] for rank in found],
+        }
+
+    def _environment(self, wave: int) -> dict[str, Any]:
+        found = dict(self.ranks[0].launch.get("environment", {}))
+        found["pinned"] = [rank.launch.get("pinned") for rank in self.ranks]
+        found["after"] = [rank.waves_ended.get(wave) for rank in self.ranks]
+        return found
+
+    def culprit(self, failures: list[dict[str, Any]]) -> tuple[int, int, str]:
+        """(rank, cell, message) of what ended the launch.
+
+        In this order: a rank killed by a signal, one that failed without a word (the watchdog
+        ends it so), the earliest error that is not the loss of a peer, a rank that left early.
+        """
+        for failure in failures:
+            if failure["exitcode"] < 0 and failure["exitcode"] != -15:
+                return self._blame(failure["rank"], f"died of signal {-failure['exitcode']}")
+        silent = [n for n, r in enumerate(self.ranks) if r.error is None and not r.exited]
+        codes = {f["rank"]: f["exitcode"] for f in failures if f["exitcode"] > 0}
+        for rank in silent:
+            if rank in codes:
+                stage = self.ranks[rank].stage
+                return self._blame(rank, f"ended with exit code {codes[rank]} during {stage}")
+        errors = sorted((r.error["clock_ns"], n) for n, r in enumerate(self.ranks) if r.error)
+        own = [n for _, n in errors if not LOST_PEER.search(self._message(n))]
+        if own:
+            return self._blame(own[0], self._message(own[0]))
+        if silent:
+            return self._blame(silent[0], f"ended early during {self.ranks[silent[0]].stage}")
+        first = errors[0][1] if errors else 0
+        return self._blame(first, self._message(first) if errors else "ended without a word")
+
+    def _message(self, rank: int) -> str:
+        return str((self.ranks[rank].error or {}).get("message", ""))
+
+    def _blame(self, rank: int, what: str) -> tuple[int, int, str]:
+        return rank, self.ranks[rank].cell, f"rank {rank} {what}"

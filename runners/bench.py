@@ -1,0 +1,158 @@
+"""The sweep: python runners/bench.py -m strategy=simple,tp,ep topk=2,4,8
+
+The only Hydra program of the project. It validates every cell before anything is started, hands
+the cells to the launches, and shows tables and plots at the end. Exit codes: 0 all measured,
+1 some cell failed or was wrong, 2 bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+if sys.path and Path(sys.path[0] or ".").resolve() == ROOT / "runners":
+    sys.path[0] = str(ROOT)  # runners/ itself must not be searched: its names are not top-level
+elif str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from runners.cell import LABEL_CHARACTERS, ConfigError
+from runners.jobs import Asked, run_asked
+from runners.sweep import SweepResult
+
+REPORT_LIMIT_S = 300
+
+
+def safe_name(name: object) -> str:
+    """The sweep's name as part of a folder's: nothing that could lead elsewhere."""
+    text = str(name)
+    if not 0 < len(text) <= 80 or not set(text) <= LABEL_CHARACTERS:
+        raise ConfigError(
+            f"name={text!r}: allowed are 1 to 80 letters, digits, '_' and '-'; rename the sweep"
+        )
+    return text
+
+
+OmegaConf.register_new_resolver("safe_name", safe_name, replace=True)
+
+
+class Bench:
+    """What Hydra calls for a single run, and our launcher for a multirun."""
+
+    def __init__(self) -> None:
+        self.result: SweepResult | None = None
+
+    def run_all(self, asked: Sequence[Asked], sweep_dir: Path) -> dict[int, str]:
+        """Runs the jobs; the outcome of each by its number."""
+        command = shlex.join(["python", "runners/bench.py", *sys.argv[1:]])
+        self.result, outcomes = run_asked(asked, sweep_dir, command)
+        self.report = bool(asked[0].config.get("report", True))
+        return outcomes
+
+
+BENCH = Bench()
+
+
+@hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
+def main(config: DictConfig) -> None:
+    """A run without -m: the same path with one cell."""
+    plain = resolve(config)
+    overrides = list(HydraConfig.get().overrides.task)
+    sweep_dir = Path(HydraConfig.get().runtime.output_dir)
+    BENCH.run_all([Asked(0, plain, overrides)], sweep_dir)
+
+
+main.moe_bench = BENCH
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, Mapping)
+    return {str(key): value for key, value in plain.items() if key != "hydra"}
+
+
+def one_line(error: BaseException) -> str:
+    """The whole message in one line: Hydra's run over several."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def show_report(result: SweepResult) -> None:
+    """Tables on screen and on disk, plots on disk, by the analysis as a process of its own."""
+    if "measured" not in result.outcomes.values():
+        return
+    folder = str(result.sweep_dir)
+    for verb in (["show"], ["plot"]):
+        command = [sys.executable, "-m", "analysis", *verb, folder]
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, timeout=REPORT_LIMIT_S, capture_output=True, text=True
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            result.warnings.append(f"analysis {verb[0]}: {one_line(error)}")
+            continue
+        print(done.stdout, end="", flush=True)
+        if done.returncode:
+            last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+            result.warnings.append(f"analysis {verb[0]} ended with {done.returncode}: {last[0]}")
+
+
+def say_end(result: SweepResult) -> None:
+    counts = result.counts()
+    total = sum(counts.values())
+    said = [f"{counts['measured']} of {total} cells correct and measured"]
+    said += [f"{n} {outcome}" for outcome, n in counts.items() if n and outcome != "measured"]
+    print(f"\n{', '.join(said)}; {result.sweep_dir}", file=sys.stderr)
+    for cell, message, log in result.failures:
+        print(f"failed: {cell}: {message}; log: {log}", file=sys.stderr)
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if result.sync_command:
+        print(f"{result.tracked} W&B runs; to upload: {result.sync_command}", file=sys.stderr)
+    if not sys.stdout.isatty():
+        print(json.dumps(summary(result)))
+
+
+def summary(result: SweepResult) -> dict[str, Any]:
+    """The last line of stdout when it is no terminal."""
+    return {
+        "sweep_dir": str(result.sweep_dir),
+        **result.counts(),
+        "wall_s": round(result.wall_s, 3),
+        "timed_s": round(result.timed_s, 3),
+        "tracked": result.tracked,
+        "exit_code": result.exit_code,
+    }
+
+
+def run() -> int:
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us, not through its own printer
+    try:
+        main()
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was being measured", file=sys.stderr)
+        return 130
+    if BENCH.result is None:
+        return 0  # --help, --cfg and the like
+    if BENCH.report:
+        show_report(BENCH.result)
+    say_end(BENCH.result)
+    return BENCH.result.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(run())

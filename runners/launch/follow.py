@@ -1,0 +1,189 @@
+"""One launch followed from its plan to its records. Torch-free."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runners import record
+from runners.assemble import Assembler
+from runners.calibration_cache import load_cached, store
+from runners.launch.start import Started
+from runners.memory import fits_together
+from runners.plan import Job, LaunchPlan, waves
+from runners.record import Record
+
+if TYPE_CHECKING:
+    from runners.sweep import Sweep
+
+POLL_S = 0.2
+STALL_MARGIN_S = 90.0  # beyond a cell's limit, before the launcher itself ends a silent launch
+
+
+class StopSweep(Exception):
+    """Ends the sweep; what was written stays."""
+
+
+class Launch:
+    """One start of a set of ranks, followed until it has ended."""
+
+    def __init__(self, sweep: Sweep, jobs: list[Job]) -> None:
+        self.sweep, self.jobs = sweep, jobs
+        self.number = sweep.next_launch()
+        self.blamed: int | None = None
+        self.calibration = load_cached(*self._calibration_key())
+        self.plan = self._plan()
+        self.lines = Assembler(self.plan, jobs, sweep.sweep_dir.name)
+        self.written: set[int] = set()
+
+    def _calibration_key(self) -> tuple[str, str]:
+        place = self.jobs[0].cell.placement
+        name = f"{place.backend}-{place.device}-{place.world_size}x{place.threads}"
+        return self.sweep.fingerprint, name
+
+    def _plan(self) -> LaunchPlan:
+        measure = self.jobs[0].measure
+        split = waves(self.jobs, measure.wave_cells)
+        bounds = [sum(len(w) for w in split[:n]) for n in range(len(split))]
+        return LaunchPlan(
+            launch=self.number,
+            launch_dir=str(self.sweep.sweep_dir.resolve() / "launches" / str(self.number)),
+            measure=measure,
+            placement=self.jobs[0].cell.placement,
+            cells=[job.cell for job in self.jobs],
+            labels=[job.request.label for job in self.jobs],
+            waves=[list(range(b, b + len(w))) for b, w in zip(bounds, split, strict=True)],
+            resident=[fits_together(w) for w in split],
+            calibrate=measure.calibrate and self.calibration is None,
+        )
+
+    def run(self) -> list[Job]:
+        """Follows the ranks to their end; returns the jobs that still have to be measured."""
+        started = self.sweep.start(self.plan)
+        try:
+            with stop_on_interrupt(Path(self.plan.launch_dir) / "stop") as asked:
+                self._follow(started)
+            if asked():
+                self.sweep.result.interrupted = True
+        finally:
+            started.end()
+        self.lines.update()
+        self._finish_waves()
+        pending = self._account(started)
+        if self.sweep.result.interrupted:
+            raise KeyboardInterrupt
+        return pending
+
+    def _follow(self, started: Started) -> None:
+        limit_s = self.plan.measure.cell_limit_s + STALL_MARGIN_S
+        heard = time.monotonic()
+        while started.running():
+            time.sleep(POLL_S)
+            before = [rank.reader.offset for rank in self.lines.ranks]
+            self.lines.update()
+            if before != [rank.reader.offset for rank in self.lines.ranks]:
+                heard = time.monotonic()
+            first = self.lines.ranks[0]
+            self.sweep.progress.update(self.plan, self.number, first.cell, first.stage, first.rounds)
+            if self._finish_waves():
+                heard = time.monotonic()
+            if time.monotonic() - heard > limit_s:
+                started.end()
+
+    def _finish_waves(self) -> bool:
+        """Records and tracks every wave that has ended, then lets the ranks go on."""
+        finished = False
+        for number, wave in enumerate(self.plan.waves):
+            if number in self.written or not self.lines.wave_ended(number):
+                continue
+            self.written.add(number)
+            self._keep_calibration()
+            found = [self.lines.record(index, number, self.calibration) for index in wave]
+            self._write(found)
+            (Path(self.plan.launch_dir) / f"go-{number}").touch()
+            finished = True
+        return finished
+
+    def _write(self, found: list[Record]) -> None:
+        for one in found:
+            one.environment["git"] = self.sweep.git
+            self.sweep.save(one)
+        self.sweep.track(found)
+
+    def _keep_calibration(self) -> None:
+        measured = self.lines.ranks[0].launch.get("calibration")
+        if self.calibration is None and measured:
+            self.calibration = measured
+            store(*self._calibration_key(), measured)
+
+    def _account(self, started: Started) -> list[Job]:
+        """After the end: the cell that a death happened in fails, the others keep what they have;
+        those without enough samples are pending."""
+        left = [
+            (number, index)
+            for number, wave in enumerate(self.plan.waves)
+            if number not in self.written
+            for index in wave
+        ]
+        if not left:
+            return []
+        stopped = self.sweep.result.interrupted
+        rank, cell, message = self.lines.culprit(started.failures())
+        self.blamed = cell if cell >= 0 and not stopped else None
+        found, pending = [], []
+        for number, index in left:
+            one = self.lines.record(index, number, self.calibration)
+            if index == self.blamed:
+                self._fail(one, rank, message, started)
+            elif one.outcome == "interrupted":
+                pending.append(self.jobs[index])
+            if one.samples.round or one.outcome in ("failed", "wrong"):
+                found.append(one)
+        self.last_message, self.last_log = message, started.log_path(rank)
+        self._write(found)
+        return pending
+
+    def _fail(self, one: Record, rank: int, message: str, started: Started) -> None:
+        log = str(started.log_path(rank).relative_to(self.sweep.sweep_dir.resolve()))
+        one.outcome = "failed"
+        one.error = {"message": message, "rank": rank, "log": log}
+        self.sweep.result.failures.append((one.cell_id, message, str(self.sweep.sweep_dir / log)))
+
+    def give_up(self, jobs: list[Job]) -> None:
+        """Fails jobs whose launches die before any cell is entered."""
+        log = str(self.last_log.relative_to(self.sweep.sweep_dir.resolve()))
+        for job in jobs:
+            one = self.lines.record(self.jobs.index(job), 0, None) if job in self.jobs else None
+            if one is None:
+                continue
+            one.outcome, one.samples = "failed", record.Samples()
+            one.error = {"message": self.last_message, "rank": 0, "log": log}
+            self.sweep.save(one)
+            self.sweep.result.failures.append((one.cell_id, self.last_message, log))
+
+
+@contextlib.contextmanager
+def stop_on_interrupt(stop_file: Path) -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C lets the round end, the second ends the launch at once."""
+    asked = False
+
+    def handle(signum: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        stop_file.touch()
+
+    try:
+        previous = signal.signal(signal.SIGINT, handle)
+    except ValueError:  # not the main thread: the caller handles signals
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, previous)

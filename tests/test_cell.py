@@ -1,0 +1,154 @@
+"""Configs into cells: what is refused, in which words, and what the key depends on."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import runners.bench  # registers the resolver that conf/ uses
+from runners.cell import ConfigError, Machine, request
+from runners.jobs import measure_of
+from runners.record import cell_from_dict, cell_key
+
+ROOT = Path(__file__).resolve().parents[1]
+MACHINE = Machine(cores=2)
+GROUPS = [
+    (group.name, choice.stem)
+    for group in sorted((ROOT / "conf").iterdir())
+    if group.is_dir()
+    for choice in sorted(group.glob("*.yaml"))
+]
+
+
+def config(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        found = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+BASE = config()
+
+
+def changed(path: str, value: object) -> dict[str, Any]:
+    found = copy.deepcopy(BASE)
+    node = found
+    *parents, last = path.split(".")
+    for parent in parents:
+        node = node[parent]
+    assert last in node
+    node[last] = value
+    return found
+
+
+@pytest.mark.parametrize(("group", "choice"), GROUPS)
+def test_every_choice_of_every_group_composes_into_a_cell(group: str, choice: str) -> None:
+    found = config(f"{group}={choice}")
+    if found["workload"]["kind"] == "trace":
+        found["workload"]["kind"] = "learned"  # a trace needs its file
+    cell = request(found, MACHINE).cell
+    assert cell.layer.num_experts >= cell.layer.topk >= 1
+    assert measure_of(found).samples >= 1
+
+
+def test_the_defaults_are_the_seeds() -> None:
+    assert runners.bench.ROOT == ROOT
+    cell = request(BASE, MACHINE).cell
+    sizes = (cell.layer.dim, cell.layer.hidden, cell.layer.dim_out, cell.layer.num_experts)
+    assert sizes == (32, 128, 64, 8)
+    assert (cell.workload.batch_size, cell.placement.world_size, cell.layer.topk) == (8, 8, 2)
+    assert (cell.placement.backend, cell.placement.threads) == ("gloo", 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("world_size", 0),
+        ("world_size", -2),
+        ("batch_size", 2.5),
+        ("batch_size", "many"),
+        ("batch_size", True),
+        ("topk", 0),
+        ("topk", 2**40),
+        ("dtype", "int3"),
+        ("tokens", "here"),
+        ("mode", "backwards"),
+        ("threads", "all"),
+        ("threads", 0),
+        ("backend", "smoke"),
+        ("label", "../up"),
+        ("model.dim", 0),
+        ("model.scale", 3),
+        ("model.activation", "tanh"),
+        ("model.router.normalize", "yes"),
+        ("model.router.scale", float("nan")),
+        ("strategy.dispatcher", "pigeon"),
+        ("strategy.slowdown", -1),
+        ("strategy.placement", "nowhere.txt"),
+        ("workload.parameter", float("inf")),
+        ("measure.cache", "tepid"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(path: str, value: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        request(changed(path, value), MACHINE)
+    message = str(caught.value)
+    assert path in message
+    assert "allowed" in message
+    assert str(value) in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("measure.samples", 0), ("measure.block", "big"), ("measure.order", "any"),
+     ("measure.calibrate", 1), ("measure.precision", float("nan"))],
+)  # fmt: skip
+def test_a_bad_measure_value_is_named(path: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=path):
+        measure_of(changed(path, value))
+
+
+def test_top_k_over_the_number_of_experts_is_refused_or_clamped_and_said() -> None:
+    found = changed("topk", 16)
+    with pytest.raises(ConfigError, match=r"topk=16: allowed is at most num_experts=8"):
+        request(found, MACHINE)
+    found["topk_overflow"] = "clamp"
+    made = request(found, MACHINE)
+    assert (made.cell.layer.topk, made.cell.layer.topk_requested) == (8, 16)
+    assert made.notes == ("top-k 16 ran as 8: there are 8 experts",)
+
+
+def test_nccl_without_enough_gpus_is_refused_and_auto_takes_it_only_with_enough() -> None:
+    with pytest.raises(ConfigError, match="backend=nccl"):
+        request(changed("backend", "nccl"), Machine(2, cuda_devices=4))
+    assert request(BASE, Machine(2, cuda_devices=4)).cell.placement.backend == "gloo"
+    place = request(BASE, Machine(2, cuda_devices=8)).cell.placement
+    assert (place.backend, place.device) == ("nccl", "cuda")
+
+
+def test_threads_are_cores_over_ranks_and_serial_has_every_core() -> None:
+    assert request(changed("world_size", 2), Machine(16)).cell.placement.threads == 8
+    found = changed("strategy.name", "serial")
+    made = request(found, Machine(16))
+    assert (made.cell.placement.world_size, made.cell.placement.threads) == (1, 16)
+    assert "one rank" in made.notes[0]
+
+
+def test_the_key_ignores_how_it_is_measured_but_not_what() -> None:
+    key = cell_key(request(BASE, MACHINE).cell)
+    for path, value in [("measure.samples", 99), ("label", "a"), ("tracker.mode", "disabled")]:
+        assert cell_key(request(changed(path, value), MACHINE).cell) == key
+    for path, value in [("batch_size", 9), ("measure.cache", "cold"), ("model.bias", "random")]:
+        assert cell_key(request(changed(path, value), MACHINE).cell) != key
+
+
+def test_a_cell_survives_its_dictionary() -> None:
+    cell = request(BASE, MACHINE).cell
+    assert cell_from_dict(dataclasses.asdict(cell)) == cell

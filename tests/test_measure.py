@@ -1,0 +1,199 @@
+"""The measuring engine under a fake clock, with ranks as threads' worth of plain objects."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runners.measure import Engine, Sample, Timed, precise, settled
+from runners.plan import Measure
+
+
+class World:
+    """R ranks in threads: real barriers, one fake clock per rank."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.gate = threading.Barrier(size)
+        self.box: list[list[int]] = [[] for _ in range(size)]
+
+
+class FakeRanks:
+    def __init__(self, world: World, rank: int, ns_per_step: Sequence[int]) -> None:
+        self.world, self.rank = world, rank
+        self.clock_ns = 1_000 * rank  # ranks reach the first barrier at different times
+        self.ns_per_step = list(ns_per_step)
+        self.steps = 0
+
+    def barrier(self) -> None:
+        times = self.gather([self.clock_ns])
+        self.clock_ns = max(t[0] for t in times) + 10 * self.rank  # exit skew
+
+    def now_ns(self) -> int:
+        return self.clock_ns
+
+    def sync(self) -> None:
+        pass
+
+    def step(self) -> None:
+        self.clock_ns += self.ns_per_step[self.steps % len(self.ns_per_step)]
+        self.steps += 1
+
+    def decide(self, value: int) -> int:
+        return self.gather([value])[0][0]
+
+    def gather(self, values: Sequence[int]) -> list[list[int]]:
+        self.world.box[self.rank] = list(values)
+        self.world.gate.wait(timeout=20)
+        everyone = [list(v) for v in self.world.box]
+        self.world.gate.wait(timeout=20)
+        return everyone
+
+
+def run_world(
+    measure: Measure, schedules: list[list[list[int]]]
+) -> tuple[list[list[Sample]], list[str]]:
+    """schedules[rank][cell] = ns of successive steps; samples and stop rule of every rank."""
+    world = World(len(schedules))
+    samples: list[list[Sample]] = [[] for _ in schedules]
+    rules = [""] * len(schedules)
+    errors: list[BaseException] = []
+
+    def rank_main(rank: int) -> None:
+        try:
+            ranks = FakeRanks(world, rank, [1])
+            engine = Engine(ranks, measure, samples[rank].append, lambda: None)
+            engine.measure_floor(5)
+            cells = []
+            for index, schedule in enumerate(schedules[rank]):
+                own = list(schedule)
+
+                def step(own: list[int] = own) -> None:
+                    ranks.clock_ns += own[ranks.steps % len(own)]
+                    ranks.steps += 1
+
+                cells.append(Timed(index, step))
+            for cell in cells:
+                engine.size_block(cell)
+                engine.warm_up(cell)
+            rules[rank] = engine.run(cells, "seed")
+        except BaseException as error:
+            errors.append(error)
+            world.gate.abort()
+
+    threads = [threading.Thread(target=rank_main, args=(r,)) for r in range(len(schedules))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not errors, errors
+    return samples, rules
+
+
+def shape(samples: list[Sample]) -> list[tuple[int, str, int, int, int]]:
+    return [(s.cell, s.kind, s.round, s.position, s.steps) for s in samples]
+
+
+def test_fixed_rounds_give_that_many_samples_of_every_cell() -> None:
+    measure = Measure(samples=4, samples_max=4, block=3, anchors=2, warmup=1, warmup_max=1)
+    samples, rules = run_world(measure, [[[100], [200]], [[150], [50]]])
+    rounds = [s for s in samples[0] if s.kind == "round"]
+    assert rules == ["fixed", "fixed"]
+    assert sorted((s.round, s.cell) for s in rounds) == [(r, c) for r in range(4) for c in (0, 1)]
+    assert all(s.steps == 3 for s in rounds)
+    assert [s.kind for s in samples[0] if s.kind.startswith("anchor")] == [
+        *["anchor-first"] * 2,
+        *["anchor-middle"] * 2,
+        *["anchor-last"] * 2,
+    ]
+    assert all(s.end_ns - s.start_ns == 3 * (100 if s.cell == 0 else 200) for s in rounds)
+
+
+def test_a_block_lasts_many_floors_and_the_minimum_time() -> None:
+    measure = Measure(samples=2, samples_max=2, block_ms=1.0, anchors=0)
+    samples, _ = run_world(measure, [[[1_000]], [[1_000]]])
+    steps = {s.steps for s in samples[0] if s.kind == "round"}
+    assert len(steps) == 1
+    assert 700 <= steps.pop() <= 2_000  # 1 us steps, 1 ms blocks
+
+
+def test_precision_ends_a_quiet_wave_at_the_minimum_and_noise_goes_to_the_maximum() -> None:
+    measure = Measure(samples=6, samples_max=12, block=1, anchors=0, precision=0.01)
+    _, quiet = run_world(measure, [[[1000]]])
+    samples, noisy = run_world(measure, [[[1000, 5000, 200, 9000, 30]]])
+    assert quiet == ["precision"]
+    assert noisy == ["maximum"]
+    assert len([s for s in samples[0] if s.kind == "round"]) == 12
+
+
+def test_the_wall_limit_ends_a_wave_that_has_its_minimum() -> None:
+    measure = Measure(samples=6, samples_max=99, block=1, anchors=0, wall_limit_s=1e-6, precision=0)
+    samples, rules = run_world(measure, [[[1000, 5000, 200]]])
+    assert rules == ["wall"]
+    assert len([s for s in samples[0] if s.kind == "round"]) == 6
+
+
+def test_random_order_differs_between_rounds_and_is_the_same_on_every_rank() -> None:
+    measure = Measure(samples=6, samples_max=6, block=1, anchors=0)
+    samples, _ = run_world(measure, [[[100]] * 5, [[300]] * 5])
+    orders = [
+        [[s.cell for s in rank if s.kind == "round" and s.round == r] for r in range(6)]
+        for rank in samples
+    ]
+    assert orders[0] == orders[1]
+    assert len({tuple(order) for order in orders[0]}) > 1
+    assert all(sorted(order) == list(range(5)) for order in orders[0])
+
+
+def test_product_order_measures_one_cell_after_the_other() -> None:
+    measure = Measure(samples=3, samples_max=3, block=1, anchors=0, order="product")
+    samples, _ = run_world(measure, [[[100]] * 3])
+    assert [s.cell for s in samples[0] if s.kind == "round"] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 3).flatmap(
+        lambda cells: st.lists(
+            st.lists(
+                st.lists(st.integers(1, 100_000), min_size=1, max_size=7),
+                min_size=cells,
+                max_size=cells,
+            ),
+            min_size=1,
+            max_size=4,
+        )
+    ),
+    st.integers(1, 8),
+    st.integers(0, 12),
+    st.sampled_from([0.0, 0.05, 0.5]),
+    st.sampled_from([0, 1, 5]),
+)
+def test_ranks_never_disagree_on_the_samples(
+    schedules: list[list[list[int]]], least: int, extra: int, precision: float, block: int
+) -> None:
+    measure = Measure(
+        samples=least, samples_max=least + extra, precision=precision, block=block, block_ms=0.05,
+        anchors=1, wall_limit_s=0.001,
+    )  # fmt: skip
+    samples, rules = run_world(measure, schedules)
+    assert len(set(rules)) == 1
+    assert all(shape(rank) == shape(samples[0]) for rank in samples)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([1.0], True), ([1.0, 1.05], True), ([2.0, 1.0], False), ([5, 1.0, 1.0, 1.02], True)],
+)
+def test_settled(values: list[float], expected: bool) -> None:
+    assert settled(values) is expected
+
+
+def test_precise_needs_six_values_and_a_narrow_interval() -> None:
+    assert not precise([1.0] * 5, 0.1)
+    assert precise([1.0] * 6, 0.0)
+    assert not precise([1.0, 1.0, 1.0, 1.0, 1.0, 1.5], 0.1)

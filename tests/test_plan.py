@@ -1,0 +1,157 @@
+"""Groups, waves and the lines of ranks: worked examples."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe.spec import Cell, Layer, Placement
+from runners.assemble import Assembler
+from runners.cell import ConfigError, Request
+from runners.plan import Job, LaunchPlan, Measure, groups, load, save, unique, waves
+from runners.ranklog import RankLog, RankReader, rank_path
+
+
+def job(topk: int = 2, ranks: int = 2, label: str = "", samples: int = 10) -> Job:
+    cell = Cell(layer=Layer(topk=topk, topk_requested=topk), placement=Placement(world_size=ranks))
+    return Job(Request(cell, label), Measure(samples=samples))
+
+
+def plan_of(folder: Path, jobs: list[Job]) -> LaunchPlan:
+    return LaunchPlan(
+        launch=0,
+        launch_dir=str(folder),
+        measure=Measure(samples=2, samples_max=2),
+        placement=Placement(world_size=2),
+        cells=[j.cell for j in jobs],
+        labels=[j.request.label for j in jobs],
+        waves=[list(range(len(jobs)))],
+        resident=[True],
+    )
+
+
+def test_a_group_shares_ranks_and_measure() -> None:
+    jobs = [job(1, 2), job(2, 4), job(4, 2), job(1, 2, samples=3, label="x")]
+    assert [len(g.jobs) for g in groups(jobs, "group")] == [2, 1, 1]
+    assert [len(g.jobs) for g in groups(jobs, "cell")] == [1, 1, 1, 1]
+
+
+def test_repeats_need_labels_only_when_measured_differently() -> None:
+    assert len(unique([job(1), job(1), job(1, label="a")])) == 2
+    with pytest.raises(ConfigError, match="label"):
+        unique([job(1), job(1, samples=3)])
+
+
+@given(st.integers(0, 100), st.integers(1, 40))
+def test_waves_keep_every_job_once_in_nearly_equal_parts(count: int, size: int) -> None:
+    jobs = [job(label=f"l{n}") for n in range(count)]
+    split = waves(jobs, size)
+    assert [j for wave in split for j in wave] == jobs
+    lengths = [len(wave) for wave in split]
+    assert not lengths or (max(lengths) <= size and max(lengths) - min(lengths) <= 1)
+
+
+def test_a_plan_survives_its_file(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, [job(1), job(2, label="a")])
+    save(plan, tmp_path / "launch.json")
+    assert load(tmp_path / "launch.json") == plan
+
+
+def test_a_reader_waits_for_whole_lines_and_leaves_damaged_ones_out(tmp_path: Path) -> None:
+    path = tmp_path / "rank0.jsonl"
+    reader = RankReader(path)
+    assert list(reader.new()) == []
+    path.write_bytes(b'{"event":"a"}\n\xff\xfe\n[1]\n{"event":"b"}\n{"event":')
+    assert [line["event"] for line in reader.new()] == ["a", "b"]
+    with path.open("ab") as file:
+        file.write(b'"c"}\n')
+    assert [line["event"] for line in reader.new()] == ["c"]
+
+
+def logs(tmp_path: Path) -> list[RankLog]:
+    return [RankLog(rank_path(tmp_path, rank)) for rank in range(2)]
+
+
+def sample(log: RankLog, cell: int, kind: str, number: int, start: int, end: int) -> None:
+    log.write(
+        "sample", cell=cell, kind=kind, round=number, position=0, steps=5, start_ns=start,
+        end_ns=end,
+    )  # fmt: skip
+
+
+def test_records_hold_the_samples_that_every_rank_wrote(tmp_path: Path) -> None:
+    jobs = [job(1), job(2)]
+    zero, one = logs(tmp_path)
+    for number in range(2):
+        sample(zero, 0, "round", number, 10 + number, 20 + number)
+        sample(one, 0, "round", number, 11 + number, 25 + number)
+    sample(zero, 0, "round", 2, 50, 60)  # rank 1 died before it wrote this one
+    sample(zero, 1, "round", 0, 1, 2)
+    sample(one, 1, "round", 0, 1, 3)
+    for log in (zero, one):
+        log.write("info", cell=0, name="gate", value={"ok": True})
+        log.write("info", cell=1, name="gate", value={"ok": False})
+        log.write("stop", wave=0, rule="fixed")
+    lines = Assembler(plan_of(tmp_path, jobs), jobs, "sweep")
+    lines.update()
+    good, wrong = (lines.record(index, 0, None) for index in (0, 1))
+    assert (good.outcome, good.samples.steps) == ("measured", [5, 5])
+    assert good.samples.start_ns == [[10, 11], [11, 12]]
+    assert good.samples.end_ns == [[20, 25], [21, 26]]
+    assert (wrong.outcome, wrong.samples.steps) == ("wrong", [])  # no time anywhere
+    assert good.stop == {"rule": "fixed", "rounds": 2, "target": 0.03}
+
+
+def test_too_few_rounds_are_an_interrupted_attempt(tmp_path: Path) -> None:
+    zero, one = logs(tmp_path)
+    for log in (zero, one):
+        sample(log, 0, "round", 0, 1, 2)
+    lines = Assembler(plan_of(tmp_path, [job()]), [job()], "sweep")
+    lines.update()
+    assert lines.record(0, 0, None).outcome == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("errors", "exited", "failures", "rank", "words"),
+    [
+        # killed: the other rank only lost its peer, though it said so first
+        ({0: "RuntimeError: Connection closed by peer"}, (), [(1, -9), (0, 1)], 1, "signal 9"),
+        # the watchdog ends a stuck rank without a word
+        ({0: "RuntimeError: Connection reset by peer"}, (), [(1, 1), (0, 1)], 1, "exit code 1"),
+        # its own error beats the loss of a peer, whichever comes first
+        ({0: "Connection closed by peer", 1: "ValueError: no"}, (), [(0, 1), (1, 1)], 1, "no"),
+        # left early, with exit code 0
+        ({0: "RuntimeError: Connection closed by peer"}, (), [(0, 1)], 1, "ended early"),
+        # the agent ended the other one by SIGTERM: not its fault
+        ({1: "MemoryError: here"}, (), [(0, -15), (1, 1)], 1, "here"),
+    ],
+)
+def test_the_culprit_is_the_rank_that_caused_the_death(
+    tmp_path: Path,
+    errors: dict[int, str],
+    exited: tuple[int, ...],
+    failures: list[tuple[int, int]],
+    rank: int,
+    words: str,
+) -> None:
+    for number, log in enumerate(logs(tmp_path)):
+        log.write("enter", cell=number, stage="round")
+        if number in errors:
+            log.write("error", message=errors[number], clock_ns=number)
+        if number in exited:
+            log.write("exit")
+    lines = Assembler(plan_of(tmp_path, [job(1), job(2)]), [job(1), job(2)], "sweep")
+    lines.update()
+    found = lines.culprit([{"rank": r, "exitcode": code, "pid": 0} for r, code in failures])
+    assert found[:2] == (rank, rank)
+    assert words in found[2]
+
+
+def test_measure_counts_rounds_from_samples() -> None:
+    measure = Measure(samples=10, samples_max=40, per_round=3)
+    assert (measure.rounds_min, measure.rounds_max) == (4, 13)
+    assert dataclasses.replace(measure, samples_max=1).rounds_max == 4
