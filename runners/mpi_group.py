@@ -21,11 +21,15 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
+import mpi4py
 import torch
 import torch.distributed as dist
-from mpi4py import MPI
 
-from runners.mpi_start import export_environment as export_environment
+mpi4py.rc.thread_level = "serialized"  # as Python calls it; "multiple" locks, at 7 us per barrier
+
+from mpi4py import MPI  # noqa: E402
+
+from runners.mpi_start import export_environment as export_environment  # noqa: E402
 
 BACKEND = "mpi4py"
 _dist: Any = dist  # its type stubs leave out what extends it
@@ -41,10 +45,10 @@ MPI_TYPES = {
     torch.uint8: MPI.UINT8_T,
 }
 MPI_OPS = {
-    dist.ReduceOp.SUM: MPI.SUM,
-    dist.ReduceOp.MAX: MPI.MAX,
-    dist.ReduceOp.MIN: MPI.MIN,
-    dist.ReduceOp.PRODUCT: MPI.PROD,
+    dist.ReduceOp.SUM.value: MPI.SUM,
+    dist.ReduceOp.MAX.value: MPI.MAX,
+    dist.ReduceOp.MIN.value: MPI.MIN,
+    dist.ReduceOp.PRODUCT.value: MPI.PROD,
 }
 WIDENED = (torch.bfloat16, torch.float16)  # MPI has no such numbers to add
 
@@ -133,11 +137,13 @@ DONE = Finished()  # shared: making one costs as much as a small message
 
 
 def _bytes(tensor: torch.Tensor) -> list[Any]:
-    """mpi4py's buffer specification of a contiguous tensor, moved as raw bytes."""
+    """mpi4py's buffer specification of a contiguous tensor, moved as raw bytes.
+
+    It has no count, so that mpi4py divides the size by the ranks where the call wants that.
+    """
     if not tensor.is_contiguous():
         raise ValueError(f"tensor of strides {tensor.stride()}: MPI needs it contiguous")
-    size = tensor.nbytes
-    return [MPI.buffer.fromaddress(tensor.data_ptr(), size), size, MPI.BYTE]
+    return [MPI.buffer.fromaddress(tensor.data_ptr(), tensor.nbytes), MPI.BYTE]
 
 
 def _numbers(tensor: torch.Tensor) -> list[Any]:
@@ -146,8 +152,7 @@ def _numbers(tensor: torch.Tensor) -> list[Any]:
     if kind is None:
         allowed = ", ".join(str(dtype) for dtype in (*MPI_TYPES, *WIDENED))
         raise TypeError(f"{tensor.dtype}: MPI reduces {allowed}")
-    buffer = _bytes(tensor)
-    return [buffer[0], tensor.numel(), kind]
+    return [_bytes(tensor)[0], kind]
 
 
 def _split(tensor: torch.Tensor, rows: Sequence[int], ranks: int) -> list[Any]:
@@ -181,34 +186,34 @@ class MpiGroup(_ProcessGroup):  # type: ignore[misc]
     def group_name(self) -> str:
         return self.name
 
-    def barrier(self, options: Any = None) -> Finished:
+    def barrier(self, opts: Any = None) -> Finished:
         self.communicator.Barrier()
         return DONE
 
-    def broadcast(self, tensors: list[torch.Tensor], options: Any) -> Finished:
-        self.communicator.Bcast(_bytes(tensors[0]), options.rootRank)
+    def broadcast(self, tensors: list[torch.Tensor], opts: Any) -> Finished:
+        self.communicator.Bcast(_bytes(tensors[0]), opts.rootRank)
         return DONE
 
-    def allreduce(self, tensors: list[torch.Tensor], options: Any) -> Finished:
+    def allreduce(self, tensors: list[torch.Tensor], opts: Any) -> Finished:
         (tensor,) = tensors
         wide = tensor.float() if tensor.dtype in WIDENED else tensor
-        self.communicator.Allreduce(MPI.IN_PLACE, _numbers(wide), _op(options.reduceOp))
+        self.communicator.Allreduce(MPI.IN_PLACE, _numbers(wide), _op(opts.reduceOp))
         if wide is not tensor:
             tensor.copy_(wide)
         return DONE
 
-    def reduce(self, tensors: list[torch.Tensor], options: Any) -> Finished:
+    def reduce(self, tensors: list[torch.Tensor], opts: Any) -> Finished:
         (tensor,) = tensors
         wide = tensor.float() if tensor.dtype in WIDENED else tensor.clone()
         total = torch.empty_like(wide)
-        op, root = _op(options.reduceOp), options.rootRank
+        op, root = _op(opts.reduceOp), opts.rootRank
         self.communicator.Reduce(_numbers(wide), _numbers(total), op, root)
         if self.rank() == root:
             tensor.copy_(total)
         return DONE
 
     def all_gather_single(
-        self, output: torch.Tensor, tensor: torch.Tensor, options: Any = None
+        self, output: torch.Tensor, tensor: torch.Tensor, opts: Any = None
     ) -> Finished:
         self.communicator.Allgather(_bytes(tensor), _split(output, (), self.ranks))
         return DONE
@@ -216,7 +221,7 @@ class MpiGroup(_ProcessGroup):  # type: ignore[misc]
     _allgather_base = all_gather_single
 
     def allgather(
-        self, outputs: list[list[torch.Tensor]], tensors: list[torch.Tensor], options: Any = None
+        self, outputs: list[list[torch.Tensor]], tensors: list[torch.Tensor], opts: Any = None
     ) -> Finished:
         """Unequal sizes are allowed, which gloo's is not."""
         sizes = [output.nbytes for output in outputs[0]]
@@ -233,7 +238,7 @@ class MpiGroup(_ProcessGroup):  # type: ignore[misc]
         tensor: torch.Tensor,
         output_rows: Sequence[int],
         input_rows: Sequence[int],
-        options: Any = None,
+        opts: Any = None,
     ) -> Finished:
         send = _split(tensor, input_rows, self.ranks)
         receive = _split(output, output_rows, self.ranks)
@@ -246,7 +251,7 @@ class MpiGroup(_ProcessGroup):  # type: ignore[misc]
     alltoall_base = all_to_all_single
 
     def alltoall(
-        self, outputs: list[torch.Tensor], tensors: list[torch.Tensor], options: Any = None
+        self, outputs: list[torch.Tensor], tensors: list[torch.Tensor], opts: Any = None
     ) -> Finished:
         packed = torch.cat([t.contiguous().view(-1).view(torch.uint8) for t in tensors])
         received = torch.empty(sum(output.nbytes for output in outputs), dtype=torch.uint8)
@@ -257,11 +262,11 @@ class MpiGroup(_ProcessGroup):  # type: ignore[misc]
         return DONE
 
     def reduce_scatter_single(
-        self, output: torch.Tensor, tensor: torch.Tensor, options: Any
+        self, output: torch.Tensor, tensor: torch.Tensor, opts: Any
     ) -> Finished:
         wide = tensor.float() if tensor.dtype in WIDENED else tensor
         total = torch.empty_like(output, dtype=wide.dtype) if wide is not tensor else output
-        op = _op(options.reduceOp)
+        op = _op(opts.reduceOp)
         self.communicator.Reduce_scatter_block(_numbers(wide), _numbers(total), op)
         if total is not output:
             output.copy_(total)
@@ -287,7 +292,7 @@ def _unpack(packed: torch.Tensor, outputs: list[torch.Tensor]) -> None:
 
 
 def _op(op: Any) -> MPI.Op:
-    found = MPI_OPS.get(op.op if hasattr(op, "op") else op)
+    found = MPI_OPS.get(op.op.value)
     if found is None:
         raise ValueError(f"{op}: MPI reduces by SUM, MAX, MIN and PRODUCT")
     return found
