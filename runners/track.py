@@ -43,8 +43,9 @@ class Report:
     folders: list[Path] = field(default_factory=list)
 
     def warn(self, text: str) -> None:
-        self.warnings.append(redact(text))
-        print(f"warning: {redact(text)}", file=sys.stderr)
+        text = redact(" ".join(text.split()))  # one line, whatever W&B's message looks like
+        self.warnings.append(text)
+        print(f"warning: {text}", file=sys.stderr)
 
     def as_json(self) -> str:
         names = ("mode", "runs", "rows", "skipped", "warnings")

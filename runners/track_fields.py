@@ -2,14 +2,16 @@
 
 Config and summary together are the whole row of `runners.flatten`, unchanged and under the same
 names: what was known before measuring is config (W&B groups and filters by it), what came out is
-summary. One bulk request for both is therefore enough for every table. History holds one row per
-sample, under names that are in neither.
+summary. One bulk request for both is therefore enough for every table. W&B's client sorts the
+keys of dicts and drops empty ones on their way to a server, so dicts are there for W&B's charts,
+and once more, exactly, as one JSON text. History holds one row per sample.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +25,7 @@ KNOWN_BEFORE = (
     *("environment", "measure", "calibration", *flatten.ENVIRONMENT),
 )
 ROWS_FIELD = "tracked_rows"  # summary: how many history rows a whole run has
-SAMPLE_FIELDS = ("makespan_ms", "round", "warmup", "steps", "rank_duration_ms")
+EXACT_FIELD = "exact_json"  # config and summary: their values with dicts in them, as JSON
 TAG_LIMIT = 64  # W&B refuses longer tags
 
 
@@ -57,11 +59,29 @@ def run_of(record: Record, sweep: str) -> Run:
         job_type=record.cell.strategy.name,
         tags=tuple(t[:TAG_LIMIT] for t in (*row["flags"], *([] if good else [record.outcome]))),
         notes="; ".join(row["notes"]),
-        config={name: value for name, value in row.items() if name in known},
-        summary={**summary, ROWS_FIELD: len(history)},
+        config=_with_exact({name: value for name, value in row.items() if name in known}),
+        summary={**_with_exact(summary), ROWS_FIELD: len(history)},
         history=history,
         exit_code=0 if good else 1,
     )
+
+
+def _with_exact(values: dict[str, Any]) -> dict[str, Any]:
+    """Lists of dicts, which no chart shows, are in the JSON text alone."""
+    in_lists = {n: v for n, v in values.items() if isinstance(v, list) and _holds_containers(v)}
+    dicts = {n: v for n, v in values.items() if isinstance(v, dict)}
+    plain = {n: v for n, v in values.items() if n not in in_lists}
+    return {**plain, EXACT_FIELD: json.dumps({**dicts, **in_lists})}
+
+
+def _holds_containers(values: list[Any]) -> bool:
+    return any(isinstance(value, (dict, list)) for value in values)
+
+
+def exact(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Undoes what a server's copy lost: the values of a config or summary as they were written;
+    raises ValueError if the JSON text is damaged."""
+    return {**values, **json.loads(values.get(EXACT_FIELD) or "{}")}
 
 
 def run_id(record: Record, sweep: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from moe.spec import Cell
 from runners import flatten
 from runners.record import OUTCOMES, Record
-from runners.track_fields import ROWS_FIELD
+from runners.track_fields import EXACT_FIELD, ROWS_FIELD, exact
 
 SAMPLE_COLUMNS = {"sample_ms": "makespan_ms", "sample_round": "round", "sample_warmup": "warmup"}
 
@@ -32,7 +32,10 @@ def row_of(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, A
         raise NoRow("it has no results: it has crashed, or is being written")
     if summary.get("outcome") not in OUTCOMES:
         raise NoRow(f"outcome {summary.get('outcome')!r} is none of {', '.join(OUTCOMES)}")
-    both = {**config, **summary}
+    try:
+        both = {**exact(config), **exact(summary)}
+    except (TypeError, ValueError) as error:
+        raise NoRow(f"its {EXACT_FIELD} is damaged: {error}") from error
     return {name: both.get(name) for name in row_names()}
 
 
