@@ -1,0 +1,168 @@
+"""Collectives with the gradients this project defines: the loss counts once over all ranks.
+
+A tensor that every rank holds whole ("replicated") carries the whole gradient on every rank; one
+that differs between ranks carries its rank's own. torch's differentiable all_reduce sums the
+gradients of replicated outputs again, which multiplies them by the number of ranks.
+
+| function        | forward        | backward        |
+|-----------------|----------------|-----------------|
+| add_up          | all-reduce     | identity        |
+| spread          | identity       | all-reduce      |
+| gather_outputs  | all-gather     | own rows        |
+| gather_tokens   | all-gather     | reduce-scatter  |
+| add_and_scatter | reduce-scatter | all-gather      |
+| exchange        | all-to-all     | all-to-all back |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe.comm import Group
+
+
+def _tracked(x: Tensor) -> bool:
+    return torch.is_grad_enabled() and x.requires_grad
+
+
+class _AddUp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        return group.all_reduce_(x.clone())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.group.all_reduce_(grad.clone()), None
+
+
+class _GatherOutputs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group, sizes: Sequence[int]) -> Tensor:
+        ctx.start, ctx.rows = sum(sizes[: group.index]), x.shape[0]
+        return group.all_gather(x, sizes)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad.narrow(0, ctx.start, ctx.rows), None, None
+
+
+class _GatherTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group, sizes: Sequence[int]) -> Tensor:
+        ctx.group, ctx.sizes = group, sizes
+        return group.all_gather(x, sizes)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.group.reduce_scatter(grad, ctx.sizes), None, None
+
+
+class _AddAndScatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group, sizes: Sequence[int]) -> Tensor:
+        ctx.group, ctx.sizes = group, sizes
+        return group.reduce_scatter(x, sizes)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.group.all_gather(grad, ctx.sizes), None, None
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, group: Group, received: list[int], sent: list[int], opened: list[Any]
+    ) -> Tensor:
+        ctx.group, ctx.received, ctx.sent = group, received, sent
+        out, work = group.all_to_all(x, received, sent, wait=not opened)
+        opened[:] = [work]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return ctx.group.all_to_all(grad, ctx.sent, ctx.received)[0], None, None, None, None
+
+
+def add_up(x: Tensor, group: Group) -> Tensor:
+    """Sum of the group's partial results, replicated; x may be overwritten."""
+    if group.size == 1:
+        return x
+    return _AddUp.apply(x, group) if _tracked(x) else group.all_reduce_(x)  # type: ignore[no-any-return]
+
+
+def spread(x: Tensor, group: Group) -> Tensor:
+    """A replicated x, of which every member uses a part or makes a partial result."""
+    if group.size == 1 or not _tracked(x):
+        return x
+    return _Spread.apply(x, group)  # type: ignore[no-any-return]
+
+
+def gather_outputs(x: Tensor, group: Group, sizes: Sequence[int]) -> Tensor:
+    """Everyone's rows, replicated, as the end of a step that started replicated."""
+    if group.size == 1:
+        return x
+    if not _tracked(x):
+        return group.all_gather(x, sizes)
+    return _GatherOutputs.apply(x, group, sizes)  # type: ignore[no-any-return]
+
+
+def gather_tokens(x: Tensor, group: Group, sizes: Sequence[int]) -> Tensor:
+    """Everyone's rows, of which every member makes a partial result."""
+    if group.size == 1:
+        return x
+    if not _tracked(x):
+        return group.all_gather(x, sizes)
+    return _GatherTokens.apply(x, group, sizes)  # type: ignore[no-any-return]
+
+
+def add_and_scatter(x: Tensor, group: Group, sizes: Sequence[int]) -> Tensor:
+    """This rank's rows of the sum of the group's partial results."""
+    if group.size == 1:
+        return x
+    if not _tracked(x):
+        return group.reduce_scatter(x, sizes)
+    return _AddAndScatter.apply(x, group, sizes)  # type: ignore[no-any-return]
+
+
+def exchange(x: Tensor, group: Group, received: list[int], sent: list[int]) -> Tensor:
+    """`sent[i]` rows go to member i, `received[i]` rows come from it, in member order."""
+    if group.size == 1:
+        return x
+    if not _tracked(x):
+        return group.all_to_all(x, received, sent)[0]
+    return _Exchange.apply(x, group, received, sent, [])  # type: ignore[no-any-return]
+
+
+class Pending:
+    """Rows on their way: `wait` before use, so that something else can run meanwhile."""
+
+    def __init__(self, x: Tensor, group: Group, received: list[int], sent: list[int]) -> None:
+        opened: list[Any] = [None]
+        if group.size == 1:
+            self.rows = x
+        elif _tracked(x):
+            self.rows = _Exchange.apply(x, group, received, sent, opened)
+        else:
+            self.rows, opened[0] = group.all_to_all(x, received, sent, wait=False)
+        self.work, self.source = opened[0], x  # the source must outlive the transfer
+
+    def wait(self) -> Tensor:
+        if self.work is not None:
+            self.work.wait()
+            self.work = None
+        return self.rows

@@ -1,0 +1,34 @@
+"""The ways to spread the layer over ranks: what is supported, and how to build one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moe.spec import Cell
+from moe.strategies.checks import supports
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from moe.comm import Comm
+    from moe.layer import MoELayer
+
+__all__ = ["build", "supports"]
+
+
+def build(cell: Cell, comm: Comm, trace_NK: Tensor | None = None) -> MoELayer:
+    """The layer of this rank; `trace_NK` are expert ids per token for workload.kind=trace.
+
+    Collective: every rank builds the same cells in the same order.
+    """
+    from moe.strategies.dp import Dp
+    from moe.strategies.ep import Ep
+    from moe.strategies.serial import Serial
+    from moe.strategies.simple import Simple
+    from moe.strategies.tp import Tp
+
+    supports(cell)
+    kinds: dict[str, type[MoELayer]] = {
+        "serial": Serial, "simple": Simple, "dp": Dp, "tp": Tp, "ep": Ep,
+    }  # fmt: skip
+    return kinds[cell.strategy.name](cell, comm, trace_NK)

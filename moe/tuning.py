@@ -1,0 +1,70 @@
+"""Choosing a kernel by measuring each on what the layer's experts are really given."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from moe.layer import MoELayer
+
+_BUDGET_NS = 40_000_000  # per candidate, after one call to warm up
+_MIN_CALLS, _MAX_CALLS = 3, 50
+
+
+def tune(layer: MoELayer, x_TD: Tensor) -> dict[str, Any]:
+    """Every rank times each candidate on its own part at the same time; the slowest rank's median
+    counts, so all choose alike. Collective: it runs one forward."""
+    asked = layer.cell.strategy.kernel
+    names = layer.experts.variants(asked, x_TD.dtype)
+    if len(names) == 1:
+        layer.use(names[0])
+        return {"name": names[0], "how": "asked for", "candidates_ms": {}}
+    call = _expert_stage(layer, x_TD)
+    times_ms = torch.zeros(len(names), device=layer.comm.device)
+    for i, name in enumerate(names):
+        layer.use(name)
+        times_ms[i] = _median_ms(call, layer)
+    layer.comm.world.combine_(times_ms, "max")
+    best = int(times_ms.argmin())
+    layer.use(names[best])
+    found = dict(zip(names, times_ms.tolist(), strict=True))
+    return {"name": names[best], "how": "measured", "candidates_ms": found}
+
+
+def _expert_stage(layer: MoELayer, x_TD: Tensor) -> Callable[[], None]:
+    """What this rank's experts did in one forward, repeatable without the other ranks."""
+    train = layer.cell.workload.mode == "train"
+    with torch.no_grad(), layer.watching() as seen:
+        layer(x_TD)
+    stage = seen.stage
+
+    def call() -> None:
+        if stage is None:
+            return
+        with torch.set_grad_enabled(train):
+            y = stage()
+            if train and y.requires_grad:
+                torch.autograd.grad(y, list(layer.experts.parameters()), torch.ones_like(y))
+
+    return call
+
+
+def _median_ms(call: Callable[[], None], layer: MoELayer) -> float:
+    times = []
+    begin = time.monotonic_ns()
+    for turn in range(_MAX_CALLS + 1):
+        start = time.monotonic_ns()
+        call()
+        if layer.comm.device.type == "cuda":
+            torch.cuda.synchronize(layer.comm.device)
+        if turn:
+            times.append((time.monotonic_ns() - start) / 1e6)
+        if turn >= _MIN_CALLS and time.monotonic_ns() - begin > _BUDGET_NS:
+            break
+    return statistics.median(times)
