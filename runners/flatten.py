@@ -14,7 +14,7 @@ from typing import Any
 
 from moe.spec import Cell
 from runners import estimate
-from runners.record import Record
+from runners.record import Record, Samples
 
 # Fields of the cell whose plain name would be ambiguous in a flat row. All others keep theirs;
 # those of the router get the prefix "router_".
@@ -94,8 +94,12 @@ def row(record: Record, samples: bool = False) -> dict[str, Any]:
 
 
 def sample_columns(record: Record) -> dict[str, list[Any]]:
-    """Every sample in the order it was taken, warm-up included and flagged: makespan per step."""
-    taken = record.samples
+    """Every sample in the order it was taken, warm-up included and flagged: makespan per step.
+
+    Empty unless the cell was measured and right: nothing else may show a time.
+    """
+    good = record.outcome == "measured" and (record.gate or {}).get("ok")
+    taken = record.samples if good else Samples()
     spans = [
         (max(ends) - min(starts)) / steps / 1e6
         for starts, ends, steps in zip(taken.start_ns, taken.end_ns, taken.steps, strict=True)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runners import estimate, flatten
+from runners import flatten
 from runners.record import Record
 
 # Row names outside the cell that are known before anything is measured.
@@ -92,8 +92,6 @@ def run_id(record: Record, sweep: str) -> str:
 
 def samples(record: Record) -> list[dict[str, Any]]:
     """History rows; none unless the cell was measured and right, as no other may show a time."""
-    if not estimate.headline(record):
-        return []
     taken = record.samples
     spans = flatten.sample_columns(record)["sample_ms"]
     return [
