@@ -88,7 +88,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], metavar="ATTEMPT_ID")
     options = parser.parse_args(argv)
     try:
-        options.mode = options.mode or resolve_mode("offline")
+        options.mode = resolve_mode(options.mode)
     except ValueError as error:
         parser.error(f"WANDB_MODE: {error}")
     return options
@@ -171,6 +171,7 @@ def _fall_back(writer: Writer, error: Exception, report: Report) -> None:
     report.warn(f"tracker: no answer from the server ({error}); writing offline instead")
     writer.close()
     writer.online = False
+    report.mode = "offline"
 
 
 def _write(writer: Writer, run: Run, resume: bool, report: Report) -> Path | None:
@@ -185,7 +186,7 @@ def _write(writer: Writer, run: Run, resume: bool, report: Report) -> Path | Non
             for log in ledger.whole(writer.folder, run.id, len(run.history)):
                 return log  # the online run's own log has everything: it only awaits a sync
     try:
-        ledger.drop_unfinished(writer.folder, run.id)
+        ledger.drop_unfinished(writer.folder, run.id, len(run.history))
         return writer.write(run)
     except Exception as error:
         report.failed += 1

@@ -30,12 +30,13 @@ class TrackerResult:
     runs: int = 0  # written by this call; those that were there already do not count
     warning: str = ""
     sync_command: str = ""
+    mode: str = ""  # how it was written: "offline" too where a server did not answer
 
 
-def resolve_mode(configured: str) -> str:
-    """WANDB_MODE beats the configured mode; raises ValueError for a word that is no mode."""
-    mode = os.environ.get("WANDB_MODE") or configured
-    mode = "offline" if mode == "dryrun" else mode
+def resolve_mode(configured: str | None) -> str:
+    """The configured mode, else WANDB_MODE, else offline; raises ValueError for no mode."""
+    mode = configured or os.environ.get("WANDB_MODE") or "offline"
+    mode = "offline" if mode == "dryrun" else mode  # W&B's old word
     if mode not in MODES:
         raise ValueError(f"tracker.mode={mode}: allowed is {', '.join(MODES)}")
     return mode
@@ -46,12 +47,13 @@ def run_tracker(
 ) -> TrackerResult:
     """Tracks these attempts of the sweep; `tracker` has `mode`, `project` and `entity`.
 
-    The tracker and whatever it started have ended when this returns.
+    A server that does not answer costs its timeouts once per call: hand the result's `mode` to
+    the next one. The tracker and whatever it started have ended when this returns.
     """
     try:
-        mode = resolve_mode(str(tracker.get("mode") or "offline"))
+        mode = resolve_mode(tracker.get("mode"))
         if mode == "disabled" or not attempt_ids:
-            return TrackerResult(True)
+            return TrackerResult(True, mode=mode)
         command = [sys.executable, "-m", "runners.track", str(sweep_dir), "--mode", mode]
         command += ["--project", str(tracker.get("project") or "moe-bench")]
         command += ["--entity", str(tracker["entity"])] if tracker.get("entity") else []
@@ -87,13 +89,16 @@ def _result(returncode: int, out: str, err: str) -> TrackerResult:
     lines = out.strip().splitlines()
     try:
         told = json.loads(lines[-1])
-        warnings = [str(w) for w in told["warnings"]]
-        text = "; ".join(warnings)
-        done = TrackerResult(returncode == 0, int(told["runs"]), text, str(told["sync_command"]))
+        return TrackerResult(
+            ok=returncode == 0,
+            runs=int(told["runs"]),
+            warning="; ".join(str(text) for text in told["warnings"]),
+            sync_command=str(told["sync_command"]),
+            mode=str(told["mode"]),
+        )
     except (IndexError, KeyError, TypeError, ValueError):
         last = redact(" ".join(err.strip().splitlines()[-1:]))
         return TrackerResult(False, warning=f"tracker: exit code {returncode}; {last}")
-    return done
 
 
 def _end(process: subprocess.Popen[str]) -> None:

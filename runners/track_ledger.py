@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ def fault(log: Path, rows: int) -> str:
 
 def logs(folder: Path, run_id: str) -> list[Path]:
     """Logs of a run below `folder`/wandb, of offline and online runs."""
-    return sorted(folder.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb"))
+    return sorted(folder.glob(f"wandb/*run-*-{glob.escape(run_id)}/run-*.wandb"))
 
 
 def whole(folder: Path, run_id: str, rows: int) -> list[Path]:
@@ -43,11 +44,12 @@ def whole(folder: Path, run_id: str, rows: int) -> list[Path]:
     return [log for log in logs(folder, run_id) if not fault(log, rows)]
 
 
-def drop_unfinished(folder: Path, run_id: str) -> None:
-    """Removes what an interrupted tracker left offline: synced beside its replay, W&B would
-    join the two. Logs of online runs stay, as they may hold what a server missed."""
-    for path in folder.glob(f"wandb/{OFFLINE}*-{run_id}"):
-        shutil.rmtree(path, ignore_errors=True)
+def drop_unfinished(folder: Path, run_id: str, rows: int) -> None:
+    """Removes what an interrupted tracker or a failed start left of a run that is now written
+    again: synced beside its replay, W&B would join the two."""
+    for log in logs(folder, run_id):
+        if fault(log, rows):
+            shutil.rmtree(log.parent, ignore_errors=True)
 
 
 def mark_synced(folder: Path, run_id: str) -> None:

@@ -14,9 +14,8 @@ from typing import Any
 
 from runners.track_fields import Run
 
-INIT_TIMEOUT_S = 20.0
-FINISH_TIMEOUT_S = 60.0
-QUERY_TIMEOUT_S = 20
+# Bounds on every wait for a server, in seconds, under W&B's own names: unset means these.
+TIMEOUTS_S = {"WANDB_INIT_TIMEOUT": 20, "WANDB_FINISH_TIMEOUT": 60, "WANDB_HTTP_TIMEOUT": 20}
 FLUSH_INTERVAL_S = 0.1
 PAGE = 1000
 # Settings of a surrounding run that must not leak into ours.
@@ -80,7 +79,7 @@ class Writer:
         """Which of these runs the server has: id -> (state, summary); one request per page."""
         import wandb
 
-        api = wandb.Api(timeout=QUERY_TIMEOUT_S)
+        api = wandb.Api(timeout=_timeout_s("WANDB_HTTP_TIMEOUT"))
         path = f"{self.entity or api.default_entity}/{self.project}"
         found = api.runs(
             path, filters={"name": {"$in": ids}}, per_page=min(PAGE, len(ids)), lazy=False
@@ -98,6 +97,11 @@ class Writer:
                 wandb.teardown()
 
 
+def _timeout_s(name: str) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdigit() and int(text) else TIMEOUTS_S[name]
+
+
 def _settings() -> Any:
     import wandb
 
@@ -109,8 +113,8 @@ def _settings() -> Any:
         save_code=False,
         disable_code=True,
         disable_git=True,
-        init_timeout=INIT_TIMEOUT_S,
-        finish_timeout=FINISH_TIMEOUT_S,
+        init_timeout=_timeout_s("WANDB_INIT_TIMEOUT"),
+        finish_timeout=_timeout_s("WANDB_FINISH_TIMEOUT"),
         finish_timeout_raises=True,
         x_disable_meta=True,
         x_disable_stats=True,

@@ -106,9 +106,16 @@ class StandIn:
         return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY}
 
     def fail(self, status: int, seconds: float = 1e9, only: str = "") -> None:
-        """Answers with `status` for a while to requests that contain `only`."""
-        until = time.monotonic() + seconds
-        self.fault = lambda r: status if only in r and time.monotonic() < until else None
+        """Answers requests that contain `only` with `status`, for a while from the first on."""
+        first: list[float] = []
+
+        def fault(request: str) -> int | None:
+            if only not in request:
+                return None
+            first.append(time.monotonic())
+            return status if first[-1] - first[0] < seconds else None
+
+        self.fault = fault
 
     def stored(self, name: str, **fields: Any) -> StoredRun:
         with self.lock:
