@@ -65,8 +65,7 @@ class Bench:
 BENCH = Bench()
 
 
-@hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
-def main(config: DictConfig) -> None:
+def task(config: DictConfig) -> None:
     """A run without -m: the same path with one cell."""
     plain = resolve(config)
     overrides = list(HydraConfig.get().overrides.task)
@@ -74,7 +73,7 @@ def main(config: DictConfig) -> None:
     BENCH.run_all([Asked(0, plain, overrides)], sweep_dir)
 
 
-main.moe_bench = BENCH
+task.moe_bench = BENCH  # type: ignore[attr-defined]  # how our launcher knows whose jobs it has
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
@@ -138,8 +137,9 @@ def summary(result: SweepResult) -> dict[str, Any]:
 
 def run() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us, not through its own printer
+    program = hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
     try:
-        main()
+        program(task)()
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

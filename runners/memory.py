@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moe import cost
+from moe.spec import DTYPE_BYTES
 from runners.cell import ConfigError
 from runners.hardware import memory_bytes
 from runners.plan import Job
@@ -20,7 +20,12 @@ def available_bytes() -> int:
 
 def memory_needed_bytes(job: Job) -> int:
     """Weights on all ranks of this host."""
-    return cost.weight_bytes(job.cell) * job.cell.placement.world_size
+    layer, name = job.cell.layer, job.cell.strategy.name
+    first = 2 if layer.activation == "silu_gated" else 1
+    expert = first * layer.dim * layer.hidden + layer.hidden * layer.dim_out
+    whole = (layer.num_experts + layer.shared_experts) * expert * DTYPE_BYTES[layer.dtype]
+    ranks = job.cell.placement.world_size
+    return whole * ranks if name in ("simple", "dp") else whole
 
 
 def fits_together(jobs: Sequence[Job]) -> bool:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from moe.spec import Placement
 
 PR_SET_PDEATHSIG = 1
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # old name
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -93,7 +94,7 @@ class TorchRanks:
             return [list(values)]
         mine = torch.tensor(list(values), dtype=torch.int64)
         everyone = torch.empty(self.where.world_size * len(mine), dtype=torch.int64)
-        dist.all_gather_into_tensor(everyone, mine, group=self._control)
+        all_gather(everyone, mine, group=self._control)
         rows: list[list[int]] = everyone.view(self.where.world_size, -1).tolist()
         return rows
 

@@ -64,7 +64,7 @@ class Ready:
         layer = strategies.build(cell, self.comm)
         x_TD = workload.inputs(cell, self.comm.rank, self.comm.device)
         if index in self.kernels:
-            layer.use_kernel(self.kernels[index])
+            layer.use(self.kernels[index])
         else:
             choice = layer.tune(x_TD)
             self.kernels[index] = choice["name"]

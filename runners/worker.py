@@ -88,11 +88,14 @@ class Worker:
         self.engine.measure_floor()
         resident = self.plan.resident[number]
         timed = [cell for index in wave if (cell := self._prepare(index, resident))]
+        gc.collect()
+        gc.freeze()  # what is built now stays: later collections look at what rounds leave only
         if timed:
             rounds = self._progress(number)
             seed = f"{self.plan.measure.order_seed}:{self.plan.launch}:{number}"
             rule = self.engine.run(timed, seed, rounds)
             self.log.write("stop", wave=number, rule=rule)
+        gc.unfreeze()
         self.ready.drop(wave)
 
     def _progress(self, wave: int) -> Callable[[int], None]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from runners import record
 from runners.assemble import Assembler
-from runners.calibration_cache import load_cached, store
 from runners.launch.start import Started
 from runners.memory import fits_together
 from runners.plan import Job, LaunchPlan, waves
@@ -35,7 +34,7 @@ class Launch:
         self.sweep, self.jobs = sweep, jobs
         self.number = sweep.next_launch()
         self.blamed: int | None = None
-        self.calibration = load_cached(*self._calibration_key())
+        self.calibration = None
         self.plan = self._plan()
         self.lines = Assembler(self.plan, jobs, sweep.sweep_dir.name)
         self.written: set[int] = set()
@@ -118,7 +117,6 @@ class Launch:
         measured = self.lines.ranks[0].launch.get("calibration")
         if self.calibration is None and measured:
             self.calibration = measured
-            store(*self._calibration_key(), measured)
 
     def _account(self, started: Started) -> list[Job]:
         """After the end: the cell that a death happened in fails, the others keep what they have;
