@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -13,6 +16,9 @@ from analysis import caption, cells, render, tables
 from analysis.cli import write_output
 from analysis.errors import InputError
 from analysis.frame import check_column, filtered
+
+if TYPE_CHECKING:
+    from analysis.plots.canvas import Scene
 
 
 @dataclass
@@ -66,4 +72,44 @@ def show(options: argparse.Namespace) -> int:
     return 0
 
 
-VERBS: dict[str, Callable[[argparse.Namespace], int]] = {"show": show}
+def plot(options: argparse.Namespace) -> int:
+    from analysis import plots
+
+    data = load(options)
+    names = options.name
+    for name in names:
+        plots.maker(name)
+    if options.group:
+        check_column(data.frame, options.group, "--group")
+    metric = check_column(data.frame, options.metric, "--metric") if options.metric else ""
+    folder = Path(options.output) if options.output else _folder(data, "plots")
+    drawn = plots.draw(scene(data, metric, options.group), folder, names)
+    for name, files in drawn.items():
+        if files:
+            print("\n".join(str(path) for path in files))
+        elif names:
+            print(f"warning: {name}: these records have no data for it", file=sys.stderr)
+    if not any(drawn.values()):
+        raise InputError(
+            "plot: nothing to draw; a plot needs two measured cells along an axis; "
+            "sweep more values, or loosen --filter"
+        )
+    return 0
+
+
+def scene(data: Data, metric: str = "", group: str = "") -> Scene:
+    from analysis.plots.canvas import Scene
+
+    return Scene(data.frame, data.cells, data.sources, data.options, metric, group)
+
+
+def _folder(data: Data, name: str) -> Path:
+    """In the sweep's own folder where there is one, else in the current one."""
+    from analysis.sources import LATEST
+
+    source = Path(data.sources[0]) if data.sources else LATEST
+    one_sweep = len(data.sources) <= 1 and (source / "cells").is_dir()
+    return source / name if one_sweep else Path(name)
+
+
+VERBS: dict[str, Callable[[argparse.Namespace], int]] = {"show": show, "plot": plot}

@@ -1,0 +1,60 @@
+"""Every picture by name: a function of a scene that gives a figure, or None without data for it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from analysis.plots.canvas import Scene
+
+# name -> (module, what it shows); modules are imported when drawn, matplotlib is slow to import
+PLOTS = {
+    "speed_vs_top_k": ("lines", "duration against top-k"),
+    "speed_vs_ranks": ("lines", "duration against ranks"),
+    "speed_vs_batch": ("lines", "duration against batch size"),
+    "throughput_vs_topk": ("lines", "throughput against top-k"),
+    "throughput_vs_total_ranks": ("lines", "throughput against ranks"),
+    "axis": ("lines", "any figure against any axis with bands (--group, --metric)"),
+}
+
+
+def maker(name: str) -> Callable[[Scene], Figure | None]:
+    """The function that draws a plot; raises InputError for a name there is none of."""
+    if name not in PLOTS:
+        near = difflib.get_close_matches(name, PLOTS, 3, 0.4)
+        raise InputError(
+            f"--name {name}: no such plot; allowed are {', '.join(PLOTS)}; "
+            f"near is {', '.join(near) or 'none of them'}"
+        )
+    from importlib import import_module
+
+    module = import_module(f"analysis.plots.{PLOTS[name][0]}")
+    made: Callable[[Scene], Figure | None] = getattr(module, name)
+    return made
+
+
+def figures(scene: Scene, names: Sequence[str] = ()) -> Iterator[tuple[str, Figure | None]]:
+    """Each plot with its name, in order; None for one the data have nothing for."""
+    from analysis.plots import canvas
+
+    for name, make in [(name, maker(name)) for name in names or PLOTS]:
+        with canvas.styled():
+            yield name, make(scene)
+
+
+def draw(scene: Scene, folder: Path, names: Sequence[str] = ()) -> dict[str, list[Path]]:
+    """Files by name of what could be drawn; names without data have no files."""
+    from analysis.plots import canvas
+
+    drawn = {}
+    for name, made in figures(scene, names):
+        with canvas.styled():
+            drawn[name] = canvas.save(made, folder, name) if made else []
+    return drawn

@@ -1,0 +1,163 @@
+"""A figure against an axis, one line per strategy: the seed's four plots, and any other axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.frame import ALIASES
+from analysis.panels import Panel, axes, panels, setting, title_of, x_label
+from analysis.plots import canvas
+from analysis.plots.canvas import Scene
+from analysis.tables import DURATION, THROUGHPUT, Entry, Metric, entry, metric_of
+
+MAX_COLUMNS = 3
+HOLLOW = Line2D(
+    [], [], color="#444444", marker="o", markerfacecolor="white", linestyle="",
+    label="hollow: oversubscribed",
+)  # fmt: skip
+
+
+def speed_vs_top_k(scene: Scene) -> Figure | None:
+    return against(scene, "topk_requested", DURATION, "speed_vs_top_k")
+
+
+def speed_vs_ranks(scene: Scene) -> Figure | None:
+    return against(scene, "world_size", DURATION, "speed_vs_ranks")
+
+
+def speed_vs_batch(scene: Scene) -> Figure | None:
+    return against(scene, "batch_size", DURATION, "speed_vs_batch")
+
+
+def throughput_vs_topk(scene: Scene) -> Figure | None:
+    return against(scene, "topk_requested", THROUGHPUT, "throughput_vs_topk")
+
+
+def throughput_vs_total_ranks(scene: Scene) -> Figure | None:
+    return against(scene, "world_size", THROUGHPUT, "throughput_vs_total_ranks")
+
+
+def axis(scene: Scene) -> Figure | None:
+    """Any figure against any axis with bands: --group AXIS, --metric COLUMN."""
+    metric = metric_of(scene.metric) if scene.metric else DURATION
+    group = ALIASES.get(scene.group, scene.group)
+    chosen = [group] if group else axes(scene.cells)[:1]
+    return against(scene, chosen[0], metric, "axis", bands=True) if chosen else None
+
+
+def against(
+    scene: Scene, axis: str, metric: Metric, name: str, bands: bool = False
+) -> Figure | None:
+    """Panels side by side; None where the sweep has nothing along this axis."""
+    if metric.column not in scene.cells:
+        return None
+    found = panels(scene.cells, axis)[:MAX_COLUMNS]
+    if not found:
+        return None
+    made = canvas.figure(len(found))
+    grid = made.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    names = sorted({s for p in found for s in p.series})
+    for ax, panel in zip(grid, found, strict=True):
+        draw(ax, panel, metric, names, bands)
+        ax.set_title(difference(panel, found))
+    grid[0].set_ylabel(metric.heading)
+    shown = [entry(c, metric) for p in found for _, c in p.cells.iterrows()]
+    _heights(grid[0], shown, metric)
+    canvas.legend(made, grid, _notes(shown))
+    where = "; ".join(setting(p) for p in found)
+    mean = "median" if metric.column == "median_ms" else "mean" if metric.low else "value"
+    extra = [
+        f"{metric.heading} by {title_of(axis)}; {where}.",
+        f"Shown: {mean} and its interval; lines only guide the eye.",
+    ]
+    return canvas.finish(made, scene, name, extra)
+
+
+def _notes(shown: Sequence[Entry]) -> list[Line2D]:
+    return [HOLLOW] if any("oversubscribed" in e.flags for e in shown) else []
+
+
+def _heights(ax: Axes, shown: Sequence[Entry], metric: Metric) -> None:
+    values = [e.value for e in shown if math.isfinite(e.value)]
+    canvas.duration_axis(ax, values)
+
+
+def draw(ax: Axes, panel: Panel, metric: Metric, names: Sequence[str], bands: bool) -> None:
+    """One panel: every series dodged a little, so that error bars stay apart."""
+    values = panel.values
+    numeric = all(isinstance(v, (int, float)) for v in values)
+    places = {v: float(v) if numeric else float(i) for i, v in enumerate(values)}
+    if numeric:
+        canvas.number_axis(ax, [places[v] for v in values])
+    log = ax.get_xscale() == "log"
+    labels = [x_label(panel, v).replace(" (", "\n(").replace(" ran ", "\nran ") for v in values]
+    ax.set_xticks([places[v] for v in values], labels)
+    drawn = panel.series
+    for number, series in enumerate(drawn):
+        shift = canvas.DODGE * (number - (len(drawn) - 1) / 2) / 2
+        x = [_dodged(places[v], shift, log, list(places.values())) for v in values]
+        found = [entry(panel.at(v, series), metric) for v in values]
+        _series(ax, x, found, canvas.look(series, names), series, bands)
+    _without_time(ax, panel, metric, places)
+    ax.set_xlabel(title_of(panel.axis))
+
+
+def _without_time(ax: Axes, panel: Panel, metric: Metric, places: dict[Any, float]) -> None:
+    """Cells that failed or were wrong, in words at their place."""
+    for value, x in places.items():
+        found = [(s, entry(panel.at(value, s), metric).outcome) for s in panel.series]
+        words = [f"{s}: {outcome}" for s, outcome in found if outcome not in ("measured", "")]
+        if words:
+            look: dict[str, Any] = {"size": 7.5, "color": "#7A0000", "ha": "center", "va": "bottom"}
+            ax.text(x, 0.02, "\n".join(words), transform=ax.get_xaxis_transform(), **look)
+
+
+def difference(panel: Panel, among: Sequence[Panel]) -> str:
+    """What is fixed in this panel and differs in its neighbours; nothing for a single one."""
+    words = [
+        f"{title_of(name)} {value}"
+        for name, value in panel.fixed
+        if name not in ("topk", "host")
+        and any(dict(other.fixed).get(name) != value for other in among)
+    ]
+    return "\n".join(words[:3])
+
+
+def _dodged(x: float, shift: float, log: bool, values: Sequence[float]) -> float:
+    if log:
+        return float(x * (max(values) / min(values)) ** shift)
+    return x + shift * (max(values) - min(values) or 1.0)
+
+
+def _series(
+    ax: Axes, x: Sequence[float], found: Sequence[Entry], style: dict[str, Any], name: str,
+    bands: bool,
+) -> None:  # fmt: skip
+    known = [(a, e) for a, e in zip(x, found, strict=True) if math.isfinite(e.value)]
+    if known:
+        xs, entries = [a for a, _ in known], [e for _, e in known]
+        y = [e.value for e in entries]
+        ax.plot(xs, y, label=name, markeredgecolor=style["color"], **style)
+        low, high = zip(*(_ends(e) for e in entries), strict=True)
+        if bands:
+            ax.fill_between(xs, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        errors = [[v - a for v, a in zip(y, low, strict=True)],
+                  [b - v for v, b in zip(y, high, strict=True)]]  # fmt: skip
+        ax.errorbar(xs, y, yerr=errors, fmt="none", ecolor=style["color"], elinewidth=1.2, zorder=4)
+        hollow = [(a, e.value) for a, e in known if "oversubscribed" in e.flags]
+        if hollow and style["marker"] != "x":
+            marks = {"marker": style["marker"], "markeredgecolor": style["color"]}
+            ax.plot(*zip(*hollow, strict=True), linestyle="", markerfacecolor="white", **marks)
+
+
+def _ends(found: Entry) -> tuple[float, float]:
+    """The interval, or no height where there is none; an estimate outside it is not hidden."""
+    low = found.low if math.isfinite(found.low) else found.value
+    high = found.high if math.isfinite(found.high) else found.value
+    return min(low, found.value), max(high, found.value)
