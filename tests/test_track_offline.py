@@ -1,0 +1,255 @@
+"""Records into offline W&B runs with the real client: once each, whatever interrupts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import wandb_records
+from wandb_server import KEY, StandIn
+
+from analysis.sources import wandb_file
+from runners import flatten
+from runners import record as records
+from runners import track_ledger as ledger
+from runners.track_client import ROOT, TrackerResult, descendants, redact, run_tracker
+from runners.track_fields import run_id, run_of
+
+LIMIT_S = 120.0
+TRACKER = {"mode": "offline", "project": "p", "entity": None}
+BAD = {3: "failed", 4: "wrong"}
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+
+
+def track(sweep: Path, found: list[records.Record], **changes: object) -> TrackerResult:
+    return run_tracker(sweep, [r.attempt_id for r in found], {**TRACKER, **changes}, LIMIT_S)
+
+
+def rows(sweep: Path, samples: bool = True) -> list[dict[str, object]]:
+    found = wandb_file.load(sweep, samples=samples)
+    return sorted(found, key=lambda row: str(row["created"]))
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrackerResult]:
+    """Nine attempts, one failed and one wrong, in a folder with a space in its name."""
+    sweep = tmp_path_factory.mktemp("a sweep")
+    return sweep, track(sweep, write(sweep, wandb_records.grid(BAD)))
+
+
+def write(sweep: Path, found: list[records.Record]) -> list[records.Record]:
+    wandb_records.write_sweep(sweep, found)
+    return found
+
+
+def test_offline_runs_hold_the_rows_of_the_records(tracked: tuple[Path, TrackerResult]) -> None:
+    sweep, result = tracked
+    assert result == TrackerResult(True, 9, "", result.sync_command, "offline")
+    wanted = [flatten.row(r, samples=True) for r in wandb_records.grid(BAD)]
+    assert json.dumps(rows(sweep)) == json.dumps(wanted)  # types and order too
+
+
+def test_runs_are_grouped_named_and_tagged(tracked: tuple[Path, TrackerResult]) -> None:
+    sweep, _ = tracked
+    runs = {run.id: run for run in map(wandb_file.read_run, wandb_file.find(sweep))}
+    first, failed = (runs[run_id(r, "")] for r in wandb_records.grid(BAD)[:4:3])
+    assert (first.group, first.job_type) == ("2026-01-02_03-04-05_topk", "simple")
+    assert first.name == "simple k2 E8 B8 R2 replicated"
+    assert "oversubscribed" in first.tags
+    assert (first.exit_code, failed.exit_code) == (0, 1)
+    assert "failed" in failed.tags
+    assert failed.summary["median_duration_ms"] is None
+
+
+def test_history_is_one_row_per_sample(tracked: tuple[Path, TrackerResult]) -> None:
+    sweep, _ = tracked
+    wanted = run_of(wandb_records.record(0), "")
+    path = next(p for p in wandb_file.find(sweep) if wanted.id in p.name)
+    history = wandb_file.read_run(path, history=True).history
+    kept = [{name: row[name] for name in wanted.history[0]} for row in history]
+    assert kept == wanted.history
+    assert kept[1]["rank_duration_ms"] == [0.50017, 0.50017]  # (1,000,003 + 337) / 2 steps
+
+
+def test_a_replay_doubles_nothing(tracked: tuple[Path, TrackerResult]) -> None:
+    sweep, _ = tracked
+    before = wandb_file.find(sweep)
+    assert track(sweep, wandb_records.grid(BAD)).runs == 0
+    assert wandb_file.find(sweep) == before
+
+
+def test_what_an_interruption_left_is_completed(
+    tracked: tuple[Path, TrackerResult], tmp_path: Path
+) -> None:
+    """One log lacks its end, one run is missing; a third lost its summary but not its rows."""
+    sweep = shutil.copytree(tracked[0], tmp_path / "s")
+    cut, gone, kept, *_ = wandb_file.find(sweep)
+    cut.write_bytes(cut.read_bytes()[:-40])
+    shutil.rmtree(gone.parent)
+    assert track(sweep, wandb_records.grid(BAD)).runs == 2
+    assert kept in wandb_file.find(sweep)
+    wanted = [flatten.row(r, samples=True) for r in wandb_records.grid(BAD)]
+    assert json.dumps(rows(sweep)) == json.dumps(wanted)
+
+
+def test_only_the_attempts_asked_for(tmp_path: Path) -> None:
+    found = write(tmp_path, wandb_records.grid(size=3))
+    assert track(tmp_path, found[1:2]).runs == 1
+    assert [row["attempt_id"] for row in rows(tmp_path)] == [found[1].attempt_id]
+
+
+def test_labels_launches_and_sweeps_have_their_own_runs() -> None:
+    base = wandb_records.record()
+    others = [wandb_records.record(label="a"), wandb_records.record(), wandb_records.record()]
+    others[1].launch = 1
+    others[2].sweep = "another"
+    assert len({run_id(r, "") for r in (base, *others)}) == 4
+    assert run_id(base, "") == run_id(wandb_records.record(), "renamed folder")
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_tracker_is_completed_by_the_next(tmp_path: Path, kind: signal.Signals) -> None:
+    found = write(tmp_path, wandb_records.grid(size=30, count=200))
+    command = [sys.executable, "-m", "runners.track", str(tmp_path), "--mode", "offline"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: len(wandb_logs(tmp_path)) >= 3)
+    family = descendants(process.pid)
+    process.send_signal(kind)
+    out, _ = process.communicate(timeout=60)
+    if kind == signal.SIGTERM:
+        assert "interrupted" in json.loads(out.splitlines()[-1])["warnings"][-1]
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family))
+    assert len(wandb_logs(tmp_path)) < 30
+    second = track(tmp_path, found)
+    assert second.ok
+    wanted = [flatten.row(r, samples=True) for r in found]
+    assert json.dumps(rows(tmp_path)) == json.dumps(wanted)
+
+
+def wandb_logs(sweep: Path) -> list[Path]:
+    return list(sweep.glob("wandb/*run-*/run-*.wandb"))
+
+
+def wait_for(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
+    until = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def test_a_full_disk_is_a_warning(tmp_path: Path) -> None:
+    """W&B reports success whatever the disk kept; a limit on file sizes acts like a full disk."""
+    write(tmp_path, [wandb_records.record(count=2000)])
+    command = f"ulimit -f 64; exec {sys.executable} -m runners.track '{tmp_path}' --mode offline"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S
+    )
+    assert done.returncode == 1
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["runs"] == 0
+    assert "is not whole" in told["warnings"][0]
+
+
+def test_offline_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with StandIn() as server:
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, server.url)
+        assert track(tmp_path, write(tmp_path, wandb_records.grid(size=2))).runs == 2
+        assert server.requests == []
+
+
+def test_a_surrounding_run_does_not_leak_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("RUN_ID", "mine"), ("RESUME", "must"), ("NAME", "n"), ("TAGS", "t")):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    found = write(tmp_path, wandb_records.grid(size=1))
+    assert track(tmp_path, found).ok
+    run = wandb_file.read_run(wandb_file.find(tmp_path)[0])
+    assert (run.id, "t" in run.tags) == (run_id(found[0], ""), False)
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
+    found = write(tmp_path, wandb_records.grid(size=1))
+    (tmp_path / "wandb").write_text("in the way")
+    result = track(tmp_path, found)
+    assert not result.ok
+    assert f"{tmp_path}/wandb: cannot write" in result.warning
+    assert "--dir" in result.warning
+
+
+def test_two_trackers_do_not_meet(tmp_path: Path) -> None:
+    found = write(tmp_path, wandb_records.grid(size=1))
+    with ledger.locked(tmp_path):
+        assert "another tracker" in track(tmp_path, found).warning
+    assert track(tmp_path, found).runs == 1
+
+
+def test_a_damaged_record_costs_only_itself(tmp_path: Path) -> None:
+    found = write(tmp_path, wandb_records.grid(size=3))
+    path = records.record_path(tmp_path, found[1])
+    path.write_text(path.read_text()[:-10])
+    result = track(tmp_path, found)
+    assert (result.ok, result.runs) == (False, 2)
+    assert str(path) in result.warning
+
+
+@pytest.mark.parametrize(
+    ("changes", "environment", "ok", "text"),
+    [
+        ({"mode": "disabled"}, {}, True, ""),
+        ({"mode": None}, {"WANDB_MODE": "disabled"}, True, ""),
+        ({"mode": "sometimes"}, {}, False, "tracker.mode=sometimes: allowed is offline"),
+        ({"mode": None}, {"WANDB_MODE": "x"}, False, "tracker.mode=x"),
+    ],
+)
+def test_modes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, object],
+    environment: dict[str, str],
+    ok: bool,
+    text: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    result = track(tmp_path, write(tmp_path, wandb_records.grid(size=1)), **changes)
+    assert (result.ok, result.runs) == (ok, 0)
+    assert text in result.warning
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_the_time_limit_ends_the_tracker_and_all_it_started(tmp_path: Path) -> None:
+    found = write(tmp_path, wandb_records.grid(size=2))
+    before = Counter(descendants(os.getpid()))
+    result = run_tracker(tmp_path, [found[0].attempt_id], TRACKER, 0.01)
+    assert not result.ok
+    assert "ended after 0.01 s" in result.warning
+    assert Counter(descendants(os.getpid())) == before
+
+
+def test_nothing_there_is_a_warning(tmp_path: Path) -> None:
+    assert "no record of x-0" in run_tracker(tmp_path / "no", ["x-0"], TRACKER, LIMIT_S).warning
+    assert run_tracker(tmp_path, [], TRACKER, LIMIT_S) == TrackerResult(True, mode="offline")
+
+
+def test_keys_are_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "short-secret")
+    text = f"bad {KEY}, short-secret, wandb_v1_AbC and http://user:pass@host/x"
+    assert redact(text) == "bad [key], [key], [key] and http://[key]@host/x"
