@@ -23,8 +23,8 @@ PLACES = {
         "OMPI_COMM_WORLD_LOCAL_SIZE",
     ),
 }
-# MPICH waits for messages by polling. With more ranks than cores a rank that polls keeps the one it
-# waits for off the core, for whole time slices: 20-30 ms instead of 0.1 ms per collective. So it has
+# MPICH waits for messages by polling. With more ranks than cores, a rank that polls keeps the one
+# it waits for off the core, for whole time slices: 20-30 ms, not 0.1 ms, per collective. So it has
 # to yield after every poll, and use the collectives that do yield (its shared-memory ones do not).
 OVERSUBSCRIBED = {"MPIR_CVAR_POLLS_BEFORE_YIELD": "1", "MPIR_CVAR_DEVICE_COLLECTIVES": "none"}
 TORCH_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
