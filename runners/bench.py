@@ -7,8 +7,10 @@ the cells to the launches, and shows tables and plots at the end. Exit codes: 0 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -53,6 +55,8 @@ class Bench:
 
     def __init__(self) -> None:
         self.result: SweepResult | None = None
+        self.error: Exception | None = None
+        self.report = True
 
     def run_all(self, asked: Sequence[Asked], sweep_dir: Path) -> dict[int, str]:
         """Runs the jobs; the outcome of each by its number."""
@@ -67,10 +71,14 @@ BENCH = Bench()
 
 def task(config: DictConfig) -> None:
     """A run without -m: the same path with one cell."""
-    plain = resolve(config)
     overrides = list(HydraConfig.get().overrides.task)
     sweep_dir = Path(HydraConfig.get().runtime.output_dir)
-    BENCH.run_all([Asked(0, plain, overrides)], sweep_dir)
+    try:
+        BENCH.run_all([Asked(0, resolve(config), overrides)], sweep_dir)
+    except (ConfigError, OmegaConfBaseException) as error:
+        BENCH.error = error  # Hydra would print lines of its own around it
+        with contextlib.suppress(OSError):
+            sweep_dir.rmdir()  # made by Hydra, and empty
 
 
 task.moe_bench = BENCH  # type: ignore[attr-defined]  # how our launcher knows whose jobs it has
@@ -83,28 +91,39 @@ def resolve(config: DictConfig) -> dict[str, Any]:
 
 
 def one_line(error: BaseException) -> str:
-    """The whole message in one line: Hydra's run over several."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """Hydra's messages run over several lines, with its search path and inner keys behind."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"( Config search path:| full_key:).*", "", text)
+    text = text.removeprefix("ConfigError raised while resolving interpolation: ")
+    if unknown := re.match(r"Could not override '([^']*)'", text):
+        return f"{unknown[1]}: no such key; `python runners/bench.py --cfg job` lists the keys"
+    return text
 
 
 def show_report(result: SweepResult) -> None:
     """Tables on screen and on disk, plots on disk, by the analysis as a process of its own."""
     if "measured" not in result.outcomes.values():
         return
-    folder = str(result.sweep_dir)
-    for verb in (["show"], ["plot"]):
-        command = [sys.executable, "-m", "analysis", *verb, folder]
+    folder = result.sweep_dir.resolve()
+    (folder / "tables").mkdir(exist_ok=True)
+    for verb, options in (
+        ("show", []),
+        ("show", ["--format", "markdown", "-o", str(folder / "tables" / "tables.md")]),
+        ("show", ["--format", "csv", "-o", str(folder / "tables" / "tables.csv")]),
+        ("plot", []),
+    ):
+        command = [sys.executable, "-m", "analysis", verb, str(folder), *options]
         try:
             done = subprocess.run(
                 command, cwd=ROOT, timeout=REPORT_LIMIT_S, capture_output=True, text=True
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            result.warnings.append(f"analysis {verb[0]}: {one_line(error)}")
+            result.warnings.append(f"analysis {verb}: {one_line(error)}")
             continue
         print(done.stdout, end="", flush=True)
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-            result.warnings.append(f"analysis {verb[0]} ended with {done.returncode}: {last[0]}")
+            result.warnings.append(f"analysis {verb} ended with {done.returncode}: {last[0]}")
 
 
 def say_end(result: SweepResult) -> None:
@@ -140,6 +159,8 @@ def run() -> int:
     program = hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
     try:
         program(task)()
+        if BENCH.error:
+            raise BENCH.error
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,18 @@ MAX_SIZE = 2**31 - 1
 LABEL_CHARACTERS = frozenset(
     "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
 )
+
+
+KEYS = {  # what each node of the config may hold
+    "": "model strategy workload measure tracker experiment batch_size topk num_experts world_size "
+    "dtype tokens mode seed threads backend label topk_overflow name isolation on_invalid on_error "
+    "report",
+    "model": "name dim hidden dim_out scale num_experts topk activation bias shared_experts router",
+    "model.router": " ".join(f.name for f in fields(Router)),
+    "strategy": "name dispatcher ep tp overlap placement hot_replicas comm_dtype kernel slowdown",
+    "workload": "kind parameter nominal_ep trace",
+    "tracker": "mode project entity limit_s",
+}
 
 
 class ConfigError(ValueError):
@@ -82,6 +94,20 @@ def boolean(config: Mapping[str, Any], name: str) -> bool:
     return value
 
 
+def only_keys(config: Mapping[str, Any], name: str, known: str) -> None:
+    """Raises ConfigError for a key that nothing would read."""
+    node: Any = config
+    for part in filter(None, name.split(".")):
+        node = node[part]
+    unknown = sorted(set(node) - set(known.split()))
+    if unknown:
+        where = f"{name}." if name else ""
+        raise ConfigError(
+            f"{where}{unknown[0]}={node[unknown[0]]!r}: no such key; allowed are "
+            f"{', '.join(known.split())}; leave it out"
+        )
+
+
 def label_of(config: Mapping[str, Any]) -> str:
     value = config.get("label", "")
     text = "" if value is None else str(value)
@@ -98,6 +124,8 @@ def request(config: Mapping[str, Any], machine: Machine, overrides: Sequence[str
     Raises ConfigError, or Unsupported for what only the layer or the strategy can refuse.
     """
     notes: list[str] = []
+    for name, known in KEYS.items():
+        only_keys(config, name, known)
     layer = _layer(config, notes)
     strategy = _strategy(config["strategy"])
     cell = Cell(

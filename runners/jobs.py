@@ -15,6 +15,7 @@ from runners.cell import (
     choice,
     integer,
     number,
+    only_keys,
     request,
     usable_cores,
 )
@@ -101,6 +102,7 @@ def this_machine() -> Machine:
 
 def measure_of(config: Mapping[str, Any]) -> Measure:
     """conf/measure as a Measure; raises ConfigError."""
+    only_keys(config, "measure", " ".join(f.name for f in fields(Measure)))
     found = config["measure"]
     values: dict[str, Any] = {}
     least = {"anchors": 0, "phases": 0, "order_seed": 0, "warmup": 0, "warmup_max": 0}

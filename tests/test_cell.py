@@ -115,6 +115,17 @@ def test_a_bad_measure_value_is_named(path: str, value: object) -> None:
         measure_of(changed(path, value))
 
 
+@pytest.mark.parametrize("node", ["", "model", "model.router", "strategy", "workload", "tracker"])
+def test_a_key_that_nothing_reads_is_refused(node: str) -> None:
+    found = copy.deepcopy(BASE)
+    target = found
+    for part in filter(None, node.split(".")):
+        target = target[part]
+    target["bananas"] = 1
+    with pytest.raises(ConfigError, match=r"bananas=1: no such key"):
+        request(found, MACHINE)
+
+
 def test_top_k_over_the_number_of_experts_is_refused_or_clamped_and_said() -> None:
     found = changed("topk", 16)
     with pytest.raises(ConfigError, match=r"topk=16: allowed is at most num_experts=8"):
