@@ -12,10 +12,23 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 import analysis
-from analysis import caption, cells, render, tables
+from analysis import (
+    bounds,
+    caption,
+    cells,
+    check,
+    compare,
+    export,
+    insights,
+    render,
+    status,
+    tables,
+)
 from analysis.cli import write_output
 from analysis.errors import InputError
 from analysis.frame import check_column, filtered
+from analysis.sources import LATEST
+from analysis.verdict import NOISE_THRESHOLD
 
 if TYPE_CHECKING:
     from analysis.plots.canvas import Scene
@@ -68,8 +81,15 @@ def show(options: argparse.Namespace) -> int:
         render.lines(tables.problems(data.cells), options.format),
         render.lines(caption.lines(data.frame, data.cells, again), options.format),
     ]
+    if not (options.metric or options.group):
+        said = insights.insights(data.frame, data.cells, _threshold(options))
+        parts.insert(-1, "\n\n".join(render.lines(i.lines(), options.format) for i in said))
     write_output("\n\n".join(part for part in parts if part), options.output)
     return 0
+
+
+def _threshold(options: argparse.Namespace) -> float:
+    return NOISE_THRESHOLD if options.threshold is None else float(options.threshold)
 
 
 def plot(options: argparse.Namespace) -> int:
@@ -105,11 +125,93 @@ def scene(data: Data, metric: str = "", group: str = "") -> Scene:
 
 def _folder(data: Data, name: str) -> Path:
     """In the sweep's own folder where there is one, else in the current one."""
-    from analysis.sources import LATEST
-
     source = Path(data.sources[0]) if data.sources else LATEST
     one_sweep = len(data.sources) <= 1 and (source / "cells").is_dir()
     return source / name if one_sweep else Path(name)
 
 
-VERBS: dict[str, Callable[[argparse.Namespace], int]] = {"show": show, "plot": plot}
+def compare_(options: argparse.Namespace) -> int:
+    threshold = _threshold(options)
+    if options.group:
+        data = load(options)
+        name = check_column(data.frame, options.group, "--group")
+        found = compare.column(data.frame, name, threshold)
+        banners = caption.banners(data.frame)
+    elif len(options.sources) == 2:
+        frames = [filtered(analysis.load(s), options.filter) for s in options.sources]
+        frames = [frame.reset_index(drop=True) for frame in frames]
+        found = compare.sweeps(frames[0], frames[1], _two_names(options.sources), threshold)
+        banners = [line for frame in frames for line in caption.banners(frame)]
+    else:
+        raise InputError(
+            f"compare: {len(options.sources)} sources; allowed are two, or --group with any; "
+            "for example compare A B, or compare --group strategy"
+        )
+    rows = [c.row(threshold) for c in found]
+    parts = [
+        render.lines(banners, options.format),
+        render.simple(compare.HEADER, rows, options.format),
+        render.lines(compare.summary(found, threshold), options.format),
+    ]
+    write_output("\n\n".join(part for part in parts if part), options.output)
+    return 0
+
+
+def _two_names(sources: list[str]) -> tuple[str, str]:
+    names = [Path(s).resolve().name if Path(s).exists() else s for s in sources]
+    return (names[0], names[1]) if names[0] != names[1] else (sources[0], sources[1])
+
+
+def check_(options: argparse.Namespace) -> int:
+    """1 where there is something to say."""
+    data = load(options)
+    found = check.findings(data.frame, data.cells)
+    lines = [*caption.banners(data.frame), *(finding.line() for finding in found)]
+    lines += [f"bound is wrong: {text}" for text in bounds.wrong(data.cells)]
+    write_output(
+        render.lines(lines or ["nothing limits these numbers"], options.format), options.output
+    )
+    return 1 if lines else 0
+
+
+def status_(options: argparse.Namespace) -> int:
+    """1 where a cell has no time."""
+    data = load(options)
+    rows = status.rows(data.frame, data.sources or [LATEST])
+    lines = status.failures(data.frame)
+    table = render.simple(status.HEADER, rows, options.format)
+    parts = [table, render.lines(lines, options.format)]
+    write_output("\n\n".join(part for part in parts if part), options.output)
+    return 1 if lines else 0
+
+
+def export_(options: argparse.Namespace) -> int:
+    data = load(options)
+    if options.output:
+        print(export.write(data.frame, options.output))
+    else:
+        print(export.flat(data.frame).to_csv(index=False), end="")
+    return 0
+
+
+def report_(options: argparse.Namespace) -> int:
+    from analysis import report
+
+    data = load(options, samples=True)
+    target = Path(options.output) if options.output else _folder(data, "report.html")
+    page = report.page(scene(data), _threshold(options))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page, encoding="utf-8")
+    print(target)
+    return 0
+
+
+VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "show": show,
+    "compare": compare_,
+    "check": check_,
+    "status": status_,
+    "plot": plot,
+    "report": report_,
+    "export": export_,
+}

@@ -1,0 +1,86 @@
+"""`check`: what limits the numbers and what to do next, in pyperf's manner."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis import marks
+from analysis.panels import series_names
+from analysis.verdict import MIN_LAUNCHES
+
+MIN_SAMPLES = 10
+UNSTABLE = 0.10  # half-width of the interval, or spread of the samples, over the middle
+SPREAD = 0.50  # how far the extremes may lie from the mean
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of trouble, the cells it touches, and the remedy."""
+
+    problem: str
+    remedy: str
+    cells: tuple[str, ...]
+
+    def line(self) -> str:
+        shown = ", ".join(self.cells[:4]) + (" ..." if len(self.cells) > 4 else "")
+        return f"{self.problem}: {len(self.cells)} cells ({shown}); next: {self.remedy}"
+
+
+def findings(frame: pd.DataFrame, cells: pd.DataFrame) -> list[Finding]:
+    """Nothing where the numbers may be used as they are."""
+    names = dict(zip(cells["cell_id"], series_names(cells), strict=True))
+    found: dict[tuple[str, str], list[str]] = {}
+    for _, cell in cells.iterrows():
+        for problem, remedy in _of_cell(cell, frame):
+            text = f"{names[cell['cell_id']]} {cell['cell_id']}"
+            found.setdefault((problem, remedy), []).append(text)
+    return [Finding(problem, remedy, tuple(ids)) for (problem, remedy), ids in found.items()]
+
+
+def _of_cell(cell: pd.Series[Any], frame: pd.DataFrame) -> list[tuple[str, str]]:
+    if cell["outcome"] != "measured":
+        return [(f"no time: {cell['outcome']}", "see python -m analysis status")]
+    attempts = frame.iloc[cell["index"]]
+    attempts = attempts[attempts["median_duration_ms"].notna()]
+    return [*_few(cell, attempts), *_unstable(cell, attempts), *_flagged(cell)]
+
+
+def _few(cell: pd.Series[Any], attempts: pd.DataFrame) -> list[tuple[str, str]]:
+    found = []
+    if attempts["num_samples"].min() < MIN_SAMPLES:
+        found.append((f"fewer than {MIN_SAMPLES} samples", "raise measure.samples"))
+    if attempts["median_low_ms"].isna().any():
+        found.append(("too few rounds for an interval", "raise measure.samples to 6 or more"))
+    if cell["launches"] < MIN_LAUNCHES:
+        words = "one launch" if cell["launches"] == 1 else f"only {cell['launches']} launches"
+        remedy = f"measure.launches={MIN_LAUNCHES}, so that verdicts hold beyond this launch"
+        found.append((words, remedy))
+    return found
+
+
+def _unstable(cell: pd.Series[Any], attempts: pd.DataFrame) -> list[tuple[str, str]]:
+    found = []
+    half = (cell["high_ms"] - cell["low_ms"]) / 2 / cell["median_ms"]
+    if math.isfinite(half) and half > UNSTABLE:
+        found.append((
+            f"unstable: the interval is wider than {UNSTABLE:.0%} each way",
+            "raise measure.samples_max and measure.wall_limit_s, or quieten the machine",
+        ))  # fmt: skip
+    spread = attempts["std_duration_ms"] / attempts["avg_duration_ms"]
+    far = (attempts["max_duration_ms"] / attempts["avg_duration_ms"] - 1) > SPREAD
+    if (spread > UNSTABLE).any() or far.any():
+        found.append((
+            "scattered samples: standard deviation over 10%, or an extreme 50% off the mean",
+            "look at python -m analysis plot --name traces; prefer the median to the average",
+        ))  # fmt: skip
+    return found
+
+
+def _flagged(cell: pd.Series[Any]) -> list[tuple[str, str]]:
+    unknown = marks.Mark("", "", "see docs/analysis.md")
+    found = [(flag, marks.MARKS.get(flag, unknown)) for flag in cell["flags"]]
+    return [(mark.about or flag, mark.remedy) for flag, mark in found]

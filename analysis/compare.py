@@ -1,0 +1,174 @@
+"""`compare`: two sweeps, or the values of one column (strategies, commits) within the sources."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis import numbers, pairs, verdict
+from analysis.cells import CONFIG, summarize
+from analysis.errors import InputError
+from analysis.frame import hashable, varying
+from analysis.panels import COMPANIONS, SERIAL, VARIANT, serial_of, series_names, title_of
+from analysis.verdict import Verdict
+
+HEADER = ("cell", "A", "B", "A ms", "B ms", "B / A", "verdict")
+COMMIT = ("git_sha", "git_dirty")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two cells and what can be said of them."""
+
+    cell: str
+    names: tuple[str, str]
+    medians_ms: tuple[float, float]
+    found: Verdict | None
+    cell_ids: tuple[str, str]
+
+    def row(self, threshold: float) -> list[str]:
+        ratio = "-"
+        if self.found:
+            back = self.found.inverted()
+            ratio = f"{back.ratio:.3f} [{back.low:.3f}, {back.high:.3f}]"
+        return [
+            self.cell,
+            *self.names,
+            *(numbers.short(v) for v in self.medians_ms),
+            ratio,
+            verdict.sentence(*self.names, self.found, threshold),
+        ]
+
+
+Pair = tuple[str, tuple[str, str], pd.DataFrame, pd.Series, pd.DataFrame, pd.Series]  # type: ignore[type-arg]
+
+
+def sweeps(
+    a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str], threshold: float
+) -> list[Comparison]:
+    """Cells that both frames measured; raises InputError where there is none."""
+    cells_a, cells_b = summarize(a), summarize(b)
+    found: list[Pair] = []
+    for _, cell in cells_a.iterrows():
+        match = cells_b[cells_b["cell_id"] == cell["cell_id"]]
+        if not match.empty:
+            found.append((_words(cell, cells_a), names, a, cell, b, match.iloc[0]))
+    return _judged(found, threshold, f"{names[0]} and {names[1]}")
+
+
+def column(frame: pd.DataFrame, name: str, threshold: float) -> list[Comparison]:
+    """Cells that differ in this column only; the strategies meet each other and serial."""
+    if name in COMMIT:
+        frame = frame.assign(git_sha=[_commit(row) for _, row in frame.iterrows()])
+        name = "git_sha"
+    if name not in CONFIG:
+        parts = [
+            (str(v), part.reset_index(drop=True)) for v, part in frame.groupby(name, sort=False)
+        ]
+        if len(parts) < 2:
+            raise InputError(
+                f"--group {name}: all attempts have the same one; allowed are columns that vary; "
+                "give more sources or another column"
+            )
+        return [
+            comparison
+            for (x, a), (y, b) in itertools.pairwise(parts)
+            for comparison in sweeps(a, b, (x[:12], y[:12]), threshold)
+        ]
+    return _judged(_by_config(frame, name), threshold, f"--group {name}")
+
+
+def _commit(row: pd.Series[Any]) -> str:
+    return str(row["git_sha"])[:10] + (f"+{row['git_dirty']}" if row["git_dirty"] else "")
+
+
+def _by_config(frame: pd.DataFrame, name: str) -> list[Pair]:
+    cells = summarize(frame)
+    free = {name, *COMPANIONS.get(name, ())} | (set(VARIANT) if name == "strategy" else set())
+    same = [c for c in (*CONFIG, "host", "label") if c not in free]
+    if name == "strategy":
+        cells = cells.assign(group_name=series_names(cells))
+    else:
+        cells = cells.assign(group_name=[f"{name}={hashable(v)}" for v in cells[name]])
+    tested = cells[cells["strategy"] != SERIAL] if name == "strategy" else cells
+    groups: dict[tuple[Any, ...], list[pd.Series[Any]]] = {}
+    for _, cell in tested.iterrows():
+        groups.setdefault(tuple(hashable(cell[c]) for c in same), []).append(cell)
+    found: list[Pair] = []
+    for members in groups.values():
+        if name == "strategy":
+            members = [*(row for _, row in serial_of(cells, members[0]).iterrows()), *members]
+        for a, b in itertools.combinations(members, 2):
+            names = (str(a["group_name"]), str(b["group_name"]))
+            if names[0] != names[1]:
+                found.append((_words(b, tested, name), names, frame, a, frame, b))
+    return found
+
+
+def _words(cell: pd.Series[Any], cells: pd.DataFrame, without: str = "") -> str:
+    """The settings that tell this cell from its neighbours."""
+    names = [n for n in varying(cells, CONFIG) if n not in (without, "topk", "weight_seed")]
+    if without == "strategy":
+        names = [n for n in names if n not in VARIANT]
+    words = [str(cell[n]) if n == "strategy" else f"{title_of(n)} {cell[n]}" for n in names]
+    return ", ".join(words) or str(cell["cell_id"])
+
+
+def _judged(found: Sequence[Pair], threshold: float, what: str) -> list[Comparison]:
+    usable = [p for p in found if p[3]["outcome"] == p[5]["outcome"] == "measured"]
+    if not usable:
+        raise InputError(
+            f"compare {what}: no cell was measured in both; allowed are sources that share cells; "
+            "see python -m analysis status"
+        )
+    return [
+        Comparison(
+            words,
+            names,
+            (float(a["median_ms"]), float(b["median_ms"])),
+            pairs.compare(
+                pairs.series(frame_a, a),
+                pairs.series(frame_b, b),
+                comparisons=len(usable),
+                threshold=threshold,
+            ),
+            (str(a["cell_id"]), str(b["cell_id"])),
+        )
+        for words, names, frame_a, a, frame_b, b in usable
+    ]
+
+
+def summary(found: Sequence[Comparison], threshold: float) -> list[str]:
+    """The count of each verdict, then how it was decided."""
+    counts = Counter(c.found.word if c.found else "too few samples" for c in found)
+    words = {
+        verdict.FASTER: "A faster",
+        verdict.SLOWER: "B faster",
+        verdict.SAME: "shown to be the same",
+        verdict.UNDECIDED: "no difference shown",
+    }
+    said = ", ".join(f"{words.get(w, w)} in {n}" for w, n in counts.most_common())
+    bases = sorted({verdict.scope(c.found) for c in found if c.found})
+    unpaired = sum(not c.found.paired for c in found if c.found)
+    return [
+        f"Of {len(found)} comparisons: {said}.",
+        f"Intervals of the ratio hold together at 95% (Bonferroni over {len(found)}), "
+        f"{' or '.join(bases)}; {unpaired} unpaired; a difference counts from {threshold:.0%}.",
+    ]
+
+
+def ratio_rows(found: Sequence[Comparison]) -> list[tuple[str, float, float, float, str]]:
+    """(name, B / A, low, high, verdict word of A) for the forest plot."""
+    rows = []
+    for c in found:
+        if c.found and math.isfinite(c.found.ratio):
+            back = c.found.inverted()
+            name = f"{c.cell}: {c.names[1]} / {c.names[0]}"
+            rows.append((name, back.ratio, back.low, back.high, c.found.word))
+    return rows
