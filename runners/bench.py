@@ -30,21 +30,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runners.cell import LABEL_CHARACTERS, ConfigError
+from runners.cell import ConfigError, safe_name
 from runners.jobs import Asked, run_asked
 from runners.sweep import SweepResult
 
 REPORT_LIMIT_S = 300
-
-
-def safe_name(name: object) -> str:
-    """The sweep's name as part of a folder's: nothing that could lead elsewhere."""
-    text = str(name)
-    if not 0 < len(text) <= 80 or not set(text) <= LABEL_CHARACTERS:
-        raise ConfigError(
-            f"name={text!r}: allowed are 1 to 80 letters, digits, '_' and '-'; rename the sweep"
-        )
-    return text
 
 
 OmegaConf.register_new_resolver("safe_name", safe_name, replace=True)
@@ -102,7 +92,8 @@ def one_line(error: BaseException) -> str:
 
 def show_report(result: SweepResult) -> None:
     """Tables on screen and on disk, plots on disk, by the analysis as a process of its own."""
-    if "measured" not in result.outcomes.values():
+    measured = list(result.outcomes.values()).count("measured")
+    if not measured:
         return
     folder = result.sweep_dir.resolve()
     (folder / "tables").mkdir(exist_ok=True)
@@ -110,7 +101,7 @@ def show_report(result: SweepResult) -> None:
         ("show", []),
         ("show", ["--format", "markdown", "-o", str(folder / "tables" / "tables.md")]),
         ("show", ["--format", "csv", "-o", str(folder / "tables" / "tables.csv")]),
-        ("plot", []),
+        *([("plot", [])] if measured > 1 else []),
     ):
         command = [sys.executable, "-m", "analysis", verb, str(folder), *options]
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 
 from moe import spec
 from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
+from runners.hardware import usable_cores
+from runners.mpi_start import available
 
 MAX_SIZE = 2**31 - 1
-LABEL_CHARACTERS = frozenset(
-    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
-)
+LABEL_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
 
 KEYS = {  # what each node of the config may hold
@@ -49,10 +48,6 @@ class Request:
     label: str = ""
     notes: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def integer(config: Mapping[str, Any], name: str, minimum: int = 1, key: str = "") -> int:
@@ -106,6 +101,16 @@ def only_keys(config: Mapping[str, Any], name: str, known: str) -> None:
             f"{where}{unknown[0]}={node[unknown[0]]!r}: no such key; allowed are "
             f"{', '.join(known.split())}; leave it out"
         )
+
+
+def safe_name(name: object) -> str:
+    """The sweep's name as part of a folder's: nothing that could lead elsewhere."""
+    text = str(name)
+    if not 0 < len(text) <= 80 or not set(text) <= LABEL_CHARACTERS:
+        raise ConfigError(
+            f"name={text!r}: allowed are 1 to 80 letters, digits, '_' and '-'; rename the sweep"
+        )
+    return text
 
 
 def label_of(config: Mapping[str, Any]) -> str:
@@ -275,6 +280,9 @@ def _placement(
 
 def _backend(config: Mapping[str, Any], world_size: int, machine: Machine) -> str:
     backend = choice(config, "backend", ("auto", *spec.BACKENDS))
+    reason = available() if backend == "mpi" else None
+    if reason:
+        raise ConfigError(f"backend=mpi: allowed where MPI is installed; {reason}")
     if backend != "auto":
         return backend
     return "nccl" if 0 < world_size <= machine.cuda_devices else "gloo"

@@ -85,9 +85,7 @@ def drift(record: Record) -> float | None:
 
 def timed_ns(samples: Samples) -> int:
     """Wall time spent inside samples, warm-up included."""
-    return sum(
-        max(e) - min(s) for s, e in zip(samples.start_ns, samples.end_ns, strict=True)
-    )
+    return sum(max(e) - min(s) for s, e in zip(samples.start_ns, samples.end_ns, strict=True))
 
 
 def flags(record: Record) -> list[str]:

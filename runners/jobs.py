@@ -17,6 +17,7 @@ from runners.cell import (
     number,
     only_keys,
     request,
+    safe_name,
     usable_cores,
 )
 from runners.memory import check_memory
@@ -62,6 +63,7 @@ def run_asked(
 
 def settings_of(asked: Sequence[Asked], sweep_dir: Path, command: str) -> Settings:
     config = asked[0].config
+    safe_name(config["name"])
     tracker = dict(config["tracker"])
     choice(tracker, "tracker.mode", (*MODES, "dryrun"))
     number(tracker, "tracker.limit_s", 1)

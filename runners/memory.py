@@ -45,5 +45,3 @@ def check_memory(job: Job) -> None:
             f"{MEMORY_FRACTION * available / 2**30:.1f} GiB; raise model.scale, lower "
             "num_experts or world_size, or choose a strategy that shards weights"
         )
-
-

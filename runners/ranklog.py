@@ -9,7 +9,7 @@ from typing import Any
 
 
 class RankLog:
-    """Appends lines; `flush` hands them to the operating system, so that a dying rank keeps them."""
+    """Appends lines; what was flushed is with the operating system: a dying rank keeps it."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe import gate, phases, strategies, workload
 from moe.comm import Comm
-from moe.spec import Cell
+from moe.layer import MoELayer
 from moe.step import make_step
 from runners import environment
 from runners.plan import LaunchPlan
@@ -31,8 +31,8 @@ Step = Callable[[], None]
 class Built:
     """One cell on this rank; more than one copy where the cache is to be cold."""
 
-    layer: nn.Module
-    copies: list[nn.Module] = field(default_factory=list)
+    layer: MoELayer
+    copies: list[MoELayer] = field(default_factory=list)
     inputs: list[Tensor] = field(default_factory=list)
 
 
@@ -148,5 +148,3 @@ def rotate(steps: list[Step]) -> Step:
         following()()
 
     return step
-
-

@@ -103,7 +103,7 @@ class Record:
 
 
 def cell_key(cell: Cell) -> str:
-    """Twelve hex digits over the canonical JSON of the cell: equal for equal quantities measured."""
+    """Twelve hex digits over the canonical JSON of the cell: equal where the same is measured."""
     text = json.dumps(dataclasses.asdict(cell), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

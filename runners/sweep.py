@@ -67,11 +67,13 @@ class Sweep:
     def __init__(
         self, jobs: list[Job], settings: Settings, progress: Progress, start: Start = start
     ) -> None:
-        self.jobs, self.settings, self.progress, self.start = unique(jobs), settings, progress, start
+        self.jobs, self.settings, self.progress = unique(jobs), settings, progress
+        self.start = start
         self.sweep_dir = settings.sweep_dir
         self.result = SweepResult(self.sweep_dir)
         self.launches = 0
         self.git = environment.git_state(environment_root())
+        self.calibration_dir = self.sweep_dir.resolve().parent / ".calibration"
         self.fingerprint = environment.fingerprint(environment.capture())
 
     def next_launch(self) -> int:

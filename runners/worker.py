@@ -22,6 +22,7 @@ import torch
 from moe.comm import Comm
 from runners import environment
 from runners.measure import Engine, Sample, Timed, idle
+from runners.mpi_start import export_environment
 from runners.plan import LaunchPlan, load
 from runners.ranklog import RankLog, rank_path
 from runners.ranks import TorchRanks, Where, die_with_parent
@@ -166,8 +167,6 @@ def main(arguments: list[str]) -> int:
     faulthandler.enable()
     plan = load(Path(arguments[0]))
     if plan.placement.backend == "mpi":
-        from runners.mpi_group import export_environment
-
         export_environment()
     where = Where.from_environment()
     log = RankLog(rank_path(Path(plan.launch_dir), where.rank))

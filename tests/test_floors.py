@@ -41,7 +41,8 @@ def test_moe_knows_no_hydra_no_wandb_and_nothing_above() -> None:
 
 def test_moe_opens_no_files() -> None:
     for path in (ROOT / "moe").rglob("*.py"):
-        names = {n.id for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Name)}
+        tree = ast.parse(path.read_text("utf-8"))
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         assert not names & {"open", "Path"}, path
 
 

@@ -60,7 +60,7 @@ class MoeLauncher(BasicLauncher):
         from runners.jobs import Asked
 
         sweep_dir = Path(str(configs[0].hydra.sweep.dir))
-        plain = [OmegaConf.masked_copy(c, [k for k in c if k != "hydra"]) for c in configs]
+        plain = [OmegaConf.masked_copy(c, [str(k) for k in c if k != "hydra"]) for c in configs]
         asked = [
             Asked(number, _container(config), list(overrides))
             for number, (config, overrides) in enumerate(zip(plain, job_overrides, strict=True))

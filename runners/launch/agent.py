@@ -1,6 +1,6 @@
 """torchrun's agent with two additions: it dies with the launcher, and it says who failed first.
 
-    python -m runners.launch.agent LAUNCH_DIR [torchrun arguments]
+python -m runners.launch.agent LAUNCH_DIR [torchrun arguments]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     launch_dir, *torchrun = arguments
     die_with_parent(int(os.environ.get("MOE_LAUNCHER_PID", "0")) or None)
     try:
-        run(parse_args(torchrun))
+        run(parse_args(torchrun))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         failures = [
             {"rank": rank, "exitcode": failure.exitcode, "pid": failure.pid}

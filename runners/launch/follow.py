@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runners import record
+from runners import limits, record
 from runners.assemble import Assembler
 from runners.launch.start import Started
 from runners.memory import fits_together
@@ -34,15 +34,20 @@ class Launch:
         self.sweep, self.jobs = sweep, jobs
         self.number = sweep.next_launch()
         self.blamed: int | None = None
-        self.calibration = None
+        self.calibration = self._cached_calibration()
         self.plan = self._plan()
         self.lines = Assembler(self.plan, jobs, sweep.sweep_dir.name)
         self.written: set[int] = set()
 
-    def _calibration_key(self) -> tuple[str, str]:
+    def _cached_calibration(self) -> dict[str, Any] | None:
         place = self.jobs[0].cell.placement
-        name = f"{place.backend}-{place.device}-{place.world_size}x{place.threads}"
-        return self.sweep.fingerprint, name
+        return limits.load_cached(
+            self.sweep.calibration_dir,
+            self.sweep.fingerprint,
+            place.world_size,
+            place.threads,
+            place.backend,
+        )
 
     def _plan(self) -> LaunchPlan:
         measure = self.jobs[0].measure
@@ -87,7 +92,9 @@ class Launch:
             if before != [rank.reader.offset for rank in self.lines.ranks]:
                 heard = time.monotonic()
             first = self.lines.ranks[0]
-            self.sweep.progress.update(self.plan, self.number, first.cell, first.stage, first.rounds)
+            self.sweep.progress.update(
+                self.plan, self.number, first.cell, first.stage, first.rounds
+            )
             if self._finish_waves():
                 heard = time.monotonic()
             if time.monotonic() - heard > limit_s:
@@ -116,7 +123,8 @@ class Launch:
     def _keep_calibration(self) -> None:
         measured = self.lines.ranks[0].launch.get("calibration")
         if self.calibration is None and measured:
-            self.calibration = measured
+            measured["fingerprint"] = self.sweep.fingerprint
+            self.calibration = limits.store(self.sweep.calibration_dir, measured)
 
     def _account(self, started: Started) -> list[Job]:
         """After the end: the cell that a death happened in fails, the others keep what they have;

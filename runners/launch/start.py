@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runners.mpi_start import mpiexec_command
 from runners.plan import LaunchPlan, save
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,8 +59,6 @@ def start(plan: LaunchPlan) -> Started:
     (launch_dir / "logs").mkdir(parents=True)
     save(plan, launch_dir / "launch.json")
     if plan.placement.backend == "mpi":
-        from runners.mpi_group import mpiexec_command
-
         worker = [sys.executable, "-m", "runners.worker", str(launch_dir / "launch.json")]
         command = mpiexec_command(plan.placement.world_size, worker)
     else:
