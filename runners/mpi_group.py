@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from datetime import timedelta
@@ -32,6 +33,7 @@ from mpi4py import MPI  # noqa: E402
 from runners.mpi_start import export_environment as export_environment  # noqa: E402
 
 BACKEND = "mpi4py"
+FORWARD_S = 1.0  # mpiexec drops what it has not yet forwarded of a rank that aborts
 _dist: Any = dist  # its type stubs leave out what extends it
 _Work: Any = _dist._Work
 _ProcessGroup: Any = _dist.ProcessGroup
@@ -82,6 +84,7 @@ def _abort_all(
     traceback.print_exception(kind, error, trace)
     sys.stdout.flush()
     sys.stderr.flush()
+    time.sleep(FORWARD_S)
     MPI.COMM_WORLD.Abort(1)
 
 
