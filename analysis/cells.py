@@ -17,8 +17,15 @@ CONFIG = tuple(column.name for column in schema.config_columns())
 COPIED = (*CONFIG, "key", "label", "model", "host", "cpu_model", "gpu_model", "cores")
 # Details that do not differ between attempts of one cell, or of which the newest will do.
 DETAILS = (
-    *("kernel_ran", "skew_lambda", "expert_skew_lambda", "rank_slots", "phase_ms"),
-    *("phase_total_ms", "phase_per_rank_ms", "traffic", "sent_bytes_max", "busbw_bytes_max"),
+    *("kernel_ran", "skew_lambda", "expert_skew_lambda", "rank_slots", "expert_slots"),
+    *(
+        "phase_ms",
+        "phase_total_ms",
+        "phase_per_rank_ms",
+        "traffic",
+        "sent_bytes_max",
+        "busbw_bytes_max",
+    ),
     *("sent_bytes_total", "sent_bytes_by_collective", "peak_bytes_max", "weights_bytes_max"),
     *("calibration", "floor_ms", "stop_rule", "error_message", "error_log", "gate_error"),
     *("notes", "drift"),

@@ -193,10 +193,12 @@ def _speedups(panel: Panel, standings: Standings, made: Insight) -> None:
         best = min(rivals, key=lambda n: float(rivals[n]["median_ms"]))
         found = standings.verdict(places[-1].cells[baseline], rivals[best])
         if found:
-            made.shown.append(
+            text = (
                 f"speed-up of {best} against {baseline} at {places[-1].x}: "
                 f"{found.ratio:.2f}x [{found.low:.2f}, {found.high:.2f}]"
             )
+            told = found.word in (verdict.FASTER, verdict.SLOWER)
+            (made.shown if told else made.not_shown).append(text)
 
 
 def _sureness(panel: Panel, standings: Standings) -> str:

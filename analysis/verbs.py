@@ -95,8 +95,8 @@ def _threshold(options: argparse.Namespace) -> float:
 def plot(options: argparse.Namespace) -> int:
     from analysis import plots
 
-    data = load(options)
     names = options.name
+    data = load(options, samples=not names or "traces" in names)
     for name in names:
         plots.maker(name)
     if options.group:

@@ -195,3 +195,24 @@ def write_all(folder: Path, records: Iterable[Record]) -> Path:
     for made in records:
         record.write(folder / made.sweep, made)
     return folder
+
+
+CALIBRATION: dict[str, Any] = {
+    "fingerprint": "0123456789ab",
+    "ranks": 8,
+    "threads": 1,
+    "backend": "gloo",
+    "device": "cpu",
+    "read_bytes_per_s": 1e10,
+    "copy_bytes_per_s": 1e10,
+    "read_warm_bytes_per_s": {"16384": 1e11, "1048576": 5e10, "33554432": 1e10},
+    "matmul_flops_per_s": {"float32": {"256x512x512": 5e10, "peak": 5e10}},
+    "shared": {
+        "read_bytes_per_s": 2e10,
+        "copy_bytes_per_s": 2e10,
+        "matmul_flops_per_s": {"float32": 1e11},
+    },
+    "collectives": {
+        "all_reduce": {"alpha_s": 1e-3, "beta_s_per_byte": 1e-9, "error": 0.1, "points": []}
+    },
+}

@@ -22,6 +22,15 @@ PLOTS = {
     "throughput_vs_topk": ("lines", "throughput against top-k"),
     "throughput_vs_total_ranks": ("lines", "throughput against ranks"),
     "axis": ("lines", "any figure against any axis with bands (--group, --metric)"),
+    "strong_scaling": ("scaling", "speed-up against ranks, with the ideal and the serial baseline"),
+    "weak_scaling": ("scaling", "efficiency where the batch grows with the ranks"),
+    "phases": ("stacks", "where the time of a step goes"),
+    "memory": ("stacks", "peak memory and weights of the largest rank"),
+    "crossover": ("grids", "which strategy is fastest where"),
+    "skew": ("grids", "slots of every rank over the mean"),
+    "roofline": ("roofline", "arithmetic rate against intensity, under the calibrated roof"),
+    "forest": ("forest", "ratios of durations with their intervals"),
+    "traces": ("traces", "every sample in the order taken, warm-up shaded"),
 }
 
 

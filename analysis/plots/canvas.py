@@ -133,7 +133,7 @@ def number_axis(ax: Axes, values: Sequence[float], which: str = "x", log: bool =
         getattr(ax, f"set_{which}scale")("log", base=2)
     axis = getattr(ax, f"{which}axis")
     axis.set_minor_locator(NullLocator())
-    getattr(ax, f"set_{which}ticks")(list(values), [numbers.short(v, 4) for v in values])
+    getattr(ax, f"set_{which}ticks")(list(values), [f"{v:g}" for v in values])
 
 
 def duration_axis(ax: Axes, values: Sequence[float]) -> None:

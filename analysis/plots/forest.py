@@ -1,0 +1,56 @@
+"""Ratios with their intervals, one line each: two sweeps, or the strategies of one."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from analysis import compare
+from analysis.errors import InputError
+from analysis.plots import canvas
+from analysis.plots.canvas import Scene
+from analysis.verdict import FASTER, NOISE_THRESHOLD, SLOWER
+
+MAX_ROWS = 30
+LOOKS = {FASTER: ("#D55E00", "s"), SLOWER: ("#0072B2", "o")}
+
+
+def forest(scene: Scene) -> Figure | None:
+    """B / A: left of 1, B is faster; hollow where no difference is shown."""
+    found, what = _comparisons(scene)
+    rows = compare.ratio_rows(found)[:MAX_ROWS]
+    if not rows:
+        return None
+    made = canvas.figure(width=7.5, height=1.3 + 0.26 * len(rows))
+    ax = made.subplots()
+    ax.axvspan(1 / (1 + NOISE_THRESHOLD), 1 + NOISE_THRESHOLD, color="#e4e4e4", linewidth=0)
+    ax.axvline(1.0, color="#555555", linewidth=1)
+    for y, (_, ratio, low, high, word) in enumerate(rows):
+        color, marker = LOOKS.get(word, ("#555555", "D"))
+        face = color if word in LOOKS else "white"
+        ax.errorbar(ratio, y, xerr=[[ratio - low], [high - ratio]], fmt=marker, color=color,
+                    markerfacecolor=face, markersize=6)  # fmt: skip
+    ax.set_yticks(range(len(rows)), [row[0] for row in rows], size=8)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ends = [e for row in rows for e in row[2:4]]
+    if max(ends) > 3 * min(ends):
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.set_xlabel("ratio of durations, B / A (grey: within the noise threshold)")
+    ax.grid(axis="y", visible=False)
+    text = f"{what}. Hollow: no difference shown. Intervals hold together at 95% (Bonferroni)."
+    return canvas.finish(made, scene, "forest", [text])
+
+
+def _comparisons(scene: Scene) -> tuple[list[compare.Comparison], str]:
+    sweeps = list(dict.fromkeys(str(s) for s in scene.frame["sweep"]))
+    parts = [scene.frame[scene.frame["sweep"] == s].reset_index(drop=True) for s in sweeps]
+    try:
+        if len(sweeps) == 2:
+            names = (sweeps[0], sweeps[1])
+            return compare.sweeps(parts[0], parts[1], names, NOISE_THRESHOLD), "Two sweeps"
+    except InputError:
+        pass  # two sweeps without a cell in common: their strategies are compared instead
+    try:
+        return compare.column(scene.frame, "strategy", NOISE_THRESHOLD), "Strategies"
+    except InputError:
+        return [], ""
