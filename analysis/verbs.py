@@ -21,6 +21,7 @@ from analysis import (
     export,
     insights,
     render,
+    schema,
     status,
     tables,
 )
@@ -66,7 +67,7 @@ def show(options: argparse.Namespace) -> int:
     metric = None
     if options.metric:
         metric = tables.metric_of(check_column(data.frame, options.metric, "--metric"))
-        if metric.column not in data.cells:
+        if metric.column not in data.cells or not is_numeric(metric.column):
             raise InputError(f"--metric {options.metric}: not a figure of a cell; try duration")
     found = tables.sweep_tables(data.cells, metric, group)
     again = caption.command("show", data.sources, *data.options)
@@ -86,6 +87,12 @@ def show(options: argparse.Namespace) -> int:
         parts.insert(-1, "\n\n".join(render.lines(i.lines(), options.format) for i in said))
     write_output("\n\n".join(part for part in parts if part), options.output)
     return 0
+
+
+def is_numeric(column: str) -> bool:
+    """Figures of the summarized cells, and columns of the frame that hold numbers."""
+    kinds = {c.name: c.kind for c in schema.columns()}
+    return kinds.get(column, "float") in ("int", "float")
 
 
 def _threshold(options: argparse.Namespace) -> float:

@@ -35,7 +35,8 @@ def bar_names(cells: pd.DataFrame) -> list[str]:
 
 def _chosen(cells: pd.DataFrame) -> pd.DataFrame:
     """Bars in the order of the strategies, at most as many as can be read."""
-    order = sorted(range(len(cells)), key=lambda i: series_order(str(cells.iloc[i]["strategy"])))
+    strategies = [str(name) for name in cells["strategy"]]
+    order = sorted(range(len(cells)), key=lambda i: series_order(strategies[i]))
     step = max(1, -(-len(order) // MAX_BARS))
     return cells.iloc[order[::step][::-1]]
 

@@ -1,0 +1,148 @@
+"""Loading: one row per attempt from folders of records, and what happens to damaged ones."""
+
+from __future__ import annotations
+
+import json
+import random
+import warnings
+from pathlib import Path
+
+import analysis_factory as factory
+import pandas as pd
+import pytest
+
+import analysis
+from analysis import cells, frame, schema
+from analysis.errors import InputError, SourceError, SourceWarning
+from moe.spec import Cell
+from runners import flatten, record
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return factory.write_all(tmp_path_factory.mktemp("sweeps"), factory.seed_records())
+
+
+def test_every_row_survives_json_and_has_the_schema_s_columns() -> None:
+    for made in (
+        factory.measured(factory.cell("ep")),
+        factory.unmeasured(factory.cell("tp"), "failed"),
+        record.Record(key=record.cell_key(Cell()), cell=Cell()),
+    ):
+        row = flatten.row(made)
+        assert json.loads(json.dumps(row, allow_nan=False)) == row
+        assert list(row) == [column.name for column in schema.columns()]
+
+
+def test_samples_come_when_asked() -> None:
+    row = flatten.row(factory.measured(factory.cell(), rounds=4), samples=True)
+    assert row["sample_warmup"] == [True, True, False, False, False, False]
+    assert row["sample_ms"][2:] == pytest.approx(row["round_medians_ms"])
+    assert list(row)[-3:] == [column.name for column in schema.SAMPLES]
+
+
+def test_a_wrong_cell_has_no_figure_in_its_row() -> None:
+    made = factory.measured(factory.cell(), gate={"ok": False, "error": 1.0, "tolerance": 1e-4})
+    row = flatten.row(made)
+    assert row["median_duration_ms"] is None and row["round_medians_ms"] == []
+
+
+def test_skew_is_busiest_over_mean() -> None:
+    assert flatten.busiest_over_mean([3, 1, 1, 1]) == 2.0
+    assert flatten.busiest_over_mean([0, 0]) is None
+
+
+def test_frame_has_schema_order_and_types(sweeps: Path) -> None:
+    loaded = analysis.load(sweeps)
+    assert list(loaded.columns) == [column.name for column in schema.columns()]
+    assert loaded["topk"].dtype == "Int64" and loaded["median_duration_ms"].dtype == "float64"
+    assert len(loaded) == len(factory.seed_records())
+    one = analysis.load([sweeps / "seed_topk", sweeps / "seed_batch"])
+    assert set(one["sweep"]) == {"seed_topk", "seed_batch"}
+
+
+def test_the_same_attempt_twice_is_kept_once_the_newest() -> None:
+    old = flatten.row(factory.measured(factory.cell(), created="2026-01-01T00:00:00+00:00"))
+    new = old | {"created": "2026-02-01T00:00:00+00:00", "median_duration_ms": 7.0}
+    for rows in ([old, new], [new, old], [new, old, new]):
+        made = frame.to_frame(rows)
+        assert made["median_duration_ms"].tolist() == [7.0]
+
+
+def test_docs_hold_the_schema() -> None:
+    assert schema.markdown() in (ROOT / "docs" / "analysis.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("kind", ["truncated", "flipped"])
+def test_damage_is_named_and_never_a_number(tmp_path: Path, kind: str) -> None:
+    """150 damaged copies: each is set aside by name, or its row is that of the whole record."""
+    made = factory.measured(factory.cell(ranks=2), sweep="s", rounds=3)
+    whole = record.write(tmp_path / "s", made).read_bytes()
+    good = flatten.row(made)
+    path = tmp_path / "s" / "cells" / made.cell_id / "record-1.json"
+    rng = random.Random(kind)
+    for _ in range(150):
+        if kind == "truncated":
+            path.write_bytes(whole[: rng.randrange(len(whole))])
+        else:
+            broken = bytearray(whole)
+            broken[rng.randrange(len(broken))] ^= 1 << rng.randrange(8)
+            path.write_bytes(bytes(broken))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            loaded = analysis.load(path.parents[2])
+        if len(caught):
+            assert str(path) in str(caught[0].message) and caught[0].category is SourceWarning
+            assert len(loaded) == 1
+        if kind == "truncated":
+            assert caught
+        assert loaded["key"].tolist()[0] == good["key"]
+
+
+def test_missing_and_empty_sources_are_input_errors(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no such folder"):
+        analysis.load(tmp_path / "nowhere")
+    with pytest.raises(SourceError, match="holds no readable attempt"):
+        analysis.load(tmp_path)
+
+
+def test_filters(sweeps: Path) -> None:
+    loaded = analysis.load(sweeps)
+    kept = frame.filtered(loaded, ["strategy=ep,tp", "ranks=8", "tokens=replicated"])
+    assert set(kept["strategy"]) == {"ep", "tp"} and set(kept["world_size"]) == {8}
+    for bad in ("strategy", "strtegy=ep", "strategy=unknown"):
+        with pytest.raises(InputError, match=r"allowed|near|present"):
+            frame.filtered(loaded, [bad])
+
+
+def test_launches_are_put_together() -> None:
+    """One launch: order statistics; two: their span; five: a t-interval of the medians' logs."""
+    for count, basis in ((1, "one launch"), (2, "span of 2 launches"), (5, "launches")):
+        rows = [
+            flatten.row(factory.measured(factory.cell(), launch=n, launch_effect=0.02))
+            for n in range(count)
+        ]
+        found = cells.summarize(frame.to_frame(rows)).iloc[0]
+        assert found["basis"] == basis and found["launches"] == count
+        assert found["low_ms"] < found["median_ms"] < found["high_ms"]
+        assert found["throughput"] == pytest.approx(8 / (found["mean_ms"] / 1000))
+
+
+def test_a_cell_wrong_once_has_no_time() -> None:
+    of = factory.cell()
+    rows = [
+        flatten.row(factory.measured(of)),
+        flatten.row(factory.unmeasured(of, "wrong", launch=1)),
+    ]
+    found = cells.summarize(frame.to_frame(rows)).iloc[0]
+    assert found["outcome"] == "wrong" and pd.isna(found["median_ms"])
+
+
+def test_a_cell_that_failed_once_is_shown_and_flagged() -> None:
+    of = factory.cell()
+    bad = factory.unmeasured(of, "failed", launch=1)
+    rows = [flatten.row(factory.measured(of)), flatten.row(bad)]
+    found = cells.summarize(frame.to_frame(rows)).iloc[0]
+    assert found["outcome"] == "measured" and "some_attempts_failed" in found["flags"]

@@ -1,0 +1,135 @@
+"""Pictures and the page: drawn where there are data, honest in what they leave out, escaped."""
+
+from __future__ import annotations
+
+import html.parser
+from pathlib import Path
+
+import analysis_factory as factory
+import pytest
+
+import analysis
+from analysis import cells, cli, plots, report
+from analysis.plots import canvas, lines, scaling
+from analysis.plots.canvas import Scene
+
+HOSTILE = "<script>alert('x')</script>\"$x_1$"
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    records = factory.seed_records(calibration=factory.CALIBRATION)
+    folder = factory.write_all(tmp_path_factory.mktemp("sweeps"), records)
+    frame = analysis.load(folder, samples=True)
+    return Scene(frame, cells.summarize(frame), [str(folder)])
+
+
+def test_the_seeds_plots_are_files_of_both_kinds(scene: Scene, tmp_path: Path) -> None:
+    names = ("speed_vs_top_k", "speed_vs_ranks", "throughput_vs_topk", "throughput_vs_total_ranks")
+    drawn = plots.draw(scene, tmp_path, names)
+    assert list(drawn) == list(names)
+    for png, svg in drawn.values():
+        assert png.read_bytes().startswith(b"\x89PNG") and "<svg" in svg.read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", [n for n in plots.PLOTS if n != "weak_scaling"])
+def test_every_plot_draws(scene: Scene, name: str) -> None:
+    with canvas.styled():
+        made = plots.maker(name)(scene)
+    assert made is not None
+    assert any("Imaginary 9000" in text.get_text() for text in made.texts)
+
+
+def test_plots_without_data_are_none(tmp_path: Path) -> None:
+    records = [factory.unmeasured(factory.cell("ep"), "failed")]
+    frame = analysis.load(factory.write_all(tmp_path, records), samples=True)
+    empty = Scene(frame, cells.summarize(frame))
+    assert [made for _, made in plots.figures(empty) if made is not None] == []
+
+
+def test_oversubscribed_cells_are_hollow(scene: Scene) -> None:
+    with canvas.styled():
+        made = lines.speed_vs_ranks(scene)
+    assert made is not None
+    hollow = [
+        x
+        for line in made.axes[0].lines
+        if line.get_markerfacecolor() == "white" and line.get_linestyle() == "None"
+        for x in line.get_xdata()
+    ]
+    assert len(hollow) == 6 and min(hollow) > 3  # simple, tp, ep at 4 and 8 ranks of 2 cores
+
+
+def test_weak_scaling_takes_cells_of_equal_tokens_per_rank(tmp_path: Path) -> None:
+    records = [factory.measured(factory.cell("ep", batch=8 * r, ranks=r)) for r in (2, 4, 8)] + [
+        factory.measured(factory.cell("ep", batch=8, ranks=4))
+    ]
+    frame = analysis.load(factory.write_all(tmp_path, records))
+    groups = scaling.weak_groups(cells.summarize(frame))
+    assert {name: sorted(times) for name, times in groups.items()} == {
+        "ep, 8 per rank": [2.0, 4.0, 8.0]
+    }
+    with canvas.styled():
+        assert scaling.weak_scaling(Scene(frame, cells.summarize(frame))) is not None
+
+
+def test_speed_up_is_against_serial(scene: Scene) -> None:
+    panel = next(p for p in lines.panels(scene.cells, "world_size"))
+    found = scaling.speedups(panel)
+    serial, ep = panel.at(8, "serial"), panel.at(8, "ep")
+    assert serial is not None and ep is not None and "serial" not in found
+    assert found["ep"][8.0] == pytest.approx(serial["median_ms"] / ep["median_ms"])
+
+
+class Page(html.parser.HTMLParser):
+    """Tags with their attributes, and the text outside of scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_report_is_self_contained_and_verdict_first(scene: Scene) -> None:
+    page = Page(report.page(scene))
+    loads = [v for _, attrs in page.tags for k, v in attrs.items() if k in ("src", "href")]
+    assert all(str(v).startswith(("data:image/png;base64,", "#")) for v in loads)
+    assert len([v for v in loads if str(v).startswith("data:")]) >= 12
+    headings = [w for w in page.words if w in ("Verdict", "Tables", "Plots", "Provenance")]
+    assert headings.index("Verdict") < headings.index("Tables")
+    assert sum(tag == "script" for tag, _ in page.tags) == 1
+
+
+def test_report_escapes_hostile_names(tmp_path: Path) -> None:
+    environment = {**factory.ENVIRONMENT, "cpu_model": HOSTILE, "system": HOSTILE}
+    options = {"sweep": "s", "environment": environment, "notes": [HOSTILE]}
+    records = [factory.measured(factory.cell("ep", topk=k), **options) for k in (2, 4)]  # type: ignore[arg-type]
+    bad = factory.unmeasured(factory.cell("tp"), "failed", HOSTILE, sweep="s")
+    records.append(bad)
+    factory.write_all(tmp_path, records)
+    frame = analysis.load(tmp_path, samples=True).assign(sweep=HOSTILE)
+    text = report.page(Scene(frame, cells.summarize(frame), [HOSTILE], ["--filter", HOSTILE]))
+    assert "<script>alert" not in text and "&lt;script&gt;alert" in text
+    assert sum(tag == "script" for tag, _ in Page(text).tags) == 1
+
+
+def test_markdown_escapes_hostile_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = factory.unmeasured(factory.cell("tp"), "failed", HOSTILE + " | x")
+    factory.write_all(tmp_path, [bad, factory.measured(factory.cell("ep"))])
+    assert cli.main(["show", str(tmp_path), "--format", "markdown"]) == 0
+    out = capsys.readouterr().out
+    assert "<script>" not in out and "\\| x" in out
+
+
+def test_report_verb_writes_beside_the_records(tmp_path: Path) -> None:
+    records = [factory.measured(factory.cell("ep", topk=k)) for k in (2, 4)]
+    folder = factory.write_all(tmp_path, records) / "sweep"
+    assert cli.main(["report", str(folder)]) == 0
+    assert "Top-k impact" in (folder / "report.html").read_text("utf-8")
