@@ -68,7 +68,7 @@ def _flat_section(section: str, part: Any) -> dict[str, Any]:
     for item in dataclasses.fields(part):
         value = getattr(part, item.name)
         if dataclasses.is_dataclass(value):
-            flat.update({f"{item.name}_{k}": v for k, v in dataclasses.asdict(value).items()})  # type: ignore[arg-type]
+            flat.update({f"{item.name}_{k}": v for k, v in vars(value).items()})
             continue
         name = RENAMED.get((section, item.name), item.name)
         flat[name] = list(value) if isinstance(value, tuple) else value

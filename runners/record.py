@@ -146,7 +146,7 @@ def from_dict(data: dict[str, Any]) -> Record:
 def _check(record: Record) -> None:
     if record.outcome not in OUTCOMES:
         raise RecordError(f"outcome {record.outcome!r} is none of {', '.join(OUTCOMES)}")
-    columns = dataclasses.asdict(record.samples)
+    columns = vars(record.samples)
     if any(not isinstance(column, list) for column in columns.values()):
         raise RecordError("a column of samples is not a list")
     if len({len(column) for column in columns.values()}) != 1:
