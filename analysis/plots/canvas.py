@@ -119,9 +119,9 @@ def legend(made: Figure, axes: Sequence[Axes], extra: Sequence[Any] = ()) -> Non
         handles, labels = ax.get_legend_handles_labels()
         found |= {lab: h for h, lab in zip(handles, labels, strict=True) if lab not in found}
     found |= {handle.get_label(): handle for handle in extra}
-    widest = 0.75 + 0.085 * max((len(name) for name in found), default=0)
+    widest = 0.58 + 0.076 * max((len(name) for name in found), default=0)
     columns = max(1, min(len(found), int(made.get_figwidth() / widest)))
-    if sum(0.75 + 0.085 * len(name) for name in found) < made.get_figwidth():
+    if sum(0.58 + 0.076 * len(name) for name in found) < made.get_figwidth():
         columns = len(found)
     made.legend(list(found.values()), list(found), loc="outside upper left", ncols=columns)
 

@@ -31,7 +31,9 @@ def crossover(scene: Scene) -> Figure | None:
     for y, panel in enumerate(found):
         for place in standings.places(panel):
             leaders = standings.leaders(place)
-            if not leaders:
+            if len(place.cells) < 2:  # nobody to win against
+                alone = "\n".join([*place.cells, "only"]) if place.cells else ""
+                ax.text(columns.index(place.x), y, alone, ha="center", va="center", size=8)
                 continue
             single = len(leaders) == 1
             color = canvas.look(leaders[0])["color"] if single else TIED

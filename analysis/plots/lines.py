@@ -66,7 +66,7 @@ def against(
     for ax, panel in zip(grid, found, strict=True):
         draw(ax, panel, metric, names, bands)
         ax.set_title(difference(panel, found))
-    grid[0].set_ylabel(metric.heading)
+    grid[0].set_ylabel(metric.heading.replace("10^3", "10³"))
     shown = [entry(c, metric) for p in found for _, c in p.cells.iterrows()]
     _heights(grid[0], shown, metric)
     canvas.legend(made, grid, _notes(shown))
