@@ -144,7 +144,7 @@ class Group:
         return self._run(lambda out: dist.all_reduce(out, group=self._pg), x)
 
     def all_gather(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Rows of every member in rank order; `sizes` are their row counts, padded to the longest."""
+        """Rows of every member in rank order; `sizes` are row counts, padded to the longest."""
         if self.size == 1:
             return x
         longest = max(sizes)

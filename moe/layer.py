@@ -96,7 +96,7 @@ class MoELayer(nn.Module):
         return routing
 
     def mix(self, x_TD: Tensor, routing: Routing, first: int = 0) -> Tensor:
-        """Gated sum over the experts held here, whose ids start at `first`, for all given tokens."""
+        """Gated sum over the experts held here, whose ids start at `first`, for all tokens."""
         if self.seen is not None and self.seen.stage is None:
             self.seen.stage = partial(self.mix, x_TD, routing, first)
         held = len(self.experts.ids)

@@ -28,7 +28,7 @@ class Routing:
 
 
 def top_indices(scores_TE: Tensor, topk: int) -> Tensor:
-    """Indices of the K largest per row; of equal scores the lowest index, which topk leaves open."""
+    """Indices of the K largest per row; of equal scores the lowest, which topk leaves open."""
     experts = scores_TE.shape[1]
     if scores_TE.numel() <= _SORT_LIMIT or topk == experts:
         return torch.sort(scores_TE, dim=1, descending=True, stable=True)[1][:, :topk]
@@ -49,7 +49,7 @@ def _ordered_keys(scores_TE: Tensor) -> Tensor:
 
 
 class Router(nn.Module):
-    """`allowed_TE` masks the experts a prescribed workload does not want; None lets logits decide."""
+    """`allowed_TE` masks what a prescribed workload does not want; None lets logits decide."""
 
     def __init__(self, layer: Layer, device: torch.device, allowed_TE: Tensor | None) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ def _signed(value: int) -> int:
 
 
 def uniform_(out: Tensor, seed: int, item: int, stream: str, start: int = 0) -> Tensor:
-    """Fills a flat float32 tensor with U(-1, 1); element i depends on (seed, item, stream, start+i).
+    """Fills a flat float32 tensor with U(-1, 1); element i is of (seed, item, stream, start+i).
 
     A counter through murmur3's finaliser: several times faster than a sequential generator, and
     any part can be made without what is before it.
@@ -81,7 +81,7 @@ def router(layer: Layer) -> Tensor:
 def names(layer: Layer) -> tuple[str, ...]:
     """Names of an expert's matrices, in storage order."""
     gated = layer.activation == "silu_gated"
-    found = ("w1", "w3", "w2") if gated else ("w1", "w2")
+    found: tuple[str, ...] = ("w1", "w3", "w2") if gated else ("w1", "w2")
     if layer.bias != "none":
         found += ("b1", "b3", "b2") if gated else ("b1", "b2")
     return found
