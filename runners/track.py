@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import NamedTuple
 
 from runners import record as records
 from runners import track_ledger as ledger
 from runners.track_client import MODES, ROOT, redact, resolve_mode
 from runners.track_fields import ROWS_FIELD, Run, run_of
-from runners.track_writer import Writer, prepare_environment
+from runners.track_writer import Gap, OnServer, Writer, prepare_environment
 
 ENDED = ("finished", "failed")  # a server's words for a run that has said that it ends
 
@@ -41,6 +41,7 @@ class Report:
     failed: int = 0
     warnings: list[str] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
+    replay: str = ""  # the command that completes on a server what arrived there in part
 
     def warn(self, text: str) -> None:
         text = redact(" ".join(text.split()))  # one line, whatever W&B's message looks like
@@ -50,21 +51,39 @@ class Report:
     def as_json(self) -> str:
         names = ("mode", "runs", "rows", "skipped", "warnings")
         values = {name: getattr(self, name) for name in names}
-        return json.dumps({**values, "sync_command": sync_command(self.folders)})
+        return json.dumps({**values, "sync_command": sync_command(self)})
 
 
-def sync_command(folders: Sequence[Path]) -> str:
-    """The line that sends every run that no server has yet; empty if there is none."""
-    waiting = [folder for folder in folders if ledger.unsynced(folder)]
-    paths = [f"{shlex.quote(str(f))}/wandb/{ledger.OFFLINE}*" for f in waiting]
-    paths += [shlex.quote(str(run)) for f in folders for run in ledger.unsynced(f, ledger.ONLINE)]
+class Written(NamedTuple):
+    run: Run
+    log: Path
+    rows: int  # that this call wrote
+
+
+def sync_command(report: Report) -> str:
+    """The line that sends every run that no server has yet; empty if there is none.
+
+    W&B's own sync would append to a run that has arrived in part, so then it is a replay.
+    """
+    if any(ledger.unsynced(folder, ledger.ONLINE) for folder in report.folders):
+        return report.replay
+    waiting = [folder for folder in report.folders if ledger.unsynced(folder)]
+    paths = [f"{shlex.quote(str(folder))}/wandb/{ledger.OFFLINE}*" for folder in waiting]
     return " ".join(["wandb sync", *paths]) if paths else ""
+
+
+def _replay_command(options: argparse.Namespace) -> str:
+    words = ["python", "-m", "runners.track", *options.source, "--mode", "online"]
+    words += ["--project", options.project]
+    words += ["--entity", options.entity] if options.entity else []
+    words += ["--dir", str(options.dir)] if options.dir else []
+    return shlex.join(words)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0: all is tracked; 1: something is not, and a warning says what; 2: usage."""
     options = _parse(argv)
-    report = Report(options.mode)
+    report = Report(options.mode, replay=_replay_command(options))
     if options.mode != "disabled":
         prepare_environment()
         signal.signal(signal.SIGTERM, _interrupt)
@@ -108,7 +127,7 @@ def _track(sweep: Path, options: argparse.Namespace, report: Report) -> None:
     writer = Writer(folder, options.project, options.entity, options.mode == "online")
     try:
         with ledger.locked(folder):
-            written: list[tuple[Run, Path]] = []
+            written: list[Written] = []
             try:
                 _write_all(writer, runs, written, report)
             finally:
@@ -137,23 +156,22 @@ def _runs(sweep: Path, only: set[str], report: Report) -> list[Run]:
     return [found[order] for order in sorted(found)]
 
 
-def _write_all(
-    writer: Writer, runs: list[Run], written: list[tuple[Run, Path]], report: Report
-) -> None:
-    """Appends every run that was written, with its log: what of it is there if interrupted."""
+def _write_all(writer: Writer, runs: list[Run], written: list[Written], report: Report) -> None:
+    """Appends every run that was written: what of it is there if this is interrupted."""
     there = _on_server(writer, runs, report) if writer.online else {}
     for run in runs:
-        if run.id in there and _is_delivered(run, *there[run.id]):
+        if run.id in there and _is_delivered(run, there[run.id]):
             report.skipped += 1
             ledger.mark_synced(writer.folder, run.id)
-        elif not writer.online and ledger.whole(writer.folder, run.id, len(run.history)):
+        elif not writer.online and ledger.is_there(writer.folder, run.id, len(run.history)):
             report.skipped += 1
         else:
-            log = _write(writer, run, run.id in there, report)
-            written += [(run, log)] if log else []
+            log = _write(writer, run, there.get(run.id), report)
+            sent_before = there[run.id].lines if writer.online and run.id in there else 0
+            written += [Written(run, log, len(run.history) - sent_before)] if log else []
 
 
-def _on_server(writer: Writer, runs: list[Run], report: Report) -> dict[str, tuple[str, Any]]:
+def _on_server(writer: Writer, runs: list[Run], report: Report) -> dict[str, OnServer]:
     try:
         return writer.on_server([run.id for run in runs])
     except Exception as error:
@@ -161,8 +179,10 @@ def _on_server(writer: Writer, runs: list[Run], report: Report) -> dict[str, tup
         return {}
 
 
-def _is_delivered(run: Run, state: str, summary: dict[str, Any]) -> bool:
-    return state in ENDED and summary.get(ROWS_FIELD) == len(run.history)
+def _is_delivered(run: Run, found: OnServer) -> bool:
+    rows = len(run.history)
+    ended = found.state in ENDED and found.summary.get(ROWS_FIELD) == rows
+    return ended and found.lines == rows
 
 
 def _fall_back(writer: Writer, error: Exception, report: Report) -> None:
@@ -174,13 +194,17 @@ def _fall_back(writer: Writer, error: Exception, report: Report) -> None:
     report.mode = "offline"
 
 
-def _write(writer: Writer, run: Run, resume: bool, report: Report) -> Path | None:
+def _write(writer: Writer, run: Run, there: OnServer | None, report: Report) -> Path | None:
     """The log of the run; a failing server costs a warning and everything after goes offline."""
     if writer.online:
         try:
-            log = writer.write(run, resume)
+            log = writer.write(run, there)
             ledger.mark_synced(writer.folder, run.id)
             return log
+        except Gap as error:
+            report.failed += 1
+            report.warn(f"the server will never have {error}; the records and tables have them")
+            return None
         except Exception as error:
             _fall_back(writer, error, report)
             for log in ledger.whole(writer.folder, run.id, len(run.history)):
@@ -194,16 +218,16 @@ def _write(writer: Writer, run: Run, resume: bool, report: Report) -> Path | Non
         return None
 
 
-def _read_back(written: list[tuple[Run, Path]], report: Report) -> None:
+def _read_back(written: list[Written], report: Report) -> None:
     """Only what is on disk counts. W&B's process must have ended: it writes after `finish`."""
-    for run, log in written:
-        lacking = ledger.fault(log, len(run.history))
+    for run, log, rows in written:
+        lacking = ledger.fault(log, rows)
         if lacking:
             report.failed += 1
             report.warn(f"{log}: run {run.id} is not whole: {lacking}")
         else:
             report.runs += 1
-            report.rows += len(run.history)
+            report.rows += rows
 
 
 if __name__ == "__main__":

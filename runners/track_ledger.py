@@ -44,6 +44,12 @@ def whole(folder: Path, run_id: str, rows: int) -> list[Path]:
     return [log for log in logs(folder, run_id) if not fault(log, rows)]
 
 
+def is_there(folder: Path, run_id: str, rows: int) -> bool:
+    """Whether a run needs no offline log: one is whole, or a server has confirmed the run."""
+    synced = any(log.with_suffix(".wandb.synced").exists() for log in logs(folder, run_id))
+    return synced or bool(whole(folder, run_id, rows))
+
+
 def drop_unfinished(folder: Path, run_id: str, rows: int) -> None:
     """Removes what an interrupted tracker or a failed start left of a run that is now written
     again: synced beside its replay, W&B would join the two."""

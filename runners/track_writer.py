@@ -10,7 +10,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from runners.track_fields import Run
 
@@ -19,7 +19,10 @@ TIMEOUTS_S = {"WANDB_INIT_TIMEOUT": 20, "WANDB_FINISH_TIMEOUT": 60, "WANDB_HTTP_
 FLUSH_INTERVAL_S = 0.1
 PAGE = 1000
 # Settings of a surrounding run that must not leak into ours.
-FOREIGN = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_NAME", "WANDB_TAGS")
+FOREIGN = (
+    *("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_NAME", "WANDB_TAGS"),
+    "WANDB_SERVICE",  # of a parent that uses W&B too: its W&B process would write our runs
+)
 
 
 def prepare_environment() -> None:
@@ -28,6 +31,18 @@ def prepare_environment() -> None:
     os.environ["WANDB_SILENT"] = "true"
     for name in FOREIGN:
         os.environ.pop(name, None)
+
+
+class OnServer(NamedTuple):
+    """What the server has of a run: `lines` is its number of history rows."""
+
+    state: str
+    summary: dict[str, Any]
+    lines: int
+
+
+class Gap(RuntimeError):
+    """A run on the server lacks rows that W&B's client refuses to send any more."""
 
 
 class Writer:
@@ -39,12 +54,13 @@ class Writer:
         self.entity = entity
         self.online = online
 
-    def write(self, run: Run, resume: bool = False) -> Path:
+    def write(self, run: Run, there: OnServer | None = None) -> Path:
         """Returns the path of the run's log; raises what W&B raises, and TimeoutError
         when the server does not confirm the run (then its log is whole all the same).
 
         The summary goes first: a log with all history rows and an exit record is then whole.
-        With `resume` the server's run is completed: rows that it has are not sent again.
+        What is `there` from an interrupted tracker is completed: its rows are not sent again.
+        Raises Gap where the server's rows end before the step from which W&B lets us go on.
         """
         import wandb
 
@@ -60,7 +76,7 @@ class Writer:
             tags=run.tags,
             notes=run.notes or None,
             config=run.config,
-            resume="allow" if resume else None,
+            resume="allow" if there else None,
             settings=_settings(),
         )
         log = Path(active.settings.sync_file)
@@ -68,15 +84,17 @@ class Writer:
         try:
             active.define_metric("*", summary="none")  # the summary is ours alone
             active.summary.update(run.summary)
-            for step in range(active.step if resume else 0, len(run.history)):
+            for step in range(active.starting_step, len(run.history)):
                 active.log(run.history[step], step=step)
             done = True
         finally:
             active.finish(exit_code=run.exit_code if done else 1)
+        if there and active.starting_step > there.lines:
+            raise Gap(f"rows {there.lines} to {active.starting_step - 1} of run {run.id}")
         return log
 
-    def on_server(self, ids: list[str]) -> dict[str, Any]:
-        """Which of these runs the server has: id -> (state, summary); one request per page."""
+    def on_server(self, ids: list[str]) -> dict[str, OnServer]:
+        """Which of these runs the server has, by id; one request per page."""
         import wandb
 
         api = wandb.Api(timeout=_timeout_s("WANDB_HTTP_TIMEOUT"))
@@ -85,7 +103,10 @@ class Writer:
             path, filters={"name": {"$in": ids}}, per_page=min(PAGE, len(ids)), lazy=False
         )
         try:
-            return {run.id: (run.state, dict(run.summary)) for run in found}
+            return {
+                run.id: OnServer(run.state, run.summary_metrics, int(run.historyLineCount or 0))
+                for run in found
+            }
         except ValueError:  # W&B's word for a project that is not there yet
             return {}
 

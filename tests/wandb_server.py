@@ -139,7 +139,8 @@ def _resume(server: StandIn, v: dict[str, Any]) -> dict[str, Any]:
         return {"model": {**model, "bucket": None}}
     counts = {"logLineCount": 0, "historyLineCount": len(run.history), "eventsLineCount": 0}
     tails = {"historyTail": json.dumps(run.history[-1:]), "eventsTail": "[]"}
-    return {"model": {**model, "bucket": {**run.node(), **counts, **tails, "wandbConfig": "{}"}}}
+    begun = {"wandbConfig": json.dumps({"t": 1})}  # the client's sign that a run was initialised
+    return {"model": {**model, "bucket": {**run.node(), **counts, **tails, **begun}}}
 
 
 def _upsert(server: StandIn, v: dict[str, Any]) -> dict[str, Any]:
