@@ -1,0 +1,301 @@
+"""The real client against a loopback stand-in: what is sent, synced and read back.
+
+This proves the client's side only, not what W&B's own servers do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import wandb_records
+from wandb_server import ENTITY, StandIn
+
+import analysis
+from analysis.errors import SourceError, SourceWarning
+from analysis.sources import wandb_api, wandb_file
+from runners import flatten
+from runners.record import Record
+from runners.track_client import ROOT, TrackerResult, descendants, run_tracker
+
+PROJECT = f"wandb:{ENTITY}/p"
+LIMIT_S = 120.0
+BAD = {3: "failed", 4: "wrong"}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn]:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        if name != "WANDB_SERVICE":  # this process's own W&B process, from an earlier test
+            monkeypatch.delenv(name)
+    for name in ("CACHE_DIR", "CONFIG_DIR", "DATA_DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path / "home"))
+    with StandIn() as running:
+        point_at(running, monkeypatch)
+        yield running
+
+
+def point_at(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+
+
+def write(sweep: Path, found: list[Record]) -> list[Record]:
+    wandb_records.write_sweep(sweep, found)
+    return found
+
+
+def track(sweep: Path, found: list[Record], mode: str = "online") -> TrackerResult:
+    tracker = {"mode": mode, "project": "p"}
+    return run_tracker(sweep, [r.attempt_id for r in found], tracker, LIMIT_S)
+
+
+def send(result: TrackerResult, folder: Path) -> None:
+    """Runs the printed line, with the tests' own python and wandb."""
+    assert result.sync_command.startswith(("wandb sync ", "python -m runners.track "))
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    subprocess.run(
+        result.sync_command, shell=True, check=True, cwd=folder, env=environment,
+        timeout=LIMIT_S, capture_output=True,
+    )  # fmt: skip
+
+
+def plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: str(row["created"]))
+
+
+def wanted(found: list[Record], samples: bool = False) -> list[dict[str, Any]]:
+    return [flatten.row(record, samples) for record in found]
+
+
+def lines(server: StandIn) -> dict[str, int]:
+    return {name: len(run.history) for name, run in server.runs.items()}
+
+
+def test_online_then_api_gives_the_records_rows(server: StandIn, tmp_path: Path) -> None:
+    found = write(tmp_path, wandb_records.grid(BAD))
+    assert track(tmp_path, found) == TrackerResult(True, 9, "", "", "online")
+    server.requests.clear()
+    assert plain(wandb_api.load(PROJECT)) == wanted(found)
+    assert Counter(server.requests)["Runs"] == 1
+    assert len(server.requests) <= 3
+    assert plain(wandb_api.load(PROJECT, samples=True)) == wanted(found, samples=True)
+    assert {run.state for run in server.runs.values()} == {"finished", "failed"}
+    before = lines(server)
+    assert track(tmp_path, found).runs == 0
+    assert lines(server) == before
+
+
+def test_a_synced_sweep_reads_the_same_and_is_synced_once(server: StandIn, tmp_path: Path) -> None:
+    sweep = tmp_path / "a sweep"
+    found = write(sweep, wandb_records.grid(BAD))
+    result = track(sweep, found, "offline")
+    assert server.requests == []
+    send(result, tmp_path)
+    assert plain(wandb_api.load(PROJECT, samples=True)) == wanted(found, samples=True)
+    again = track(sweep, found, "offline")
+    assert (again.runs, again.sync_command) == (0, "")
+    assert track(sweep, found, "online").runs == 0
+
+
+def test_three_sources_give_one_frame(server: StandIn, tmp_path: Path) -> None:
+    found = write(tmp_path, wandb_records.grid(BAD))
+    send(track(tmp_path, found, "offline"), tmp_path)
+    sources = (tmp_path, tmp_path / "wandb", PROJECT)
+    truth, *others = (analysis.load(source, samples=True) for source in sources)
+    assert len(truth) == 9
+    for other in others:
+        pd.testing.assert_frame_equal(truth, other)
+
+
+def test_offline_runs_sent_online_are_not_synced_again(server: StandIn, tmp_path: Path) -> None:
+    found = write(tmp_path, wandb_records.grid(size=2))
+    assert track(tmp_path, found, "offline").sync_command
+    assert track(tmp_path, found, "online") == TrackerResult(True, 2, "", "", "online")
+
+
+def test_filters_reach_the_server(server: StandIn, tmp_path: Path) -> None:
+    track(tmp_path, write(tmp_path, wandb_records.grid()))
+    for query, count in (
+        ("topk=2,4&strategy=ep", 2),
+        ("job_type=tp", 3),
+        ("group=2026-01-02_03-04-05_topk&config.topk=8", 3),
+        ('filters={"summary_metrics.num_samples": {"$gt": 5}}', 9),
+        ("tag=oversubscribed", 9),
+    ):
+        assert len(wandb_api.load(f"{PROJECT}?{query}")) == count, query
+
+
+@pytest.mark.parametrize("source", ["wandb:", "wandb:a/b/c", "wandb:/p", "wandb:a/p?x", "a/p"])
+def test_what_is_no_project_is_refused(source: str) -> None:
+    with pytest.raises(SourceError, match="allowed is"):
+        wandb_api.parse(source)
+
+
+def test_a_project_that_is_not_there(server: StandIn) -> None:
+    with pytest.raises(SourceError, match="wandb:tester/nope: cannot be read"):
+        wandb_api.load("wandb:tester/nope")
+
+
+def test_foreign_and_unfinished_runs_are_named(server: StandIn, tmp_path: Path) -> None:
+    track(tmp_path, write(tmp_path, wandb_records.grid(size=2)))
+    server.stored("foreign", entity=ENTITY, project="p")
+    next(iter(server.runs.values())).state = "crashed"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SourceWarning)
+        assert len(wandb_api.load(PROJECT)) == 2
+    told = " ".join(str(w.message) for w in caught)
+    assert "run foreign left out: not a run of this project" in told
+    assert "is crashed" in told
+
+
+def test_samples_that_are_missing_are_said(server: StandIn, tmp_path: Path) -> None:
+    track(tmp_path, write(tmp_path, wandb_records.grid(size=1)))
+    del next(iter(server.runs.values())).history[-1]
+    with pytest.warns(SourceWarning, match="6 of its 7 samples"):
+        assert wandb_api.load(PROJECT, samples=True) == []
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_waited_for(server: StandIn, tmp_path: Path, status: int) -> None:
+    found = write(tmp_path, wandb_records.grid(size=2))
+    server.fail(status, seconds=2.0)
+    assert track(tmp_path, found) == TrackerResult(True, 2, "", "", "online")
+    server.fail(status, seconds=1.0, only="HistoryPage")
+    assert plain(wandb_api.load(PROJECT, samples=True)) == wanted(found, samples=True)
+
+
+def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("INIT", "FINISH", "HTTP"):
+        monkeypatch.setenv(f"WANDB_{name}_TIMEOUT", "4")
+
+
+def refuse(server: StandIn) -> None:
+    server.stop()
+
+
+def deny(server: StandIn) -> None:
+    server.fail(401)
+
+
+def never_start(server: StandIn) -> None:
+    server.fail(503, only="UpsertBucket")
+
+
+@pytest.mark.parametrize("fault", [refuse, deny, never_start])
+def test_no_server_costs_a_warning_and_nothing_else(
+    server: StandIn,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[StandIn], None],
+) -> None:
+    short_timeouts(monkeypatch)
+    found = write(tmp_path, wandb_records.grid(size=2))
+    fault(server)
+    result = track(tmp_path, found)
+    assert (result.ok, result.runs, result.mode) == (False, 2, "offline")
+    assert "writing offline instead" in result.warning
+    assert os.environ["WANDB_API_KEY"] not in result.warning
+    assert plain(wandb_file.load(tmp_path, samples=True)) == wanted(found, samples=True)
+
+
+def test_a_server_gone_in_mid_run(
+    server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run that was on its way and those after it wait on disk; the printed line sends all."""
+    short_timeouts(monkeypatch)
+    found = write(tmp_path, wandb_records.grid(size=3))
+    vanish_at(server, "file_stream")
+    result = track(tmp_path, found)
+    assert (result.ok, result.runs) == (False, 3)
+    assert plain(wandb_file.load(tmp_path, samples=True)) == wanted(found, samples=True)
+    for name in ("INIT", "FINISH", "HTTP"):
+        monkeypatch.delenv(f"WANDB_{name}_TIMEOUT")
+    with StandIn() as later:
+        point_at(later, monkeypatch)
+        send(result, tmp_path)
+        assert plain(wandb_api.load(PROJECT, samples=True)) == wanted(found, samples=True)
+        assert track(tmp_path, found, "offline") == TrackerResult(True, 0, "", "", "offline")
+
+
+def vanish_at(server: StandIn, request: str) -> None:
+    def fault(asked: str) -> int | None:
+        if asked == request:
+            threading.Thread(target=server.stop, daemon=True).start()
+            return 503
+        return None
+
+    server.fault = fault
+
+
+def test_an_interrupted_online_tracker_is_completed(server: StandIn, tmp_path: Path) -> None:
+    """Killed while its second run was open: the replay adds what lacks and doubles no row."""
+    found = write(tmp_path, wandb_records.grid(size=3, count=50))
+    server.fault = lambda asked: time.sleep(0.5) if asked == "file_stream" else None
+    command = [sys.executable, "-m", "runners.track", str(tmp_path), "--mode", "online"]
+    process = subprocess.Popen([*command, "--project", "p"], cwd=ROOT, stdout=subprocess.DEVNULL)
+    wait_for(lambda: len(server.runs) == 2)
+    family = [process.pid, *descendants(process.pid)]
+    for pid in family:
+        os.kill(pid, signal.SIGKILL)
+    process.wait(timeout=20)
+    server.fault = lambda asked: None
+    assert any(run.state == "running" for run in server.runs.values())
+    assert track(tmp_path, found).ok
+    assert set(lines(server).values()) == {51}
+    assert plain(wandb_api.load(PROJECT, samples=True)) == wanted(found, samples=True)
+
+
+def half(server: StandIn, last_step: int) -> list[float]:
+    """Leaves three rows of the only run; returns the makespans of all."""
+    run = next(iter(server.runs.values()))
+    spans = [json.loads(line)["makespan_ms"] for line in run.history]
+    del run.history[3:]
+    run.summary["_step"] = last_step
+    run.state = "crashed"
+    return spans
+
+
+def test_half_a_run_on_the_server_is_completed(server: StandIn, tmp_path: Path) -> None:
+    found = write(tmp_path, wandb_records.grid(size=1))
+    track(tmp_path, found)
+    spans = half(server, last_step=2)
+    assert track(tmp_path, found) == TrackerResult(True, 1, "", "", "online")
+    run = next(iter(server.runs.values()))
+    after = [json.loads(line) for line in run.history]
+    assert [row["makespan_ms"] for row in after] == spans
+    assert [row["_step"] for row in after] == list(range(7))
+    assert run.state == "finished"
+    assert track(tmp_path, found, "offline").runs == 0  # it would be synced a second time
+
+
+def test_rows_that_can_no_longer_be_sent_are_said(server: StandIn, tmp_path: Path) -> None:
+    """A server that kept the summary of row 6 but only rows 0 to 2."""
+    found = write(tmp_path, wandb_records.grid(size=1))
+    track(tmp_path, found)
+    half(server, last_step=6)
+    for _ in range(2):
+        result = track(tmp_path, found)
+        assert not result.ok
+        assert "rows 3 to 6" in result.warning
+    assert plain(wandb_api.load(PROJECT)) == wanted(found)
+
+
+def wait_for(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
+    until = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
