@@ -15,7 +15,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (PyTorch and friends: a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(RUN) -m pip install --disable-pip-version-check -c constraints.txt torch
-	@$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,mpi,report]'
+	@$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,mpi]'
 	@touch $(VENV)/.ready
 
 .PHONY: setup

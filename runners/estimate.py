@@ -78,9 +78,24 @@ def anchor_medians_ms(record: Record) -> dict[str, float]:
 
 
 def drift(record: Record) -> float | None:
-    """Largest over smallest anchor median, minus 1: how far the machine moved during the wave."""
-    medians = anchor_medians_ms(record).values()
-    return max(medians) / min(medians) - 1 if len(medians) > 1 else None
+    """Largest over smallest anchor median, minus 1: how far the machine moved during the wave.
+
+    0 where the anchors' samples overlap everywhere: with six samples their range is a 97% interval
+    of the median, so a difference within it is noise.
+    """
+    taken = [makespans_ms(Samples(**found)) for found in _anchors(record)]
+    ranges = sorted((min(values), max(values)) for values in taken if values)
+    if len(ranges) < 2:
+        return None
+    if max(low for low, _ in ranges) <= min(high for _, high in ranges):
+        return 0.0
+    medians = [statistics.median(values) for values in taken if values]
+    return max(medians) / min(medians) - 1
+
+
+def _anchors(record: Record) -> list[dict[str, Any]]:
+    found = record.anchors or {}
+    return [found[place] for place in ("first", "middle", "last") if place in found]
 
 
 def timed_ns(samples: Samples) -> int:

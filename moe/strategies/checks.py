@@ -33,7 +33,12 @@ def supports(cell: Cell) -> None:
     _one_of("layer.activation", layer.activation, spec.ACTIVATIONS)
     _one_of("layer.bias", layer.bias, spec.BIASES)
     _one_of("tokens", work.tokens, spec.TOKENS)
-    _one_of("mode", work.mode, spec.MODES)
+    _one_of("mode", work.mode, ("forward",))
+    _one_of("model.shared_experts", layer.shared_experts, (0,))
+    _one_of("strategy.overlap", strategy.overlap, (1,))
+    _one_of("strategy.placement", strategy.placement, ("contiguous",))
+    _one_of("strategy.hot_replicas", strategy.hot_replicas, (0,))
+    _one_of("strategy.comm_dtype", strategy.comm_dtype, ("", layer.dtype))
     _one_of("workload", work.kind, ("learned",))
     for name in ("dim", "hidden", "dim_out", "num_experts", "topk"):
         _whole(f"layer.{name}", getattr(layer, name), 1)
