@@ -145,7 +145,7 @@ def test_every_impossible_cell_is_listed_before_anything_starts(tmp_path: Path) 
     assert done.returncode == 2
     assert "topk=9" in done.stderr
     assert "topk=10" in done.stderr
-    assert not (tmp_path / "sweep").exists()
+    assert not (tmp_path / "sweep" / "launches").exists()
 
 
 @pytest.mark.dist
