@@ -185,6 +185,15 @@ def _is_delivered(run: Run, found: OnServer) -> bool:
     return ended and found.lines == rows
 
 
+def _send(writer: Writer, run: Run, there: OnServer | None) -> Path:
+    """A run whose summary arrived before its rows goes on too late at first; as that writes the
+    summary anew, the second time goes on where the rows end."""
+    try:
+        return writer.write(run, there)
+    except Gap:
+        return writer.write(run, there)
+
+
 def _fall_back(writer: Writer, error: Exception, report: Report) -> None:
     """Without closing first, W&B refuses the run's id as still in use."""
     report.failed += 1
@@ -198,12 +207,12 @@ def _write(writer: Writer, run: Run, there: OnServer | None, report: Report) -> 
     """The log of the run; a failing server costs a warning and everything after goes offline."""
     if writer.online:
         try:
-            log = writer.write(run, there)
+            log = _send(writer, run, there)
             ledger.mark_synced(writer.folder, run.id)
             return log
         except Gap as error:
             report.failed += 1
-            report.warn(f"the server will never have {error}; the records and tables have them")
+            report.warn(f"W&B did not take {error}; the records and tables have them")
             return None
         except Exception as error:
             _fall_back(writer, error, report)
