@@ -16,7 +16,6 @@ import os
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from datetime import timedelta
 from types import TracebackType
@@ -33,7 +32,7 @@ from mpi4py import MPI  # noqa: E402
 from runners.mpi_start import export_environment as export_environment  # noqa: E402
 
 BACKEND = "mpi4py"
-FORWARD_S = 1.0  # mpiexec drops what it has not yet forwarded of a rank that aborts
+FORWARD_S = 0.5  # mpiexec drops what it has not yet forwarded of a rank that aborts
 _dist: Any = dist  # its type stubs leave out what extends it
 _Work: Any = _dist._Work
 _ProcessGroup: Any = _dist.ProcessGroup
@@ -68,24 +67,30 @@ def init_mpi(timeout: timedelta = timedelta(minutes=10)) -> None:
             f"mpiexec started {os.environ['WORLD_SIZE']} ranks, but mpi4py sees {world.size}: they "
             "belong to different MPI libraries; use the mpiexec installed beside this Python"
         )
-    sys.excepthook = _abort_all
     if BACKEND.upper() not in dist.Backend._plugins:
         dist.Backend.register_backend(BACKEND, _create, extended_api=True, devices=["cpu"])
     store = _store(world, timeout)
     dist.init_process_group(
         BACKEND, store=store, rank=world.rank, world_size=world.size, timeout=timeout
     )
+    _abort_on_error()
 
 
-def _abort_all(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """A failure ends all ranks: MPI's own exit handler would wait for the others for ever."""
-    traceback.print_exception(kind, error, trace)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    time.sleep(FORWARD_S)
-    MPI.COMM_WORLD.Abort(1)
+def _abort_on_error() -> None:
+    """A failure ends all ranks: MPI's own exit handler would wait for the others for ever.
+
+    Comes after init_process_group, whose hook holds back what the hook it finds prints.
+    """
+    show = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        show(kind, error, trace)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        time.sleep(FORWARD_S)
+        MPI.COMM_WORLD.Abort(1)
+
+    sys.excepthook = hook
 
 
 def _store(world: MPI.Intracomm, timeout: timedelta) -> Any:
