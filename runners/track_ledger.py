@@ -25,18 +25,19 @@ def fault(log: Path, rows: int) -> str:
     found = track_log.read(log)
     if found.damage:
         return found.damage
-    written = found.count(track_log.HISTORY)
+    written = len(found.of(track_log.HISTORY))
     if written != rows:
         return f"{written} of {rows} rows are in it (is the disk full?)"
     marker = ROWS_FIELD.encode()
-    if not any(p.kind == track_log.SUMMARY and marker in p.data for p in found.payloads):
+    if not any(marker in data for data in found.of(track_log.SUMMARY)):
         return "it has no summary"
     return "" if found.finished else "it has no exit record"
 
 
 def logs(folder: Path, run_id: str) -> list[Path]:
-    """Logs of a run below `folder`/wandb, of offline and online runs."""
-    return sorted(folder.glob(f"wandb/*run-*-{glob.escape(run_id)}/run-*.wandb"))
+    """Logs of a run below `folder`/wandb, of offline and online runs. Found by the file's name: of
+    two folders made within one second, W&B gives the second's name a suffix."""
+    return sorted(folder.glob(f"wandb/*run-*/run-{glob.escape(run_id)}.wandb"))
 
 
 def whole(folder: Path, run_id: str, rows: int) -> list[Path]:

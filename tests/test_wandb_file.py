@@ -51,6 +51,35 @@ def test_the_kind_is_found_behind_the_envelope() -> None:
     assert track_log.kind(b"") == track_log.kind(b"\x08") == 0
 
 
+@pytest.mark.parametrize(
+    ("values", "passed_over"),
+    [
+        ({"_runtime": 4, "_wandb.runtime": 4}, True),
+        ({"_timestamp": 1.795e9, "_step": 3}, True),
+        ({"_step": 3, "loss": 1}, False),
+        ({"loss": 1, "_step": 3}, False),
+        ({"loss._step": 3}, False),
+        ({"_step": "text"}, False),
+        ({"_" * 200: 1, "x" * 200: 1}, False),
+    ],
+)
+def test_only_wandbs_own_clock_is_passed_over(values: dict[str, Any], passed_over: bool) -> None:
+    (payload,) = updates(("summary", values, []))
+    record = Record.FromString(payload)
+    record.num = 70_000
+    assert bool(wandb_file.CLOCK.fullmatch(record.SerializeToString())) is passed_over
+    assert track_log.kind(record.SerializeToString()) == track_log.SUMMARY
+
+
+@given(st.dictionaries(st.from_regex(r"[ -~]{1,200}", fullmatch=True), st.floats(), min_size=1))
+def test_no_key_of_ours_is_ever_passed_over(values: dict[str, float]) -> None:
+    record = Record(num=5)
+    for key, value in values.items():
+        record.summary.update.add(key=key, value_json=repr(value))
+    if wandb_file.CLOCK.fullmatch(record.SerializeToString()):
+        assert all(key.startswith("_") for key in values)
+
+
 def write(folder: Path, payloads: list[bytes], name: str = "r") -> Path:
     path = folder / f"run-{name}.wandb"
     path.write_bytes(frames.frame(payloads))

@@ -3,13 +3,15 @@
 W&B itself cannot be asked about runs that were never synced. Their logs hold one message per
 history row and several per row for the summary, so decoding everything is what takes the time:
 here a run's summary updates are joined as bytes and decoded at once (concatenated protobuf
-messages are their merge), values are parsed as JSON only where no later one replaces them, and
-history is left alone unless samples are asked for.
+messages are their merge), values are parsed as JSON only where no later one replaces them,
+records that hold nothing but W&B's own clock are passed over, and history is left alone unless
+samples are asked for.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,6 +24,18 @@ from runners import track_log
 from runners.track_log import CONFIG, EXIT, HISTORY, RUN, SUMMARY, Log
 
 Key = tuple[str, ...]
+
+# A summary record, byte for byte, that sets nothing but numbers of W&B's own, such as _runtime,
+# _step and _timestamp: it writes two with every history row. num, summary { update { key or
+# nested_key "_...", value_json } ... }, _info; lengths are varints.
+_LENGTH = rb"[\x80-\xff]*[\x00-\x7f]"
+_UPDATE = (
+    rb"\x0a" + _LENGTH + rb"[\x0a\x12]" + _LENGTH + rb"_[a-z]+"
+    rb"(?:\x12" + _LENGTH + rb"[a-z]+)?\x82\x01" + _LENGTH + rb"[-+.0-9e]+"
+)  # fmt: skip
+CLOCK = re.compile(
+    rb"\x08" + _LENGTH + rb"\x1a" + _LENGTH + rb"(?:" + _UPDATE + rb")+(?:\xc2\x0c.*)?", re.DOTALL
+)
 
 
 @dataclass
@@ -94,7 +108,7 @@ def read_run(path: Path, history: bool = False) -> OfflineRun:
         run.config = _decode_fold(log, CONFIG, run.config)
         run.summary = _decode_fold(log, SUMMARY, {})
         if history:
-            run.history = [_history_row(data) for kind, data in log.payloads if kind == HISTORY]
+            run.history = [_history_row(data) for data in log.of(HISTORY)]
     except ValueError as error:  # a message or a value that W&B did not write like this
         run.damage = run.damage or f"a record cannot be decoded: {error}"
     return run
@@ -112,22 +126,21 @@ def _record(data: bytes) -> Any:
 
 
 def _decode_identity(log: Log, run: OfflineRun) -> None:
-    for kind, data in log.payloads:
-        if kind == RUN:
-            told = _record(data).run
-            run.id, run.name, run.project = told.run_id, told.display_name, told.project
-            run.group, run.job_type, run.tags = told.run_group, told.job_type, tuple(told.tags)
-            run.config = _build(_last_values(told.config, {}), run.config)
-            run.config.pop("_wandb", None)
-        elif kind == EXIT:
-            run.exit_code = _record(data).exit.exit_code
+    for data in log.of(RUN):
+        told = _record(data).run
+        run.id, run.name, run.project = told.run_id, told.display_name, told.project
+        run.group, run.job_type, run.tags = told.run_group, told.job_type, tuple(told.tags)
+        run.config = _build(_last_values(told.config, {}), run.config)
+        run.config.pop("_wandb", None)
+    for data in log.of(EXIT):
+        run.exit_code = _record(data).exit.exit_code
 
 
 def _decode_fold(log: Log, kind: int, start: dict[str, Any]) -> dict[str, Any]:
     """The state after all updates of a kind. Removals have an order, so they are followed one by
     one; without them the joined messages tell the same."""
     name = "summary" if kind == SUMMARY else "config"
-    payloads = [data for found, data in log.payloads if found == kind]
+    payloads = [data for data in log.of(kind) if not CLOCK.fullmatch(data)]
     if not payloads:
         return start
     joined = getattr(_record(b"".join(payloads)), name)
@@ -148,10 +161,14 @@ def _last_values(message: Any, values: dict[Key, str | None]) -> dict[Key, str |
     return values
 
 
-def _build(values: dict[Key, str | None], start: dict[str, Any]) -> dict[str, Any]:
-    """Applies key paths in order; a value that is set later replaces what lies below it."""
+def _build(texts: dict[Key, str | None], start: dict[str, Any]) -> dict[str, Any]:
+    """Applies key paths in order; a value that is set later replaces what lies below it. All
+    values are parsed as one JSON list, which takes a tenth of parsing them one by one."""
+    values = json.loads(f"[{','.join('null' if t is None else t for t in texts.values())}]")
+    if len(values) != len(texts):
+        raise ValueError("a value is not one JSON value")
     tree = dict(start)
-    for key, text in values.items():
+    for (key, text), value in zip(texts.items(), values, strict=True):
         node = tree
         for part in key[:-1]:
             below = node.get(part)
@@ -159,7 +176,7 @@ def _build(values: dict[Key, str | None], start: dict[str, Any]) -> dict[str, An
         if text is None:
             node.pop(key[-1], None)
         else:
-            node[key[-1]] = json.loads(text)
+            node[key[-1]] = value
     return tree
 
 
