@@ -100,22 +100,29 @@ class Engine:
         self.flush = flush
         self.floor_ms = 0.0
 
-    def sample(self, cell: Timed, kind: str, round_: int, position: int = 0) -> float:
-        """One block of a cell; returns its makespan per step in ms."""
+    def take(self, cell: Timed, kind: str, round_: int, position: int = 0) -> tuple[int, int]:
+        """One block of a cell, on this rank's clock; what the others saw is asked for later."""
         start, end = block(self.ranks, cell.step, cell.steps)
         self.emit(Sample(cell.index, kind, round_, position, cell.steps, start, end))
-        return self._makespan_ms(start, end) / cell.steps
+        return start, end
 
-    def _makespan_ms(self, start: int, end: int) -> float:
-        times = self.ranks.gather([start, end])
-        return (max(t[1] for t in times) - min(t[0] for t in times)) / 1e6
+    def makespans_ms(self, taken: Sequence[tuple[int, int]]) -> list[float]:
+        """Of blocks that every rank took in the same order: last end minus first start."""
+        rows = self.ranks.gather([value for pair in taken for value in pair])
+        starts = [min(row[i] for row in rows) for i in range(0, 2 * len(taken), 2)]
+        ends = [max(row[i] for row in rows) for i in range(1, 2 * len(taken), 2)]
+        return [(end - start) / 1e6 for start, end in zip(starts, ends, strict=True)]
+
+    def sample(self, cell: Timed, kind: str, round_: int) -> float:
+        """One block of a cell; returns its makespan per step in ms."""
+        return self.makespans_ms([self.take(cell, kind, round_)])[0] / cell.steps
 
     def measure_floor(self, samples: int = 21) -> None:
         """The empty block between the same barriers, before a wave."""
         empty = Timed(-1, idle)
         with quiet():
-            values = [self.sample(empty, "floor", number) for number in range(samples)]
-        self.floor_ms = statistics.median(values)
+            taken = [self.take(empty, "floor", number) for number in range(samples)]
+        self.floor_ms = statistics.median(self.makespans_ms(taken))
         self.flush()
 
     def size_block(self, cell: Timed) -> None:
@@ -152,22 +159,24 @@ class Engine:
     def anchor(self, cell: Timed, place: str) -> None:
         with quiet(), cell.active():
             for number in range(self.measure.anchors):
-                self.sample(cell, f"anchor-{place}", number)
+                self.take(cell, f"anchor-{place}", number)
         self.flush()
 
     def run_round(self, cells: Sequence[Timed], number: int, seed: str) -> None:
-        """Every cell once, in this round's order."""
+        """Every cell once, in this round's order; ranks exchange times only at its end."""
         order = list(cells)
         if self.measure.order == "random":
             random.Random(f"{seed}:{number}").shuffle(order)
+        taken = []
         with quiet():
             for position, cell in enumerate(order):
                 with cell.active():
-                    values = [
-                        self.sample(cell, "round", number, position)
-                        for _ in range(self.measure.per_round)
-                    ]
-                cell.rounds_ms.append(statistics.median(values))
+                    for _ in range(self.measure.per_round):
+                        taken.append(self.take(cell, "round", number, position))
+        spans = iter(self.makespans_ms(taken))
+        for cell in order:
+            values = [next(spans) / cell.steps for _ in range(self.measure.per_round)]
+            cell.rounds_ms.append(statistics.median(values))
         self.flush()
 
     def run(

@@ -59,7 +59,7 @@ class Worker:
 
     def enter(self, cell: int, stage: str) -> None:
         """Says where this rank is, and re-arms the watchdog that ends it if it stays there."""
-        self.log.write("enter", cell=cell, stage=stage)
+        self.log.write("enter", cell=cell, stage=stage, clock_ns=self.ranks.now_ns())
         faulthandler.dump_traceback_later(self.plan.measure.cell_limit_s, exit=True)
 
     def run(self) -> None:
