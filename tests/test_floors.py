@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TORCH_FREE = ["moe", "moe.spec", "runners.record", "runners.estimate", "runners.plan",
+TORCH_FREE = ["moe", "moe.spec", "moe.cost", "runners.record", "runners.estimate", "runners.plan",
               "runners.sweep", "runners.track_client", "analysis"]  # fmt: skip
 
 

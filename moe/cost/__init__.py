@@ -1,0 +1,41 @@
+"""What a step costs, by arithmetic: FLOPs, bytes kept, bytes moved. Torch-free.
+
+Everything is of one rank and of one step. `load` says how many slots reach a rank, as counted or as
+expected; `work` has FLOPs and memory; `traffic` has every collective with its group and bytes.
+
+Where a figure depends on which experts the tokens chose, it takes a `Load`.
+"""
+
+from moe.cost.load import Load, expected, hit_probability
+from moe.cost.traffic import Call, collectives, totals
+from moe.cost.work import (
+    activation_bytes,
+    expert_elements,
+    expert_flops,
+    forward_flops,
+    peak_bytes,
+    router_flops,
+    shared_flops,
+    step_flops,
+    touched_weight_bytes,
+    weight_bytes,
+)
+
+__all__ = [
+    "Call",
+    "Load",
+    "activation_bytes",
+    "collectives",
+    "expected",
+    "expert_elements",
+    "expert_flops",
+    "forward_flops",
+    "hit_probability",
+    "peak_bytes",
+    "router_flops",
+    "shared_flops",
+    "step_flops",
+    "totals",
+    "touched_weight_bytes",
+    "weight_bytes",
+]

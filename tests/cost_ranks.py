@@ -1,0 +1,144 @@
+"""Run by torchrun from test_cost_ranks.py: rank 0 prints one JSON line of counted against computed.
+
+Every combination that the strategies accept is stepped once while the collectives count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.utils.flop_counter import FlopCounterMode
+
+from moe import cost, spec, workload
+from moe.comm import Comm
+from moe.cost import load as loads
+from moe.cost import traffic, work
+from moe.layer import MoELayer
+from moe.spec import Cell, Layer, Placement, Strategy, Unsupported, Workload
+from moe.step import make_step
+from moe.strategies import build, supports
+
+LAYER = Layer(dim=24, hidden=32, dim_out=40, num_experts=8, topk=3, topk_requested=3)
+VARIANTS: dict[str, tuple[Layer, Strategy]] = {
+    "plain": (LAYER, Strategy(kernel="loop")),
+    "gated bfloat16": (
+        dataclasses.replace(LAYER, activation="silu_gated", dtype="bfloat16", bias="none"),
+        Strategy(kernel="loop"),
+    ),
+    "overlap": (LAYER, Strategy(kernel="loop", overlap=3)),
+    "wire": (LAYER, Strategy(kernel="loop", comm_dtype="bfloat16")),
+    "shared": (dataclasses.replace(LAYER, shared_experts=2), Strategy(kernel="loop")),
+}
+
+
+def cells(ranks: int) -> Iterator[tuple[str, Cell]]:
+    """What is accepted of the product; 11 tokens split unevenly, 2 leave ranks without tokens."""
+    product = itertools.product(
+        VARIANTS, spec.STRATEGIES, spec.DISPATCHERS, spec.TOKENS, spec.MODES, (11, 2)
+    )
+    for variant, name, dispatcher, tokens, mode, batch in product:
+        if name not in ("ep", "ep_tp", "dp_ep") and dispatcher != "local":
+            continue
+        if variant != "plain" and (batch == 2 or ranks > 2):
+            continue
+        layer, strategy = VARIANTS[variant]
+        strategy = dataclasses.replace(strategy, name=name, dispatcher=dispatcher)
+        work_ = Workload(batch_size=batch, tokens=tokens, mode=mode)
+        cell = Cell(layer, strategy, work_, Placement(world_size=ranks))
+        try:
+            supports(cell)
+        except Unsupported:
+            continue
+        yield f"{variant} | {name} {dispatcher} {tokens} {mode} {batch}", cell
+
+
+def rows_to(cell: Cell, layer: MoELayer, x: torch.Tensor) -> list[list[int]]:
+    """[token][place]: the members of the ep group that this rank's tokens choose."""
+    with torch.no_grad(), layer.watching() as seen:
+        layer(x)
+    if seen.routing is None:
+        return []
+    per_rank = cell.layer.num_experts // loads.degrees(cell).ep
+    members: list[list[int]] = (seen.routing.indices_TK // per_rank).tolist()
+    return members
+
+
+def counted_load(cell: Cell, layer: MoELayer, x: torch.Tensor, rank: int, ranks: int) -> cost.Load:
+    """What really reached this rank, from the routing of all ranks."""
+    found = loads.degrees(cell)
+    everyone: list[Any] = [None] * ranks
+    dist.all_gather_object(everyone, rows_to(cell, layer, x))
+    ep = traffic._Rank(cell, cost.Load(0), rank).ep
+    own = rank // ep.stride % ep.size
+    first = rank - own * ep.stride
+    peers = [first + i * ep.stride for i in range(ep.size)]
+    if not loads.dispatches(cell):
+        slots = sum(row.count(own) if found.ep > 1 else len(row) for row in everyone[rank])
+        return cost.Load(slots)
+    dedup = cell.strategy.dispatcher == "dedup"
+
+    def rows(source: int, member: int, once: bool) -> int:
+        counts = [row.count(member) for row in everyone[source]]
+        return sum(min(count, 1) if once else count for count in counts)
+
+    sent = sum(rows(rank, member, dedup) for member in range(ep.size) if member != own)
+    received = sum(rows(peer, own, dedup) for peer in peers if peer != rank)
+    slots = sum(rows(peer, own, False) for peer in peers)
+    return cost.Load(slots, received + rows(rank, own, dedup), sent, received)
+
+
+def products(counter: FlopCounterMode) -> int:
+    """Without batched products: kernel=loop has none, but sums up a token's K results with one."""
+    counts = counter.get_flop_counts().get("Global", {})
+    return sum(flops for name, flops in counts.items() if "bmm" not in str(name))
+
+
+def examine(cell: Cell, comm: Comm) -> dict[str, Any]:
+    rank, ranks = comm.rank, comm.world_size
+    layer, x = build(cell, comm), workload.inputs(cell, comm.rank, comm.device)
+    load = counted_load(cell, layer, x, rank, ranks)
+    step = make_step(cell, layer, x)
+    with FlopCounterMode(display=False) as flops, comm.counting() as counted:
+        if cell.workload.mode == "forward":
+            with torch.no_grad():  # the counter does not see into inference mode
+                layer(x)
+        else:
+            step()
+    measured = {
+        f"{row['collective']} {row['group']}": [
+            row["calls"], row["sent_bytes"], row["received_bytes"]
+        ]
+        for row in counted
+    }  # fmt: skip
+    computed = cost.totals(cost.collectives(cell, load, rank))
+    return {
+        "measured": measured,
+        "computed": {f"{name} {group}": list(v) for (name, group), v in computed.items()},
+        "flops": [products(flops), cost.step_flops(cell, load, rank)],
+        "weights": [layer.weights_bytes(), work.weight_bytes(cell, rank)],
+    }
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    comm = Comm(torch.device("cpu"), ranks, rank)
+    mine = {name: examine(cell, comm) for name, cell in cells(ranks)}
+    everyone: list[Any] = [None] * ranks
+    dist.gather_object(mine, everyone if rank == 0 else None)
+    if rank == 0:
+        print(json.dumps({name: [found[name] for found in everyone] for name in mine}))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

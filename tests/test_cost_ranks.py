@@ -1,0 +1,77 @@
+"""The cost model against real ranks: bytes as the collectives counted them, FLOPs as torch did."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe.strategies.checks import supports
+from tests import cost_ranks
+
+ROOT = Path(__file__).resolve().parents[1]
+Found = dict[str, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module", params=[2, 3, 4], ids=["2 ranks", "3 ranks", "4 ranks"])
+def found(request: pytest.FixtureRequest) -> Found:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               "--local-addr=127.0.0.1", f"--nproc-per-node={request.param}", "--max-restarts=0",
+               str(ROOT / "tests" / "cost_ranks.py")]  # fmt: skip
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    made: Found = json.loads(done.stdout.splitlines()[-1])
+    assert made.keys() == {name for name, cell in cost_ranks.cells(request.param)}
+    assert all(len(ranks) == request.param for ranks in made.values())
+    return made
+
+
+def different(found: Found, field: str) -> list[str]:
+    return [
+        f"{name} rank {rank}: measured {row[field][0]}, computed {row[field][1]}"
+        for name, rows in found.items()
+        for rank, row in enumerate(rows)
+        if row[field][0] != row[field][1]
+    ]
+
+
+@pytest.mark.dist
+def test_bytes_and_calls_of_every_collective_are_as_counted(found: Found) -> None:
+    moved = 0
+    for name, rows in found.items():
+        for rank, row in enumerate(rows):
+            measured, computed = row["measured"], row["computed"]
+            assert measured.keys() == computed.keys(), (name, rank)
+            for collective, values in measured.items():
+                assert computed[collective] == pytest.approx(values), (name, rank, collective)
+                moved += values[1]
+    assert moved > 0
+
+
+@pytest.mark.dist
+def test_flops_are_those_of_the_products_that_ran(found: Found) -> None:
+    assert different(found, "flops") == []
+    assert any(row["flops"][0] > 0 for rows in found.values() for row in rows)
+
+
+@pytest.mark.dist
+def test_weights_are_those_the_layer_holds(found: Found) -> None:
+    assert different(found, "weights") == []
+
+
+def test_every_strategy_that_is_ready_is_among_the_cells() -> None:
+    cells = [cell for _, cell in cost_ranks.cells(2)]
+    assert {"serial", "simple", "dp", "tp", "ep"} <= {cell.strategy.name for cell in cells}
+    for cell in cells:
+        supports(cell)
