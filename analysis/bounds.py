@@ -5,12 +5,12 @@ weights it must read at the calibrated bandwidth for that many bytes, whichever 
 Communication: every collective of the busiest rank at the calibrated alpha + beta * bytes sent.
 A fraction over 1 means that the limit is wrong, not that the cell is fast.
 
-    S = B*K slots, D in, H hidden, O out, E experts, R ranks
-    FLOPs of a step = 2*S*(D*H + H*O), gated 2*S*(2*D*H + H*O); shared experts B slots each
+FLOPs and bytes are those of `moe.cost`, summed over the ranks.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +19,10 @@ import pandas as pd
 
 from analysis import numbers
 from analysis.panels import series_names
-from moe.spec import DTYPE_BYTES
+from moe import cost
+from moe.spec import Placement, Strategy
+from runners import flatten
 
-TRAIN_FACTOR = 3  # a backward pass does twice the products of the forward pass
 WRONG = 1.0
 HEADER = (
     *("cell", "id", "median ms", "compute limit ms", "fraction", "communication limit ms"),
@@ -50,32 +51,29 @@ class Bound:
         return max(self.compute_fraction, self.communication_fraction) > WRONG
 
 
-def matrix_sizes(cell: Any) -> int:
-    """Elements of one expert's matrices: DH + HO, gated 2DH + HO."""
-    gates = 2 if str(cell["activation"]).endswith("gated") else 1
-    return int(cell["hidden"]) * (gates * int(cell["dim"]) + int(cell["dim_out"]))
-
-
 def flops(cell: Any) -> float:
-    """Of one step over all ranks; replicated `simple` does the whole of it on every rank."""
-    slots = int(cell["batch_size"]) * (int(cell["topk"]) + int(cell["shared_experts"]))
-    times = TRAIN_FACTOR if cell["mode"] == "train" else 1
-    return 2.0 * slots * matrix_sizes(cell) * times * _copies(cell)
-
-
-def _copies(cell: Any) -> int:
-    everyone = cell["strategy"] == "simple" and cell["tokens"] == "replicated"
-    return int(cell["world_size"]) if everyone else 1
+    """Of the experts in one step over all ranks, the router's left out; replicated `simple` does
+    the whole of it on every rank."""
+    of = flatten.cell_of(cell)
+    times = cost.TRAIN_FACTOR if of.workload.mode == "train" else 1
+    return times * sum(
+        cost.expert_flops(of, cost.expected(of, rank)) + cost.shared_flops(of, rank)
+        for rank in range(of.placement.world_size)
+    )
 
 
 def weight_bytes(cell: Any) -> float:
     """Least that all ranks together must read: the experts that slots can have reached, once."""
-    reached = min(int(cell["num_experts"]), int(cell["topk"]))  # one token reaches topk experts
+    of = flatten.cell_of(cell)
+    layer, work = of.layer, of.workload
+    reached = float(min(layer.num_experts, layer.topk))  # one token reaches topk experts
     slots = cell["expert_slots"]
     if isinstance(slots, list) and slots:
-        reached = sum(1 for count in slots if count)
-    experts = reached + int(cell["shared_experts"])
-    return float(experts * matrix_sizes(cell) * DTYPE_BYTES[cell["dtype"]] * _copies(cell))
+        reached = float(sum(1 for count in slots if count))
+    everyone = of.strategy.name == "simple" and work.tokens == "replicated"
+    copies = of.placement.world_size if everyone else 1
+    alone = dataclasses.replace(of, strategy=Strategy(), placement=Placement(world_size=1))
+    return copies * cost.touched_weight_bytes(alone, cost.Load(0, touched=reached))
 
 
 def bound(cell: Any) -> Bound | None:

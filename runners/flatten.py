@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from moe.spec import Cell
@@ -73,6 +74,31 @@ def _flat_section(section: str, part: Any) -> dict[str, Any]:
         name = RENAMED.get((section, item.name), item.name)
         flat[name] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def cell_of(row: Mapping[str, Any]) -> Cell:
+    """The cell that `flat_config` made these values of; a field that is missing has its default.
+
+    Raises ValueError for a value that is not of the field's kind.
+    """
+    sections = {
+        item.name: _section_of(item.name, getattr(Cell(), item.name), row)
+        for item in dataclasses.fields(Cell)
+    }
+    return Cell(**sections)
+
+
+def _section_of(section: str, default: Any, row: Mapping[str, Any], prefix: str = "") -> Any:
+    values = {}
+    for item in dataclasses.fields(default):
+        known = getattr(default, item.name)
+        if dataclasses.is_dataclass(known):
+            values[item.name] = _section_of(section, known, row, f"{item.name}_")
+            continue
+        name = prefix + item.name if prefix else RENAMED.get((section, item.name), item.name)
+        found = row.get(name)
+        values[item.name] = known if found is None else type(known)(found)
+    return dataclasses.replace(default, **values)
 
 
 def row(record: Record, samples: bool = False) -> dict[str, Any]:

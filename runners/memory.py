@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moe.spec import DTYPE_BYTES
+from moe import cost
 from runners.cell import ConfigError
 from runners.hardware import memory_bytes
 from runners.plan import Job
 
-MEMORY_FRACTION = 0.8  # of what is available, for the weights of one cell on all its ranks
+MEMORY_FRACTION = 0.8  # of what is available, for one cell on all its ranks
 RESIDENT_FRACTION = 0.4  # for all cells of a wave together
 
 
@@ -18,30 +18,38 @@ def available_bytes() -> int:
     return found.get("MemAvailable") or found.get("MemTotal") or 2**62
 
 
-def memory_needed_bytes(job: Job) -> int:
-    """Weights on all ranks of this host."""
-    layer, name = job.cell.layer, job.cell.strategy.name
-    first = 2 if layer.activation == "silu_gated" else 1
-    expert = first * layer.dim * layer.hidden + layer.hidden * layer.dim_out
-    whole = (layer.num_experts + layer.shared_experts) * expert * DTYPE_BYTES[layer.dtype]
-    ranks = job.cell.placement.world_size
-    return whole * ranks if name in ("simple", "dp") else whole
+def memory_needed_bytes(job: Job) -> float:
+    """At the peak of a step on all ranks of this host: weights, activations, gradients."""
+    cell = job.cell
+    return sum(
+        cost.peak_bytes(cell, cost.expected(cell, rank), rank)
+        for rank in range(cell.placement.world_size)
+    )
+
+
+def kept_bytes(job: Job) -> int:
+    """Of the weights, and their gradients, that a cell's ranks keep between steps."""
+    cell = job.cell
+    times = 2 if cell.workload.mode == "train" else 1
+    return times * sum(cost.weight_bytes(cell, rank) for rank in range(cell.placement.world_size))
 
 
 def fits_together(jobs: Sequence[Job]) -> bool:
-    available = available_bytes()
-    return sum(memory_needed_bytes(job) for job in jobs) <= RESIDENT_FRACTION * available
+    """Whether the weights of all cells and one cell's step find room at once."""
+    most = max((memory_needed_bytes(job) for job in jobs), default=0.0)
+    return sum(kept_bytes(job) for job in jobs) + most <= RESIDENT_FRACTION * available_bytes()
 
 
 def check_memory(job: Job) -> None:
-    """Raises ConfigError when a cell's weights alone do not fit this host."""
+    """Raises ConfigError when a cell's weights and activations do not fit this host."""
     if job.cell.placement.device != "cpu":
         return
     needed, available = memory_needed_bytes(job), available_bytes()
     if needed > MEMORY_FRACTION * available:
         raise ConfigError(
-            f"model.scale={job.request.meta.get('scale')}: the weights of {job.cell.strategy.name} "
-            f"on {job.cell.placement.world_size} ranks take {needed / 2**30:.1f} GiB, allowed is "
+            f"model.scale={job.request.meta.get('scale')}: weights and activations of "
+            f"{job.cell.strategy.name} on {job.cell.placement.world_size} ranks take "
+            f"{needed / 2**30:.1f} GiB, allowed is "
             f"{MEMORY_FRACTION * available / 2**30:.1f} GiB; raise model.scale, lower "
-            "num_experts or world_size, or choose a strategy that shards weights"
+            "num_experts, batch_size or world_size, or choose a strategy that shards weights"
         )

@@ -16,6 +16,7 @@ from moe.cost import load as loads
 from moe.cost import work
 from moe.spec import Cell, Layer, Placement, Strategy, Workload
 from moe.strategies.simple import Simple
+from runners import flatten
 
 # 16 tokens of 2 of 8 experts: 32 slots. An expert: 4 x 6 and 6 x 10 numbers.
 LAYER = Layer(dim=4, hidden=6, dim_out=10, num_experts=8, topk=2, topk_requested=2, bias="none")
@@ -205,3 +206,11 @@ def test_nothing_gets_cheaper_with_more_tokens(batch: int, more: int, name: str)
     few, many = figures(batch), figures(batch + more)
     assert all(b >= a - 1e-9 for a, b in zip(few, many, strict=True))
     assert work.weight_bytes(cell("ep", 4)) > 0
+
+
+def test_a_row_of_the_analysis_is_the_cell_again() -> None:
+    of = cell("ep_tp", 8, "alltoall", "replicated", "train", ep=4, tp=2)
+    strategy = dataclasses.replace(of.strategy, placement="explicit", expert_order=tuple(range(8)))
+    of = dataclasses.replace(of, strategy=strategy)
+    assert flatten.cell_of(flatten.flat_config(of)) == of
+    assert flatten.cell_of({}) == Cell()

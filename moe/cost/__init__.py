@@ -9,6 +9,7 @@ Where a figure depends on which experts the tokens chose, it takes a `Load`.
 from moe.cost.load import Load, expected, hit_probability
 from moe.cost.traffic import Call, collectives, totals
 from moe.cost.work import (
+    TRAIN_FACTOR,
     activation_bytes,
     expert_elements,
     expert_flops,
@@ -22,6 +23,7 @@ from moe.cost.work import (
 )
 
 __all__ = [
+    "TRAIN_FACTOR",
     "Call",
     "Load",
     "activation_bytes",
