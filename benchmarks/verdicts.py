@@ -1,7 +1,7 @@
 """Do verdicts survive being measured again? A/A and A/B on real launches of this machine.
 
     python benchmarks/verdicts.py [--launches 40] [--draws 200]      # measures, then judges
-    python benchmarks/verdicts.py --from outputs/...                 # judges an earlier sweep
+    python benchmarks/verdicts.py --from outputs/a outputs/b         # judges earlier sweeps
 
 One cell (simple, 1 rank, Mixtral's shape at scale 8, 64 tokens) under three labels in every
 launch: a and b are the same, slow has 5% of busy work planted in its step. Each comparison draws
@@ -35,7 +35,14 @@ PLANTED = 0.05
 
 def measure(launches: int) -> Path:
     """The sweep: three labels, interleaved, in every launch."""
-    how = [f"measure.launches={launches}", "measure.phases=0", "tracker=none", "name=verdicts"]
+    how = [
+        "measure=launches",
+        f"measure.launches={launches}",
+        "measure.calibrate=false",
+        "measure.phases=0",
+        "tracker=none",
+        "name=verdicts",
+    ]
     labels = [["label=a"], ["label=b"], ["label=slow", f"strategy.slowdown={PLANTED}"]]
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         asked = [
@@ -51,15 +58,16 @@ def measure(launches: int) -> Path:
     return folder
 
 
-def judge(folder: Path, draws: int, seed: int = 0) -> dict[str, object]:
+def judge(folders: list[Path], draws: int, seed: int = 0) -> dict[str, object]:
     """Verdicts over `draws` draws of MIN_LAUNCHES launches each."""
-    frame = analysis.load([folder])
+    frame = analysis.load(folders)
     frame = frame[frame["outcome"] == "measured"]
-    launches = sorted(set(frame["launch"]))
+    frame["unit"] = list(zip(frame["sweep"], frame["launch"], strict=True))
+    launches = sorted(set(frame["unit"]))
     generator = random.Random(seed)
     aa, ab = Counter[str](), Counter[str]()
     for _ in range(draws):
-        drawn = frame[frame["launch"].isin(generator.sample(launches, MIN_LAUNCHES))]
+        drawn = frame[frame["unit"].isin(generator.sample(launches, MIN_LAUNCHES))]
         series = {label: Series(drawn[drawn["label"] == label]) for label in ("a", "b", "slow")}
         aa[word(series["a"], series["b"])] += 1
         ab[word(series["slow"], series["a"])] += 1
@@ -84,10 +92,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--launches", type=int, default=40)
     parser.add_argument("--draws", type=int, default=200)
-    parser.add_argument("--from", dest="folder", type=Path)
+    parser.add_argument("--from", dest="folders", type=Path, nargs="+")
     arguments = parser.parse_args()
-    folder = arguments.folder or measure(arguments.launches)
-    print(json.dumps(judge(folder, arguments.draws)))
+    folders = arguments.folders or [measure(arguments.launches)]
+    print(json.dumps(judge(folders, arguments.draws)))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,13 @@ class LaunchPlan:
     waves: list[list[int]]  # indices into cells
     resident: list[bool]  # per wave: whether its cells can live in memory together
     calibrate: bool = False
+    kernels: dict[str, str] = field(default_factory=dict)  # chosen in earlier launches
+
+
+def kernel_key(cell: Cell) -> str:
+    """Cells with the same one run the same kernel, in every launch of a sweep: repeats under
+    other labels or with planted work must differ in nothing else."""
+    return cell_key(replace(cell, strategy=replace(cell.strategy, slowdown=0.0)))
 
 
 def unique(jobs: Sequence[Job]) -> list[Job]:

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from moe.comm import Comm
 from moe.layer import MoELayer
 from moe.step import make_step
 from runners import environment
-from runners.plan import LaunchPlan
+from runners.plan import LaunchPlan, kernel_key
 from runners.ranklog import RankLog
 from runners.ranks import TorchRanks
 
@@ -42,7 +43,8 @@ class Ready:
     def __init__(self, plan: LaunchPlan, comm: Comm, ranks: TorchRanks, log: RankLog) -> None:
         self.plan, self.comm, self.ranks, self.log = plan, comm, ranks, log
         self.built: dict[int, Built] = {}
-        self.kernels: dict[int, str] = {}
+        self.kernels = dict(plan.kernels)
+        self.chosen: set[int] = set()
 
     def prove(self, index: int) -> bool:
         """Builds a cell, chooses its kernel and holds it against the oracle; False if wrong."""
@@ -63,18 +65,29 @@ class Ready:
         cell = self.plan.cells[index]
         layer = strategies.build(cell, self.comm)
         x_TD = workload.inputs(cell, self.comm.rank, self.comm.device)
-        if index in self.kernels:
-            layer.use(self.kernels[index])
-        else:
-            choice = layer.tune(x_TD)
-            self.kernels[index] = choice["name"]
-            self.log.write("info", cell=index, name="kernel", value=choice)
+        self._choose_kernel(index, layer, x_TD)
         built = Built(layer, [layer], [x_TD])
         if cell.workload.cache == "cold":
             for _ in range(self._cold_sets(built) - 1):
                 built.copies.append(layer.clone())
                 built.inputs.append(x_TD.clone())
         self.built[index] = built
+
+    def _choose_kernel(self, index: int, layer: MoELayer, x_TD: Tensor) -> None:
+        key = kernel_key(self.plan.cells[index])
+        if key in self.kernels:
+            layer.use(self.kernels[key])
+            choice: dict[str, Any] = {
+                "name": self.kernels[key],
+                "how": "chosen before",
+                "candidates_ms": {},
+            }
+        else:
+            choice = layer.tune(x_TD)
+            self.kernels[key] = choice["name"]
+        if index not in self.chosen:  # a heavy cell is built again every round
+            self.chosen.add(index)
+            self.log.write("info", cell=index, name="kernel", value=choice)
 
     def _cold_sets(self, built: Built) -> int:
         """Copies whose weights and inputs, on all ranks together, are twice the cache."""

@@ -72,6 +72,7 @@ class Sweep:
         self.sweep_dir = settings.sweep_dir
         self.result = SweepResult(self.sweep_dir)
         self.launches = 0
+        self.kernels: dict[str, str] = {}  # by kernel_key, as the first launch chose
         self.git = environment.git_state(environment_root())
         self.calibration_dir = self.sweep_dir.resolve().parent / ".calibration"
         self.fingerprint = environment.fingerprint(environment.capture())
