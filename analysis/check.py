@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import marks
+from analysis import marks, straggler
 from analysis.panels import series_names
 from analysis.verdict import MIN_LAUNCHES
 
@@ -46,7 +46,12 @@ def _of_cell(cell: pd.Series[Any], frame: pd.DataFrame) -> list[tuple[str, str]]
         return [(f"no time: {cell['outcome']}", "see python -m analysis status")]
     attempts = frame.iloc[cell["index"]]
     attempts = attempts[attempts["median_duration_ms"].notna()]
-    return [*_few(cell, attempts), *_unstable(cell, attempts), *_flagged(cell)]
+    return [
+        *_few(cell, attempts),
+        *_unstable(cell, attempts),
+        *_straggling(cell, attempts),
+        *_flagged(cell),
+    ]
 
 
 def _few(cell: pd.Series[Any], attempts: pd.DataFrame) -> list[tuple[str, str]]:
@@ -78,6 +83,18 @@ def _unstable(cell: pd.Series[Any], attempts: pd.DataFrame) -> list[tuple[str, s
             "look at python -m analysis plot --name traces; prefer the median to the average",
         ))  # fmt: skip
     return found
+
+
+def _straggling(cell: pd.Series[Any], attempts: pd.DataFrame) -> list[tuple[str, str]]:
+    """Only where every rank has a core: else whoever has none at the moment is the straggler."""
+    if "oversubscribed" in cell["flags"]:
+        return []
+    found = [straggler.find(ranks) for ranks in attempts["phase_per_rank_ms"]]
+    ranks = {one.rank if one else None for one in found}
+    if len(ranks) != 1 or not (first := found[0]):
+        return []
+    told = f"straggler: rank {first.rank} is busy for longer than the others, most in {first.phase}"
+    return [(told, "look at that rank's core, clock and share of the tokens (skew)")]
 
 
 def _flagged(cell: pd.Series[Any]) -> list[tuple[str, str]]:

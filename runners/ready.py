@@ -134,11 +134,11 @@ class Ready:
         for _ in range(self.plan.measure.phases):
             self.ranks.barrier()
             self.ranks.sync()
-            start = self.ranks.now_ns()
             with phases.recording(self.ranks.sync) as times:
+                start = self.ranks.now_ns()
                 step()
-            self.ranks.sync()
-            totals.append(self.ranks.now_ns() - start)
+                self.ranks.sync()
+                totals.append(self.ranks.now_ns() - start)
             passes.append(dict(times))
             if self.ranks.decide(int(time.monotonic() > deadline)):
                 break

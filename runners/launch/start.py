@@ -53,16 +53,17 @@ class Started:
         return found[0] if found else self.launch_dir / "logs" / "agent.log"
 
 
-def start(plan: LaunchPlan) -> Started:
-    """Freezes the plan to a file and starts its ranks; the caller polls and ends them."""
+def start(plan: LaunchPlan, worker: str = "runners.worker") -> Started:
+    """Freezes the plan to a file and starts its ranks; the caller polls and ends them. `worker` is
+    the module that every rank runs."""
     launch_dir = Path(plan.launch_dir)
     (launch_dir / "logs").mkdir(parents=True)
     save(plan, launch_dir / "launch.json")
     if plan.placement.backend == "mpi":
-        worker = [sys.executable, "-m", "runners.worker", str(launch_dir / "launch.json")]
-        command = mpiexec_command(plan.placement.world_size, worker)
+        program = [sys.executable, "-m", worker, str(launch_dir / "launch.json")]
+        command = mpiexec_command(plan.placement.world_size, program)
     else:
-        command = torchrun_command(plan)
+        command = torchrun_command(plan, worker)
     with (launch_dir / "logs" / "agent.log").open("wb") as log:
         process = subprocess.Popen(
             command,
@@ -75,7 +76,7 @@ def start(plan: LaunchPlan) -> Started:
     return Started(process, launch_dir)
 
 
-def torchrun_command(plan: LaunchPlan) -> list[str]:
+def torchrun_command(plan: LaunchPlan, worker: str) -> list[str]:
     """One node, rendezvous on loopback, no restarts (a restart would silently measure again)."""
     launch_dir = Path(plan.launch_dir)
     return [
@@ -87,7 +88,7 @@ def torchrun_command(plan: LaunchPlan) -> list[str]:
         "--monitor-interval=0.1",
         f"--log-dir={launch_dir / 'logs'}",
         "--redirects=3",
-        *("-m", "runners.worker", str(launch_dir / "launch.json")),
+        *("-m", worker, str(launch_dir / "launch.json")),
     ]
 
 
