@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -70,8 +71,8 @@ def compare(
 def _candidates(a: Series, b: Series) -> Iterable[tuple[list[float], list[float], bool, str, int]]:
     shared = [unit for unit in a.medians if unit in b.medians]
     if len(shared) >= MIN_LAUNCHES:
-        pairs = [(a.medians[u], b.medians[u]) for u in shared]
-        yield [p[0] for p in pairs], [p[1] for p in pairs], True, "launches", len(pairs)
+        ratios = [_ratio(a, b, unit) for unit in shared]
+        yield ratios, [1.0] * len(ratios), True, "launches", len(ratios)
     if min(len(a.medians), len(b.medians)) >= MIN_LAUNCHES:
         fewest = min(len(a.medians), len(b.medians))
         yield list(a.medians.values()), list(b.medians.values()), False, "launches", fewest
@@ -84,6 +85,15 @@ def _candidates(a: Series, b: Series) -> Iterable[tuple[list[float], list[float]
         yield x, y, True, "rounds", len({unit for unit, _ in both})
     launches = len(set(a.medians) | set(b.medians))
     yield a.all_rounds(), b.all_rounds(), False, "rounds", launches
+
+
+def _ratio(a: Series, b: Series, unit: Unit) -> float:
+    """A over B in one launch: the median over the rounds both were in, where a disturbance met
+    both; the medians over each other where they shared no round."""
+    both = [number for number in a.rounds[unit] if number in b.rounds[unit]]
+    if not both:
+        return a.medians[unit] / b.medians[unit]
+    return statistics.median(a.rounds[unit][n] / b.rounds[unit][n] for n in both)
 
 
 def all_pairs(

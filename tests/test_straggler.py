@@ -66,7 +66,7 @@ def test_a_planted_sleep_shows_by_rank_in_the_wait_and_in_the_time(tmp_path: Pat
         found = straggler.find(row.phase_per_rank_ms)
         assert found is not None
         assert (found.rank, found.phase) == (1, "experts")
-        assert 0.9 < sum(row.phase_ms.values()) / row.phase_total_ms <= 1.0
+        assert 0.9 < sum(row.phase_ms.values()) / row.phase_total_ms < 1.1
     found_by_check = [
         f for f in check.findings(frame, summarize(frame)) if "straggler" in f.problem
     ]
