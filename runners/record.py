@@ -4,7 +4,8 @@ A record holds inputs only (config, environment, raw samples, counters). Everyth
 them, such as a median, a fraction of a roofline or a verdict, is computed by whoever reads it.
 Layout on disk, below a sweep folder:
 
-    cells/<key>[.<label>]/record-<launch>.json   one attempt: key + label + launch
+    cells/<key>[.<label>]/record-<launch>.json   one attempt: key + label + launch; its last field
+                                                 is the checksum of all before it
     launches/<n>/samples/rank<r>.jsonl           every rank's own lines, flushed each round
 """
 
@@ -22,7 +23,8 @@ from typing import Any
 
 from moe.spec import Cell, Layer, Placement, Router, Strategy, Workload
 
-SCHEMA = 1
+SCHEMA = 2  # 2: every file carries the checksum of its content
+CHECKSUM = "sha256"  # last field of the file, over the JSON text of everything before it
 OUTCOMES = ("measured", "wrong", "failed", "skipped", "interrupted")
 
 
@@ -192,14 +194,45 @@ def record_path(sweep_dir: Path, record: Record) -> Path:
 
 def write(sweep_dir: Path, record: Record) -> Path:
     path = record_path(sweep_dir, record)
-    write_atomic(path, json.dumps(to_dict(record), separators=(",", ":")))
+    write_atomic(path, sealed(to_dict(record)))
     return path
+
+
+def _canonical(content: dict[str, Any]) -> str:
+    return json.dumps(content, separators=(",", ":"))
+
+
+def sealed(content: dict[str, Any]) -> str:
+    """The content as JSON, its checksum as the last field."""
+    text = _canonical(content)
+    return f'{text[:-1]},"{CHECKSUM}":"{hashlib.sha256(text.encode()).hexdigest()}"}}'
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """The content without its checksum; raises RecordError where they do not agree.
+
+    As written the bytes themselves are checked; a file that was laid out anew (by a formatter,
+    say) is checked by its content.
+    """
+    content = json.loads(data)
+    if not isinstance(content, dict):
+        raise RecordError("not a record: no JSON object")
+    wanted = content.pop(CHECKSUM, None)
+    if content.get("schema") == SCHEMA and wanted is None:
+        raise RecordError(f"no {CHECKSUM}: the file is damaged or was edited")
+    seal = len(f',"{CHECKSUM}":"{wanted}"}}')
+    found = hashlib.sha256(data[:-seal] + b"}").hexdigest()
+    if wanted is not None and found != wanted:
+        found = hashlib.sha256(_canonical(content).encode()).hexdigest()
+        if found != wanted:
+            raise RecordError(f"{CHECKSUM} does not match: the file is damaged or was edited")
+    return content
 
 
 def read(path: Path) -> Record:
     """Raises RecordError, naming the file, for anything that is not a whole record."""
     try:
-        return from_dict(json.loads(path.read_bytes()))
+        return from_dict(unsealed(path.read_bytes()))
     except RecordError as error:
         raise RecordError(f"{path}: {error}") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import analysis_factory as factory
 import pandas as pd
 import pytest
 
 import analysis
-from analysis import cells, frame, schema
+from analysis import cells, frame, schema, sources
 from analysis.errors import InputError, SourceError, SourceWarning
 from moe.spec import Cell
 from runners import flatten, record
@@ -75,30 +78,62 @@ def test_docs_hold_the_schema() -> None:
     assert schema.markdown() in (ROOT / "docs" / "analysis.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("kind", ["truncated", "flipped"])
-def test_damage_is_named_and_never_a_number(tmp_path: Path, kind: str) -> None:
-    """150 damaged copies: each is set aside by name, or its row is that of the whole record."""
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes, list[dict[str, Any]]]:
+    """A sweep of one whole record, the path of a second to be damaged, and what it held."""
     made = factory.measured(factory.cell(ranks=2), sweep="s", rounds=3)
-    whole = record.write(tmp_path / "s", made).read_bytes()
-    good = flatten.row(made)
-    path = tmp_path / "s" / "cells" / made.cell_id / "record-1.json"
-    rng = random.Random(kind)
-    for _ in range(150):
+    path = record.write(tmp_path_factory.mktemp("damaged") / "s", made)
+    other = dataclasses.replace(made, launch=1)
+    record.write(path.parents[2], other)
+    broken = record.record_path(path.parents[2], other)
+    return broken, broken.read_bytes(), [flatten.row(m, samples=True) for m in (made, other)]
+
+
+def mutants(kind: str, whole: bytes, count: int) -> Iterator[bytes]:
+    draw = random.Random(kind)
+    for _ in range(count):
         if kind == "truncated":
-            path.write_bytes(whole[: rng.randrange(len(whole))])
+            yield whole[: draw.randrange(len(whole))]
         else:
             broken = bytearray(whole)
-            broken[rng.randrange(len(broken))] ^= 1 << rng.randrange(8)
-            path.write_bytes(bytes(broken))
+            broken[draw.randrange(len(broken))] ^= 1 << draw.randrange(8)
+            yield bytes(broken)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "flipped"])
+def test_damage_is_named_and_never_a_number(kind: str, damaged: Any) -> None:
+    """500 damaged copies: all set aside by name; the whole record beside them is untouched."""
+    path, whole, rows = damaged
+    for mutant in mutants(kind, whole, 500):
+        path.write_bytes(mutant)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            loaded = analysis.load(path.parents[2])
-        if len(caught):
-            assert str(path) in str(caught[0].message) and caught[0].category is SourceWarning
-            assert len(loaded) == 1
-        if kind == "truncated":
-            assert caught
-        assert loaded["key"].tolist()[0] == good["key"]
+            loaded = sources.load_rows([path.parents[2]], samples=True)
+        assert loaded == rows[:1]
+        (told,) = caught
+        assert str(path) in str(told.message) and told.category is SourceWarning
+    path.write_bytes(whole)
+    assert sources.load_rows([path.parents[2]], samples=True) == rows
+
+
+def test_a_record_laid_out_anew_is_still_whole(tmp_path: Path) -> None:
+    """The checksum is of the content: indenting keeps it, changing a figure does not."""
+    made = factory.measured(factory.cell())
+    path = record.write(tmp_path, made)
+    content = json.loads(path.read_bytes())
+    path.write_text(json.dumps(content, indent=1))
+    assert record.read(path) == made
+    content["samples"]["end_ns"][0][0] += 1
+    path.write_text(json.dumps(content, indent=1))
+    with pytest.raises(record.RecordError, match=r"record-0\.json: sha256 does not match"):
+        record.read(path)
+    del content["sha256"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(record.RecordError, match="no sha256"):
+        record.read(path)
+    path.write_text(json.dumps({**content, "schema": 1}))
+    with pytest.raises(record.RecordError, match="schema 1, this version reads 2"):
+        record.read(path)
 
 
 def test_missing_and_empty_sources_are_input_errors(tmp_path: Path) -> None:
