@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,6 +13,8 @@ import pandas as pd
 from analysis import marks
 from analysis.frame import hashable, plain
 from runners.estimate import DRIFT_THRESHOLD
+
+BASES = {"one launch": "within one launch", "launches": "over launches"}
 
 
 def banners(frame: pd.DataFrame) -> list[str]:
@@ -108,8 +111,40 @@ def sweeps(frame: pd.DataFrame) -> list[str]:
 
 
 def command(verb: str, sources: Sequence[str], *options: str) -> str:
-    """The command line that makes this output again."""
-    return shlex.join(["python", "-m", "analysis", verb, *sources, *options])
+    """The command line that makes this output again; paths below this folder are relative."""
+    return shlex.join(["python", "-m", "analysis", verb, *map(_near, sources), *options])
+
+
+def _near(source: str) -> str:
+    path = Path(source)
+    near = path.is_absolute() and path.is_relative_to(Path.cwd())
+    return str(path.relative_to(Path.cwd())) if near else source
+
+
+def attempts(frame: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the frame that these cells were made from."""
+    positions = sorted({int(i) for index in cells["index"] for i in index})
+    return frame.iloc[positions]
+
+
+def of_part(cells: pd.DataFrame, part: pd.DataFrame) -> list[str]:
+    """What one table says of its own cells: drift; where several sweeps are shown, which of them
+    they are from; and what their intervals are, where these are not all of a kind."""
+    measured = part[part["outcome"] == "measured"]
+    moved = measured[["drift" in flags for flags in measured["flags"]]]
+    found = []
+    if not moved.empty:
+        found.append(
+            f"DRIFT: the machine changed by up to {moved['drift'].max():.0%} while {len(moved)} "
+            f"of these {len(measured)} cells were measured."
+        )
+    if len({s for names in cells["sweeps"] for s in names}) > 1:
+        found.append(f"From {', '.join(dict.fromkeys(s for n in part['sweeps'] for s in n))}.")
+    bases = Counter(str(basis) for basis in measured["basis"])
+    if len(bases) > 1:
+        kinds = [f"{BASES.get(b, f'the {b}')} in {n} cells" for b, n in bases.most_common()]
+        found.append(f"Intervals: {'; '.join(kinds)}.")
+    return found
 
 
 def legend(cells: pd.DataFrame, more: Sequence[str] = ()) -> list[str]:

@@ -15,7 +15,16 @@ from analysis import numbers, pairs, verdict
 from analysis.cells import CONFIG, summarize
 from analysis.errors import InputError
 from analysis.frame import hashable, varying
-from analysis.panels import COMPANIONS, SERIAL, VARIANT, serial_of, series_names, title_of
+from analysis.panels import (
+    COMPANIONS,
+    SERIAL,
+    VARIANT,
+    serial_of,
+    series_names,
+    series_order,
+    sort_key,
+    title_of,
+)
 from analysis.verdict import Verdict
 
 HEADER = ("cell", "A", "B", "A ms", "B ms", "B / A", "verdict")
@@ -101,7 +110,8 @@ def _by_config(frame: pd.DataFrame, name: str) -> list[Pair]:
     for _, cell in tested.iterrows():
         groups.setdefault(tuple(hashable(cell[c]) for c in same), []).append(cell)
     found: list[Pair] = []
-    for members in groups.values():
+    for _, members in sorted(groups.items(), key=lambda item: [sort_key(v) for v in item[0]]):
+        members.sort(key=lambda cell: series_order(str(cell["group_name"])))
         if name == "strategy":
             members = [*(row for _, row in serial_of(cells, members[0]).iterrows()), *members]
         for a, b in itertools.combinations(members, 2):

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-import statistics
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 import pandas as pd
 
-from analysis import verdict
+from analysis import claims, verdict
+from analysis.claims import Claim, Found
 from analysis.panels import SERIAL, Panel, axes, panels, setting, title_of
-from analysis.standings import Place, Standings
-from analysis.verdict import MIN_LAUNCHES, NOISE_THRESHOLD, Estimate
+from analysis.standings import Standings
+from analysis.verdict import MIN_LAUNCHES, NOISE_THRESHOLD
 from runners.estimate import CONFIDENCE
 
 # The seed's three themes, and the experiment that measures each.
@@ -39,22 +36,33 @@ class Insight:
     """A paragraph: what is shown, what is not, what limits it, and the cells it rests on."""
 
     title: str
-    shown: list[str] = field(default_factory=list)
-    not_shown: list[str] = field(default_factory=list)
+    shown: list[Claim] = field(default_factory=list)
+    not_shown: list[Claim] = field(default_factory=list)
     sure: str = ""
     limits: list[str] = field(default_factory=list)
     cells: list[str] = field(default_factory=list)
 
+    def refs(self, claim: Claim) -> str:
+        """Where the claim's cells stand in `cells`, from 1: "1-3, 7"."""
+        places = sorted(self.cells.index(c) + 1 for c in claim.cells if c in self.cells)
+        runs: list[list[int]] = []
+        for place in places:
+            if runs and place == runs[-1][-1] + 1:
+                runs[-1].append(place)
+            else:
+                runs.append([place])
+        return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
+
     def lines(self) -> list[str]:
-        """For a terminal: one line a part."""
-        parts = [
-            ("Shown", "; ".join(self.shown)),
-            ("Not shown", "; ".join(self.not_shown)),
-            ("How sure", self.sure),
-            ("Limits", "; ".join(self.limits)),
-            ("Cells", " ".join(self.cells)),
-        ]
-        return [self.title, *(f"  {name}: {text}." for name, text in parts if text)]
+        """For a terminal: one line a sentence; numbers in brackets are places among the cells."""
+        found = [self.title]
+        for name, listed in (("Shown", self.shown), ("Not shown", self.not_shown)):
+            for claim in listed:
+                refs = self.refs(claim)
+                found.append(f"  {name}: {claim.text}." + (f" [{refs}]" if refs else ""))
+        cells = ", ".join(f"{n} {cell}" for n, cell in enumerate(self.cells, 1))
+        parts = (("How sure", self.sure), ("Limits", "; ".join(self.limits)), ("Cells", cells))
+        return [*found, *(f"  {name}: {text}." for name, text in parts if text)]
 
 
 def insights(
@@ -77,128 +85,25 @@ def insights(
 
 def _missing(theme: str, experiment: str) -> Insight:
     remedy = f"python runners/bench.py experiment={experiment}"
-    return Insight(theme, not_shown=[f"these records have no cells for it; measure with {remedy}"])
+    text = f"these records have no cells for it; measure with {remedy}"
+    return Insight(theme, not_shown=[Claim(text)])
 
 
 def _along(panel: Panel, standings: Standings) -> Insight:
     title = THEMES.get(panel.axis, (f"Along {title_of(panel.axis)}", ""))[0]
-    made = Insight(f"{title} ({setting(panel)})", cells=_ids(panel))
-    _growth(panel, standings, made)
-    _winners(panel, standings, made)
-    _speedups(panel, standings, made)
-    made.sure = _sureness(panel, standings)
-    made.limits = _limits(panel)
-    return made
+    found = claims.along(panel, standings)
+    return Insight(
+        f"{title} ({setting(panel)})",
+        found.shown,
+        found.not_shown,
+        _sureness(panel, standings),
+        _limits(panel),
+        _ids(panel),
+    )
 
 
 def _ids(panel: Panel) -> list[str]:
     return list(dict.fromkeys(str(c) for c in panel.cells["cell_id"]))
-
-
-def _growth(panel: Panel, standings: Standings, made: Insight) -> None:
-    """The exponent p of duration ~ axis^p for every series, with its interval."""
-    series = [name for name in panel.series if name != SERIAL]
-    for name in series:
-        found = exponent(panel, standings, name, len(series))
-        if found is None:
-            continue
-        text = f"~ {title_of(panel.axis)}^{_exponent_text(found)}"
-        if found.low > 0:
-            made.shown.append(f"{name} grows {text}")
-        elif found.high < 0:
-            made.shown.append(f"{name} falls {text}")
-        else:
-            made.not_shown.append(f"whether {name} grows or falls ({text})")
-
-
-def _exponent_text(found: Estimate) -> str:
-    return f"{found.center:.2f} [{found.low:.2f}, {found.high:.2f}]"
-
-
-def exponent(panel: Panel, standings: Standings, name: str, family: int) -> Estimate | None:
-    """Least-squares slope of log duration on log axis; its interval is of the noise, not of the
-    misfit of a power law. None for fewer than two places, or values that have no logarithm."""
-    points = [(p.x, p.cells[name]) for p in standings.places(panel) if name in p.cells]
-    if len(points) < 2 or not all(_positive(x) for x, _ in points):
-        return None
-    series = [standings.series(cell) for _, cell in points]
-    launches = all(len(s.medians) >= MIN_LAUNCHES for s in series)
-    groups = [list(s.medians.values()) if launches else s.all_rounds() for s in series]
-    weights = slope_weights([math.log(x) for x, _ in points])
-    each = verdict.level(CONFIDENCE, family)
-    return verdict.contrast_interval(weights, [verdict.logs(g) for g in groups], each)
-
-
-def _positive(x: Any) -> bool:
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and x > 0
-
-
-def slope_weights(x: list[float]) -> list[float]:
-    """Weights w with sum(w * y) the least-squares slope of y on x."""
-    mean = statistics.fmean(x)
-    total = sum((value - mean) ** 2 for value in x)
-    return [(value - mean) / total for value in x]
-
-
-def _winners(panel: Panel, standings: Standings, made: Insight) -> None:
-    """Who is fastest where; ties are named as such."""
-    places = [p for p in standings.places(panel) if len(p.cells) > 1]
-    by_leaders: dict[tuple[str, ...], list[str]] = {}
-    for place in places:
-        by_leaders.setdefault(tuple(standings.leaders(place)), []).append(str(place.x))
-    axis = title_of(panel.axis)
-    for leaders, values in by_leaders.items():
-        listed = f"{axis} {', '.join(values)}"
-        where = f"every value of {axis} measured" if len(by_leaders) == 1 else listed
-        if len(leaders) == 1:
-            margin = _margin(leaders[0], places, values, standings)
-            made.shown.append(f"{leaders[0]} is fastest at {where}{margin}")
-        else:
-            made.not_shown.append(f"which of {' and '.join(leaders)} is fastest at {where}")
-    _undecided(places, standings, made)
-
-
-def _margin(leader: str, places: list[Place], values: list[str], standings: Standings) -> str:
-    """Ahead of the nearest by how much, at the last of these places."""
-    place = next(p for p in reversed(places) if str(p.x) in values)
-    others = [n for n in place.cells if n != leader]
-    nearest = min(others, key=lambda n: float(place.cells[n]["median_ms"]))
-    found = standings.verdict(place.cells[leader], place.cells[nearest])
-    if found is None:
-        return ""
-    text = f"{1 / found.ratio:.2f}x [{1 / found.high:.2f}, {1 / found.low:.2f}]"
-    return f" (at {place.x}: {text} ahead of {nearest})"
-
-
-def _undecided(places: list[Place], standings: Standings, made: Insight) -> None:
-    texts = []
-    for place in places:
-        for a, b in itertools.combinations(place.cells, 2):
-            found = standings.verdict(place.cells[a], place.cells[b])
-            if found is None or found.word in (verdict.UNDECIDED, verdict.SAME):
-                texts.append(f"{a} and {b} at {place.x}")
-    if texts:
-        more = f" and {len(texts) - 4} more" if len(texts) > 4 else ""
-        made.not_shown.append(f"a difference between {', '.join(texts[:4])}{more}")
-
-
-def _speedups(panel: Panel, standings: Standings, made: Insight) -> None:
-    """The fastest spread-out strategy against both baselines, at the last place that has them."""
-    for baseline in (SERIAL, "simple"):
-        places = [p for p in standings.places(panel) if baseline in p.cells]
-        last = places[-1].cells if places else {}
-        rivals = {n: c for n, c in last.items() if n not in (SERIAL, "simple")}
-        if not rivals:
-            continue
-        best = min(rivals, key=lambda n: float(rivals[n]["median_ms"]))
-        found = standings.verdict(places[-1].cells[baseline], rivals[best])
-        if found:
-            text = (
-                f"speed-up of {best} against {baseline} at {places[-1].x}: "
-                f"{found.ratio:.2f}x [{found.low:.2f}, {found.high:.2f}]"
-            )
-            told = found.word in (verdict.FASTER, verdict.SLOWER)
-            (made.shown if told else made.not_shown).append(text)
 
 
 def _sureness(panel: Panel, standings: Standings) -> str:
@@ -209,7 +114,7 @@ def _sureness(panel: Panel, standings: Standings) -> str:
     if launches and min(launches) >= MIN_LAUNCHES:
         return f"{level}, over {min(launches)} or more launches; {noise}"
     fewest = min(launches, default=0)
-    words = "in this launch only" if fewest == 1 else f"in these {fewest} launches only"
+    words = "within one launch only" if fewest == 1 else f"in these {fewest} launches only"
     return (
         f"{level}, {words}: variation between launches is not in them; {noise}; "
         "measure.launches=5 would settle it"
@@ -242,18 +147,20 @@ def _batch_split(panel: Panel, standings: Standings) -> Insight | None:
     both = set(places["replicated"].cells) & set(places["sharded"].cells) - {SERIAL}
     if not any(name.split(" ")[0] == "tp" for name in both):
         return None
-    made = Insight(f"Batch split in tp ({setting(panel)})")
+    made = Found()
     for name in sorted(both):
         sharded, whole = places["sharded"].cells[name], places["replicated"].cells[name]
         found = standings.verdict(sharded, whole)
         forms = [f"{name} with {tokens} tokens" for tokens in ("sharded", "replicated")]
         text = verdict.sentence(forms[0], forms[1], found, standings.threshold)
         shown = found is not None and found.word in (verdict.FASTER, verdict.SLOWER)
-        (made.shown if shown else made.not_shown).append(text)
-        made.cells += [str(sharded["cell_id"]), str(whole["cell_id"])]
-    made.sure = _sureness(panel, standings)
-    made.limits = [
-        "sharded ranks end with their own tokens' outputs only, replicated ones with all",
-        *_limits(panel),
-    ]
-    return made
+        made.say(shown, text, [sharded, whole])
+    limit = "sharded ranks end with their own tokens' outputs only, replicated ones with all"
+    return Insight(
+        f"Batch split in tp ({setting(panel)})",
+        made.shown,
+        made.not_shown,
+        _sureness(panel, standings),
+        [limit, *_limits(panel)],
+        _ids(panel),
+    )

@@ -39,3 +39,9 @@ def bytes_text(value: float) -> str:
             break
         value /= 1024
     return f"{short(value)} {unit}"
+
+
+def ratio(value: float) -> str:
+    """1/8 for an eighth; other numbers as they are."""
+    part = 1 / value if 0 < value < 1 else 0.0
+    return f"1/{part:.0f}" if part and abs(part - round(part)) < 1e-9 else f"{value:g}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -67,8 +68,17 @@ class Panel:
 
     def at(self, x: Any, series: str) -> pd.Series[Any] | None:
         """The cell at this place, if there is one."""
-        found = where(where(self.cells, "series", series), "x", x)
-        return None if found.empty else found.iloc[0]
+        position = self._positions.get((series, hashable(x)))
+        return None if position is None else self.cells.iloc[position]
+
+    @cached_property
+    def _positions(self) -> dict[tuple[str, Any], int]:
+        """The first row of each place."""
+        keys = zip(self.cells["series"], map(hashable, self.cells["x"]), strict=True)
+        found: dict[tuple[str, Any], int] = {}
+        for position, key in enumerate(keys):
+            found.setdefault(key, position)
+        return found
 
     def fixed_of(self, name: str) -> Any:
         """The value all cells of the strategies under test share, or None where they differ."""

@@ -79,6 +79,11 @@ class Standings:
 
         return verdict.ranks(list(place.cells), faster)
 
+    def lead(self, place: Place) -> float:
+        """How much longer the second fastest takes than the fastest, by their medians."""
+        first, second = sorted(float(cell["median_ms"]) for cell in place.cells.values())[:2]
+        return second / first
+
     def leaders(self, place: Place) -> list[str]:
         return [name for name, rank in self.ranks(place).items() if rank == 1]
 

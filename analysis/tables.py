@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import marks, numbers
+from analysis import caption, marks, numbers
 from analysis.frame import hashable, plain
 from analysis.panels import Panel, axes, panels, series_names, setting, title_of, x_label
 
@@ -41,12 +41,13 @@ METRICS = {
     "avg_duration_ms": MEAN,
     "avg_throughput": THROUGHPUT,
 }
-# The seed's tables: names by axis, duration first. Other axes get a duration table.
+# The seed's tables and throughput by batch, duration first. Other axes get a duration table.
 SEED = (
     ("topk_requested", DURATION),
     ("batch_size", DURATION),
     ("world_size", DURATION),
     ("topk_requested", THROUGHPUT),
+    ("batch_size", THROUGHPUT),
     ("world_size", THROUGHPUT),
 )
 
@@ -142,6 +143,8 @@ def sweep_tables(cells: pd.DataFrame, metric: Metric | None = None, group: str =
 def _axis_tables(cells: pd.DataFrame, axis: str, metric: Metric) -> list[Table]:
     found = panels(cells, axis)
     tables = [panel_table(panel, metric) for panel in found[:MAX_PANELS]]
+    for table, panel in zip(tables, found, strict=False):
+        table.notes += caption.of_part(cells, panel.cells)
     if len(found) > MAX_PANELS:
         left = len(found) - MAX_PANELS
         tables[-1].notes.append(

@@ -106,8 +106,8 @@ def plot(options: argparse.Namespace) -> int:
     data = load(options, samples=not names or "traces" in names)
     for name in names:
         plots.maker(name)
-    if options.group:
-        check_column(data.frame, options.group, "--group")
+    for name in options.group.split(",") if options.group else ():
+        check_column(data.frame, name, "--group")
     metric = check_column(data.frame, options.metric, "--metric") if options.metric else ""
     folder = Path(options.output) if options.output else _folder(data, "plots")
     drawn = plots.draw(scene(data, metric, options.group), folder, names)

@@ -1,11 +1,16 @@
-"""`make seed`: the seed's three axes one after the other, then one report on them together."""
+"""`make seed`: the seed's three axes one after the other, then one report on them together.
+
+Tables, plots and the page go to outputs/<date>_<time>_seed/.
+"""
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,13 +33,27 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m runners.seed", description=__doc__)
     parser.add_argument("overrides", nargs="*", help="for every axis, such as measure=seed")
     overrides = parser.parse_args(arguments).overrides
+    started = datetime.datetime.now()
     ended = [sweep(experiment, overrides) for experiment in EXPERIMENTS]
-    folders = [str(folder) for folder, _ in ended]
-    for verb in ("show", "plot", "report"):
-        done = subprocess.run([sys.executable, "-m", "analysis", verb, *folders], cwd=ROOT)
-        if done.returncode:
-            return done.returncode
-    return max(code for _, code in ended)
+    sweeps = [path for path, _ in ended]
+    worst = together(sweeps, sweeps[0].parent / f"{started:%Y-%m-%d_%H-%M-%S}_seed")
+    return max(worst, *(code for _, code in ended))
+
+
+def together(sweeps: Sequence[Path], folder: Path) -> int:
+    """Tables, plots and the page on all sweeps at once, below `folder`; the worst exit code."""
+    names = [str(path.relative_to(ROOT)) if ROOT in path.parents else str(path) for path in sweeps]
+    worst = 0
+    for verb, options in (
+        ("show", []),
+        ("show", ["--format", "markdown", "-o", str(folder / "tables" / "tables.md")]),
+        ("show", ["--format", "csv", "-o", str(folder / "tables" / "tables.csv")]),
+        ("plot", ["-o", str(folder / "plots")]),
+        ("report", ["-o", str(folder / "report.html")]),
+    ):
+        command = [sys.executable, "-m", "analysis", verb, *names, *options]
+        worst = max(worst, subprocess.run(command, cwd=ROOT).returncode)
+    return worst
 
 
 if __name__ == "__main__":

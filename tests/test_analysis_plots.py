@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import html.parser
+import itertools
 from pathlib import Path
 
 import analysis_factory as factory
 import pytest
+from matplotlib.figure import Figure
 
 import analysis
 from analysis import cells, cli, plots, report
-from analysis.plots import canvas, lines, scaling
+from analysis.plots import canvas, grids, lines, scaling
 from analysis.plots.canvas import Scene
 
 HOSTILE = "<script>alert('x')</script>\"$x_1$"
@@ -45,6 +47,53 @@ def test_plots_without_data_are_none(tmp_path: Path) -> None:
     frame = analysis.load(factory.write_all(tmp_path, records), samples=True)
     empty = Scene(frame, cells.summarize(frame))
     assert [made for _, made in plots.figures(empty) if made is not None] == []
+
+
+def drawn_text(made: Figure) -> str:
+    return " ".join(t.get_text() for t in [*made.texts, *made.axes[0].texts])
+
+
+def test_crossover_is_a_map_of_two_axes(tmp_path: Path) -> None:
+    """ep at large, tp at small sizes, equal on the diagonal, whatever order the records have."""
+    records = []
+    for batch, k in itertools.product((32, 8, 16), (4, 2, 8)):
+        lead = {8: 0, 16: 1, 32: 2}[batch] - {8: 0, 4: 1, 2: 2}[k]
+        for name, ms in (("tp", 4.0), ("ep", 4.0 * 1.5**-lead)):
+            of = factory.cell(name, batch=batch, topk=k)
+            records.append(factory.measured(of, scale=ms / factory.truth_ms(of), noise=0.01))
+    frame = analysis.load(factory.write_all(tmp_path, records))
+    summarized = cells.summarize(frame)
+    found, rows = grids.crossed(summarized)
+    assert rows == ["batch_size"] and [dict(p.fixed)["batch_size"] for p in found] == [8, 16, 32]
+    swapped, rows = grids.crossed(summarized, "batch,topk_requested")
+    assert rows == ["topk_requested"] and [p.axis for p in swapped] == ["batch_size"] * 3
+    with canvas.styled():
+        made = grids.crossover(Scene(frame, summarized))
+    assert made is not None
+    tiles = {t.get_position(): t.get_text() for t in made.axes[0].texts}
+    assert tiles[0, 0].startswith("tp\n2.2") and tiles[2, 2].startswith("ep\n2.2")  # 1.5 ** 2
+    for (x, y), text in tiles.items():  # columns top-k, rows batch size, both ascending
+        told = text.split("\n")
+        assert told[0] in ("tp", "ep") and ("x" in text) == (x + y != 2)
+        if x + y != 2:
+            assert told[0] == ("ep" if x + y > 2 else "tp")
+
+
+def test_drift_stands_above_the_plots_whose_cells_it_touched(tmp_path: Path) -> None:
+    moved = factory.anchors(1.0, 1.4)
+    records = [
+        factory.measured(factory.cell("ep", topk=k), sweep="a", anchors=moved) for k in (2, 4)
+    ]
+    records += [factory.measured(factory.cell("ep", batch=b, topk=8), sweep="b") for b in (16, 32)]
+    frame = analysis.load(factory.write_all(tmp_path, records), samples=True)
+    scene = Scene(frame, cells.summarize(frame))
+    with canvas.styled():
+        texts = {name: drawn_text(made) for name, made in plots.figures(scene) if made}
+    assert "DRIFT" not in texts["speed_vs_batch"] and "Source: a, b" not in texts["speed_vs_top_k"]
+    touched = {"speed_vs_top_k", "throughput_vs_topk", "memory", "phases", "traces"}
+    assert touched <= {name for name, text in texts.items() if "DRIFT: the anchor" in text}
+    page = report.page(scene)
+    assert page.index("DRIFT: the anchor cell") < page.index('id="verdict-title"')
 
 
 def test_oversubscribed_cells_are_hollow(scene: Scene) -> None:

@@ -47,7 +47,7 @@ def test_numbers() -> None:
     assert with_interval(2.0, float("nan"), float("nan")) == "2.00"
 
 
-def test_the_seeds_five_tables(loaded: pd.DataFrame) -> None:
+def test_the_seeds_tables(loaded: pd.DataFrame) -> None:
     found = tables.sweep_tables(cells.summarize(loaded))
     by_topk = table(found, "Duration (ms) by top-k")
     assert by_topk.columns == ["serial", "simple", "tp", "ep"]
@@ -61,6 +61,27 @@ def test_the_seeds_five_tables(loaded: pd.DataFrame) -> None:
     cell = cells.summarize(loaded).set_index("cell_id").loc[by_topk.entries["8", "ep"].cell_id]
     assert throughput.entries["8", "ep"].value == pytest.approx(8 / cell["mean_ms"])
     assert by_topk.entries["8", "ep"].text.endswith("(o)")
+    assert table(found, "Throughput (10^3 samples/s) by batch size").rows == ["8", "16", "32"]
+
+
+def test_a_table_names_its_own_sweeps_intervals_and_drift(tmp_path: Path) -> None:
+    """Of two sweeps that share a cell: only the table with that cell says so."""
+    moved = factory.anchors(1.0, 1.4)
+    records = [factory.measured(factory.cell("ep", topk=k), sweep="a") for k in (2, 4)]
+    records += [factory.measured(factory.cell("tp", topk=k), sweep="a") for k in (2, 4)]
+    records += [
+        factory.measured(factory.cell("ep", topk=4, batch=b), sweep="b", anchors=moved)
+        for b in (8, 16)
+    ]
+    records += [factory.measured(factory.cell("ep", ranks=r, topk=8), sweep="c") for r in (2, 4)]
+    summarized = cells.summarize(analysis.load(factory.write_all(tmp_path, records)))
+    found = tables.sweep_tables(summarized)
+    assert table(found, "Duration (ms) by top-k").notes == [
+        "DRIFT: the machine changed by up to 40% while 1 of these 4 cells were measured.",
+        "From a, b.",
+        "Intervals: within one launch in 3 cells; the span of 2 launches in 1 cells.",
+    ]
+    assert table(found, "Duration (ms) by ranks").notes == ["From c."]
 
 
 def test_cells_without_a_time_show_no_number(loaded: pd.DataFrame) -> None:
@@ -98,14 +119,28 @@ def test_insights_say_what_is_so(loaded: pd.DataFrame) -> None:
     titles = [i.title.split(" (")[0] for i in said]
     assert titles[:3] == ["Rank scalability", "Batch size effect", "Top-k impact"]
     ranks, batch = said[0], said[1]
-    assert any(text.startswith("ep grows") for text in ranks.shown)
-    assert any("serial is fastest" in text for text in batch.shown)
+    assert any(claim.text.startswith("ep grows") for claim in ranks.shown)
+    assert any("serial is fastest" in claim.text for claim in batch.shown)
     assert any("experts grow with ranks" in text for text in ranks.limits)
     assert any("oversubscribed" in text for text in ranks.limits)
     assert "launch" in ranks.sure and "Bonferroni" in ranks.sure
     split = [i for i in said if i.title.startswith("Batch split")]
-    assert all("tp with sharded tokens is faster" in i.shown[0] for i in split)
+    assert all("tp with sharded tokens is faster" in i.shown[0].text for i in split)
     assert set(ranks.cells) <= set(loaded["cell_id"])
+
+
+def test_every_claim_rests_on_cells_that_it_names(loaded: pd.DataFrame) -> None:
+    """A sentence on ep rests on ep's cells alone; the numbers behind it lead to them."""
+    said = insights.insights(loaded, cells.summarize(loaded))[1]
+    growth = next(c for c in (*said.shown, *said.not_shown) if "ep" in c.text and "~" in c.text)
+    strategy = dict(zip(loaded["cell_id"], loaded["strategy"], strict=True))
+    assert len(growth.cells) == 3 and {strategy[c] for c in growth.cells} == {"ep"}
+    claims = [c for insight in (said,) for c in (*insight.shown, *insight.not_shown)]
+    assert all(c.cells and set(c.cells) <= set(said.cells) for c in claims)
+    win = next(c for c in said.shown if "is fastest" in c.text)
+    assert said.refs(win) == f"1-{len(said.cells)}"
+    assert f"  Shown: {win.text}. [{said.refs(win)}]" in said.lines()
+    assert all(f"ahead of simple at {b}" in win.text for b in (8, 16, 32))
 
 
 def test_growth_of_a_known_power(tmp_path: Path) -> None:
@@ -117,14 +152,25 @@ def test_growth_of_a_known_power(tmp_path: Path) -> None:
         records.append(factory.measured(of, scale=scale, noise=0.001))
     frame = analysis.load(factory.write_all(tmp_path, records))
     said = insights.insights(frame, cells.summarize(frame))
-    assert said[0].shown[0].startswith("ep grows ~ batch size^0.50 [0.50, 0.50]")
+    assert said[0].shown[0].text == "ep grows ~ batch size^0.50 [0.50, 0.50]"
+
+
+def test_a_power_law_that_does_not_fit_says_how_far_off(tmp_path: Path) -> None:
+    """1, 8, 1 ms at 8, 32, 128: the slope is 0 and the middle lies 4x above the line."""
+    records = []
+    for batch, ms in ((8, 1.0), (32, 8.0), (128, 1.0)):
+        of = factory.cell("ep", batch=batch)
+        records.append(factory.measured(of, scale=ms / factory.truth_ms(of), noise=0.001))
+    frame = analysis.load(factory.write_all(tmp_path, records))
+    said = insights.insights(frame, cells.summarize(frame))[0]
+    assert "points up to 4.00x off it" in (said.shown + said.not_shown)[0].text
 
 
 def test_themes_that_were_not_measured_say_so(tmp_path: Path) -> None:
     records = [factory.measured(factory.cell("ep", topk=k)) for k in (2, 4)]
     frame = analysis.load(factory.write_all(tmp_path, records))
     said = {i.title: i for i in insights.insights(frame, cells.summarize(frame))}
-    assert "experiment=seed_ranks" in said["Rank scalability"].not_shown[0]
+    assert "experiment=seed_ranks" in said["Rank scalability"].not_shown[0].text
 
 
 def test_equal_strategies_are_not_told_apart(tmp_path: Path) -> None:
@@ -136,7 +182,7 @@ def test_equal_strategies_are_not_told_apart(tmp_path: Path) -> None:
     frame = analysis.load(factory.write_all(tmp_path, records))
     said = insights.insights(frame, cells.summarize(frame))
     topk = next(i for i in said if i.title.startswith("Top-k"))
-    assert any("which of tp and ep is fastest" in text for text in topk.not_shown)
+    assert any("which of tp and ep is fastest" in claim.text for claim in topk.not_shown)
 
 
 def test_drift_puts_a_banner_on_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

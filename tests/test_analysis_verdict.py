@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import verdict
-from analysis.insights import slope_weights
+from analysis.claims import slope_weights
 from analysis.verdict import FASTER, OPPOSITE, SAME, SLOWER, UNDECIDED
 
 durations = st.lists(st.floats(0.01, 1e4), min_size=5, max_size=12)

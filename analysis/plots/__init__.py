@@ -20,6 +20,7 @@ PLOTS = {
     "speed_vs_ranks": ("lines", "duration against ranks"),
     "speed_vs_batch": ("lines", "duration against batch size"),
     "throughput_vs_topk": ("lines", "throughput against top-k"),
+    "throughput_vs_batch": ("lines", "throughput against batch size"),
     "throughput_vs_total_ranks": ("lines", "throughput against ranks"),
     "axis": ("lines", "any figure against any axis with bands (--group, --metric)"),
     "strong_scaling": ("scaling", "speed-up against ranks, with the ideal and the serial baseline"),

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from analysis import caption, numbers
-from analysis.panels import series_order
+from analysis.panels import Panel, series_order
 
 STYLE = Path(__file__).parents[1] / "style.mplstyle"
 # Strategy -> colour, marker, line: each of the three tells them apart on its own.
@@ -72,11 +72,22 @@ def figure(columns: int = 1, rows: int = 1, width: float = 0.0, height: float = 
     return Figure(figsize=size, layout="constrained")
 
 
-def finish(made: Figure, scene: Scene, name: str, extra: Sequence[str] = ()) -> Figure:
-    """Caption below and banners above, outside the plot: saving grows the picture to hold them."""
+def finish(
+    made: Figure,
+    scene: Scene,
+    name: str,
+    extra: Sequence[str] = (),
+    shown: pd.DataFrame | None = None,
+) -> Figure:
+    """Caption below and banners above, outside the plot: saving grows the picture to hold them.
+
+    Both speak of the cells `shown`, where these are not all.
+    """
     wide = int(made.get_figwidth() * 17.5)
-    below = _wrapped(caption_lines(scene, name, extra), wide)
-    above = _wrapped(caption.banners(scene.frame), wide)
+    cells = scene.cells if shown is None else shown
+    frame = caption.attempts(scene.frame, cells)
+    below = _wrapped(caption_lines(scene, name, extra, frame, cells), wide)
+    above = _wrapped(caption.banners(frame), wide)
     _freeze(made)
     gap = 0.08 / made.get_figheight()
     _outside(made, -gap, below, "top", {"color": "#444444"})
@@ -103,9 +114,19 @@ def _outside(made: Figure, y: float, lines: Sequence[str], side: str, look: dict
         text.set_parse_math(False)  # a "$" in a name is a dollar sign
 
 
-def caption_lines(scene: Scene, name: str, extra: Sequence[str] = ()) -> list[str]:
-    again = caption.command("plot", scene.sources, "--name", name, *scene.options)
-    return [*extra, *caption.lines(scene.frame, scene.cells, again)]
+def caption_lines(
+    scene: Scene, name: str, extra: Sequence[str], frame: pd.DataFrame, cells: pd.DataFrame
+) -> list[str]:
+    chosen = (("--group", scene.group), ("--metric", scene.metric))
+    words = [word for option, value in chosen if value for word in (option, value)]
+    again = caption.command("plot", scene.sources, "--name", name, *words, *scene.options)
+    return [*extra, *caption.lines(frame, cells, again)]
+
+
+def shown_in(panels: Sequence[Panel]) -> pd.DataFrame:
+    """The cells of several panels, each once."""
+    rows = pd.concat([panel.cells for panel in panels], ignore_index=True)
+    return rows.drop_duplicates(["cell_id", "host"], ignore_index=True)
 
 
 def _wrapped(lines: Sequence[str], width: int) -> list[str]:
@@ -133,7 +154,7 @@ def number_axis(ax: Axes, values: Sequence[float], which: str = "x", log: bool =
         getattr(ax, f"set_{which}scale")("log", base=2)
     axis = getattr(ax, f"{which}axis")
     axis.set_minor_locator(NullLocator())
-    getattr(ax, f"set_{which}ticks")(list(values), [f"{v:g}" for v in values])
+    getattr(ax, f"set_{which}ticks")(list(values), [numbers.ratio(v) for v in values])
 
 
 def duration_axis(ax: Axes, values: Sequence[float]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from analysis import compare
+from analysis import compare, numbers
 from analysis.errors import InputError
 from analysis.plots import canvas
 from analysis.plots.canvas import Scene
@@ -34,7 +34,7 @@ def forest(scene: Scene) -> Figure | None:
     ends = [e for row in rows for e in row[2:4]]
     if max(ends) > 3 * min(ends):
         ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.xaxis.set_major_formatter(lambda value, _: numbers.ratio(value))
     ax.set_xlabel("ratio of durations, B / A (grey: within the noise threshold)")
     ax.grid(axis="y", visible=False)
     text = f"{what}. Hollow: no difference shown. Intervals hold together at 95% (Bonferroni)."

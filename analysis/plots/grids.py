@@ -2,58 +2,99 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from analysis.panels import SERIAL, axes, panels, setting, title_of, x_label
+from analysis.frame import ALIASES, hashable
+from analysis.panels import (
+    SERIAL,
+    Panel,
+    axes,
+    panels,
+    series_order,
+    setting,
+    sort_key,
+    title_of,
+    x_label,
+)
 from analysis.plots import canvas
 from analysis.plots.canvas import Scene
 from analysis.plots.stacks import bar_names
-from analysis.standings import Standings
+from analysis.standings import Place, Standings
 
 MAX_ROWS = 16
 TIED = "#D9D9D9"
 
 
 def crossover(scene: Scene) -> Figure | None:
-    """The strategy shown to be fastest at every place; grey where none is shown to be."""
-    chosen = [scene.group] if scene.group else axes(scene.cells)[:1]
-    found = panels(scene.cells, chosen[0])[:MAX_ROWS] if chosen else []
-    found = [p for p in found if len([s for s in p.series if s != SERIAL]) > 1]
+    """The strategy shown to be fastest at every place of two axes, and how far it is ahead of the
+    next; grey where none is shown to be. --group AXIS,AXIS chooses columns and rows."""
+    found, rows = crossed(scene.cells, scene.group)
     if not found:
         return None
     standings = Standings(scene.frame, found)
-    columns = list(dict.fromkeys(x for p in found for x in p.values))
-    made = canvas.figure(width=max(6.0, 1.25 * len(columns) + 3.2), height=1.5 + 0.55 * len(found))
+    columns = sorted({x for p in found for x in p.values}, key=sort_key)
+    made = canvas.figure(width=max(6.0, 1.25 * len(columns) + 3.2), height=1.5 + 0.62 * len(found))
     ax = made.subplots()
     used: dict[str, str] = {}
     for y, panel in enumerate(found):
         for place in standings.places(panel):
-            leaders = standings.leaders(place)
-            if len(place.cells) < 2:  # nobody to win against
-                alone = "\n".join([*place.cells, "only"]) if place.cells else ""
-                ax.text(columns.index(place.x), y, alone, ha="center", va="center", size=8)
-                continue
-            single = len(leaders) == 1
-            color = canvas.look(leaders[0])["color"] if single else TIED
-            used[leaders[0] if single else "no difference shown"] = color
-            x = columns.index(place.x)
-            hatch = "" if single else "//"
-            ax.add_patch(_tile(x, y, color, hatch))
-            ax.text(x, y, "\n".join(leaders), ha="center", va="center", size=8.5, color=_ink(color))
+            _place(ax, columns.index(place.x), y, place, standings, used)
     ax.set_xlim(-0.5, len(columns) - 0.5)
     ax.set_ylim(len(found) - 0.5, -0.5)
     ax.set_xticks(range(len(columns)), [x_label(found[0], x) for x in columns])
-    ax.set_yticks(range(len(found)), [_row(setting(p)) for p in found], size=8)
+    ax.set_yticks(range(len(found)), [_row(panel, rows) for panel in found], size=9)
     ax.set_xlabel(title_of(found[0].axis))
+    if len(rows) == 1:
+        ax.set_ylabel(title_of(rows[0]))
     ax.grid(visible=False)
     made.legend(handles=[_key(n, c) for n, c in used.items()], loc="outside upper left", ncols=4)
     text = (
-        f"Fastest strategy by {title_of(found[0].axis)}; grey: no difference shown among those "
-        f"named. All {standings.comparisons} comparisons together at 95% (Bonferroni)."
+        f"Fastest strategy by {' and '.join(title_of(n) for n in (found[0].axis, *rows))}, with "
+        "its lead on the next; grey: no difference shown among those named. "
+        f"All {standings.comparisons} comparisons together at 95% (Bonferroni)."
     )
-    return canvas.finish(made, scene, "crossover", [text])
+    extra = [text, f"Everywhere: {everywhere}."] if (everywhere := _common(found)) else [text]
+    return canvas.finish(made, scene, "crossover", extra, canvas.shown_in(found))
+
+
+def crossed(cells: pd.DataFrame, group: str = "") -> tuple[list[Panel], list[str]]:
+    """Panels of the first axis in the order of what differs between them, and the names of that;
+    only panels where strategies meet."""
+    chosen = [ALIASES.get(name, name) for name in group.split(",") if name] or axes(cells)
+    found = panels(cells, chosen[0]) if chosen else []
+    found = [p for p in found if len([s for s in p.series if s != SERIAL]) > 1]
+    names = list(dict.fromkeys(n for p in found for n, _ in p.fixed))
+    rows = [n for n in names if n not in ("topk", "host") and len(_values(found, n)) > 1]
+    order = [n for n in chosen[1:] if n in rows] + [n for n in rows if n not in chosen[1:]]
+    found.sort(key=lambda p: [sort_key(dict(p.fixed).get(n, "")) for n in order])
+    return found[:MAX_ROWS], order
+
+
+def _values(found: Sequence[Panel], name: str) -> set[Any]:
+    return {hashable(dict(p.fixed).get(name)) for p in found}
+
+
+def _place(
+    ax: Axes, x: int, y: int, place: Place, standings: Standings, used: dict[str, str]
+) -> None:
+    if len(place.cells) < 2:  # nobody to win against
+        alone = "\n".join([*place.cells, "only"]) if place.cells else ""
+        ax.text(x, y, alone, ha="center", va="center", size=8)
+        return
+    leaders = standings.leaders(place)
+    single = len(leaders) == 1
+    color = canvas.look(leaders[0])["color"] if single else TIED
+    used[leaders[0] if single else "no difference shown"] = color
+    ax.add_patch(_tile(x, y, color, "" if single else "//"))
+    words = [*leaders, f"{standings.lead(place):.2f}x"] if single else leaders
+    ax.text(x, y, "\n".join(words), ha="center", va="center", size=8.5, color=_ink(color))
 
 
 def _tile(x: int, y: int, color: str, hatch: str) -> Patch:
@@ -74,10 +115,18 @@ def _ink(color: str) -> str:
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
 
 
-def _row(text: str) -> str:
-    parts = text.split(", ")
-    half = -(-len(parts) // 2)
-    return ", ".join(parts[:half]) + "\n" + ", ".join(parts[half:])
+def _row(panel: Panel, names: Sequence[str]) -> str:
+    """What tells this row from the others; its values alone where one column does."""
+    fixed = dict(panel.fixed)
+    if len(names) == 1:
+        return str(fixed.get(names[0], "-"))
+    return "\n".join(f"{title_of(n)} {fixed.get(n, '-')}" for n in names) or setting(panel)
+
+
+def _common(found: Sequence[Panel]) -> str:
+    """What holds in every tile."""
+    sets = [setting(panel).split(", ") for panel in found]
+    return ", ".join(word for word in sets[0] if all(word in other for other in sets))
 
 
 def skew(scene: Scene) -> Figure | None:
@@ -85,7 +134,10 @@ def skew(scene: Scene) -> Figure | None:
     cells = scene.cells[[len(slots) > 1 and sum(slots) > 0 for slots in scene.cells["rank_slots"]]]
     cells = cells.drop_duplicates(["strategy", "workload", "workload_parameter", "batch_size",
                                    "topk", "world_size", "tokens", "expert_placement"])  # fmt: skip
-    cells = cells.iloc[:MAX_ROWS]
+    every = len(cells)
+    order = sorted(range(every), key=lambda i: -float(cells["skew_lambda"].iloc[i] or 0.0))
+    chosen = sorted(order[:MAX_ROWS], key=lambda i: series_order(str(cells["strategy"].iloc[i])))
+    cells = cells.iloc[chosen]
     if cells.empty:
         return None
     widest = max(len(slots) for slots in cells["rank_slots"])
@@ -104,4 +156,5 @@ def skew(scene: Scene) -> Figure | None:
     ax.grid(visible=False)
     made.colorbar(shown, ax=ax, label="slots / mean", pad=0.14)
     text = "Slots of a rank over the mean of the ranks; λ is the busiest rank's."
-    return canvas.finish(made, scene, "skew", [text])
+    text += f" The {len(cells)} most uneven of {every} cells." if len(cells) < every else ""
+    return canvas.finish(made, scene, "skew", [text], cells)

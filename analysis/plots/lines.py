@@ -39,15 +39,24 @@ def throughput_vs_topk(scene: Scene) -> Figure | None:
     return against(scene, "topk_requested", THROUGHPUT, "throughput_vs_topk")
 
 
+def throughput_vs_batch(scene: Scene) -> Figure | None:
+    return against(scene, "batch_size", THROUGHPUT, "throughput_vs_batch")
+
+
 def throughput_vs_total_ranks(scene: Scene) -> Figure | None:
     return against(scene, "world_size", THROUGHPUT, "throughput_vs_total_ranks")
 
 
 def axis(scene: Scene) -> Figure | None:
-    """Any figure against any axis with bands: --group AXIS, --metric COLUMN."""
+    """Any figure against any axis with bands: --group AXIS, --metric COLUMN. Without either the
+    first axis that no other plot shows."""
     metric = metric_of(scene.metric) if scene.metric else DURATION
-    group = ALIASES.get(scene.group, scene.group)
-    chosen = [group] if group else axes(scene.cells)[:1]
+    first = scene.group.split(",")[0]
+    group = ALIASES.get(first, first)
+    own = ("topk_requested", "batch_size", "world_size")
+    chosen = [group] if group else axes(scene.cells)
+    if not group and not scene.metric:
+        chosen = [name for name in chosen if name not in own]
     return against(scene, chosen[0], metric, "axis", bands=True) if chosen else None
 
 
@@ -76,7 +85,7 @@ def against(
         f"{metric.heading} by {title_of(axis)}; {where}.",
         f"Shown: {mean} and its interval; lines only guide the eye.",
     ]
-    return canvas.finish(made, scene, name, extra)
+    return canvas.finish(made, scene, name, extra, canvas.shown_in(found))
 
 
 def _notes(shown: Sequence[Entry]) -> list[Line2D]:

@@ -34,7 +34,7 @@ def strong_scaling(scene: Scene) -> Figure | None:
     note = " Experts grow with ranks here, so the work is not the same." if grows else ""
     base = "serial (one rank, every core)" if _serial(found[0]) else "its own fewest ranks"
     text = f"Strong scaling: {setting(found[0])}; against {base}.{note}"
-    return canvas.finish(made, scene, "strong_scaling", [text])
+    return canvas.finish(made, scene, "strong_scaling", [text], canvas.shown_in(found))
 
 
 def _serial(panel: Panel) -> dict[float, float]:

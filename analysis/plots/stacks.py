@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.frame import varying
-from analysis.panels import VARIANT, series_names, series_order, title_of
+from analysis.frame import hashable, varying
+from analysis.panels import VARIANT, series_names, series_order, sort_key, title_of
 from analysis.plots import canvas
 from analysis.plots.canvas import Scene
 
@@ -34,17 +34,25 @@ def bar_names(cells: pd.DataFrame) -> list[str]:
 
 
 def _chosen(cells: pd.DataFrame) -> pd.DataFrame:
-    """Bars in the order of the strategies, at most as many as can be read."""
-    strategies = [str(name) for name in cells["strategy"]]
-    order = sorted(range(len(cells)), key=lambda i: series_order(strategies[i]))
+    """Bars in the order of the strategies, then of their settings; at most as many as fit."""
+    keys = [
+        (series_order(str(row["strategy"])), *(sort_key(hashable(row[n])) for n in NAMED))
+        for _, row in cells.iterrows()
+    ]
+    order = sorted(range(len(cells)), key=lambda i: keys[i])
     step = max(1, -(-len(order) // MAX_BARS))
     return cells.iloc[order[::step][::-1]]
 
 
+def _left_out(shown: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
+    left = len(cells) - len(shown)
+    return [f"{len(shown)} of {len(cells)} cells; --filter chooses others."] if left else []
+
+
 def phases(scene: Scene) -> Figure | None:
     """Phases of a step, mean over ranks, from their own passes; the rest is named."""
-    cells = scene.cells
-    cells = _chosen(cells[[bool(p) for p in cells["phase_ms"]]])
+    every = scene.cells[[bool(p) for p in scene.cells["phase_ms"]]]
+    cells = _chosen(every)
     if cells.empty:
         return None
     made = canvas.figure(width=7.0, height=1.4 + 0.32 * len(cells))
@@ -67,13 +75,13 @@ def phases(scene: Scene) -> Figure | None:
     ax.grid(axis="y", visible=False)
     canvas.legend(made, [ax])
     text = "Phases from separate, instrumented passes: their sum is not the headline duration."
-    return canvas.finish(made, scene, "phases", [text])
+    return canvas.finish(made, scene, "phases", [text, *_left_out(cells, every)], cells)
 
 
 def memory(scene: Scene) -> Figure | None:
     """Peak and weights of the largest rank, in MiB."""
-    cells = scene.cells
-    cells = _chosen(cells[pd.to_numeric(cells["peak_bytes_max"]).notna()])
+    every = scene.cells[pd.to_numeric(scene.cells["peak_bytes_max"]).notna()]
+    cells = _chosen(every)
     if cells.empty:
         return None
     made = canvas.figure(width=7.0, height=1.4 + 0.3 * len(cells))
@@ -88,4 +96,5 @@ def memory(scene: Scene) -> Figure | None:
     ax.grid(axis="y", visible=False)
     canvas.legend(made, [ax])
     methods = sorted({str(m) for m in scene.frame["memory_method"] if m})
-    return canvas.finish(made, scene, "memory", [f"Peak memory by {', '.join(methods)}."])
+    texts = [f"Peak memory by {', '.join(methods)}.", *_left_out(cells, every)]
+    return canvas.finish(made, scene, "memory", texts, cells)
