@@ -32,6 +32,10 @@ DETAILS = (
 )
 # Worst first: a cell that was wrong once has no time anywhere.
 SEVERITY = ("wrong", "measured", "failed", "interrupted", "skipped")
+USED = (
+    *("median_duration_ms", "median_low_ms", "median_high_ms", "avg_duration_ms"),
+    *("std_duration_ms", "num_samples", "num_rounds", "batch_size"),
+)
 FIGURES = ("median_ms", "low_ms", "high_ms", "mean_ms", "mean_low_ms", "mean_high_ms")
 
 
@@ -78,7 +82,9 @@ def _figures(measured: pd.DataFrame) -> dict[str, Any]:
     if measured.empty:
         names = (*FIGURES, "throughput", "throughput_low", "throughput_high")
         return {**dict.fromkeys(names, math.nan), "rounds": 0, "basis": ""}
-    attempts = [{str(k): v for k, v in row.items()} for row in measured.to_dict("records")]
+    attempts = [
+        {str(k): v for k, v in row.items()} for row in measured[list(USED)].to_dict("records")
+    ]
     figures = _one_launch(attempts[0]) if len(attempts) == 1 else _many_launches(attempts)
     batch = int(attempts[0]["batch_size"])
     return {

@@ -144,11 +144,7 @@ def _without_conflicts(
 ) -> Iterator[tuple[tuple[tuple[str, Any], ...], pd.DataFrame]]:
     """The group, or its parts where two cells of one strategy fall on one place of the axis."""
     place = [axis, "strategy", *VARIANT]
-    crossed = [
-        name
-        for name in companions
-        if any(varying(part, [name]) for _, part in grouped(group, place))
-    ]
+    crossed = [name for name in companions if _crosses(group, place, name)]
     if not crossed:
         yield (), group
         return
@@ -160,14 +156,26 @@ def _without_conflicts(
     yield from grouped(group, crossed)
 
 
+def _crosses(group: pd.DataFrame, place: Sequence[str], name: str) -> bool:
+    """Whether two cells at one place differ in this column."""
+    keys = zip(*(map(hashable, group[n]) for n in place), strict=True)
+    seen: dict[tuple[Any, ...], Any] = {}
+    return any(
+        seen.setdefault(key, value) != value
+        for key, value in zip(keys, map(hashable, group[name]), strict=True)
+    )
+
+
 def _panel(
     cells: pd.DataFrame, part: pd.DataFrame, axis: str, fixed: tuple[tuple[str, Any], ...]
 ) -> Panel:
     rows = part.assign(x=part[axis], series=series_names(part))
+    serial = cells[cells["strategy"] == SERIAL]
+    places = part[part["strategy"] != SERIAL].drop_duplicates(axis) if len(serial) else serial
     baseline = [
         match.assign(x=[row[axis]], series=[SERIAL])
-        for _, row in part.drop_duplicates(axis).iterrows()
-        if row["strategy"] != SERIAL and not (match := serial_of(cells, row)).empty
+        for _, row in places.iterrows()
+        if not (match := serial_of(serial, row)).empty
     ]
     return Panel(axis, fixed, pd.concat([rows, *baseline], ignore_index=True))
 
