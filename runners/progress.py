@@ -23,7 +23,14 @@ def title(cell: Cell, label: str = "") -> str:
     work, place = cell.workload, cell.placement
     words = [cell.strategy.name, f"k={cell.layer.topk_requested}", f"batch={work.batch_size}"]
     words += [f"ranks={place.world_size}", cell.layer.dtype]
-    words += [w for w in (work.tokens, work.mode) if w not in ("replicated", "forward")]
+    usual = Cell()
+    for part, normal, names in (
+        (work, usual.workload, ("tokens", "mode", "kind", "cache")),
+        (cell.strategy, usual.strategy, ("dispatcher",)),
+    ):
+        words += [getattr(part, n) for n in names if getattr(part, n) != getattr(normal, n)]
+    if cell.strategy.slowdown:
+        words.append(f"slowdown={cell.strategy.slowdown}")
     return " ".join(words + ([f"[{label}]"] if label else []))
 
 
@@ -69,7 +76,8 @@ class Progress:
         if cell >= 0 and stage != "round":
             what += f" {title(plan.cells[cell], plan.labels[cell])}"
         if stage == "round":
-            what = f"{where}: round {rounds[1] + 1}{self._eta(plan, launch, rounds)}"
+            number = min(rounds[1] + 1, plan.measure.rounds_max)
+            what = f"{where}: round {number}{self._eta(plan, launch, rounds)}"
         self._show(what)
 
     def _eta(self, plan: LaunchPlan, launch: int, rounds: tuple[int, int]) -> str:
@@ -77,11 +85,12 @@ class Progress:
         now, wave = time.monotonic(), (launch, rounds[0])
         if wave != self._wave:
             self._wave, self._wave_at = wave, now
-        least, done = plan.measure.rounds_min, rounds[1]
+        least, most, done = plan.measure.rounds_min, plan.measure.rounds_max, rounds[1]
+        limits = f" of {least}" if least == most else f" of {least} to {most}"
         if not 0 < done < least:
-            return f" of {least} to {plan.measure.rounds_max}"
+            return limits
         left_s = (now - self._wave_at) / done * (least - done)
-        return f" of {least} to {plan.measure.rounds_max}, at least {left_s:.0f} s left"
+        return f"{limits}, at least {left_s:.0f} s left"
 
     def _show(self, what: str) -> None:
         if self.live:
