@@ -63,9 +63,10 @@ class Ready:
     def build(self, index: int) -> None:
         """Weights, inputs and kernel; the kernel is chosen once and kept when built again."""
         cell = self.plan.cells[index]
-        layer = strategies.build(cell, self.comm)
         x_TD = workload.inputs(cell, self.comm.rank, self.comm.device)
-        self._choose_kernel(index, layer, x_TD)
+        kernel = self._kernel(index, x_TD)
+        layer = strategies.build(cell, self.comm)
+        layer.use(kernel)
         built = Built(layer, [layer], [x_TD])
         if cell.workload.cache == "cold":
             for _ in range(self._cold_sets(built) - 1):
@@ -73,21 +74,19 @@ class Ready:
                 built.inputs.append(x_TD.clone())
         self.built[index] = built
 
-    def _choose_kernel(self, index: int, layer: MoELayer, x_TD: Tensor) -> None:
-        key = kernel_key(self.plan.cells[index])
-        if key in self.kernels:
-            layer.use(self.kernels[key])
-            choice: dict[str, Any] = {
-                "name": self.kernels[key],
-                "how": "chosen before",
-                "candidates_ms": {},
-            }
-        else:
-            choice = layer.tune(x_TD)
+    def _kernel(self, index: int, x_TD: Tensor) -> str:
+        """Chosen on a layer of its own: one that has tried every kernel lies elsewhere in memory
+        than one that has not, and is slower or faster by half a percent."""
+        cell = self.plan.cells[index]
+        key = kernel_key(cell)
+        choice: dict[str, Any] = {"name": self.kernels.get(key, ""), "how": "chosen before"}
+        if key not in self.kernels:
+            choice = strategies.build(cell, self.comm).tune(x_TD)
             self.kernels[key] = choice["name"]
         if index not in self.chosen:  # a heavy cell is built again every round
             self.chosen.add(index)
             self.log.write("info", cell=index, name="kernel", value=choice)
+        return self.kernels[key]
 
     def _cold_sets(self, built: Built) -> int:
         """Copies whose weights and inputs, on all ranks together, are twice the cache."""
