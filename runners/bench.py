@@ -30,6 +30,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from runners import resume
 from runners.cell import ConfigError, safe_name
 from runners.jobs import Asked, run_asked
 from runners.sweep import SweepResult
@@ -37,7 +38,17 @@ from runners.sweep import SweepResult
 REPORT_LIMIT_S = 300
 
 
+OUTPUTS = Path("outputs")
+OF_RUN = ("resume", "resume_mode", "report", "tracker", "on_error")  # no part of any cell
+
+
+def sweep_dir_of(asked: str | None, name: str) -> str:
+    """A new folder in outputs/, or the one to go on with."""
+    return str(resume.folder_of(str(asked), OUTPUTS) if asked else OUTPUTS / name)
+
+
 OmegaConf.register_new_resolver("safe_name", safe_name, replace=True)
+OmegaConf.register_new_resolver("sweep_dir", sweep_dir_of, replace=True)
 
 
 class Bench:
@@ -63,8 +74,11 @@ def task(config: DictConfig) -> None:
     """A run without -m: the same path with one cell."""
     overrides = list(HydraConfig.get().overrides.task)
     sweep_dir = Path(HydraConfig.get().runtime.output_dir)
+    asked = [Asked(0, resolve(config), overrides)]
     try:
-        BENCH.run_all([Asked(0, resolve(config), overrides)], sweep_dir)
+        if config.resume and all(word.split("=")[0].split(".")[0] in OF_RUN for word in overrides):
+            asked = all_of(sweep_dir, asked[0].config)
+        BENCH.run_all(asked, sweep_dir)
     except (ConfigError, OmegaConfBaseException) as error:
         BENCH.error = error  # Hydra would print lines of its own around it
         with contextlib.suppress(OSError):
@@ -72,6 +86,15 @@ def task(config: DictConfig) -> None:
 
 
 task.moe_bench = BENCH  # type: ignore[attr-defined]  # how our launcher knows whose jobs it has
+
+
+def all_of(sweep_dir: Path, config: Mapping[str, Any]) -> list[Asked]:
+    """Every cell that the folder set out to measure, as it was configured."""
+    now = {key: config[key] for key in OF_RUN}
+    return [
+        Asked(number, {**known, **now}, overrides)
+        for number, (known, overrides) in enumerate(resume.asked_before(sweep_dir))
+    ]
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:

@@ -19,7 +19,7 @@ LABEL_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX
 KEYS = {  # what each node of the config may hold
     "": "model strategy workload measure tracker experiment batch_size topk num_experts world_size "
     "dtype tokens mode seed threads backend label topk_overflow name isolation on_invalid on_error "
-    "report",
+    "report resume resume_mode",
     "model": "name dim hidden dim_out scale num_experts topk activation bias shared_experts router",
     "model.router": " ".join(f.name for f in fields(Router)),
     "strategy": "name dispatcher ep tp overlap placement hot_replicas comm_dtype kernel slowdown",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from runners import resume
 from runners.cell import (
     ConfigError,
     Machine,
@@ -54,9 +55,9 @@ def run_asked(
     for number_, error in errors.items():
         progress.say(f"skipped: {' '.join(asked[number_].overrides)}: {error}")
     announce(list(jobs.values()), progress)
-    sweep_dir.mkdir(parents=True, exist_ok=True)
-    point_latest(sweep_dir)
-    result = Sweep(list(jobs.values()), settings, progress).run()
+    with resume.locked(sweep_dir):
+        point_latest(sweep_dir)
+        result = Sweep(list(jobs.values()), settings, progress).run()
     outcomes = {n: result.outcomes.get(job.cell_id, "interrupted") for n, job in jobs.items()}
     return result, outcomes | dict.fromkeys(errors, "invalid")
 
@@ -73,6 +74,7 @@ def settings_of(asked: Sequence[Asked], sweep_dir: Path, command: str) -> Settin
         on_error=choice(config, "on_error", ("continue", "stop")),
         tracker=tracker,
         command=command,
+        resume_mode=choice(config, "resume_mode", resume.MODES) if config["resume"] else "",
     )
 
 

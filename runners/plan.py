@@ -91,6 +91,8 @@ class LaunchPlan:
     resident: list[bool]  # per wave: whether its cells can live in memory together
     calibrate: bool = False
     kernels: dict[str, str] = field(default_factory=dict)  # chosen in earlier launches
+    git: dict[str, Any] | None = None  # state of the code, for records made after a crash
+    calibration: dict[str, Any] | None = None
 
 
 def kernel_key(cell: Cell) -> str:

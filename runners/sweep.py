@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runners import environment, estimate, record
+from runners import environment, estimate, record, resume
 from runners.launch.follow import Launch, StopSweep
+from runners.launch.salvage import salvage
 from runners.launch.start import Started, start
-from runners.plan import Group, Job, LaunchPlan, groups, unique
+from runners.plan import Job, LaunchPlan, groups, kernel_key, unique
 from runners.progress import Progress
 from runners.record import Record
 from runners.track_client import run_tracker
@@ -33,6 +34,7 @@ class Settings:
     on_error: str = "continue"
     tracker: dict[str, Any] = field(default_factory=lambda: {"mode": "disabled"})
     command: str = ""
+    resume_mode: str = ""  # "" is a new sweep; else what is measured of a folder's cells
 
 
 @dataclass
@@ -75,7 +77,10 @@ class Sweep:
         self.kernels: dict[str, str] = {}  # by kernel_key, as the first launch chose
         self.git = environment.git_state(environment_root())
         self.calibration_dir = self.sweep_dir.resolve().parent / ".calibration"
-        self.fingerprint = environment.fingerprint(environment.capture())
+        here = environment.capture()
+        self.fingerprint = environment.fingerprint(here)
+        self.version = resume.version_of({**here, "git": self.git})
+        self.left = {job.cell_id: job.measure.launches for job in self.jobs}
 
     def next_launch(self) -> int:
         self.launches += 1
@@ -83,13 +88,14 @@ class Sweep:
 
     def run(self) -> SweepResult:
         began = time.monotonic()
-        self._write_plan()
-        todo = groups(self.jobs, self.settings.isolation)
-        self.progress.begin(sum(len(g.jobs) * g.measure.launches for g in todo))
         try:
-            for group in todo:
-                for _ in range(group.measure.launches):
-                    self._run_group(group)
+            if self.settings.resume_mode:
+                self._go_on(self.settings.resume_mode)
+            self._write_plan()
+            self.progress.begin(sum(self.left.values()))
+            for group in groups(self.jobs, self.settings.isolation):
+                for number in range(group.measure.launches):
+                    self._run_group([j for j in group.jobs if self.left[j.cell_id] > number])
         except KeyboardInterrupt:
             self.result.interrupted = True
         except StopSweep as stop:
@@ -98,15 +104,46 @@ class Sweep:
         self.result.wall_s = time.monotonic() - began
         return self.result
 
+    def _go_on(self, mode: str) -> None:
+        """Takes up what the folder has: first records for what a dead launcher left behind."""
+        jobs = {job.cell_id: job for job in self.jobs}
+        for found in salvage(self.sweep_dir, jobs):
+            record.write(self.sweep_dir, found)
+        past = resume.read_past(self.sweep_dir)
+        self.result.warnings += [f"set aside: {error}" for error in past.damaged]
+        self.launches = past.next_launch
+        self.progress.say(resume.told(self.jobs, past, self.version))
+        self.left = resume.left(self.jobs, past, self.version, mode)
+        earlier = [one for attempts in past.records.values() for one in attempts]
+        for one in earlier:  # what is measured anew is judged anew
+            if mode == "missing" or not self.left.get(one.cell_id):
+                self._know(one)
+        self.track(earlier)
+
+    def _know(self, found: Record) -> None:
+        """The kernel for later launches, the outcome for the end."""
+        if found.kernel:
+            self.kernels.setdefault(kernel_key(found.cell), found.kernel["name"])
+        known = self.result.outcomes.get(found.cell_id)
+        if found.cell_id in self.left:
+            self.result.outcomes[found.cell_id] = worst(known, found.outcome)
+
     def _write_plan(self) -> None:
+        cells = {
+            job.cell_id: {
+                "cell_id": job.cell_id, "cell": dataclasses.asdict(job.cell), **job.request.meta
+            }
+            for job in self.jobs
+        }  # fmt: skip
+        before = resume.read_plan(self.sweep_dir) if self.settings.resume_mode else {}
+        for known in before.get("cells", []):
+            cells.setdefault(str(known["cell_id"]), known)
         plan = {
             "name": self.sweep_dir.name,
-            "command": self.settings.command,
+            "command": before.get("command", self.settings.command),
+            "resumed": [*before.get("resumed", []), *([self.settings.command] if before else [])],
             "isolation": self.settings.isolation,
-            "cells": [
-                {"cell_id": job.cell_id, "cell": dataclasses.asdict(job.cell), **job.request.meta}
-                for job in self.jobs
-            ],
+            "cells": list(cells.values()),
         }
         record.write_atomic(self.sweep_dir / "plan.json", json.dumps(plan, indent=1))
         for job in self.jobs:
@@ -115,9 +152,9 @@ class Sweep:
             overrides = job.request.meta.get("overrides", [])
             record.write_atomic(folder / "overrides.json", json.dumps(overrides))
 
-    def _run_group(self, group: Group) -> None:
+    def _run_group(self, pending: list[Job]) -> None:
         """One launch of a group; more when ranks die, each without the cell that was the cause."""
-        pending, blameless = list(group.jobs), 0
+        blameless = 0
         while pending:
             launch = Launch(self, pending)
             pending = launch.run()
@@ -135,9 +172,7 @@ class Sweep:
             record.write(self.sweep_dir, found)
         except OSError as error:
             raise StopSweep(f"a record could not be written, the sweep stops: {error}") from error
-        self.result.outcomes[found.cell_id] = worst(
-            self.result.outcomes.get(found.cell_id), found.outcome
-        )
+        self._know(found)
         self.result.timed_s += estimate.timed_ns(found.samples) / 1e9
         self.progress.cell_done(found)
 

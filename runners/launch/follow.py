@@ -13,7 +13,7 @@ from runners import limits, record
 from runners.assemble import Assembler
 from runners.launch.start import Started
 from runners.memory import fits_together
-from runners.plan import Job, LaunchPlan, kernel_key, waves
+from runners.plan import Job, LaunchPlan, waves
 from runners.record import Record
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class Launch:
             resident=[fits_together(w) for w in split],
             calibrate=measure.calibrate and self.calibration is None,
             kernels=self.sweep.kernels,
+            git=self.sweep.git,
+            calibration=self.calibration,
         )
 
     def run(self) -> list[Job]:
@@ -117,8 +119,6 @@ class Launch:
 
     def _write(self, found: list[Record]) -> None:
         for one in found:
-            if one.kernel:
-                self.sweep.kernels.setdefault(kernel_key(one.cell), one.kernel["name"])
             one.environment["git"] = self.sweep.git
             self.sweep.save(one)
         self.sweep.track(found)

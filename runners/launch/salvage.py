@@ -1,0 +1,42 @@
+"""Records of launches whose launcher died: the ranks' own lines are on disk. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from runners.assemble import Assembler
+from runners.cell import Request
+from runners.plan import Job, LaunchPlan, load
+from runners.record import Record, record_path
+
+
+def salvage(sweep_dir: Path, jobs: Mapping[str, Job]) -> Iterator[Record]:
+    """What was sampled and has no record yet; `jobs` by cell id tell where a cell came from."""
+    for path in sorted(sweep_dir.glob("launches/*/launch.json")):
+        try:
+            plan = load(path)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # the launcher died while it froze the plan: no rank was started
+        yield from _of_launch(sweep_dir, path, plan, jobs)
+
+
+def _of_launch(
+    sweep_dir: Path, path: Path, plan: LaunchPlan, known: Mapping[str, Job]
+) -> Iterator[Record]:
+    plan.launch_dir = str(path.parent.resolve())  # the folder may have been moved
+    asked = [
+        Job(Request(cell, label), plan.measure)
+        for cell, label in zip(plan.cells, plan.labels, strict=True)
+    ]
+    jobs = [known.get(job.cell_id, job) for job in asked]
+    lines = Assembler(plan, jobs, sweep_dir.name)
+    lines.update()
+    for number, wave in enumerate(plan.waves):
+        for index in wave:
+            found = lines.record(index, number, plan.calibration)
+            if not found.samples.round and found.outcome != "wrong":
+                continue
+            if not record_path(sweep_dir, found).exists():
+                found.environment["git"] = plan.git
+                yield found
