@@ -39,7 +39,7 @@ CLOCK = time.CLOCK_MONOTONIC
 
 
 class Layer:
-    """Router, then per expert a linear layer D -> H, ReLU, and a linear layer H -> O."""
+    """Router, then per expert two linear layers with biases, D -> H and H -> O, and ReLU."""
 
     def __init__(self, args: argparse.Namespace, comm: Any) -> None:
         self.comm, self.rank, self.ranks = comm, comm.Get_rank(), comm.Get_size()
@@ -52,6 +52,8 @@ class Layer:
         self.gate = draw(args.dim, self.num_experts)
         self.fc1 = draw(self.num_experts, args.dim, args.hidden)
         self.fc2 = draw(self.num_experts, args.hidden, args.dim_out)
+        self.b1 = np.zeros((self.num_experts, args.hidden), args.dtype)
+        self.b2 = np.zeros((self.num_experts, args.dim_out), args.dtype)
         self.x = draw(args.batch, args.dim)
 
     def route(self, x: Array) -> tuple[Array, Array]:
@@ -63,7 +65,8 @@ class Layer:
         return chosen, weights / weights.sum(axis=-1, keepdims=True)
 
     def expert(self, number: int, x: Array) -> Array:
-        return np.maximum(x @ self.fc1[number], 0) @ self.fc2[number]
+        hidden = np.maximum(x @ self.fc1[number] + self.b1[number], 0)
+        return hidden @ self.fc2[number] + self.b2[number]
 
     def simple(self) -> Array:
         chosen, weights = self.route(self.x)
@@ -87,17 +90,17 @@ class Layer:
                 out[token] += weights[token, k] * row
         return np.concatenate(self.comm.allgather(out))
 
-    def sharded(self, x: Array, weight: Array) -> Array:
-        shard = np.array_split(weight, self.ranks, axis=-1)[self.rank]
-        return np.concatenate(self.comm.allgather(x @ shard), axis=-1)
+    def sharded(self, x: Array, weight: Array, bias: Array) -> Array:
+        shard, part = (np.array_split(a, self.ranks, axis=-1)[self.rank] for a in (weight, bias))
+        return np.concatenate(self.comm.allgather(x @ shard + part), axis=-1)
 
     def tp(self) -> Array:
         chosen, weights = self.route(self.x)
         out = np.zeros((len(self.x), self.fc2.shape[-1]), self.x.dtype)
         for e in range(self.num_experts):
             tokens, ks = np.nonzero(chosen == e)
-            hidden = np.maximum(self.sharded(self.x[tokens], self.fc1[e]), 0)
-            rows = self.sharded(hidden, self.fc2[e])
+            hidden = np.maximum(self.sharded(self.x[tokens], self.fc1[e], self.b1[e]), 0)
+            rows = self.sharded(hidden, self.fc2[e], self.b2[e])
             for token, k, row in zip(tokens, ks, rows, strict=True):
                 out[token] += weights[token, k] * row
         return out

@@ -18,6 +18,10 @@ from torch import Tensor
 
 from moe import phases
 
+# The names since torch 2.13, and before.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_SUM: Any = getattr(dist, "AllreduceOptions", object)()
+
 
 @dataclass
 class Traffic:
@@ -112,6 +116,14 @@ class Group:
         return self.comm.process_group(self.ranks)
 
     @property
+    def _own(self) -> Any:
+        """The process group where it is written in Python (runners.mpi_group), else None: its own
+        methods are called then, because torch's front costs as much as a small message."""
+        if self.comm.backend != "mpi4py":
+            return None
+        return self._pg or dist.group.WORLD
+
+    @property
     def _staged(self) -> bool:
         """A device the backend cannot read: data is copied through the host (never timed)."""
         return self.comm.device.type == "cuda" and self.comm.backend != "nccl"
@@ -141,6 +153,10 @@ class Group:
             return x
         moved = 2 * (self.size - 1) / self.size * x.nbytes
         self._begin("all_reduce", moved, moved)
+        own = self._own
+        if own is not None:
+            own.allreduce([x], _SUM)
+            return x
         return self._run(lambda out: dist.all_reduce(out, group=self._pg), x)
 
     def all_gather(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -154,7 +170,11 @@ class Group:
         moved = (self.size - 1) * x.nbytes
         self._begin("all_gather", moved, moved)
         out = x.new_empty((self.size * longest, *x.shape[1:]))
-        self._run(lambda o, i: dist.all_gather_into_tensor(o, i, group=self._pg), out, x)
+        own = self._own
+        if own is not None:
+            own.all_gather_single(out, x)
+        else:
+            self._run(lambda o, i: _all_gather(o, i, group=self._pg), out, x)
         if min(sizes) == longest:
             return out
         return torch.cat([out[i * longest : i * longest + n] for i, n in enumerate(sizes)])
@@ -196,6 +216,9 @@ class Group:
     def _exchange(
         self, out: Tensor, x: Tensor, received: list[int], sent: list[int], wait: bool = True
     ) -> Any:
+        own = self._own
+        if own is not None:
+            return own.all_to_all_single(out, x, received, sent)
         if not wait and not self._staged:
             return dist.all_to_all_single(out, x, received, sent, group=self._pg, async_op=True)
         self._run(lambda o, i: dist.all_to_all_single(o, i, received, sent, group=self._pg), out, x)

@@ -6,6 +6,7 @@ No way is fastest everywhere, so `MoELayer.tune` chooses by measuring. Each want
 |---------|-----------|-----------|------------------------------------------------------------|
 | loop    | [P, F, D] | [P, O, H] | one x @ W.T per expert that has slots                      |
 | loop_wx | [P, F, D] | [P, O, H] | the same as W @ x.T: reads the weights faster for few rows |
+| wide    | [P, F, D] | [P, O, H] | loop in float32, each half-precision matrix widened first  |
 | bmm     | [P, F, D] | [P, O, H] | one batched product, padded to the fullest expert          |
 | bmm_t   | [P, D, F] | [P, H, O] | the same, weights stored transposed                        |
 | dense   | [P, F, D] | [P, H, O] | all experts on all rows in two products; fewest operations |
@@ -26,8 +27,10 @@ from moe import weights
 from moe.spec import Layer
 
 TRANSPOSED = {"bmm_t": (True, True), "dense": (False, True)}
-VARIANTS = {"loop": ("loop", "loop_wx"), "bmm": ("bmm", "bmm_t"), "dense": ("dense",),
+VARIANTS = {"loop": ("loop", "loop_wx", "wide"), "bmm": ("bmm", "bmm_t"), "dense": ("dense",),
             "grouped": ("grouped",)}  # fmt: skip
+
+FEW_ROWS = 32  # up to which W @ x.T beats x @ W.T in float32
 
 
 def activate(h: Tensor, name: str) -> Tensor:
@@ -57,6 +60,7 @@ class Experts(nn.Module):
         super().__init__()
         self.layer, self.ids, self.columns = layer, tuple(ids), columns
         self.kernel = "loop"
+        self.wide: Tensor | None = None  # room for one matrix in float32
         held = {n: weights.stacked(layer, ids, n, columns) for n in weights.names(layer)}
         fc1, b1 = held["w1"], held.get("b1")
         if "w3" in held:
@@ -81,11 +85,22 @@ class Experts(nn.Module):
                 data = parameter.data.transpose(1, 2).contiguous()
                 setattr(self, name, nn.Parameter(data, parameter.requires_grad))
         self.kernel = kernel
+        self.wide = None
+        if kernel == "wide":  # made here, because what inference mode makes cannot be reused
+            size = max(self.fc1[0].numel(), self.fc2[0].numel())
+            self.wide = torch.empty(size, device=self.fc1.device)
 
     def variants(self, kernel: str, dtype: torch.dtype) -> list[str]:
         """What may be tried for `strategy.kernel`, on this rank's shapes."""
         names = [v for k, vs in VARIANTS.items() if kernel in ("auto", k) for v in vs]
-        return [n for n in names if n != "grouped" or self._grouped_fits(dtype)]
+        fits = {"grouped": self._grouped_fits(dtype), "wide": self._wide_fits(dtype)}
+        return [n for n in names if fits.get(n, True)]
+
+    def _wide_fits(self, dtype: torch.dtype) -> bool:
+        """Processors without arithmetic in half precision are faster in float32. Not in training,
+        where every widened matrix would be kept for the backward pass."""
+        half, trained = dtype != torch.float32, self.fc1.requires_grad
+        return half and not trained and self.fc1.device.type == "cpu"
 
     def _grouped_fits(self, dtype: torch.dtype) -> bool:
         """F.grouped_mm wants strides that are multiples of 16 bytes."""
@@ -99,8 +114,8 @@ class Experts(nn.Module):
             counts = [0] * (len(counts) - 1) + [0]
             return self._loop(x_SD, counts)
         kernels: dict[str, Callable[[Tensor, list[int]], Tensor]] = {
-            "loop": self._loop, "loop_wx": self._loop, "bmm": self._bmm, "bmm_t": self._bmm,
-            "grouped": self._grouped, "dense": self._one_hot,
+            "loop": self._loop, "loop_wx": self._loop, "wide": self._loop, "bmm": self._bmm,
+            "bmm_t": self._bmm, "grouped": self._grouped, "dense": self._one_hot,
         }  # fmt: skip
         return kernels[self.kernel](x_SD, counts)
 
@@ -108,6 +123,9 @@ class Experts(nn.Module):
         fc1, fc2 = self._oriented(e)
         b1 = None if self.b1 is None else self.b1[e]
         b2 = None if self.b2 is None else self.b2[e]
+        if self.wide is not None:
+            h = activate(self._widened(x_MD.float(), fc1, b1), self.layer.activation)
+            return self._widened(h, fc2, b2).to(x_MD.dtype)
         if self.kernel != "loop_wx":
             h = activate(F.linear(x_MD, fc1, b1), self.layer.activation)
             return F.linear(h, fc2, b2)
@@ -115,6 +133,16 @@ class Experts(nn.Module):
         h_T = activate(left.T, self.layer.activation).T
         out = fc2 @ h_T if b2 is None else torch.addmm(b2.unsqueeze(1), fc2, h_T)
         return out.T
+
+    def _widened(self, x_MI: Tensor, weight_JI: Tensor, bias_J: Tensor | None) -> Tensor:
+        """x @ W.T + b in float32, through the one buffer that stays in the cache."""
+        assert self.wide is not None
+        wide_JI = self.wide[: weight_JI.numel()].view_as(weight_JI).copy_(weight_JI)
+        bias_J = None if bias_J is None else bias_J.float()
+        if x_MI.shape[0] > FEW_ROWS:
+            return F.linear(x_MI, wide_JI, bias_J)
+        y_MJ = torch.mm(wide_JI, x_MI.T).T
+        return y_MJ if bias_J is None else y_MJ + bias_J
 
     def _oriented(self, e: int) -> tuple[Tensor, Tensor]:
         """fc1 as [F, D] and fc2 as [O, H], however they are stored."""
@@ -167,16 +195,22 @@ class Experts(nn.Module):
     def dense(self, x_TD: Tensor, gates_TP: Tensor | None) -> Tensor:
         """Sum over experts of gate * expert(x), in two products; gates of None are ones."""
         num, hidden = len(self.ids), self.columns[1] - self.columns[0]
-        b1 = None if self.b1 is None else self.b1.view(-1)
-        h = F.linear(x_TD, self.fc1.view(-1, self.layer.dim), b1)
-        h_TPH = activate(h.view(-1, num, h.shape[1] // num), self.layer.activation)
+        fc1, fc2, b1, b2 = self.fc1, self.fc2, self.b1, self.b2
+        in_place = not torch.is_grad_enabled()
+        h_TF = F.linear(x_TD, fc1.view(-1, x_TD.shape[1]), None if b1 is None else b1.view(-1))
+        if in_place and self.layer.activation == "relu":
+            h_TPH = h_TF.relu_().view(-1, num, hidden)
+        else:
+            h_TPH = activate(h_TF.view(-1, num, h_TF.shape[1] // num), self.layer.activation)
         if gates_TP is not None:
-            gates_TP = gates_TP.to(x_TD.dtype)
-            h_TPH = h_TPH * gates_TP.unsqueeze(2)
-        h_TQ, fc2_QO = h_TPH.reshape(-1, num * hidden), self.fc2.view(num * hidden, -1)
-        if self.b2 is None:
-            return h_TQ @ fc2_QO
-        bias = self.b2.sum(0) if gates_TP is None else gates_TP @ self.b2
+            if gates_TP.dtype != x_TD.dtype:
+                gates_TP = gates_TP.to(x_TD.dtype)
+            gates_TP1 = gates_TP.unsqueeze(2)
+            h_TPH = h_TPH.mul_(gates_TP1) if in_place else h_TPH * gates_TP1
+        h_TQ, fc2_QO = h_TPH.reshape(-1, num * hidden), fc2.view(num * hidden, -1)
+        if b2 is None:
+            return torch.mm(h_TQ, fc2_QO)
+        bias = b2.sum(0) if gates_TP is None else torch.mm(gates_TP, b2)
         return torch.addmm(bias, h_TQ, fc2_QO)
 
 

@@ -7,7 +7,7 @@ E experts, P experts on this rank, K top-k, S slots, R ranks.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +33,7 @@ class Seen:
     rows: tuple[int, int] = (0, 0)
     routing: Routing | None = None
     slots: int = 0  # rows this rank's experts were given
-    stage: Callable[[], Tensor] | None = None  # repeats what needs the experts, without collectives
+    stage: partial[Tensor] | None = None  # repeats what needs the experts, without collectives
 
 
 class MoELayer(nn.Module):
@@ -120,7 +120,7 @@ class MoELayer(nn.Module):
             self.seen.slots += int(here.sum())
         with phase("permute"):
             gates_TE = torch.zeros_like(routing.logits_TE)
-            gates_TE = gates_TE.scatter(1, indices_TK, routing.gates_TK)
+            gates_TE.scatter_(1, indices_TK, routing.gates_TK)
         with phase("experts"):
             return self.experts.dense(x_TD, gates_TE[:, held])
 

@@ -17,6 +17,8 @@ _BUDGET_NS = 40_000_000  # per candidate, after one call to warm up
 _MIN_CALLS, _MAX_CALLS = 3, 50
 _FINALS = 2  # further passes over the kernels that are near the best
 _NEAR = 1.2
+_MUCH_WORK = 100_000_000  # multiplications
+_WASTE = 4  # all experts on all rows, over what is asked of them
 _TIE = 1.02  # within it the first in the list is taken
 
 
@@ -32,7 +34,8 @@ def tune(layer: MoELayer, x_TD: Tensor) -> dict[str, Any]:
     if len(names) == 1:
         layer.use(names[0])
         return {"name": names[0], "how": "asked for", "candidates_ms": {}}
-    call = _expert_stage(layer, x_TD)
+    call, hopeless = _expert_stage(layer, x_TD)
+    names = [name for name in names if name not in hopeless]
     found = _time(layer, call, names)
     for _ in range(_FINALS):
         near = [name for name in names if found[name] < _NEAR * min(found.values())]
@@ -55,8 +58,9 @@ def _time(layer: MoELayer, call: Callable[[], None], names: Sequence[str]) -> di
     return dict(zip(names, times_ms.tolist(), strict=True))
 
 
-def _expert_stage(layer: MoELayer, x_TD: Tensor) -> Callable[[], None]:
-    """What this rank's experts did in one forward, repeatable without the other ranks."""
+def _expert_stage(layer: MoELayer, x_TD: Tensor) -> tuple[Callable[[], None], set[str]]:
+    """What this rank's experts did in one forward, repeatable without the other ranks; and the
+    kernels that need not be tried, the same on all ranks."""
     train = layer.cell.workload.mode == "train"
     with torch.no_grad(), layer.watching() as seen:
         layer(x_TD)
@@ -70,7 +74,12 @@ def _expert_stage(layer: MoELayer, x_TD: Tensor) -> Callable[[], None]:
             if train and y.requires_grad:
                 torch.autograd.grad(y, list(layer.experts.parameters()), torch.ones_like(y))
 
-    return call
+    rows = 0 if stage is None else stage.args[0].shape[0] * len(layer.experts.ids)
+    work = rows * layer.experts.fc1[0].numel()
+    wasteful = work > _MUCH_WORK and rows > _WASTE * seen.slots
+    anywhere = torch.tensor([float(wasteful)], device=layer.comm.device)
+    layer.comm.world.combine_(anywhere, "max")
+    return call, {"dense"} if anywhere.item() else set()
 
 
 def _median_ms(call: Callable[[], None], layer: MoELayer) -> float:

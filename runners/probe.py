@@ -102,7 +102,11 @@ class Memory:
 def products(w_NK: torch.Tensor) -> tuple[Callable[[torch.Tensor], torch.Tensor], ...]:
     """The ways to write x @ w.T; which is fastest depends on shape and dtype, by up to 4x."""
     w_KN = w_NK.t().contiguous()
-    return (lambda x: F.linear(x, w_NK), lambda x: x @ w_KN, lambda x: w_NK @ x.t())
+    ways = (lambda x: F.linear(x, w_NK), lambda x: x @ w_KN, lambda x: w_NK @ x.t())
+    if w_NK.dtype == torch.float32 or w_NK.is_cuda:
+        return ways
+    wide_NK = torch.empty(w_NK.shape)  # processors without arithmetic in half precision
+    return (*ways, lambda x: F.linear(x.float(), wide_NK.copy_(w_NK)).to(x.dtype))
 
 
 def dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
