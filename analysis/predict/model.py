@@ -1,0 +1,147 @@
+"""A cell's predicted time: phases, total, interval, and how far it is from what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from analysis.predict import terms
+from analysis.predict.machine import Machine
+from analysis.predict.terms import Key
+from moe import cost
+from moe.spec import Cell
+
+MEMORY_SHARE = 0.9  # of a rank's memory that the layer may take
+UNFITTED_FACTOR = 2.0  # interval of a prediction from data sheets alone: divided and multiplied by
+WIDER_PER_DOUBLING = 1.15  # interval's growth per doubling beyond what was measured
+MEASURED, INTERPOLATED, EXTRAPOLATED = "measured", "interpolated", "extrapolated"
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """By (phase, term), else by ("", term); `spread` is the interval's factor around the estimate.
+
+    `ranges` are the axes' values that were fitted: {axis: (low, high)}, `seen` the strategies.
+    """
+
+    values: Mapping[Key, float]
+    spread: float = UNFITTED_FACTOR
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    seen: frozenset[tuple[str, str]] = frozenset()
+    cells: int = 0
+    error: float = math.nan  # median absolute relative error of cells left out while fitting
+
+    def of(self, key: Key) -> float:
+        return self.values.get(key, self.values.get(("", key[1]), 0.0))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Times in ms. `reason` says which axes lie outside of what was fitted."""
+
+    cell: Cell
+    skew: float
+    phases_ms: dict[str, float]
+    total_ms: float
+    low_ms: float
+    high_ms: float
+    memory_bytes: float
+    fits: bool
+    status: str
+    reason: str = ""
+
+
+def of_machine(machine: Machine) -> Coefficients:
+    """Coefficients from the shares that the cluster's file states."""
+    read = 1 / machine.read_efficiency
+    return Coefficients({
+        ("", "operations"): machine.operation_s,
+        ("", "experts"): 0.0,  # grouped products take all experts at once
+        ("", "matrix"): 1 / machine.matrix_efficiency,
+        ("", "read"): read,
+        ("", "move"): read,
+        ("", "alpha"): 1.0,
+        ("", "wire"): 1.0,  # the links' efficiencies are in `network`
+    })  # fmt: skip
+
+
+def phases_s(found: Mapping[Key, float], coefficients: Coefficients) -> dict[str, float]:
+    times: dict[str, float] = {}
+    for key, value in found.items():
+        times[key[0]] = times.get(key[0], 0.0) + coefficients.of(key) * value
+    return times
+
+
+def overlapped_s(phases: Mapping[str, float], chunks: int) -> float:
+    """Dispatch, experts and combine of `chunks` pieces in a pipeline: the first piece passes all
+    three, then the slowest of them sets the pace."""
+    stages = [phases.get(name, 0.0) for name in ("dispatch", "experts", "combine")]
+    others = sum(phases.values()) - sum(stages)
+    return others + sum(stages) / chunks + max(stages) * (chunks - 1) / chunks
+
+
+def time_s(
+    cell: Cell, machine: Machine, coefficients: Coefficients, skew: float = 1.0
+) -> tuple[dict[str, float], float]:
+    """(phases, total); of the two ways to multiply, the one that is predicted to be faster."""
+    best: tuple[dict[str, float], float] | None = None
+    ways = (True, False) if cell.strategy.kernel in ("auto", "dense") else (False,)
+    if cell.strategy.kernel == "dense":
+        ways = (True,)
+    for dense in ways:
+        phases = phases_s(terms.terms(terms.busiest(cell, skew, dense), machine), coefficients)
+        total = overlapped_s(phases, cell.strategy.overlap)
+        if best is None or total < best[1]:
+            best = phases, total
+    assert best is not None
+    return best
+
+
+def predict(
+    cell: Cell, machine: Machine, coefficients: Coefficients, skew: float = 1.0
+) -> Prediction:
+    phases, total = time_s(cell, machine, coefficients, skew)
+    outside, doublings = beyond(cell, coefficients, skew)
+    factor = coefficients.spread * WIDER_PER_DOUBLING**doublings
+    step = terms.busiest(cell, skew)
+    memory = cost.peak_bytes(cell, step.load, 0)
+    return Prediction(
+        cell, step.skew, {name: 1e3 * value for name, value in phases.items()}, 1e3 * total,
+        1e3 * total / factor, 1e3 * total * factor, memory,
+        memory <= MEMORY_SHARE * machine.memory_bytes,
+        EXTRAPOLATED if outside else INTERPOLATED, "; ".join(outside),
+    )  # fmt: skip
+
+
+def axes(cell: Cell, skew: float = 1.0) -> dict[str, float]:
+    """What decides whether a cell lies among those that were fitted."""
+    layer = cell.layer
+    return {
+        "world_size": cell.placement.world_size,
+        "batch_size": cell.workload.batch_size,
+        "topk": layer.topk,
+        "num_experts": layer.num_experts,
+        "dim": layer.dim,
+        "hidden": layer.hidden,
+        "skew": round(skew, 2),
+    }
+
+
+def beyond(cell: Cell, coefficients: Coefficients, skew: float) -> tuple[list[str], float]:
+    """What is outside of the fitted cells, in words, and by how many doublings together."""
+    if not coefficients.cells:
+        return ["no records of this cluster"], 0.0
+    outside, doublings = [], 0.0
+    for axis, value in axes(cell, skew).items():
+        low, high = coefficients.ranges[axis]
+        if low <= value <= high:
+            continue
+        edge = low if value < low else high
+        doublings += abs(math.log2(value / edge))
+        outside.append(f"{axis} {value:g} (measured {low:g} to {high:g})")
+    kind = (cell.strategy.name, cell.strategy.dispatcher)
+    if kind not in coefficients.seen:
+        doublings += 1
+        outside.append(f"{'/'.join(kind)} not measured")
+    return outside, doublings

@@ -1,0 +1,76 @@
+"""How long collectives take on two tiers of links: inside a node, and between nodes.
+
+A group of n ranks, `stride` apart, has m of them in each of N nodes. Per rank, of a collective that
+sends `sent` bytes:
+
+    all-to-all            (m-1)/(n-1) of the bytes stay in the node, the others leave it
+    ring collectives      of the whole X = sent n/(n-1): (n-1)/n X goes round in the node, and each
+                          of the node's m ports carries (N-1)/N X / m between nodes
+
+Both tiers work at the same time: the slower one counts. Latency is the slowest tier's alpha, and
+message_s for each message (Hockney's model; two tiers as in NCCL's own tuning).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from analysis.predict.machine import Link, Machine
+from moe.cost import Call
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds: what does not depend on the bytes, and what does."""
+
+    alpha_s: float
+    wire_s: float
+
+    def __add__(self, other: Times) -> Times:
+        return Times(self.alpha_s + other.alpha_s, self.wire_s + other.wire_s)
+
+    @property
+    def total_s(self) -> float:
+        return self.alpha_s + self.wire_s
+
+
+NOTHING = Times(0.0, 0.0)
+
+
+def members_per_node(size: int, stride: int, ranks_per_node: int) -> int:
+    """m: how many of a group's ranks share a node."""
+    return max(1, min(size, ranks_per_node // stride))
+
+
+def call_times(call: Call, machine: Machine) -> Times:
+    if call.collective in machine.links:
+        return _one_tier(call, machine.links[call.collective])
+    size = call.group.size
+    inside = members_per_node(size, call.group.stride, machine.ranks_per_node)
+    moved = max(call.sent_bytes, call.received_bytes)
+    if call.collective == "all_to_all":
+        near = moved * (inside - 1) / (size - 1)
+        far = moved - near
+    else:
+        nodes = size / inside
+        near = moved if inside > 1 else 0.0
+        far = moved * size / (size - 1) * (nodes - 1) / nodes / inside
+    wire = max(
+        near / (machine.intra.bytes_per_s * machine.intra_efficiency),
+        far / (machine.inter.bytes_per_s * machine.inter_efficiency),
+    )
+    link = machine.inter if inside < size else machine.intra
+    return Times(call.calls * link.alpha_s + call.messages * link.message_s, wire)
+
+
+def _one_tier(call: Call, link: Link) -> Times:
+    """As calibrated for that collective and number of ranks."""
+    return Times(call.calls * link.alpha_s, call.sent_bytes / link.bytes_per_s)
+
+
+def total(calls: Iterable[Call], machine: Machine) -> Times:
+    found = NOTHING
+    for call in calls:
+        found += call_times(call, machine)
+    return found

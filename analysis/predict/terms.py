@@ -1,0 +1,116 @@
+"""What a step asks of the hardware, phase by phase, in seconds of the hardware at its best.
+
+A time is the sum over all (phase, term) of coefficient x value:
+
+    operations   how many operations are started        coefficient: seconds each
+    experts      experts that get a product of their own coefficient: seconds each
+    matrix       FLOPs / matrix rate                     coefficient: 1 / efficiency
+    read         weight bytes / bandwidth                coefficient: 1 / efficiency
+    move         bytes of tokens and slots / bandwidth   coefficient: 1 / efficiency
+    alpha, wire  collectives, see `network`              coefficient: 1 / efficiency
+
+Matrix and read times are added, not maximised: products with few rows m reach m / (m + h) of the
+matrix rate, and flops / rate x (1 + h / m) is a term in FLOPs plus one in weights read.
+
+The rank is the busiest: it takes `skew` times its even share of slots.
+Shape letters: T tokens routed here, S slots computed here, D in, O out, E experts, K top-k.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from analysis.predict import network
+from analysis.predict.machine import Machine
+from moe import cost
+from moe.cost import Load
+from moe.cost.load import dispatches, routed_tokens
+from moe.cost.work import first_width, shared_tokens
+from moe.degrees import degrees
+from moe.spec import DTYPE_BYTES, Cell
+
+Key = tuple[str, str]
+PHASES = ("router", "permute", "dispatch", "experts", "combine", "unpermute", "backward",
+          "gradients")  # fmt: skip
+OPERATIONS = {"router": 4, "permute": 5, "experts": 3, "unpermute": 3}
+DISPATCH_OPERATIONS = 8  # more permuting on both sides of an exchange
+BACKWARD = 2.0  # times the forward pass's arithmetic
+
+
+@dataclass(frozen=True)
+class Step:
+    """The rank that decides how long a step takes."""
+
+    cell: Cell
+    load: Load
+    skew: float = 1.0
+    dense: bool = False  # all experts on all tokens, in two products
+
+    @property
+    def slots(self) -> float:
+        """Rows of expert arithmetic."""
+        if not self.dense:
+            return self.load.slots
+        rows = self.load.rows if dispatches(self.cell) else routed_tokens(self.cell, 0)
+        return rows * self.cell.layer.num_experts / degrees(self.cell).ep
+
+
+def busiest(cell: Cell, skew: float = 1.0, dense: bool = False) -> Step:
+    """Rank 0 has the most tokens; a skew beyond what top-k allows is cut to what it allows."""
+    found = degrees(cell)
+    most = found.ep * min(1.0, cell.layer.num_experts / found.ep / cell.layer.topk)
+    skew = max(1.0, min(skew, most))
+    return Step(cell, cost.expected(cell, 0, skew), skew, dense)
+
+
+def terms(step: Step, machine: Machine) -> dict[Key, float]:
+    cell = step.cell
+    found = _local(step, machine)
+    for call in cost.collectives(cell, step.load, 0):
+        times = network.call_times(call, machine)
+        phase = {"counts": "dispatch"}.get(call.purpose, call.purpose)
+        _add(found, (phase, "alpha"), times.alpha_s)
+        _add(found, (phase, "wire"), times.wire_s)
+    if cell.workload.mode == "train":
+        for (phase, term), value in list(found.items()):
+            if phase in OPERATIONS:
+                _add(found, ("backward", term), BACKWARD * value)
+    return {key: value for key, value in found.items() if value}
+
+
+def _add(found: dict[Key, float], key: Key, value: float) -> None:
+    found[key] = found.get(key, 0.0) + value
+
+
+def _local(step: Step, machine: Machine) -> dict[Key, float]:
+    cell, load, layer = step.cell, step.load, step.cell.layer
+    size, tokens = DTYPE_BYTES[layer.dtype], routed_tokens(cell, 0)
+    units = layer.hidden // degrees(cell).tp
+    shared = shared_tokens(cell, 0) * layer.shared_experts
+    held = layer.num_experts / degrees(cell).ep
+    touched = held if step.dense else load.touched
+    weights = cost.touched_weight_bytes(cell, dataclasses.replace(load, touched=touched))
+    arithmetic = cost.expert_flops(cell, Load(step.slots)) + cost.shared_flops(cell, 0)
+    rows = load.rows if dispatches(cell) else load.slots
+    hidden = (step.slots + shared) * (2 * first_width(layer, units) + units)
+    read, copies = machine.read_rate(cost.weight_bytes(cell)), 1 if dispatches(cell) else 0
+    permuted = 0.0 if step.dense and not copies else (1 + copies) * rows * layer.dim
+    returned = tokens * layer.topk if dispatches(cell) else load.slots
+    unpermuted = 0.0 if step.dense and not copies else (returned + copies * rows) * layer.dim_out
+    bandwidth = machine.read_bytes_per_s if not machine.read_warm else machine.read_warm[-1][1]
+    dispatch_operations = DISPATCH_OPERATIONS * copies
+    return {
+        ("router", "operations"): OPERATIONS["router"],
+        ("router", "matrix"): cost.router_flops(cell, 0) / machine.matrix_rate("float32"),
+        ("router", "move"): tokens * (size * layer.dim + 16 * layer.num_experts) / bandwidth,
+        ("permute", "operations"): OPERATIONS["permute"] + dispatch_operations,
+        ("permute", "move"): 2 * size * permuted / bandwidth,
+        ("experts", "operations"): OPERATIONS["experts"],
+        ("experts", "experts"): 0.0 if step.dense else load.touched,
+        ("experts", "matrix"): arithmetic / machine.matrix_rate(layer.dtype),
+        ("experts", "read"): weights / read,
+        ("experts", "move"): size * hidden / bandwidth,
+        ("unpermute", "operations"): OPERATIONS["unpermute"] + dispatch_operations / 2,
+        ("unpermute", "move"): 2 * size * unpermuted / bandwidth,
+    }
