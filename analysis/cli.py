@@ -25,6 +25,8 @@ EXAMPLES = """examples:
   python -m analysis check
   python -m analysis plot -o plots speed_vs_ranks roofline
   python -m analysis report -o report.html
+  python -m analysis predict --cluster h100 --model mixtral_8x7b --world-size 8..4096
+  python -m analysis advise --cluster h200 --model deepseek_v3 --world-size 64 --skew 1.3
   python -m analysis export -o attempts.parquet
 """
 VERBS = {
@@ -34,6 +36,8 @@ VERBS = {
     "status": "cells by outcome, failures and their logs",
     "plot": "pictures as PNG and SVG",
     "report": "one self-contained HTML page",
+    "predict": "times at other numbers of ranks, here or on a cluster, with intervals",
+    "advise": "the best strategy, degrees and dispatcher, and what to measure to be sure",
     "export": "the frame as CSV, Parquet, JSON or Markdown",
 }
 
@@ -47,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     )
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     made = {name: _verb(verbs, name, about) for name, about in VERBS.items()}
-    for name in ("show", "compare", "check", "status"):
+    for name in ("show", "compare", "check", "status", "predict", "advise"):
         made[name].add_argument("--format", choices=("text", "markdown", "csv"), default="text")
     for name in ("show", "compare", "plot"):
         made[name].add_argument("--group", default="", help="axis or column to arrange by")
@@ -57,8 +61,26 @@ def parser() -> argparse.ArgumentParser:
         made[name].add_argument(
             "--threshold", type=float, default=None, help="noise threshold, such as 0.02"
         )
+    for name in ("predict", "advise"):
+        _predict_options(made[name], "8..4096" if name == "predict" else "8")
     made["plot"].add_argument("--name", action="append", default=[], help="plots to draw")
     return top
+
+
+def _predict_options(verb: argparse.ArgumentParser, ranks: str) -> None:
+    add = verb.add_argument
+    add("--world-size", default=ranks, help=f"8..4096 doubles, 8,12 lists; default {ranks}")
+    add("--cluster", default="here", help="conf/cluster/NAME.yaml or a file; here fits records")
+    add("--model", default="", help="conf/model/NAME.yaml; default: the records' layer")
+    add("--scale", type=int, default=0, help="divisor of the model's sizes; default 1")
+    add("--batch-size", type=int, default=0, help="tokens in the global batch")
+    add("--tokens-per-rank", type=int, default=0, help="grow the batch with the ranks")
+    add("--topk", type=int, default=0, help="experts per token; default: the model's")
+    add("--dtype", default="", help="default: bfloat16 on a cluster, the records' here")
+    add("--mode", default="", help="forward or train")
+    add("--tokens", default="", help="replicated or sharded")
+    add("--skew", type=float, default=1.0, help="slots of the busiest rank over the mean")
+    add("--strategy", default="", help="some strategies, separated by commas; default all")
 
 
 def _verb(verbs: Any, name: str, about: str) -> argparse.ArgumentParser:

@@ -213,6 +213,13 @@ def report_(options: argparse.Namespace) -> int:
     return 0
 
 
+def predict_(options: argparse.Namespace) -> int:
+    from analysis.predict import command
+
+    here = options.cluster == "here"
+    return command.run(options, load(options).cells if here else None)
+
+
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "show": show,
     "compare": compare_,
@@ -220,5 +227,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "status": status_,
     "plot": plot,
     "report": report_,
+    "predict": predict_,
+    "advise": predict_,
     "export": export_,
 }

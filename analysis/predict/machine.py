@@ -100,9 +100,12 @@ def of_config(found: Any, name: str) -> Machine:
     return made
 
 
-def of_calibration(calibration: Mapping[str, Any], memory_bytes: float = math.inf) -> Machine:
-    """One rank's share of what all ranks reach together; KeyError where something is missing."""
-    ranks, shared = int(calibration["ranks"]), calibration["shared"]
+def of_calibration(
+    calibration: Mapping[str, Any], ranks: int, memory_bytes: float = math.inf
+) -> Machine:
+    """The share of one of `ranks` ranks in what all of them reach together; latencies are those of
+    the ranks that were calibrated. KeyError where something is missing."""
+    shared = calibration["shared"]
     links = {
         name: Link(_rate(fit["beta_s_per_byte"]), float(fit["alpha_s"]))
         for name, fit in calibration["collectives"].items()

@@ -1,0 +1,100 @@
+"""The cells that could be run: a layer on so many ranks, in every form the strategies accept."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from analysis.errors import InputError
+from moe import spec
+from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
+from moe.strategies import supports
+
+MODELS = Path(__file__).resolve().parents[2] / "conf" / "model"
+EXPERT_PARALLEL = ("ep", "ep_tp", "dp_ep")
+OVERLAPS = (1, 2, 4)
+
+
+def model_layer(name: str, scale: int = 1, topk: int = 0, dtype: str = "bfloat16") -> Layer:
+    """The layer of conf/model/NAME.yaml; raises InputError."""
+    path = MODELS / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in MODELS.glob("*.yaml")))
+        raise InputError(f"--model {name}: no such model; allowed are {known}")
+    found: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
+    sizes = {key: int(found[key]) for key in ("dim", "hidden", "dim_out")}
+    if scale < 1 or any(size % scale for size in sizes.values()):
+        raise InputError(f"--scale {scale}: allowed are divisors of {sizes}; 1 is the full size")
+    if dtype not in spec.DTYPES:
+        raise InputError(f"--dtype {dtype}: allowed are {', '.join(spec.DTYPES)}")
+    slots = topk or int(found["topk"])
+    names = {field.name for field in dataclasses.fields(Router)}
+    router = Router(**{k: v for k, v in found["router"].items() if k in names})
+    return Layer(
+        **{key: size // scale for key, size in sizes.items()},
+        num_experts=int(found["num_experts"]), topk=slots, topk_requested=slots,
+        activation=str(found["activation"]),
+        bias=str(found["bias"]), shared_experts=int(found["shared_experts"]), dtype=dtype,
+        router=router,
+    )  # fmt: skip
+
+
+def plain(layer: Layer) -> Layer:
+    """With the simplest router of the same K: what a prediction needs of a router is its skew."""
+    return dataclasses.replace(layer, router=Router())
+
+
+def strategies(ranks: int, degrees: bool, overlap: bool) -> Iterator[Strategy]:
+    """Every strategy and dispatcher; with `degrees` every split of the ranks, too."""
+    for name in spec.STRATEGIES:
+        if name == "serial":
+            continue
+        if name not in EXPERT_PARALLEL:
+            yield Strategy(name=name)
+            continue
+        splits = _divisors(ranks) if degrees and name != "ep" else [0]
+        for dispatcher in spec.DISPATCHERS:
+            for ep in splits:
+                if ep in (1, ranks) or (ep == 0 and name != "ep" and degrees):
+                    continue
+                for chunks in OVERLAPS if overlap and dispatcher == "alltoall" else (1,):
+                    yield Strategy(name=name, dispatcher=dispatcher, ep=ep, overlap=chunks)
+
+
+def _divisors(size: int) -> list[int]:
+    return [n for n in range(2, size + 1) if size % n == 0]
+
+
+def cells(
+    layer: Layer, work: Workload, place: Placement, found: Sequence[Strategy]
+) -> tuple[list[Cell], dict[str, str]]:
+    """Those that are supported, and by name why others are not."""
+    made: list[Cell] = []
+    refused: dict[str, str] = {}
+    for strategy in found:
+        if strategy.name == "dp" and work.tokens == "sharded" and work.mode == "forward":
+            continue  # the same as simple
+        cell = Cell(layer, strategy, work, place)
+        try:
+            supports(cell)
+        except Unsupported as error:
+            refused.setdefault(strategy.name, str(error))
+            continue
+        made.append(cell)
+    kept = {cell.strategy.name for cell in made}
+    return made, {name: why for name, why in refused.items() if name not in kept}
+
+
+def name_of(strategy: Strategy) -> str:
+    """As tables and pictures call it: strategy, dispatcher, degrees, chunks."""
+    words = [strategy.name]
+    if strategy.name in EXPERT_PARALLEL:
+        words.append(strategy.dispatcher)
+    words += [f"{key}={getattr(strategy, key)}" for key in ("ep", "tp") if getattr(strategy, key)]
+    if strategy.overlap > 1:
+        words.append(f"overlap={strategy.overlap}")
+    return " ".join(words)

@@ -1,0 +1,84 @@
+"""The verbs predict and advise."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from analysis import render
+from analysis.cli import write_output
+from analysis.errors import InputError
+from analysis.predict import candidates, scene, show
+from analysis.predict.model import Prediction
+from analysis.predict.scene import Scene
+from moe.spec import STRATEGIES
+
+ADVISE_ROWS = 12
+
+
+def predict(options: argparse.Namespace, cells: pd.DataFrame | None) -> str:
+    """Every asked strategy at every asked number of ranks; draws where --output is a folder."""
+    made = scene.make(options, cells)
+    asked = _asked(options.strategy)
+    found: list[Prediction] = []
+    refused: dict[str, str] = {}
+    for ranks in scene.world_sizes(options.world_size):
+        some, why = _at(made, ranks, asked, degrees=False)
+        found += some
+        refused |= {f"{name} on {ranks} ranks": text for name, text in why.items()}
+    if not found:
+        raise InputError(f"predict: nothing can be run; {next(iter(refused.values()), '')}")
+    parts = [
+        render.simple(show.HEADER, [show.row(p) for p in found], options.format),
+        render.lines(show.legend(made, found), options.format),
+        render.lines([f"not possible: {n}: {why}" for n, why in refused.items()], options.format),
+    ]
+    if options.output:
+        paths = show.draw(made, found, Path(options.output))
+        parts.append("\n".join(str(path) for path in paths))
+    return "\n\n".join(part for part in parts if part)
+
+
+def advise(options: argparse.Namespace, cells: pd.DataFrame | None) -> str:
+    made = scene.make(options, cells)
+    sizes = scene.world_sizes(options.world_size)
+    if len(sizes) != 1:
+        raise InputError(f"--world-size {options.world_size}: advise takes one number of ranks")
+    found, refused = _at(made, sizes[0], _asked(options.strategy), degrees=True)
+    if not found:
+        raise InputError(f"advise: nothing can be run; {next(iter(refused.values()), '')}")
+    ranked = sorted(found, key=lambda p: (not p.fits, p.total_ms))
+    parts = [
+        render.lines(show.advice(made, ranked), options.format),
+        render.simple(show.HEADER, [show.row(p) for p in ranked[:ADVISE_ROWS]], options.format),
+        render.lines(show.legend(made, ranked), options.format),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def run(options: argparse.Namespace, cells: pd.DataFrame | None) -> int:
+    if options.verb == "predict":
+        print(predict(options, cells))
+    else:
+        write_output(advise(options, cells), options.output)
+    return 0
+
+
+def _asked(text: str) -> set[str]:
+    names = set(filter(None, text.split(","))) or set(STRATEGIES)
+    unknown = sorted(names - set(STRATEGIES))
+    if unknown:
+        raise InputError(f"--strategy {unknown[0]}: allowed are {', '.join(STRATEGIES)}")
+    return names
+
+
+def _at(
+    made: Scene, ranks: int, asked: set[str], degrees: bool
+) -> tuple[list[Prediction], dict[str, str]]:
+    forms = [s for s in candidates.strategies(ranks, degrees, degrees) if s.name in asked]
+    cells, refused = candidates.cells(
+        made.layer, made.workload(ranks), made.placement(ranks), forms
+    )
+    return [made.predict(cell) for cell in cells], refused

@@ -1,0 +1,56 @@
+"""Measured cells as the fit wants them, out of the summarized frame."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from analysis.predict import machine
+from analysis.predict.fit import Measured
+from moe.cost.load import dispatches
+from moe.degrees import degrees
+from moe.spec import Cell
+from runners import flatten
+
+
+def measured(cells: pd.DataFrame) -> list[Measured]:
+    """Those with a time whose record has a calibration for their number of ranks."""
+    rows = [{str(k): v for k, v in row.items()} for row in cells.to_dict("records")]
+    return [found for row in rows if (found := _one(row)) is not None]
+
+
+def _one(row: Mapping[str, Any]) -> Measured | None:
+    calibration = row["calibration"]
+    if row["outcome"] != "measured" or not calibration or not row["median_ms"] > 0:
+        return None
+    cell = flatten.cell_of(row)
+    if cell.strategy.slowdown or cell.strategy.name == "serial":
+        return None
+    try:
+        made = machine.of_calibration(calibration, cell.placement.world_size)
+    except (KeyError, TypeError, ZeroDivisionError):
+        return None
+    phases = {str(name): float(ms) / 1e3 for name, ms in (row["phase_ms"] or {}).items()}
+    dense = str(row["kernel_ran"]) == "dense"
+    return Measured(cell, made, float(row["median_ms"]) / 1e3, phases, skew_of(cell, row), dense)
+
+
+def skew_of(cell: Cell, row: Mapping[str, Any]) -> float:
+    """Slots of the busiest rank over the mean, where ranks hold different experts: else 1."""
+    if degrees(cell).ep == 1 or not (dispatches(cell) or cell.strategy.name == "ep"):
+        return 1.0
+    found = row.get("skew_lambda")
+    return float(found) if found is not None and math.isfinite(found) else 1.0
+
+
+def machines(cells: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
+    """Calibrations by number of ranks."""
+    found = {}
+    for row in cells:
+        calibration = row["calibration"]
+        if calibration and calibration.get("ranks"):
+            found[int(calibration["ranks"])] = calibration
+    return found
