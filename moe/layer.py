@@ -99,9 +99,10 @@ class MoELayer(nn.Module):
         """Gated sum over the experts held here, whose ids start at `first`, for all tokens."""
         if self.seen is not None and self.seen.stage is None:
             self.seen.stage = partial(self.mix, x_TD, routing, first)
-        held = len(self.experts.ids)
+        experts = self.experts
+        held = len(experts.ids)
         everything = held == self.layer.num_experts
-        if self.experts.fused:
+        if experts.fused:
             return self._mix_dense(x_TD, routing, slice(first, first + held))
         with phase("permute"):
             local_TK = routing.indices_TK

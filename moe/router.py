@@ -59,6 +59,7 @@ class Router(nn.Module):
     def __init__(self, layer: Layer, device: torch.device, allowed_TE: Tensor | None) -> None:
         super().__init__()
         self.layer, self.rule = layer, layer.router
+        self.plain_rule = self.rule if self.rule in _PLAIN else None
         self.weight_ED = nn.Parameter(weights.router(layer).to(device))
         self.allowed_TE: Tensor | None
         self.register_buffer("allowed_TE", allowed_TE)
@@ -75,9 +76,7 @@ class Router(nn.Module):
 
     def _simple(self) -> bool:
         """Whether the choice and the gates are those of the K largest logits, as they are."""
-        if self.allowed_TE is not None:
-            return False
-        return self.rule in _PLAIN
+        return self.allowed_TE is None and self.rule is self.plain_rule
 
     def _sorted(self, logits_TE: Tensor) -> Routing:
         """The same choice and gates with half the operations, of which a small batch feels each."""

@@ -30,9 +30,11 @@ def make_step(cell: Cell, layer: MoELayer, x_TD: Tensor) -> Callable[[], None]:
 
 
 def _forward(layer: MoELayer, x_TD: Tensor) -> Callable[[], None]:
+    forward, inference = layer.forward, torch.inference_mode  # no hooks to be called
+
     def step() -> None:
-        with torch.inference_mode():
-            layer(x_TD)
+        with inference():
+            forward(x_TD)
 
     return step
 

@@ -1,12 +1,11 @@
-"""Measures the project's own speed: python -m benchmarks.speed seed|peers|limits|gloo|table
+"""Measures the project's own speed: python -m benchmarks.speed seed|peers|limits|table
 
     seed     seed sizes, MPI, 8 ranks, against the seed's style of code
     peers    simple against transformers' Mixtral block at its best
     limits   fractions of the memory bandwidth and of the matrix rate
-    gloo     ep's cost model against what is measured; where all-gather overtakes all-to-all
     table    what was measured, as Markdown
 
-Results are kept in outputs/speed; `peers` and `limits` take up where they were stopped.
+Results are kept in outputs/speed; `peers` takes up where it was stopped.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.speed", description=__doc__)
-    parser.add_argument("what", choices=("seed", "peers", "limits", "gloo", "table"))
+    parser.add_argument("what", choices=("seed", "peers", "limits", "table"))
     parser.add_argument("--rounds", type=int, default=20, help="seed: rounds of 5 samples")
     parser.add_argument("--limit-s", type=float, default=1e9, help="start no cell after so long")
     args = parser.parse_args()

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(usable_cores())
     deadline = time.monotonic() + args.limit_s
     done = {row["cell"] for row in store.load("peers")}
-    for dtype, num, shape in itertools.product(DTYPES, EXPERTS, SHAPES):
+    for num, shape, dtype in itertools.product(EXPERTS, SHAPES, DTYPES):
         points = [p for p in itertools.product(TOPKS, TOKENS) if name(dtype, num, shape, p)
                   not in done]  # fmt: skip
         if not points or time.monotonic() > deadline:
