@@ -141,6 +141,8 @@ def report(markdown: bool) -> int:
         for value in sorted({axis(name)(m) for m in found}, key=str):
             held = [m for m in found if axis(name)(m) == value]
             kept = [m for m in found if axis(name)(m) != value]
+            if not kept:
+                continue  # one value only: nothing to leave out
             rows.append([f"all with {name}={value}", *Score(kept, held).cells()])
     for name, ranks in (("four", 4), ("eight", 8)):
         held = load([name])

@@ -1,0 +1,83 @@
+"""The model with conf/cluster/h100.yaml against published figures, every row, nothing fitted.
+
+    python benchmarks/anchors.py [--markdown]
+
+Megatron-Core's moe_perf/baseline.json (H100, EP8, 4,096 tokens a rank, bfloat16 rows; flex
+dispatchers as `dedup`; its DeepSeek proxy's group-limited routing is predicted as if free), and
+DeepEP V1's low-latency table (H800, 128 tokens a rank, fp8 there and bf16 back, pure RDMA).
+Not predicted: fp8 layers, whole training runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from analysis.predict import machine, model, network
+from moe.cost import Call
+from moe.cost.traffic import Group
+from moe.spec import Cell, Layer, Placement, Strategy, Workload
+
+MIXTRAL = Layer(4096, 14336, 4096, 8, 2, 2, "silu_gated", "none", dtype="bfloat16")
+DEEPSEEK = Layer(7168, 2048, 7168, 32, 8, 8, "silu_gated", "none", 1, "bfloat16")
+MOE_PERF = [  # layer, dispatcher, published name, forward ms, backward ms
+    (MIXTRAL, "alltoall", "mixtral a2a", 4.32689, 7.68433),
+    (MIXTRAL, "dedup", "mixtral deepep", 4.63555, 7.85436),
+    (MIXTRAL, "dedup", "mixtral hybridep", 4.34260, 7.74078),
+    (DEEPSEEK, "alltoall", "deepseek a2a", 7.11917, 10.48267),
+    (DEEPSEEK, "dedup", "deepseek deepep", 5.68172, 9.05514),
+    (DEEPSEEK, "dedup", "deepseek hybridep", 5.39083, 8.79500),
+]
+LOW_LATENCY = [(8, 77, 114), (16, 118, 195), (32, 155, 273), (64, 173, 314), (128, 192, 369),
+               (256, 194, 360)]  # fmt: skip
+
+
+def layer_rows() -> list[tuple[str, float, float]]:
+    """(name, published ms, predicted ms)"""
+    made = machine.load("h100")
+    rows = []
+    for layer, dispatcher, name, forward, backward in MOE_PERF:
+        times = []
+        for mode in ("forward", "train"):
+            work = Workload(batch_size=8 * 4096, tokens="sharded", mode=mode)
+            cell = Cell(layer, Strategy("ep", dispatcher), work, Placement(8, "nccl", "cuda"))
+            times.append(1e3 * model.time_s(cell, made, model.of_machine(made))[1])
+        rows.append((f"moe_perf {name}, forward", forward, times[0]))
+        rows.append((f"moe_perf {name}, backward", backward, times[1] - times[0]))
+    return rows
+
+
+def latency_rows() -> list[tuple[str, float, float]]:
+    made = dataclasses.replace(machine.load("h100"), ranks_per_node=1)
+    rows = []
+    for ranks, dispatch_us, combine_us in LOW_LATENCY:
+        for name, size, published in (("dispatch", 1, dispatch_us), ("combine", 2, combine_us)):
+            moved = 128 * 8 * 7168 * size * (ranks - 1) / ranks
+            call = Call("all_to_all", Group("world", ranks, 1), name, moved, moved)
+            found = 1e3 * network.call_times(call, made).total_s
+            rows.append((f"DeepEP low latency EP{ranks}, {name}", published / 1e3, found))
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--markdown", action="store_true")
+    markdown = parser.parse_args().markdown
+    rows = [*layer_rows(), *latency_rows()]
+    if markdown:
+        print("| row | published ms | predicted ms | error |\n|---|---|---|---|")
+    form = "| {} | {:.3f} | {:.3f} | {:+.0%} |" if markdown else "{:40} {:8.3f} {:8.3f} {:+.0%}"
+    for name, published, predicted in rows:
+        print(form.format(name, published, predicted, predicted / published - 1))
+    errors = [abs(predicted / published - 1) for _, published, predicted in rows]
+    print(f"\n{len(rows)} rows, median absolute error {statistics.median(errors):.0%}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
