@@ -24,21 +24,32 @@ def predict(options: argparse.Namespace, cells: pd.DataFrame | None) -> str:
     asked = _asked(options.strategy)
     found: list[Prediction] = []
     refused: dict[str, str] = {}
+    where: dict[str, list[int]] = {}
     for ranks in scene.world_sizes(options.world_size):
         some, why = _at(made, ranks, asked, degrees=False)
         found += some
-        refused |= {f"{name} on {ranks} ranks": text for name, text in why.items()}
+        for name, text in why.items():
+            refused.setdefault(name, text)
+            where.setdefault(name, []).append(ranks)
     if not found:
         raise InputError(f"predict: nothing can be run; {next(iter(refused.values()), '')}")
     parts = [
         render.simple(show.HEADER, [show.row(p) for p in found], options.format),
         render.lines(show.legend(made, found), options.format),
-        render.lines([f"not possible: {n}: {why}" for n, why in refused.items()], options.format),
+        render.lines(_refusals(refused, where), options.format),
     ]
     if options.output:
         paths = show.draw(made, found, Path(options.output))
         parts.append("\n".join(str(path) for path in paths))
     return "\n\n".join(part for part in parts if part)
+
+
+def _refusals(refused: dict[str, str], where: dict[str, list[int]]) -> list[str]:
+    """One line a strategy, with the first of its reasons."""
+    return [
+        f"not possible: {name} on {', '.join(map(str, where[name]))} ranks: {why}"
+        for name, why in refused.items()
+    ]
 
 
 def advise(options: argparse.Namespace, cells: pd.DataFrame | None) -> str:
