@@ -139,3 +139,15 @@ def test_the_verbs_answer_for_every_cluster(
     assert text.startswith("best: ")
     assert "runner-up: " in text
     assert "to be sure, measure: python runners/bench.py -m strategy=" in text
+
+
+@pytest.mark.parametrize("name", machine.names())
+def test_every_cluster_loads(name: str) -> None:
+    if name == "here":  # its rates are those of the records' calibration
+        with pytest.raises(InputError, match="from_calibration"):
+            machine.load(name)
+        return
+    found = machine.load(name)
+    assert found.name == name
+    assert found.ranks_per_node >= 1
+    assert set(found.matrix_flops_per_s) >= {"float32", "bfloat16"}
