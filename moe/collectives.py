@@ -12,11 +12,14 @@ gradients of replicated outputs again, which multiplies them by the number of ra
 | gather_tokens   | all-gather     | reduce-scatter  |
 | add_and_scatter | reduce-scatter | all-gather      |
 | exchange        | all-to-all     | all-to-all back |
+
+`wire` is the dtype things are sent in, None for their own. Tokens are gathered in their own dtype
+always, because the router must see what every rank sees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +30,13 @@ from moe.comm import Group
 
 def _tracked(x: Tensor) -> bool:
     return torch.is_grad_enabled() and x.requires_grad
+
+
+def on_wire(call: Callable[[Tensor], Tensor], x: Tensor, wire: torch.dtype | None) -> Tensor:
+    """call(x) with x in the dtype `wire`, and the result in its own again."""
+    if wire is None or wire == x.dtype:
+        return call(x)
+    return call(x.to(wire)).to(x.dtype)
 
 
 class _AddUp(torch.autograd.Function):
@@ -41,13 +51,14 @@ class _AddUp(torch.autograd.Function):
 
 class _Spread(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
-        ctx.group = group
+    def forward(ctx: Any, x: Tensor, group: Group, wire: torch.dtype | None) -> Tensor:
+        ctx.group, ctx.wire = group, wire
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.group.all_reduce_(grad.clone()), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        sent = grad.clone() if ctx.wire in (None, grad.dtype) else grad.to(ctx.wire)
+        return ctx.group.all_reduce_(sent).to(grad.dtype), None, None
 
 
 class _GatherOutputs(torch.autograd.Function):
@@ -98,27 +109,31 @@ class _Exchange(torch.autograd.Function):
         return ctx.group.all_to_all(grad, ctx.sent, ctx.received)[0], None, None, None, None
 
 
-def add_up(x: Tensor, group: Group) -> Tensor:
+def add_up(x: Tensor, group: Group, wire: torch.dtype | None = None) -> Tensor:
     """Sum of the group's partial results, replicated; x may be overwritten."""
     if group.size == 1:
         return x
-    return _AddUp.apply(x, group) if _tracked(x) else group.all_reduce_(x)  # type: ignore[no-any-return]
+    if not _tracked(x):
+        return on_wire(group.all_reduce_, x, wire)
+    return on_wire(lambda part: _AddUp.apply(part, group), x, wire)
 
 
-def spread(x: Tensor, group: Group) -> Tensor:
+def spread(x: Tensor, group: Group, wire: torch.dtype | None = None) -> Tensor:
     """A replicated x, of which every member uses a part or makes a partial result."""
     if group.size == 1 or not _tracked(x):
         return x
-    return _Spread.apply(x, group)  # type: ignore[no-any-return]
+    return _Spread.apply(x, group, wire)  # type: ignore[no-any-return]
 
 
-def gather_outputs(x: Tensor, group: Group, sizes: Sequence[int]) -> Tensor:
+def gather_outputs(
+    x: Tensor, group: Group, sizes: Sequence[int], wire: torch.dtype | None = None
+) -> Tensor:
     """Everyone's rows, replicated, as the end of a step that started replicated."""
     if group.size == 1:
         return x
     if not _tracked(x):
-        return group.all_gather(x, sizes)
-    return _GatherOutputs.apply(x, group, sizes)  # type: ignore[no-any-return]
+        return on_wire(lambda part: group.all_gather(part, sizes), x, wire)
+    return on_wire(lambda part: _GatherOutputs.apply(part, group, sizes), x, wire)
 
 
 def gather_tokens(x: Tensor, group: Group, sizes: Sequence[int]) -> Tensor:
@@ -130,28 +145,45 @@ def gather_tokens(x: Tensor, group: Group, sizes: Sequence[int]) -> Tensor:
     return _GatherTokens.apply(x, group, sizes)  # type: ignore[no-any-return]
 
 
-def add_and_scatter(x: Tensor, group: Group, sizes: Sequence[int]) -> Tensor:
+def add_and_scatter(
+    x: Tensor, group: Group, sizes: Sequence[int], wire: torch.dtype | None = None
+) -> Tensor:
     """This rank's rows of the sum of the group's partial results."""
     if group.size == 1:
         return x
     if not _tracked(x):
-        return group.reduce_scatter(x, sizes)
-    return _AddAndScatter.apply(x, group, sizes)  # type: ignore[no-any-return]
+        return on_wire(lambda part: group.reduce_scatter(part, sizes), x, wire)
+    return on_wire(lambda part: _AddAndScatter.apply(part, group, sizes), x, wire)
 
 
-def exchange(x: Tensor, group: Group, received: list[int], sent: list[int]) -> Tensor:
+def exchange(
+    x: Tensor,
+    group: Group,
+    received: list[int],
+    sent: list[int],
+    wire: torch.dtype | None = None,
+) -> Tensor:
     """`sent[i]` rows go to member i, `received[i]` rows come from it, in member order."""
     if group.size == 1:
         return x
     if not _tracked(x):
-        return group.all_to_all(x, received, sent)[0]
-    return _Exchange.apply(x, group, received, sent, [])  # type: ignore[no-any-return]
+        return on_wire(lambda part: group.all_to_all(part, received, sent)[0], x, wire)
+    return on_wire(lambda part: _Exchange.apply(part, group, received, sent, []), x, wire)
 
 
 class Pending:
     """Rows on their way: `wait` before use, so that something else can run meanwhile."""
 
-    def __init__(self, x: Tensor, group: Group, received: list[int], sent: list[int]) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        group: Group,
+        received: list[int],
+        sent: list[int],
+        wire: torch.dtype | None = None,
+    ) -> None:
+        self.dtype = x.dtype
+        x = x if wire is None else x.to(wire)
         opened: list[Any] = [None]
         if group.size == 1:
             self.rows = x
@@ -165,4 +197,4 @@ class Pending:
         if self.work is not None:
             self.work.wait()
             self.work = None
-        return self.rows
+        return self.rows.to(self.dtype)

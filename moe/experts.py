@@ -17,7 +17,7 @@ Shape letters: T tokens, S slots here, D in, H hidden, F = H or (gated) 2H, O ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +89,22 @@ class Experts(nn.Module):
         if kernel == "wide":  # made here, because what inference mode makes cannot be reused
             size = max(self.fc1[0].numel(), self.fc2[0].numel())
             self.wide = torch.empty(size, device=self.fc1.device)
+
+    def by_expert(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Of tensors shaped like the parameters, each expert's, named, oriented and cut as
+        `weights.sliced` gives them."""
+        first, second = TRANSPOSED.get(self.kernel, (False, False))
+        gated = self.layer.activation == "silu_gated"
+        for i, expert in enumerate(self.ids):
+            fc1, fc2 = tensors["fc1"][i], tensors["fc2"][i]
+            found = {"w1": fc1.T if first else fc1, "w2": fc2.T if second else fc2}
+            if "b1" in tensors:
+                found["b1"] = tensors["b1"][i]
+            if "b2" in tensors:
+                found["b2"] = tensors["b2"][i]
+            for name in [n for n in ("w1", "b1") if gated and n in found]:
+                found[name], found[name.replace("1", "3")] = found[name].chunk(2)
+            yield expert, found
 
     def variants(self, kernel: str, dtype: torch.dtype) -> list[str]:
         """What may be tried for `strategy.kernel`, on this rank's shapes."""

@@ -3,9 +3,12 @@
 The router's choice is checked by itself (float32 logits close to float64 ones, and the chosen
 experts exactly the best of the logits that were used, ties to the lowest id), then fed to the
 float64 oracle, so that a near-tie that rounding decides is not mistaken for an error.
-Error of a token: |y_t - ref_t| / max(|ref_t|, median |ref|), maximum over tokens and ranks.
+Error of a token: |y_t - ref_t| / max(|ref_t|, median |ref|), maximum over tokens and ranks. Where
+slots are dropped or experts choose, every rank's decisions are held against the rule on the whole
+batch. In mode=train the gradients follow (moe.gate_gradients).
 
-Shape letters: N tokens checked on this rank, B global batch, D in, O out, E experts, K top-k.
+Shape letters: N tokens checked on this rank, B global batch, D in, O out, E experts, K slots of a
+token (all E where experts choose).
 """
 
 from __future__ import annotations
@@ -19,6 +22,12 @@ from torch import Tensor
 
 from moe import oracle, workload
 from moe.comm import Comm
+from moe.gate_gradients import (
+    Reference,
+    compare_gradients,
+    everyones_rows,
+    largest_error,
+)
 from moe.layer import MoELayer, Seen
 from moe.sampling import sample
 from moe.spec import Cell
@@ -36,10 +45,14 @@ class GateResult:
     tolerance: float
     tokens_checked: int
     detail: str
+    gradient_error: float | None = None  # mode=train
 
     def to_dict(self) -> dict[str, Any]:
         """For a record: JSON has no infinity."""
-        return asdict(self) | {"error": self.error if math.isfinite(self.error) else None}
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
 
 
 def tolerance(cell: Cell) -> float:
@@ -53,10 +66,13 @@ class Verdict:
     NAMES = ("", "an output or logit is not a finite number", "outputs have the wrong shape",
              "ranks routed the same token differently", "router logits are off",
              "chosen experts are not the best, lowest id first", "outputs differ from the oracle",
-             "a router that sees only ties does not choose the lowest ids")  # fmt: skip
+             "a router that sees only ties does not choose the lowest ids",
+             "slots were dropped that the rule keeps, or kept that it drops",
+             "gradients differ from the oracle's")  # fmt: skip
 
     def __init__(self) -> None:
         self.fault, self.error, self.checked = 0, 0.0, 0
+        self.gradient_error: float | None = None
 
     def require(self, fine: bool, fault: int) -> bool:
         if not fine and self.fault == 0:
@@ -64,14 +80,17 @@ class Verdict:
         return fine
 
     def settle(self, comm: Comm, limit: float) -> GateResult:
-        error = self.error if math.isfinite(self.error) else math.inf
-        worst = torch.tensor([float(self.fault), error], device=comm.device, dtype=torch.float64)
+        errors = [self.error, self.gradient_error or 0.0]
+        found = [float(self.fault), *(e if math.isfinite(e) else math.inf for e in errors)]
+        worst = torch.tensor(found, device=comm.device, dtype=torch.float64)
         count = torch.tensor([self.checked], device=comm.device)
-        fault, error = comm.world.combine_(worst, "max").tolist()
+        fault, error, gradient = comm.world.combine_(worst, "max").tolist()
         checked = int(comm.world.combine_(count, "sum"))
-        ok = not fault and error <= limit and checked > 0
-        reason = self.NAMES[int(fault)] if fault else "" if ok else self.NAMES[6]
-        return GateResult(ok, error, limit, checked, reason or "agrees with the float64 oracle")
+        if not fault:
+            fault = 6 if error > limit or not checked else 9 if gradient > limit else 0
+        reason = self.NAMES[int(fault)] if fault else "agrees with the float64 oracle"
+        shown = None if self.gradient_error is None else gradient
+        return GateResult(not fault, error, limit, checked, reason, shown)
 
 
 def check(cell: Cell, layer: MoELayer, comm: Comm, x_TD: Tensor) -> GateResult:
@@ -84,11 +103,19 @@ def check(cell: Cell, layer: MoELayer, comm: Comm, x_TD: Tensor) -> GateResult:
     shaped = tuple(y_TO.shape) == (rows[1] - rows[0], cell.layer.dim_out)
     verdict.require(shaped, 2)
     verdict.require(bool(y_TO.isfinite().all()), 1)
-    table_BK = choices(cell, comm, seen, verdict)
-    picked = sample(cell, comm.rank, table_BK)
-    ref_NO, indices = _reference(cell, layer, comm, x_TD, table_BK, picked, seen, verdict)
-    _compare(cell, comm, y_TO if shaped else None, ref_NO, indices, rows, verdict)
+    table_BK, kept_BK = choices(cell, comm, seen, verdict)
+    slots_BK = table_BK if kept_BK is None else table_BK.masked_fill(~kept_BK, -1)
+    picked = sample(cell, comm.rank, slots_BK)
+    ref = _reference(cell, layer, comm, x_TD, table_BK, kept_BK, picked, seen, verdict)
+    known = _compare(cell, comm, y_TO if shaped else None, ref, rows, verdict)
+    if cell.workload.mode == "train" and _agreed(comm, shaped):
+        verdict.gradient_error = compare_gradients(cell, layer, comm, x_TD, ref, known)
     return verdict.settle(comm, tolerance(cell))
+
+
+def _agreed(comm: Comm, fine: bool) -> bool:
+    bad = torch.tensor([float(not fine)], device=comm.device)
+    return not bool(comm.world.combine_(bad, "max"))
 
 
 def output_rows(cell: Cell, rank: int) -> tuple[int, int]:
@@ -102,25 +129,48 @@ def _check_ties(cell: Cell, layer: MoELayer, x_TD: Tensor, verdict: Verdict) -> 
     """Zero tokens make all logits equal: the first K allowed experts must be chosen."""
     with torch.no_grad(), layer.watching() as seen:
         layer(torch.zeros_like(x_TD))
-    if seen.routing is None:
+    routing = seen.routing
+    if routing is None:
         return
-    want = oracle.valid_choice(seen.routing.scores_TE.detach().double(), cell.layer.topk)
-    logits_zero = bool((seen.routing.logits_TE == 0).all())
-    same = torch.equal(seen.routing.indices_TK.sort(dim=1)[0], want)
-    verdict.require(logits_zero and same, 7)
+    fine = bool((routing.logits_TE == 0).all())
+    if cell.layer.router.kind == "token_choice":
+        want = oracle.valid_choice(routing.scores_TE.detach().double(), cell.layer.topk)
+        fine = fine and torch.equal(routing.indices_TK.sort(dim=1)[0], want)
+    verdict.require(fine, 7)
 
 
-def choices(cell: Cell, comm: Comm, seen: Seen, verdict: Verdict) -> Tensor:
-    """[B, K] of the experts chosen for every token, agreed on by all ranks that routed it."""
-    shape = (cell.workload.batch_size, cell.layer.topk)
-    highest = torch.full(shape, -1, dtype=torch.int64, device=comm.device)
-    if seen.routing is not None:
-        highest[seen.rows[0] : seen.rows[1]] = seen.routing.indices_TK
-    lowest = torch.where(highest < 0, cell.layer.num_experts, highest)
+def choices(cell: Cell, comm: Comm, seen: Seen, verdict: Verdict) -> tuple[Tensor, Tensor | None]:
+    """[B, K] experts of every token's slots and which of these are kept (None: all), agreed on by
+    all ranks that routed the token and held against the rule."""
+    routing, rule = seen.routing, cell.layer.router
+    drops = rule.kind == "expert_choice" or rule.capacity_factor > 0
+    slots = cell.layer.num_experts if rule.kind == "expert_choice" else cell.layer.topk
+    shape = (cell.workload.batch_size, slots)
+    here = None if routing is None else routing.indices_TK
+    table_BK = _everyones(comm, shape, seen, here, verdict).long()
+    if not drops:
+        return table_BK, None
+    weight = None if routing is None else routing.weight_TK
+    kept = None if routing is None or routing.kept_TK is None else routing.kept_TK
+    verdict.require(routing is None or kept is not None, 8)
+    weight_BK = _everyones(comm, shape, seen, weight, verdict)
+    kept_BK = _everyones(comm, shape, seen, kept, verdict).bool()
+    verdict.require(torch.equal(kept_BK, oracle.kept(cell, table_BK, weight_BK)), 8)
+    return table_BK, kept_BK
+
+
+def _everyones(
+    comm: Comm, shape: tuple[int, int], seen: Seen, here: Tensor | None, verdict: Verdict
+) -> Tensor:
+    """[B, K] float64 of what every rank has for the tokens it routed; ranks must not differ."""
+    highest = torch.full(shape, -torch.inf, dtype=torch.float64, device=comm.device)
+    if here is not None:
+        highest[seen.rows[0] : seen.rows[1]] = here.double()
+    lowest = torch.where(highest == -torch.inf, torch.inf, highest)
     comm.world.combine_(highest, "max")
     comm.world.combine_(lowest, "min")
     verdict.require(torch.equal(highest, lowest), 3)
-    return highest.clamp(min=0)
+    return highest.nan_to_num(neginf=0.0)
 
 
 def _reference(
@@ -129,64 +179,95 @@ def _reference(
     comm: Comm,
     x_TD: Tensor,
     table_BK: Tensor,
+    kept_BK: Tensor | None,
     picked: Tensor,
     seen: Seen,
     verdict: Verdict,
-) -> tuple[Tensor, Tensor]:
-    """[N, O] oracle outputs of this rank's picked tokens and their global ids."""
+) -> Reference:
+    """The oracle's view of this rank's picked tokens."""
     start = workload.start_rows(cell, comm.rank)[0]
     picked = picked.to(comm.device)
     x_ND = x_TD.detach()[picked - start].double()
-    indices_NK = table_BK[picked]
     allowed_NE = layer.router.allowed_TE
     if allowed_NE is not None:
         allowed_NE = allowed_NE[picked - seen.rows[0]] if seen.routing is not None else None
     logits_NE = oracle.logits(cell.layer, x_ND)
     if seen.routing is not None:
-        _check_router(cell, seen, picked, logits_NE, verdict)
-    gates_NK = oracle.gates(cell.layer, logits_NE, indices_NK, allowed_NE)
+        _check_router(cell, seen, picked, logits_NE, allowed_NE, verdict)
+    kept_NK = None if kept_BK is None else kept_BK[picked]
+    indices_NK = table_BK[picked]
+    gates_NK = oracle.gates(cell.layer, logits_NE, indices_NK, allowed_NE, kept_NK)
     verdict.checked += len(picked)
-    return oracle.outputs(cell.layer, x_ND, indices_NK, gates_NK), picked
+    sent_ND = oracle.as_sent(cell, x_ND)
+    y_NO = oracle.outputs(cell.layer, x_ND, sent_ND, indices_NK, gates_NK)
+    return Reference(picked, x_ND, sent_ND, table_BK, indices_NK, kept_NK, allowed_NE, y_NO)
 
 
 def _check_router(
-    cell: Cell, seen: Seen, picked: Tensor, logits_NE: Tensor, verdict: Verdict
+    cell: Cell,
+    seen: Seen,
+    picked: Tensor,
+    logits_NE: Tensor,
+    allowed_NE: Tensor | None,
+    verdict: Verdict,
 ) -> None:
     assert seen.routing is not None
-    routing = seen.routing
+    routing, rule = seen.routing, cell.layer.router
     verdict.require(bool(routing.logits_TE.isfinite().all()), 1)
-    used_NE = routing.logits_TE[picked - seen.rows[0]].double()
+    at_N = picked - seen.rows[0]
+    used_NE = routing.logits_TE[at_N].double()
     allowed = LOGIT_TOLERANCE * logits_NE.abs().clamp(min=1.0)
     verdict.require(bool(((used_NE - logits_NE).abs() <= allowed).all()), 4)
+    if rule.kind == "expert_choice":
+        return
+    if rule.selection_bias != "none" or rule.groups > 1:
+        _check_ranking(cell, routing.ranked_TE, routing.scores_TE, at_N, used_NE, verdict)
+    elif allowed_NE is not None:
+        verdict.require(torch.equal(routing.scores_TE[at_N] > -torch.inf, allowed_NE), 5)
     want_TK = oracle.valid_choice(routing.scores_TE.detach(), cell.layer.topk)
     verdict.require(torch.equal(routing.indices_TK.sort(dim=1)[0], want_TK), 5)
+
+
+def _check_ranking(
+    cell: Cell,
+    ranked_TE: Tensor | None,
+    scores_TE: Tensor,
+    at_N: Tensor,
+    used_NE: Tensor,
+    verdict: Verdict,
+) -> None:
+    """Scores with bias as they should be, and groups ruled out as the rule says."""
+    if not verdict.require(ranked_TE is not None, 5):
+        return
+    assert ranked_TE is not None
+    ranked_NE, want_NE = ranked_TE[at_N], oracle.ranking(cell.layer, used_NE)
+    verdict.require(bool(((ranked_NE - want_NE).abs() <= LOGIT_TOLERANCE).all()), 5)
+    if cell.layer.router.groups > 1:
+        fine_NE = oracle.eligible(cell.layer, ranked_NE)
+        verdict.require(torch.equal(scores_TE[at_N] > -torch.inf, fine_NE), 5)
 
 
 def _compare(
     cell: Cell,
     comm: Comm,
     y_TO: Tensor | None,
-    ref_NO: Tensor,
-    picked: Tensor,
+    ref: Reference,
     rows: tuple[int, int],
     verdict: Verdict,
-) -> None:
-    """Every rank's own outputs against the oracle's, whichever rank computed those."""
+) -> Tensor:
+    """Every rank's own outputs against the oracle's, whichever rank computed those; the global ids
+    of all tokens that some rank picked."""
     total, replicated = cell.workload.batch_size, cell.workload.tokens == "replicated"
     norms_B = torch.full((total,), -1.0, dtype=torch.float64, device=comm.device)
-    norms_B[picked] = ref_NO.norm(dim=1)
+    norms_B[ref.picked] = ref.y_NO.norm(dim=1)
     comm.world.combine_(norms_B, "max")
     known = (norms_B >= 0).nonzero().flatten()
-    median = norms_B[known].median()
+    ref_NO, picked = ref.y_NO, ref.picked
     if replicated:
-        table = torch.zeros((len(known), ref_NO.shape[1]), dtype=torch.float64, device=comm.device)
-        table[torch.searchsorted(known, picked)] = ref_NO
-        ref_NO, picked = comm.world.combine_(table, "sum"), known
+        ref_NO, picked = everyones_rows(comm, ref_NO, picked, known), known
         if rows[1] == rows[0]:
-            return
-    if y_TO is None or not len(picked):
-        return
-    difference_N = (y_TO[picked - rows[0]].double() - ref_NO).norm(dim=1)
-    scale_N = torch.maximum(norms_B[picked], median)
-    error_N = torch.where(difference_N == 0, 0.0, difference_N / scale_N)
-    verdict.error = max(verdict.error, float(error_N.nan_to_num(math.inf).max()))
+            return known
+    if y_TO is not None and len(picked):
+        error = largest_error(y_TO[picked - rows[0]], ref_NO, norms_B[picked], norms_B[known])
+        verdict.error = max(verdict.error, error)
+    return known

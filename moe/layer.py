@@ -1,7 +1,7 @@
 """What all strategies share: router, experts, and the local mix of both.
 
 Shape letters: T tokens on this rank, B tokens in the global batch, D in, H hidden, O out,
-E experts, P experts on this rank, K top-k, S slots, R ranks.
+E experts, P places (experts or copies of them) on this rank, K top-k, S slots, R ranks.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe import tuning, workload
-from moe.collectives import gather_outputs
-from moe.comm import Comm
+from moe import dispatch, tuning, weights, workload
+from moe.capacity import Scope, extents
+from moe.collectives import gather_outputs, spread
+from moe.comm import Comm, Group
+from moe.degrees import degrees
 from moe.experts import Experts
 from moe.permute import permute, sort_slots, unpermute
 from moe.phases import phase
+from moe.placement import order_for, places_of
 from moe.router import Router, Routing
 from moe.spec import Cell, shard_bounds
 
@@ -36,33 +39,94 @@ class Seen:
     stage: partial[Tensor] | None = None  # repeats what needs the experts, without collectives
 
 
+Reductions = list[tuple[list[nn.Parameter], Group]]
+
+
 class MoELayer(nn.Module):
     """Subclasses say which tokens this rank routes, which experts it holds, and `forward`."""
 
-    def __init__(self, cell: Cell, comm: Comm, trace_NK: Tensor | None = None) -> None:
+    part, parts = 0, 1  # of the hidden units of every expert here
+
+    def __init__(self, cell: Cell, comm: Comm, trace_BK: Tensor | None = None) -> None:
         super().__init__()
         self.cell, self.comm, self.layer = cell, comm, cell.layer
         self.total = cell.workload.batch_size
         self.sharded = cell.workload.tokens == "sharded"
+        self.wire = weights.dtype_of(cell.strategy.comm_dtype or cell.layer.dtype)
+        self.degrees = degrees(cell)
+        self.make_groups()
         self.seen: Seen | None = None
         self.rows = self.routed_rows()
-        self.router = Router(cell.layer, comm.device, workload.allowed(cell, self.rows, trace_NK))
+        allowed_TE = workload.allowed(cell, self.rows, trace_BK)
+        self.router = Router(cell.layer, comm.device, allowed_TE, self.scope())
+        loads = self.expert_loads(trace_BK) if cell.strategy.hot_replicas else []
+        order = order_for(cell, self.ep.size, loads)
+        self.places = places_of(order, cell.layer.num_experts, comm.device)
+        self.first = self.ep.index * (len(order) // self.ep.size)  # place of the first expert here
         self.experts = self.make_experts()
+        self.shared = self.make_shared()
         self.requires_grad_(cell.workload.mode == "train")
         if cell.strategy.kernel != "auto":
             self.use(cell.strategy.kernel)
 
     # What a strategy says.
 
+    def make_groups(self) -> None:
+        """`ep` are the ranks that share the experts between them."""
+        self.ep = Group(self.comm, "self", (self.comm.rank,))
+
     def routed_rows(self) -> tuple[int, int]:
         """Half-open range of global token ids that this rank's router sees."""
         return workload.own_rows(self.cell, self.comm.rank)
 
+    def routed_by(self) -> tuple[Group, list[int]] | None:
+        """Ranks that together route every token once, and how many each; None where each of them
+        routes the whole batch."""
+        return self.comm.world, self.shard_sizes()
+
     def make_experts(self) -> Experts:
-        return self.hold(range(self.layer.num_experts))
+        per_rank = len(self.places.experts) // self.ep.size
+        held = self.places.experts[self.first : self.first + per_rank]
+        return self.hold(held, self.part, self.parts)
+
+    def make_shared(self) -> Experts | None:
+        """The experts that every token visits; their ids follow those of the others."""
+        number, first = self.layer.shared_experts, self.layer.num_experts
+        if not number:
+            return None
+        made = self.hold(range(first, first + number), self.part, self.parts)
+        made.use("dense")
+        return made
 
     def forward(self, x_TD: Tensor) -> Tensor:
         raise NotImplementedError
+
+    # What strategies are made of.
+
+    def scope(self) -> Scope:
+        by, ranks = self.routed_by(), self.comm.world_size
+        found = tuple(extents(self.cell))
+        if by is None:
+            return Scope(self.rows, found, None, ranks)
+        group, sizes = by
+        gather = partial(group.all_gather, sizes=sizes)
+        whole = self.layer.router.scope == "global" and group.size > 1
+        return Scope(self.rows, found, gather if whole else None, ranks // group.size)
+
+    def expert_loads(self, trace_BK: Tensor | None) -> list[int]:
+        """Slots that the whole batch has for each expert, the same on every rank."""
+        whole = (0, self.total)
+        allowed_BE = workload.allowed(self.cell, whole, trace_BK)
+        scope = Scope(whole, tuple(extents(self.cell)))
+        router = Router(self.layer, torch.device("cpu"), allowed_BE, scope)
+        with torch.no_grad():
+            routing = router(workload.tokens(self.cell, whole))
+        chosen = routing.indices_TK
+        if routing.kept_TK is not None:
+            chosen = chosen[routing.kept_TK]
+        counts = torch.bincount(chosen.reshape(-1), minlength=self.layer.num_experts)
+        found: list[int] = self.comm.world.broadcast_(counts.to(self.comm.device)).tolist()
+        return found
 
     # What strategies are made of.
 
@@ -83,10 +147,14 @@ class MoELayer(nn.Module):
             return x_BD
         return x_BD[self.rows[0] : self.rows[1]]
 
+    def own_tokens(self, x_TD: Tensor) -> Tensor:
+        """The rows this rank routes, of tokens that every rank has whole or its shard of."""
+        return x_TD if self.sharded else self.own_slice(spread(x_TD, self.comm.world, self.wire))
+
     def gather_batch(self, y_TO: Tensor) -> Tensor:
         """The whole batch's outputs on every rank, from each rank's shard."""
         with phase("combine"):
-            return gather_outputs(y_TO, self.comm.world, self.shard_sizes())
+            return gather_outputs(y_TO, self.comm.world, self.shard_sizes(), self.wire)
 
     def route(self, x_TD: Tensor) -> Routing:
         with phase("router"):
@@ -95,35 +163,63 @@ class MoELayer(nn.Module):
             self.seen.rows, self.seen.routing = self.rows, routing
         return routing
 
-    def mix(self, x_TD: Tensor, routing: Routing, first: int = 0) -> Tensor:
-        """Gated sum over the experts held here, whose ids start at `first`, for all tokens."""
+    def mix(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        """Gated sum over the experts held here, for all tokens."""
         if self.seen is not None and self.seen.stage is None:
-            self.seen.stage = partial(self.mix, x_TD, routing, first)
-        experts = self.experts
-        held = len(experts.ids)
-        everything = held == self.layer.num_experts
+            self.seen.stage = partial(self.mix, x_TD, routing)
+        experts, places_TK = self.experts, self.places.locate(routing.indices_TK, self.rows[0])
         if experts.fused:
-            return self._mix_dense(x_TD, routing, slice(first, first + held))
+            return self._mix_dense(x_TD, routing, places_TK)
         with phase("permute"):
-            local_TK = routing.indices_TK
-            if not everything:
-                local_TK = (local_TK - first) % self.layer.num_experts
-            slots = sort_slots(local_TK, held)
+            held, total = len(experts.ids), len(self.places.experts)
+            if held < total:
+                places_TK = (places_TK - self.first) % total
+            slots = sort_slots(without_dropped(places_TK, routing, total), held)
             x_SD = permute(x_TD, slots)
         y_SO = self.compute(x_SD, slots.counts)
         with phase("unpermute"):
             return unpermute(y_SO, routing.gates_TK, slots)
 
-    def _mix_dense(self, x_TD: Tensor, routing: Routing, held: slice) -> Tensor:
-        indices_TK = routing.indices_TK
+    def _mix_dense(self, x_TD: Tensor, routing: Routing, places_TK: Tensor) -> Tensor:
+        total, first = len(self.places.experts), self.first
+        last = first + len(self.experts.ids)
         if self.seen is not None:
-            here = (indices_TK >= held.start) & (indices_TK < held.stop)
+            here = (places_TK >= first) & (places_TK < last)
+            if routing.kept_TK is not None:
+                here &= routing.kept_TK
             self.seen.slots += int(here.sum())
         with phase("permute"):
-            gates_TE = torch.zeros_like(routing.logits_TE)
-            gates_TE.scatter_(1, indices_TK, routing.gates_TK)
+            gates_TE = routing.logits_TE.new_zeros((x_TD.shape[0], total))
+            gates_TE.scatter_(1, places_TK, routing.gates_TK)
         with phase("experts"):
-            return self.experts.dense(x_TD, gates_TE[:, held])
+            return self.experts.dense(x_TD, gates_TE[:, first:last])
+
+    def dispatch(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        """Gated sum over all experts, by sending slots to the ranks of `ep` that hold them."""
+        strategy, total = self.cell.strategy, len(self.places.experts)
+        way = dispatch.Way(self.ep, total, self.wire)
+        places_TK = self.places.locate(routing.indices_TK, self.rows[0])
+        places_TK = without_dropped(places_TK, routing, total)
+        if strategy.dispatcher == "dedup":
+            return dispatch.dedup(x_TD, places_TK, routing.gates_TK, way, self.compute)
+        if strategy.overlap > 1:
+            return dispatch.overlapped(
+                x_TD, places_TK, routing.gates_TK, way, self.compute, strategy.overlap
+            )
+        return dispatch.alltoall(x_TD, places_TK, routing.gates_TK, way, self.compute)
+
+    def plus_shared(
+        self, y_TO: Tensor, x_TD: Tensor, rows: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Adds the shared experts' outputs, for the tokens `rows` of those routed here only."""
+        if self.shared is None:
+            return y_TO
+        with phase("experts"):
+            if rows is None:
+                return y_TO + self.shared.dense(x_TD, None)
+            start, end = rows[0] - self.rows[0], rows[1] - self.rows[0]
+            part = self.shared.dense(x_TD[start:end], None)
+            return y_TO + nn.functional.pad(part, (0, 0, start, y_TO.shape[0] - end))
 
     def compute(self, x_SD: Tensor, counts: list[int]) -> Tensor:
         """The experts on rows in expert order."""
@@ -170,21 +266,53 @@ class MoELayer(nn.Module):
         if self.comm.rank == 0 and self.cell.strategy.name == "serial":
             own = (0, self.total)
         if seen.routing is not None:
-            chosen = seen.routing.indices_TK[own[0] - seen.rows[0] : own[1] - seen.rows[0]]
+            here = slice(own[0] - seen.rows[0], own[1] - seen.rows[0])
+            chosen = seen.routing.indices_TK[here]
+            if seen.routing.kept_TK is not None:
+                chosen = chosen[seen.routing.kept_TK[here]]
             experts += torch.bincount(chosen.reshape(-1).cpu(), minlength=experts.numel())
         both = self.comm.world.combine_(torch.cat([experts, ranks]).to(self.comm.device), "sum")
         counts: list[int] = both.tolist()
         return {"expert_slots": counts[: len(experts)], "rank_slots": counts[len(experts) :]}
 
-    # Gradients of weights that several ranks hold whole.
+    # Gradients of weights that several ranks hold.
 
-    def replicated_parameters(self) -> list[nn.Parameter]:
-        """Parameters whose gradient on this rank is only its part; the same list on every rank."""
-        return [self.router.weight_ED]
+    def reductions(self) -> Reductions:
+        """Parameters whose gradient on this rank is only its part, and the ranks that have the
+        other parts; the same list on every rank."""
+        return [([self.router.weight_ED, *self.shared_parameters()], self.comm.world)]
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        return [] if self.shared is None else list(self.shared.parameters())
 
     def finish_gradients(self) -> None:
         """Adds up over the ranks what `backward` left in parts."""
-        for parameter in self.replicated_parameters():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            self.comm.world.all_reduce_(parameter.grad)
+        for parameters, group in self.reductions():
+            for parameter in parameters:
+                group.all_reduce_(gradient(parameter))
+        for expert in self.places.copied():
+            self._add_up_copies(expert)
+
+    def _add_up_copies(self, expert: int) -> None:
+        """Every rank takes part; those without a copy add nothing."""
+        at = self.experts.ids.index(expert) if expert in self.experts.ids else -1
+        for parameter in self.experts.parameters():
+            grad = gradient(parameter)
+            part = grad[at] if at >= 0 else torch.zeros_like(grad[0])
+            self.ep.all_reduce_(part)
+
+    def named_gradients(self) -> dict[str, Tensor]:
+        """Of all weights this rank works with, by the name of the parameter; collective."""
+        return {name: gradient(parameter) for name, parameter in self.named_parameters()}
+
+
+def gradient(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def without_dropped(places_TK: Tensor, routing: Routing, total: int) -> Tensor:
+    """Places, with `total` (nowhere) for slots that are dropped."""
+    kept_TK = routing.kept_TK
+    return places_TK if kept_TK is None else places_TK.masked_fill(~kept_TK, total)

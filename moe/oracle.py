@@ -1,8 +1,9 @@
 """The layer in float64, one process, expert by expert: what every strategy must agree with.
 
-It shares with the strategies only the weight set (rounded to the layer's dtype) and nothing that
-is under test. Shape letters: N tokens checked, B global batch, D in, H hidden, O out, E experts,
-K top-k.
+It shares with the strategies the weight set (rounded to the layer's dtype), the selection bias and
+the definition of capacity: nothing else that is under test.
+Shape letters: N tokens checked, B global batch, D in, H hidden, O out, E experts, K slots of a
+token.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe import weights
-from moe.spec import Layer
+from moe import balance, capacity, weights
+from moe.cost.load import dispatches
+from moe.degrees import degrees
+from moe.spec import Cell, Layer
 
 Matrices = dict[str, Tensor]
 
@@ -39,19 +42,91 @@ def logits(layer: Layer, x_ND: Tensor) -> Tensor:
     return x_ND @ weights.router(layer).to(x_ND.device).double().T
 
 
-def gates(layer: Layer, logits_NE: Tensor, indices_NK: Tensor, allowed_NE: Tensor | None) -> Tensor:
-    """[N, K] weights of the given choice of experts."""
+def probabilities(layer: Layer, logits_NE: Tensor) -> Tensor:
+    if layer.router.score == "sigmoid":
+        return 1 / (1 + torch.exp(-logits_NE))
+    return torch.softmax(logits_NE, dim=1)
+
+
+def gates(
+    layer: Layer,
+    logits_NE: Tensor,
+    indices_NK: Tensor,
+    allowed_NE: Tensor | None,
+    kept_NK: Tensor | None = None,
+) -> Tensor:
+    """[N, K] weights of the given choice of experts; what is dropped has none."""
     rule = layer.router
     if allowed_NE is not None:
         logits_NE = logits_NE.masked_fill(~allowed_NE, -torch.inf)
-    chosen_NK = torch.gather(logits_NE, 1, indices_NK)
     if rule.order == "after":
-        gates_NK = torch.softmax(chosen_NK, dim=1)
+        gates_NK = torch.softmax(torch.gather(logits_NE, 1, indices_NK), dim=1)
     else:
-        gates_NK = torch.gather(torch.softmax(logits_NE, dim=1), 1, indices_NK)
-        if rule.normalize:
-            gates_NK = gates_NK / gates_NK.sum(dim=1, keepdim=True)
+        gates_NK = torch.gather(probabilities(layer, logits_NE), 1, indices_NK)
+    chosen = rule.kind == "expert_choice"
+    if chosen and kept_NK is not None:
+        gates_NK = gates_NK * kept_NK
+    if rule.normalize and rule.order == "before":
+        total_N1 = gates_NK.sum(dim=1, keepdim=True)
+        gates_NK = gates_NK / torch.where(total_N1 == 0, 1.0, total_N1)
+    if not chosen and kept_NK is not None:
+        gates_NK = gates_NK * kept_NK
     return gates_NK * rule.scale
+
+
+def ranking(layer: Layer, logits_NE: Tensor) -> Tensor:
+    """[N, E] what experts are ranked by when a bias or groups have a say."""
+    scores_NE = probabilities(layer, logits_NE)
+    if layer.router.selection_bias == "balanced":
+        scores_NE = scores_NE + balance.selection_bias(layer).to(scores_NE)
+    return scores_NE
+
+
+def eligible(layer: Layer, ranked_NE: Tensor) -> Tensor:
+    """[N, E]: experts of the best groups, by the sum of a group's two best."""
+    rule = layer.router
+    by_group = ranked_NE.unflatten(1, (rule.groups, ranked_NE.shape[1] // rule.groups))
+    two = by_group.sort(dim=2)[0][:, :, -2:].sum(2)
+    chosen = valid_choice(two, rule.group_topk)
+    group_E = torch.arange(ranked_NE.shape[1], device=ranked_NE.device) // by_group.shape[2]
+    return (group_E.view(1, -1, 1) == chosen.unsqueeze(1)).any(2)
+
+
+def kept(cell: Cell, table_BK: Tensor, weight_BK: Tensor) -> Tensor:
+    """[B, K]: which slots of the whole batch stay, counted expert by expert.
+
+    `weight_BK` orders slots: gates for router.drop=probability, scores where experts choose.
+    """
+    rule, found = cell.layer.router, torch.zeros_like(table_BK, dtype=torch.bool)
+    for start, end in capacity.extents(cell):
+        room = capacity.places_per_expert(cell.layer, end - start)
+        for expert in range(cell.layer.num_experts):
+            token, slot = (table_BK[start:end] == expert).nonzero(as_tuple=True)
+            if rule.kind == "expert_choice" or rule.drop == "probability":
+                weight = weight_BK[start + token, slot]
+                best = sorted(range(len(token)), key=weight.neg().tolist().__getitem__)[:room]
+                token, slot = token[best], slot[best]
+            found[start + token[:room], slot[:room]] = True
+    return found
+
+
+def balancing_loss(
+    cell: Cell, logits_NE: Tensor, table_BK: Tensor, rows: tuple[int, int]
+) -> Tensor:
+    """The part of the balancing loss that the tokens `rows` add, of all tokens' choices."""
+    layer, batch = cell.layer, cell.workload.batch_size
+    scores_NE = probabilities(layer, logits_NE)
+    scores_NE = scores_NE / scores_NE.sum(dim=1, keepdim=True)
+    loss = logits_NE.new_zeros(())
+    for start, end in capacity.extents(cell):
+        first, last = max(start, rows[0]), min(end, rows[1])
+        if first >= last:
+            continue
+        chosen = table_BK[start:end]
+        for expert in range(layer.num_experts):
+            share = float((chosen == expert).double().mean()) * layer.num_experts
+            loss = loss + share * scores_NE[first - rows[0] : last - rows[0], expert].sum() / batch
+    return layer.router.aux_loss * loss
 
 
 def valid_choice(scores_NE: Tensor, topk: int) -> Tensor:
@@ -71,12 +146,25 @@ def valid_choice(scores_NE: Tensor, topk: int) -> Tensor:
     return torch.cat(found) if found else experts.new_empty((0, topk))
 
 
-def outputs(layer: Layer, x_ND: Tensor, indices_NK: Tensor, gates_NK: Tensor) -> Tensor:
-    """[N, O], generating one expert's weights at a time."""
+def as_sent(cell: Cell, x_ND: Tensor) -> Tensor:
+    """Tokens as routed experts get them: rounded where they travel in a coarser dtype. Rounding
+    can push a hidden unit over the kink of its activation, which changes a gradient by much."""
+    if not dispatches(cell) or degrees(cell).ep == 1:
+        return x_ND
+    wire = weights.dtype_of(cell.strategy.comm_dtype or cell.layer.dtype)
+    return x_ND.to(wire).double()
+
+
+def outputs(
+    layer: Layer, x_ND: Tensor, sent_ND: Tensor, indices_NK: Tensor, gates_NK: Tensor
+) -> Tensor:
+    """[N, O], generating one expert's weights at a time; `sent_ND` is what routed experts get."""
     out = x_ND.new_zeros((x_ND.shape[0], layer.dim_out))
-    for expert in indices_NK.unique().tolist():
-        row, slot = (indices_NK == expert).nonzero(as_tuple=True)
+    for expert in indices_NK[gates_NK != 0].unique().tolist():
+        row, slot = ((indices_NK == expert) & (gates_NK != 0)).nonzero(as_tuple=True)
         held = expert_matrices(layer, expert, x_ND.device)
-        y = expert_output(layer, held, x_ND[row])
+        y = expert_output(layer, held, sent_ND[row])
         out.index_add_(0, row, y * gates_NK[row, slot].unsqueeze(1))
+    for shared in range(layer.num_experts, layer.num_experts + layer.shared_experts):
+        out += expert_output(layer, expert_matrices(layer, shared, x_ND.device), x_ND)
     return out

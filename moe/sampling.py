@@ -20,7 +20,8 @@ def expert_size(cell: Cell) -> int:
 
 
 def sample(cell: Cell, rank: int, table_BK: Tensor) -> Tensor:
-    """Sorted global ids out of this rank's shard, always with its first and its last token.
+    """Sorted global ids out of this rank's shard, always with its first and its last token. The
+    table has the experts of every token, -1 for a slot that is dropped.
 
     Further tokens are drawn by seed until the work or the number of distinct experts is used up;
     tokens that need no further expert come first.
@@ -38,5 +39,5 @@ def sample(cell: Cell, rank: int, table_BK: Tensor) -> Tensor:
     ends = torch.tensor([0, len(ids) - 1])
     order = torch.cat([ends, order[(order != 0) & (order != len(ids) - 1)]])
     experts = own_TK[order[: max(2, most_experts // layer.topk)]].unique()
-    covered = torch.isin(own_TK[order], experts).all(dim=1)
+    covered = (torch.isin(own_TK[order], experts) | (own_TK[order] < 0)).all(dim=1)
     return ids[order[covered][:most_tokens]].unique()

@@ -110,7 +110,11 @@ def matrix(layer: Layer, expert: int, name: str) -> Tensor:
 
 def sliced(layer: Layer, expert: int, name: str, columns: tuple[int, int]) -> Tensor:
     """The part of a matrix that belongs to the half-open range of hidden units `columns`."""
-    whole = matrix(layer, expert, name)
+    return cut(name, matrix(layer, expert, name), columns)
+
+
+def cut(name: str, whole: Tensor, columns: tuple[int, int]) -> Tensor:
+    """Of a matrix, or its gradient, what belongs to hidden units `columns`; b2 belongs to all."""
     if name == "b2":
         return whole
     if name == "w2":

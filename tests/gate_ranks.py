@@ -65,9 +65,9 @@ class NotRenormalised(Simple):
 
 
 class ExpertOffByOne(Simple):
-    def mix(self, x_TD: Tensor, routing: Routing, first: int = 0) -> Tensor:
+    def mix(self, x_TD: Tensor, routing: Routing) -> Tensor:
         shifted = (routing.indices_TK + 1) % self.layer.num_experts
-        return super().mix(x_TD, dataclasses.replace(routing, indices_TK=shifted), first)
+        return super().mix(x_TD, dataclasses.replace(routing, indices_TK=shifted))
 
 
 class TiesTheOtherWay(Simple):

@@ -16,19 +16,23 @@ if TYPE_CHECKING:
 __all__ = ["build", "supports"]
 
 
-def build(cell: Cell, comm: Comm, trace_NK: Tensor | None = None) -> MoELayer:
-    """The layer of this rank; `trace_NK` are expert ids per token for workload.kind=trace.
+def build(cell: Cell, comm: Comm, trace_BK: Tensor | None = None) -> MoELayer:
+    """The layer of this rank; `trace_BK` are expert ids per token for workload.kind=trace.
 
     Collective: every rank builds the same cells in the same order.
     """
     from moe.strategies.dp import Dp
+    from moe.strategies.dp_ep import DpEp
     from moe.strategies.ep import Ep
+    from moe.strategies.ep_tp import EpTp
+    from moe.strategies.fsdp import Fsdp
     from moe.strategies.serial import Serial
     from moe.strategies.simple import Simple
     from moe.strategies.tp import Tp
 
     supports(cell)
     kinds: dict[str, type[MoELayer]] = {
-        "serial": Serial, "simple": Simple, "dp": Dp, "tp": Tp, "ep": Ep,
+        "serial": Serial, "simple": Simple, "dp": Dp, "tp": Tp, "ep": Ep, "ep_tp": EpTp,
+        "dp_ep": DpEp, "fsdp": Fsdp,
     }  # fmt: skip
-    return kinds[cell.strategy.name](cell, comm, trace_NK)
+    return kinds[cell.strategy.name](cell, comm, trace_BK)

@@ -6,19 +6,16 @@ sharded: the rank's own tokens, no communication in forward. Training adds up al
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from moe.collectives import spread
-from moe.layer import MoELayer
+from moe.layer import MoELayer, Reductions
 
 
 class Dp(MoELayer):
-    def replicated_parameters(self) -> list[torch.nn.Parameter]:
-        return list(self.parameters())
+    def reductions(self) -> Reductions:
+        return [(list(self.parameters()), self.comm.world)]
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        if self.sharded:
-            return self.mix(x_TD, self.route(x_TD))
-        own_TD = self.own_slice(spread(x_TD, self.comm.world))
-        return self.gather_batch(self.mix(own_TD, self.route(own_TD)))
+        own_TD = self.own_tokens(x_TD)
+        y_TO = self.plus_shared(self.mix(own_TD, self.route(own_TD)), own_TD)
+        return y_TO if self.sharded else self.gather_batch(y_TO)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from moe.experts import Experts
-from moe.layer import MoELayer
+from moe.layer import MoELayer, Reductions
 
 
 class Serial(MoELayer):
@@ -24,14 +24,17 @@ class Serial(MoELayer):
     def make_experts(self) -> Experts:
         return self.hold(range(self.layer.num_experts if self.comm.rank == 0 else 0))
 
-    def replicated_parameters(self) -> list[torch.nn.Parameter]:
+    def routed_by(self) -> None:
+        return None
+
+    def reductions(self) -> Reductions:
         return []
 
     def forward(self, x_BD: Tensor) -> Tensor:
         if self.comm.rank:
             return x_BD.new_empty((0, self.layer.dim_out))
         with every_core(x_BD):
-            return self.mix(x_BD, self.route(x_BD))
+            return self.plus_shared(self.mix(x_BD, self.route(x_BD)), x_BD)
 
 
 @contextmanager

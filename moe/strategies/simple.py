@@ -6,19 +6,29 @@ sharded: every rank computes its own tokens.
 
 from __future__ import annotations
 
-import torch
+from dataclasses import replace
+
 from torch import Tensor
 
-from moe.layer import MoELayer
+from moe.capacity import Scope
+from moe.comm import Group
+from moe.layer import MoELayer, Reductions
 
 
 class Simple(MoELayer):
     def routed_rows(self) -> tuple[int, int]:
         return super().routed_rows() if self.sharded else (0, self.total)
 
-    def replicated_parameters(self) -> list[torch.nn.Parameter]:
+    def routed_by(self) -> tuple[Group, list[int]] | None:
+        return super().routed_by() if self.sharded else None
+
+    def scope(self) -> Scope:
+        """On the whole batch no gradients are added up: each rank has the loss once."""
+        return super().scope() if self.sharded else replace(super().scope(), copies=1)
+
+    def reductions(self) -> Reductions:
         """On the whole batch every rank has the whole gradient already."""
-        return list(self.parameters()) if self.sharded else []
+        return [(list(self.parameters()), self.comm.world)] if self.sharded else []
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        return self.mix(x_TD, self.route(x_TD))
+        return self.plus_shared(self.mix(x_TD, self.route(x_TD)), x_TD)

@@ -10,27 +10,34 @@ from __future__ import annotations
 from torch import Tensor
 
 from moe.collectives import add_and_scatter, add_up, gather_tokens, spread
-from moe.experts import Experts
-from moe.layer import MoELayer
+from moe.layer import MoELayer, Reductions
 from moe.phases import phase
 
 
 class Tp(MoELayer):
+    def make_groups(self) -> None:
+        super().make_groups()
+        self.part, self.parts = self.comm.rank, self.comm.world_size
+
     def routed_rows(self) -> tuple[int, int]:
         return 0, self.total
 
-    def make_experts(self) -> Experts:
-        return self.hold(range(self.layer.num_experts), self.comm.rank, self.comm.world_size)
+    def routed_by(self) -> None:
+        return None
+
+    def reductions(self) -> Reductions:
+        """Shared experts are cut like the others: their gradients are whole."""
+        return [([self.router.weight_ED], self.comm.world)]
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        world = self.comm.world
+        world, sizes = self.comm.world, self.shard_sizes()
         if not self.sharded:
-            x_BD = spread(x_TD, world)
-            y_BO = self.mix(x_BD, self.route(x_BD))
+            x_BD = spread(x_TD, world, self.wire)
+            y_BO = self.plus_shared(self.mix(x_BD, self.route(x_BD)), x_BD)
             with phase("combine"):
-                return add_up(y_BO, world)
+                return add_up(y_BO, world, self.wire)
         with phase("dispatch"):
-            x_BD = gather_tokens(x_TD, world, self.shard_sizes())
-        y_BO = self.mix(x_BD, self.route(x_BD))
+            x_BD = gather_tokens(x_TD, world, sizes)
+        y_BO = self.plus_shared(self.mix(x_BD, self.route(x_BD)), x_BD)
         with phase("combine"):
-            return add_and_scatter(y_BO, world, self.shard_sizes())
+            return add_and_scatter(y_BO, world, sizes, self.wire)

@@ -1,0 +1,82 @@
+"""Rules over many tokens together: which slots a full expert drops, which tokens an expert takes.
+
+`router.scope` says which tokens are looked at together: those of one rank's shard of the batch
+(whichever ranks route them), or the whole batch. So the rule is the same for every strategy.
+
+Shape letters: T tokens, K slots of a token, E experts, B global batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moe.spec import Cell, Layer, shard_bounds
+
+
+def places_per_expert(layer: Layer, tokens: int) -> int:
+    """ceil(factor * K * tokens / E), at most `tokens`: GShard's expert capacity (Lepikhin et al.
+    2020, section 2.2), and expert choice's k (Zhou et al. 2022, section 3.2)."""
+    factor = layer.router.capacity_factor or 1.0
+    return min(tokens, math.ceil(factor * layer.topk * tokens / layer.num_experts))
+
+
+def extents(cell: Cell) -> list[tuple[int, int]]:
+    """Half-open ranges of global token ids that are looked at together."""
+    batch, ranks = cell.workload.batch_size, cell.placement.world_size
+    if cell.layer.router.scope == "global":
+        return [(0, batch)]
+    return [bounds for r in range(ranks) if len(range(*(bounds := shard_bounds(batch, ranks, r))))]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The tokens a router sees, and how it learns of others in the same extents.
+
+    `gather` brings [T, ...] of all ranks together to [B, ...]; None where nothing is missing.
+    `copies` is the number of ranks that route each of these tokens and add up their gradients.
+    """
+
+    rows: tuple[int, int]
+    extents: tuple[tuple[int, int], ...]
+    gather: Callable[[Tensor], Tensor] | None = None
+    copies: int = 1
+
+    def each(self, rule: Callable[..., Tensor], *tables: Tensor) -> Tensor:
+        """rule(*parts) of every extent that has rows here, for the rows here: [T, ...]."""
+        first = 0 if self.gather else self.rows[0]
+        if self.gather:
+            tables = tuple(self.gather(table) for table in tables)
+        low, high = self.rows
+        found = [
+            rule(*(table[a - first : b - first] for table in tables))[max(low - a, 0) : high - a]
+            for a, b in self.extents
+            if a < high and b > low
+        ]
+        return torch.cat(found) if found else rule(*(table[:0] for table in tables))
+
+
+def keep_first(indices_TK: Tensor, order_TK: Tensor | None, experts: int, places: int) -> Tensor:
+    """[T, K], true for the first `places` slots of every expert: in the order of tokens, or of
+    falling `order_TK` and among equals of tokens."""
+    flat_S = indices_TK.reshape(-1)
+    by = torch.arange(flat_S.numel(), device=flat_S.device)
+    if order_TK is not None:
+        by = torch.sort(order_TK.reshape(-1), descending=True, stable=True)[1]
+    order = by[torch.argsort(flat_S[by], stable=True)]
+    counts_E = torch.bincount(flat_S, minlength=experts)
+    start_E = counts_E.cumsum(0) - counts_E
+    position = torch.arange(order.numel(), device=order.device) - start_E[flat_S[order]]
+    kept_S = torch.empty_like(order, dtype=torch.bool)
+    kept_S[order] = position < places
+    return kept_S.view_as(indices_TK)
+
+
+def take_best(scores_TE: Tensor, places: int) -> Tensor:
+    """[T, E], true for the `places` best tokens of every expert, of equals the first."""
+    best = torch.sort(scores_TE, dim=0, descending=True, stable=True)[1][:places]
+    return torch.zeros_like(scores_TE, dtype=torch.bool).scatter(0, best, True)

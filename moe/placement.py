@@ -1,0 +1,93 @@
+"""Which rank holds which experts: order of the experts over places, and copies of hot ones.
+
+Places are numbered over the ranks that share the experts; each of them holds the same number.
+Shape letters: T tokens, K slots of a token, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moe.spec import Cell, Strategy
+
+
+def primary_order(strategy: Strategy, experts: int, ranks: int) -> list[int]:
+    """Expert of each of E places: contiguous blocks, dealt out in turn, or as the user says."""
+    if strategy.placement == "round_robin":
+        return [expert for rank in range(ranks) for expert in range(rank, experts, ranks)]
+    if strategy.placement == "explicit":
+        return list(strategy.expert_order)
+    return list(range(experts))
+
+
+def with_copies(order: Sequence[int], ranks: int, copies: int, loads: Sequence[int]) -> list[int]:
+    """Adds `copies` places, as many on every rank: the expert with the most load per copy gets
+    another on the least loaded rank that has room and does not hold it yet."""
+    size = len(order) // ranks
+    held = [list(order[r * size : (r + 1) * size]) for r in range(ranks)]
+    number = dict.fromkeys(order, 1)
+
+    def load(rank: int) -> float:
+        return sum(loads[e] / number[e] for e in held[rank])
+
+    for _ in range(copies):
+        room = [r for r in range(ranks) if len(held[r]) < size + copies // ranks]
+        hot = sorted(number, key=lambda e: (-loads[e] / number[e], e))
+        expert, where = next(
+            (e, [r for r in room if e not in held[r]])
+            for e in hot
+            if any(e not in held[r] for r in room)
+        )
+        rank = min(where, key=lambda r: (load(r), r))
+        held[rank].append(expert)
+        number[expert] += 1
+    return [expert for on_rank in held for expert in on_rank]
+
+
+@dataclass(frozen=True)
+class Places:
+    """`experts[p]` is the expert in place p; `table_EC` has the places of each expert's copies,
+    the first again where it has fewer. `plain`: place e holds expert e."""
+
+    experts: tuple[int, ...]
+    table_EC: Tensor
+    copies_E: Tensor
+    plain: bool
+
+    def locate(self, indices_TK: Tensor, first_token: int) -> Tensor:
+        """[T, K] places; tokens take turns at the copies by their global id."""
+        if self.plain:
+            return indices_TK
+        if self.table_EC.shape[1] == 1:
+            return self.table_EC[:, 0][indices_TK]
+        last = first_token + indices_TK.shape[0]
+        token_T1 = torch.arange(first_token, last, device=indices_TK.device).unsqueeze(1)
+        return self.table_EC[indices_TK, token_T1 % self.copies_E[indices_TK]]
+
+    def copied(self) -> list[int]:
+        """Experts of which there are several."""
+        return (self.copies_E > 1).nonzero().flatten().tolist()
+
+
+def places_of(order: Sequence[int], experts: int, device: torch.device) -> Places:
+    where: list[list[int]] = [[] for _ in range(experts)]
+    for place, expert in enumerate(order):
+        where[expert].append(place)
+    most = max(map(len, where))
+    table = [found + found[:1] * (most - len(found)) for found in where]
+    copies = torch.tensor([len(found) for found in where], device=device)
+    plain = list(order) == list(range(experts))
+    return Places(tuple(order), torch.tensor(table, device=device), copies, plain)
+
+
+def order_for(cell: Cell, ranks: int, loads: Sequence[int]) -> list[int]:
+    """Expert of every place when `ranks` ranks share the experts."""
+    strategy, experts = cell.strategy, cell.layer.num_experts
+    order = primary_order(strategy, experts, ranks)
+    if not strategy.hot_replicas:
+        return order
+    return with_copies(order, ranks, strategy.hot_replicas, loads)

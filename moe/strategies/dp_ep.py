@@ -1,0 +1,59 @@
+"""dp_ep: R/ep replicas of a group of ep neighbouring ranks that share the experts.
+
+local (replicated): own experts on the replica's slice of the batch, all-reduce over ep, all-gather
+of the outputs over dp.
+alltoall, dedup: own tokens travel inside the replica; an all-gather of the outputs over all ranks
+follows where tokens are replicated. Training adds up the experts' gradients over dp.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from moe import workload
+from moe.collectives import add_up, gather_outputs
+from moe.comm import Group
+from moe.layer import MoELayer, Reductions
+from moe.phases import phase
+
+
+class DpEp(MoELayer):
+    def make_groups(self) -> None:
+        self.ep, self.dp = self.comm.split(self.degrees.ep, ("ep", "dp"))
+
+    def slice_of(self, first: int) -> tuple[int, int]:
+        """Tokens of the replica that starts at rank `first`."""
+        start, _ = workload.own_rows(self.cell, first)
+        _, end = workload.own_rows(self.cell, first + self.ep.size - 1)
+        return start, end
+
+    def routed_rows(self) -> tuple[int, int]:
+        local = self.cell.strategy.dispatcher == "local"
+        return self.slice_of(self.ep.ranks[0]) if local else super().routed_rows()
+
+    def routed_by(self) -> tuple[Group, list[int]] | None:
+        return (
+            self.by_replica() if self.cell.strategy.dispatcher == "local" else super().routed_by()
+        )
+
+    def by_replica(self) -> tuple[Group, list[int]]:
+        slices = [self.slice_of(rank - self.ep.index) for rank in self.dp.ranks]
+        return self.dp, [end - start for start, end in slices]
+
+    def reductions(self) -> Reductions:
+        return [*super().reductions(), (list(self.experts.parameters()), self.dp)]
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        own_TD = self.own_tokens(x_TD)
+        if self.cell.strategy.dispatcher == "local":
+            return self._local(own_TD)
+        y_TO = self.plus_shared(self.dispatch(own_TD, self.route(own_TD)), own_TD)
+        return y_TO if self.sharded else self.gather_batch(y_TO)
+
+    def _local(self, own_TD: Tensor) -> Tensor:
+        shared_rows = workload.own_rows(self.cell, self.comm.rank)
+        y_TO = self.plus_shared(self.mix(own_TD, self.route(own_TD)), own_TD, shared_rows)
+        group, sizes = self.by_replica()
+        with phase("combine"):
+            y_TO = add_up(y_TO, self.ep, self.wire)
+            return gather_outputs(y_TO, group, sizes, self.wire)
