@@ -24,6 +24,9 @@ class Serial(MoELayer):
     def make_experts(self) -> Experts:
         return self.hold(range(self.layer.num_experts if self.comm.rank == 0 else 0))
 
+    def make_shared(self) -> Experts | None:
+        return None if self.comm.rank else super().make_shared()
+
     def routed_by(self) -> None:
         return None
 
