@@ -29,6 +29,8 @@ def title(cell: Cell, label: str = "") -> str:
         (cell.strategy, usual.strategy, ("dispatcher",)),
     ):
         words += [getattr(part, n) for n in names if getattr(part, n) != getattr(normal, n)]
+    if work.parameter:
+        words.append(f"parameter={work.parameter:g}")
     if cell.strategy.slowdown:
         words.append(f"slowdown={cell.strategy.slowdown}")
     return " ".join(words + ([f"[{label}]"] if label else []))
