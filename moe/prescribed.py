@@ -42,10 +42,19 @@ def _uniform(cell: Cell, bounds: tuple[int, int], width: int, item: int) -> Tens
     return flat.double().add_(1).mul_(0.5).view(-1, width)
 
 
-def _best(scores: Tensor, count: Tensor | int) -> Tensor:
+def _best(scores: Tensor, count: Tensor) -> Tensor:
     """Marks the `count` largest along the last axis; of equal ones the first."""
     place = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     return place < count
+
+
+def _best_k(scores_TE: Tensor, topk: int) -> Tensor:
+    """`_best` for one count everywhere, several times faster: only rows with ties are sorted."""
+    mask_TE = scores_TE >= scores_TE.topk(topk, dim=1)[0][:, -1:]
+    tied_T = mask_TE.sum(1) != topk
+    if bool(tied_T.any()):
+        mask_TE[tied_T] = _best(scores_TE[tied_T], torch.tensor(topk))
+    return mask_TE
 
 
 def _marked(cell: Cell, indices_TK: Tensor) -> Tensor:
@@ -105,14 +114,14 @@ def _zipf(cell: Cell, bounds: tuple[int, int]) -> Tensor:
     noise_TE = _uniform(cell, bounds, cell.layer.num_experts, CHOICE)
     gumbel_TE = -(-(noise_TE.clamp(SMALLEST, 1 - SMALLEST).log())).log()
     weight_E = -cell.workload.parameter * (_popularity(cell) + 1).double().log()
-    return _best(gumbel_TE + weight_E, cell.layer.topk)
+    return _best_k(gumbel_TE + weight_E, cell.layer.topk)
 
 
 def _k_hot(cell: Cell, bounds: tuple[int, int]) -> Tensor:
     """Hot experts first, uniformly; the others uniformly where a token has slots left."""
     scores_TE = _uniform(cell, bounds, cell.layer.num_experts, CHOICE)
     hot_E = _popularity(cell) < int(cell.workload.parameter)
-    return _best(scores_TE + 2 * hot_E, cell.layer.topk)
+    return _best_k(scores_TE + 2 * hot_E, cell.layer.topk)
 
 
 # skewed by nominal rank

@@ -118,6 +118,6 @@ def _name(record: Record) -> str:
     parts = [how, f"k{layer.topk}", f"E{layer.num_experts}", f"B{load.batch_size}"]
     parts += [f"R{cell.placement.world_size}", load.tokens]
     if load.kind != "learned":
-        parts.append(f"{load.kind}({load.parameter:g})" if load.parameter else load.kind)
+        parts.append(flatten.workload_name(load))
     parts += [record.label] if record.label else []
     return " ".join(parts + ([f"launch {record.launch}"] if record.launch else []))

@@ -24,7 +24,7 @@ from runners.cell import ConfigError, Machine, Request, request
 from runners.launch import follow
 from runners.launch.start import Started
 from runners.plan import Job, LaunchPlan, Measure, load, save
-from runners.progress import Progress
+from runners.progress import Progress, title
 from runners.ranklog import RankLog
 from runners.ready import Ready
 from runners.record import cell_key
@@ -212,6 +212,13 @@ def test_a_trace_that_nothing_would_read_is_refused() -> None:
     found["workload"]["kind"] = "zipf"
     with pytest.raises(ConfigError, match=r"workload\.trace='a\.npz'.*set workload=trace"):
         request(found, Machine(2))
+
+
+def test_titles_say_the_workload_with_its_parameter() -> None:
+    work = Workload(kind="zipf", parameter=1.25)
+    assert "zipf(1.25)" in title(Cell(workload=work)).split()
+    assert "balanced" in title(Cell(workload=Workload(kind="balanced"))).split()
+    assert "learned" not in title(Cell())
 
 
 # The way to the ranks.

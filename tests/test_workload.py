@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from moe.prescribed import rank_edges, spread_order
+from moe.prescribed import _best, _best_k, rank_edges, spread_order
 from moe.spec import Cell, Layer, Placement, Router, Unsupported, Workload
 from moe.workload import allowed
 from moe.workload_checks import check_workload, is_prescribed, most_imbalance, nominal_ranks
@@ -121,7 +121,7 @@ def test_balanced_counts_differ_by_at_most_one_in_any_window(
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 16, 33, 1000])
-def test_balanced_at_the_size_where_others_starve_every_second_rank(batch: int) -> None:
+def test_balanced_at_the_size_where_plain_order_leaves_ranks_empty(batch: int) -> None:
     of = cell("balanced", 0, experts=256, topk=8, ranks=16, batch=batch)
     assert spread(rows(of).sum(0)) <= 1
     for degree in (2, 4, 8, 16):  # whatever power of two shares the experts
@@ -166,6 +166,12 @@ def test_k_hot_is_even_among_the_hot() -> None:
     hot = counts[counts > 0]
     assert len(hot) == 4
     assert ((hot - 4000).abs() <= 5 * 45).all()  # binomial(8000, 1/2): deviation 44.7
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), max_size=5), st.integers(1, 6))
+def test_the_fast_choice_is_the_slow_one_also_with_ties(table: list[list[int]], topk: int) -> None:
+    scores = torch.tensor(table, dtype=torch.float64).view(-1, 6)
+    assert torch.equal(_best_k(scores, topk), _best(scores, torch.tensor(topk)))
 
 
 # hot_rank
