@@ -1,4 +1,4 @@
-"""What the layer is fed: tokens, cotangents and prescribed routings, all by global token id.
+"""What the layer is fed: tokens, cotangents and prescribed choices, all by global token id.
 
 Nothing here depends on the strategy or the world size (except where a workload is defined by a
 nominal number of ranks). Shape letters: T tokens, B global batch, D in, O out, E experts, K top-k.
@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from moe import weights
+from moe import prescribed, weights
 from moe.spec import Cell, shard_bounds
 
 
@@ -50,5 +50,11 @@ def inputs(cell: Cell, rank: int, device: torch.device) -> Tensor:
 
 
 def allowed(cell: Cell, bounds: tuple[int, int], trace_NK: Tensor | None = None) -> Tensor | None:
-    """[T, E], true where the workload wants the token; None when the router's logits decide."""
-    return None
+    """[T, E] bool on the CPU, true for the K experts the workload prescribes to each token.
+
+    None when the router's logits decide (kind=learned). `trace_NK` are expert ids for kind=trace;
+    token t takes row t mod N. Raises Unsupported for a workload that cannot be.
+    """
+    if cell.workload.kind == "learned":
+        return None
+    return prescribed.allowed(cell, bounds, trace_NK)

@@ -11,6 +11,7 @@ from moe import spec
 from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
 from runners.hardware import usable_cores
 from runners.mpi_start import available
+from runners.traces import SHAPE, Trace, TraceError, read_trace
 
 MAX_SIZE = 2**31 - 1
 LABEL_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
@@ -48,6 +49,7 @@ class Request:
     label: str = ""
     notes: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
+    trace: Trace | None = field(default=None, repr=False)  # what workload.trace_sha256 names
 
 
 def integer(config: Mapping[str, Any], name: str, minimum: int = 1, key: str = "") -> int:
@@ -133,10 +135,11 @@ def request(config: Mapping[str, Any], machine: Machine, overrides: Sequence[str
         only_keys(config, name, known)
     layer = _layer(config, notes)
     strategy = _strategy(config["strategy"])
+    trace = _trace(config["workload"], layer, notes, integer(config, "batch_size"))
     cell = Cell(
         layer=layer,
         strategy=strategy,
-        workload=_workload(config),
+        workload=_workload(config, trace),
         placement=_placement(config, strategy, machine, notes),
     )
     meta = {
@@ -144,7 +147,7 @@ def request(config: Mapping[str, Any], machine: Machine, overrides: Sequence[str
         "scale": config["model"]["scale"],
         "overrides": list(overrides),
     }
-    return Request(cell, label_of(config), tuple(notes), meta)
+    return Request(cell, label_of(config), tuple(notes), meta, trace)
 
 
 def _layer(config: Mapping[str, Any], notes: list[str]) -> Layer:
@@ -242,7 +245,35 @@ def _expert_placement(value: Any) -> tuple[str, tuple[int, ...]]:
     return "explicit", order
 
 
-def _workload(config: Mapping[str, Any]) -> Workload:
+def _trace(
+    config: Mapping[str, Any], layer: Layer, notes: list[str], batch_size: int
+) -> Trace | None:
+    """The rows of workload.trace, for kind=trace; without that kind nothing would read a file."""
+    path = config["trace"]
+    if config["kind"] != "trace":
+        if path is None:
+            return None
+        raise ConfigError(
+            f"workload.trace={path!r}: allowed is null with workload.kind={config['kind']}; set "
+            "workload=trace, or leave workload.trace out"
+        )
+    if not isinstance(path, str) or not path:
+        raise ConfigError(
+            f"workload.trace={path!r}: allowed is {SHAPE}; set workload.trace to its path"
+        )
+    try:
+        found = read_trace(path, layer.topk, layer.num_experts)
+    except TraceError as error:
+        raise ConfigError(
+            f"workload.trace={path!r}: {error}; mend the file or name another, or change topk "
+            "or num_experts to its own"
+        ) from None
+    if found.count < batch_size:
+        notes.append(f"the trace has {found.count} rows for {batch_size} tokens: they repeat")
+    return found
+
+
+def _workload(config: Mapping[str, Any], trace: Trace | None) -> Workload:
     work = config["workload"]
     return Workload(
         batch_size=integer(config, "batch_size"),
@@ -251,6 +282,7 @@ def _workload(config: Mapping[str, Any]) -> Workload:
         kind=choice(work, "workload.kind", spec.WORKLOADS),
         parameter=number(work, "workload.parameter"),
         nominal_ep=integer(work, "workload.nominal_ep", 0),
+        trace_sha256=trace.sha256 if trace else "",
         seed=integer(config, "seed", 0),
         cache=choice(config["measure"], "measure.cache", ("warm", "cold")),
     )

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from moe.spec import Cell
+from moe.spec import Cell, Workload
 from runners import estimate
 from runners.record import Record, Samples
 
@@ -54,6 +54,11 @@ ENVIRONMENT = {
     "git_sha": ("git", "sha"),
     "git_dirty": ("git", "dirty"),
 }
+
+
+def workload_name(work: Workload) -> str:
+    """Its kind and, where it has one, the parameter: zipf(1.2)."""
+    return f"{work.kind}({work.parameter:g})" if work.parameter else work.kind
 
 
 def flat_config(cell: Cell) -> dict[str, Any]:

@@ -93,6 +93,7 @@ class LaunchPlan:
     kernels: dict[str, str] = field(default_factory=dict)  # chosen in earlier launches
     git: dict[str, Any] | None = None  # state of the code, for records made after a crash
     calibration: dict[str, Any] | None = None
+    traces: dict[str, str] = field(default_factory=dict)  # files in launch_dir by sha256
 
 
 def kernel_key(cell: Cell) -> str:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from moe.spec import Cell
-from runners import estimate
+from runners import estimate, flatten
 from runners.plan import LaunchPlan
 from runners.record import Record
 
@@ -25,10 +25,12 @@ def title(cell: Cell, label: str = "") -> str:
     words += [f"ranks={place.world_size}", cell.layer.dtype]
     usual = Cell()
     for part, normal, names in (
-        (work, usual.workload, ("tokens", "mode", "kind", "cache")),
+        (work, usual.workload, ("tokens", "mode", "cache")),
         (cell.strategy, usual.strategy, ("dispatcher",)),
     ):
         words += [getattr(part, n) for n in names if getattr(part, n) != getattr(normal, n)]
+    if work.kind != usual.workload.kind:
+        words.append(flatten.workload_name(work))
     if cell.strategy.slowdown:
         words.append(f"slowdown={cell.strategy.slowdown}")
     return " ".join(words + ([f"[{label}]"] if label else []))

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from torch import Tensor
 from moe import gate, phases, strategies, workload
 from moe.comm import Comm
 from moe.layer import MoELayer
+from moe.spec import Cell
 from moe.step import make_step
 from runners import environment
 from runners.plan import LaunchPlan, kernel_key
 from runners.ranklog import RankLog
 from runners.ranks import TorchRanks
+from runners.traces import thaw
 
 LLC_BYTES_UNKNOWN = 64 * 2**20
 COLD_SETS_MAX = 512
@@ -45,6 +48,7 @@ class Ready:
         self.built: dict[int, Built] = {}
         self.kernels = dict(plan.kernels)
         self.chosen: set[int] = set()
+        self.traces: dict[str, Tensor] = {}
 
     def prove(self, index: int) -> bool:
         """Builds a cell, chooses its kernel and holds it against the oracle; False if wrong."""
@@ -65,7 +69,7 @@ class Ready:
         cell = self.plan.cells[index]
         x_TD = workload.inputs(cell, self.comm.rank, self.comm.device)
         kernel = self._kernel(index, x_TD)
-        layer = strategies.build(cell, self.comm)
+        layer = strategies.build(cell, self.comm, self.trace(cell))
         layer.use(kernel)
         built = Built(layer, [layer], [x_TD])
         if cell.workload.cache == "cold":
@@ -74,6 +78,16 @@ class Ready:
                 built.inputs.append(x_TD.clone())
         self.built[index] = built
 
+    def trace(self, cell: Cell) -> Tensor | None:
+        """[N, K] expert ids for workload.kind=trace, read once per launch."""
+        wanted = cell.workload.trace_sha256
+        if not wanted:
+            return None
+        if wanted not in self.traces:
+            folder = Path(self.plan.launch_dir)
+            self.traces[wanted] = thaw(self.plan.traces, wanted, folder, cell.layer.topk)
+        return self.traces[wanted]
+
     def _kernel(self, index: int, x_TD: Tensor) -> str:
         """Chosen on a layer of its own: one that has tried every kernel lies elsewhere in memory
         than one that has not, and is slower or faster by half a percent."""
@@ -81,7 +95,7 @@ class Ready:
         key = kernel_key(cell)
         choice: dict[str, Any] = {"name": self.kernels.get(key, ""), "how": "chosen before"}
         if key not in self.kernels:
-            choice = strategies.build(cell, self.comm).tune(x_TD)
+            choice = strategies.build(cell, self.comm, self.trace(cell)).tune(x_TD)
             self.kernels[key] = choice["name"]
         if index not in self.chosen:  # a heavy cell is built again every round
             self.chosen.add(index)

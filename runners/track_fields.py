@@ -117,5 +117,7 @@ def _name(record: Record) -> str:
     layer, load = cell.layer, cell.workload
     parts = [how, f"k{layer.topk}", f"E{layer.num_experts}", f"B{load.batch_size}"]
     parts += [f"R{cell.placement.world_size}", load.tokens]
+    if load.kind != "learned":
+        parts.append(flatten.workload_name(load))
     parts += [record.label] if record.label else []
     return " ".join(parts + ([f"launch {record.launch}"] if record.launch else []))

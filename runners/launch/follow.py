@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runners import limits, record
+from runners import limits, record, traces
 from runners.assemble import Assembler
 from runners.launch.start import Started
 from runners.memory import fits_together
@@ -66,10 +66,15 @@ class Launch:
             kernels=self.sweep.kernels,
             git=self.sweep.git,
             calibration=self.calibration,
+            traces={trace.sha256: traces.file_name(trace.sha256) for trace in self._traces()},
         )
+
+    def _traces(self) -> list[traces.Trace]:
+        return [job.request.trace for job in self.jobs if job.request.trace]
 
     def run(self) -> list[Job]:
         """Follows the ranks to their end; returns the jobs that still have to be measured."""
+        traces.freeze(self._traces(), Path(self.plan.launch_dir))
         started = self.sweep.start(self.plan)
         try:
             with stop_on_interrupt(Path(self.plan.launch_dir) / "stop") as asked:
