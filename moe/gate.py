@@ -93,8 +93,11 @@ class Verdict:
         return GateResult(not fault, error, limit, checked, reason, shown)
 
 
-def check(cell: Cell, layer: MoELayer, comm: Comm, x_TD: Tensor) -> GateResult:
-    """Runs the layer on x and on tokens that tie all experts; collective, same verdict on all."""
+def check(
+    cell: Cell, layer: MoELayer, comm: Comm, x_TD: Tensor, trace_NK: Tensor | None = None
+) -> GateResult:
+    """Runs the layer on x and on tokens that tie all experts; collective, same verdict on all.
+    `trace_NK` is the routing of workload.kind=trace."""
     verdict = Verdict()
     _check_ties(cell, layer, x_TD, verdict)
     with torch.no_grad(), layer.watching() as seen:
@@ -106,7 +109,8 @@ def check(cell: Cell, layer: MoELayer, comm: Comm, x_TD: Tensor) -> GateResult:
     table_BK, kept_BK = choices(cell, comm, seen, verdict)
     slots_BK = table_BK if kept_BK is None else table_BK.masked_fill(~kept_BK, -1)
     picked = sample(cell, comm.rank, slots_BK)
-    ref = _reference(cell, layer, comm, x_TD, table_BK, kept_BK, picked, seen, verdict)
+    allowed_TE = workload.allowed(cell, workload.own_rows(cell, comm.rank), trace_NK)
+    ref = _reference(cell, comm, x_TD, table_BK, kept_BK, allowed_TE, picked, seen, verdict)
     known = _compare(cell, comm, y_TO if shaped else None, ref, rows, verdict)
     if cell.workload.mode == "train" and _agreed(comm, shaped):
         verdict.gradient_error = compare_gradients(cell, layer, comm, x_TD, ref, known)
@@ -175,11 +179,11 @@ def _everyones(
 
 def _reference(
     cell: Cell,
-    layer: MoELayer,
     comm: Comm,
     x_TD: Tensor,
     table_BK: Tensor,
     kept_BK: Tensor | None,
+    allowed_TE: Tensor | None,
     picked: Tensor,
     seen: Seen,
     verdict: Verdict,
@@ -188,9 +192,10 @@ def _reference(
     start = workload.start_rows(cell, comm.rank)[0]
     picked = picked.to(comm.device)
     x_ND = x_TD.detach()[picked - start].double()
-    allowed_NE = layer.router.allowed_TE
-    if allowed_NE is not None:
-        allowed_NE = allowed_NE[picked - seen.rows[0]] if seen.routing is not None else None
+    allowed_NE = None
+    if allowed_TE is not None:
+        own = workload.own_rows(cell, comm.rank)[0]
+        allowed_NE = allowed_TE.to(comm.device)[picked - own]
     logits_NE = oracle.logits(cell.layer, x_ND)
     if seen.routing is not None:
         _check_router(cell, seen, picked, logits_NE, allowed_NE, verdict)

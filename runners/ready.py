@@ -56,7 +56,8 @@ class Ready:
         self._restarted = environment.reset_peak_memory(self.comm.device.type)
         self.build(index)
         cell, built = self.plan.cells[index], self.built[index]
-        result = gate.check(cell, built.layer, self.comm, built.inputs[0])
+        x_TD, trace_NK = built.inputs[0], self.trace(cell)
+        result = gate.check(cell, built.layer, self.comm, x_TD, trace_NK)
         self.log.write("info", cell=index, name="gate", value=result.to_dict())
         if not result.ok:
             self.drop([index])

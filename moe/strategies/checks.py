@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from moe import spec
 from moe.degrees import degrees
 from moe.spec import Cell, Unsupported
+from moe.workload_checks import check_workload
 
 DISPATCH: dict[
     str, dict[str, tuple[str, ...]]
@@ -52,9 +53,11 @@ def supports(cell: Cell) -> None:
         raise Unsupported("topk", layer.topk, f"1 to num_experts={layer.num_experts}",
                           "lower topk, raise num_experts or set topk_overflow=clamp")  # fmt: skip
     _router(cell)
+    check_workload(cell)
     _spread(cell)
     _dispatch(cell)
     _placement(cell)
+    _kernel(cell)
 
 
 def _router(cell: Cell) -> None:
@@ -153,3 +156,14 @@ def _placement(cell: Cell) -> None:
         raise Unsupported("strategy.hot_replicas", copies,
                           f"multiples of {ep} up to {experts * (ep - 1)}, as many on every rank",
                           "change strategy.hot_replicas or world_size")  # fmt: skip
+
+
+def _kernel(cell: Cell) -> None:
+    """F.grouped_mm wants rows of multiples of 16 bytes."""
+    layer = cell.layer
+    widths = (layer.dim, layer.hidden // degrees(cell).tp, layer.dim_out)
+    odd = [width for width in widths if width * spec.DTYPE_BYTES[layer.dtype] % 16]
+    if cell.strategy.kernel == "grouped" and odd:
+        raise Unsupported("strategy.kernel", "grouped", "grouped where D, O and the hidden units "
+                          f"of a rank are multiples of 16 bytes, which {odd[0]} is not",
+                          "set strategy.kernel=auto or other sizes")  # fmt: skip
