@@ -37,6 +37,10 @@ report: setup ## one HTML page on the newest sweep
 test: setup ## every test that CI runs
 	$(RUN) -m pytest -q -m "not slow"
 
+.PHONY: test-full
+test-full: setup ## every accepted way to spread the layer against the oracle, the whole product
+	$(RUN) -m pytest -q -m slow tests/test_agree.py
+
 .PHONY: check
 check: setup ## lint, formatting and types
 	$(RUN) -m ruff check .

@@ -77,16 +77,19 @@ def compare_gradients(
     train_once(layer, x_TD, masked_TO)
     gradients = layer.named_gradients()
     dx_ND, dw_ED, errors = _reference_gradients(cell, layer, comm, ref, cotangent_TO, gradients)
-    errors.append(_rows_error(gradients["router.weight_ED"], dw_ED))
+    errors.append(_router_error(gradients["router.weight_ED"], dw_ED))
     errors.append(_inputs_error(cell, comm, x_TD, ref, known, dx_ND))
     layer.zero_grad(set_to_none=True)
     x_TD.grad = None
     return max(errors)
 
 
-def _rows_error(found: Tensor, want: Tensor) -> float:
-    norms = want.norm(dim=1)
-    return largest_error(found, want, norms, norms, LEAST)
+def _router_error(found_ED: Tensor, want: tuple[Tensor, float]) -> float:
+    """A gate's gradient is an inner product, less the others' mean: what is left of it can be far
+    smaller than what rounding adds. So the scale of a row is at least that of its terms."""
+    want_ED, terms = want
+    norms = want_ED.norm(dim=1)
+    return largest_error(found_ED, want_ED, norms.clamp(min=terms), norms, LEAST)
 
 
 def _inputs_error(
@@ -117,13 +120,16 @@ def _reference_gradients(
     ref: Reference,
     cotangent_TO: Tensor,
     gradients: dict[str, Tensor],
-) -> tuple[Tensor, Tensor, list[float]]:
-    """[N, D] of the picked tokens, [E, D] of the router, and the errors of every expert's."""
+) -> tuple[Tensor, tuple[Tensor, float], list[float]]:
+    """[N, D] of the picked tokens, [E, D] of the router with the size of the terms in a row, and
+    the errors of every expert's."""
     start = workload.start_rows(cell, comm.rank)[0]
     cotangent_NO = cotangent_TO[ref.picked - start].double()
     logits_NE = oracle.logits(cell.layer, ref.x_ND).requires_grad_()
     gates_NK = oracle.gates(cell.layer, logits_NE, ref.indices_NK, ref.allowed_NE, ref.kept_NK)
-    dx_ND, dgates_NK, errors = _experts(cell, layer, comm, ref, cotangent_NO, gates_NK, gradients)
+    dx_ND, dgates_NK, terms_NK, errors = _experts(
+        cell, layer, comm, ref, cotangent_NO, gates_NK, gradients
+    )
     dlogits_NE = torch.autograd.grad(gates_NK, logits_NE, dgates_NK)[0]
     weight_ED = weights.router(cell.layer).to(comm.device).double()
     dw_ED = dlogits_NE.T @ ref.x_ND
@@ -132,7 +138,10 @@ def _reference_gradients(
         extra_ED, extra_ND = _balancing(cell, comm, ref, weight_ED)
         dw_ED += extra_ED
         dx_ND += extra_ND
-    return dx_ND, comm.world.combine_(dw_ED, "sum"), errors
+    terms_N = (gates_NK.detach() * terms_NK).norm(dim=1) * ref.x_ND.norm(dim=1)
+    squares = comm.world.combine_((terms_N**2).sum().view(1), "sum")
+    terms = float(squares / cell.layer.num_experts) ** 0.5
+    return dx_ND, (comm.world.combine_(dw_ED, "sum"), terms), errors
 
 
 def _experts(
@@ -143,9 +152,11 @@ def _experts(
     cotangent_NO: Tensor,
     gates_NK: Tensor,
     gradients: dict[str, Tensor],
-) -> tuple[Tensor, Tensor, list[float]]:
-    """One expert at a time: what it adds to inputs and gates, and its own gradients compared."""
+) -> tuple[Tensor, Tensor, Tensor, list[float]]:
+    """One expert at a time: what it adds to the gradients of inputs and gates, the typical size of
+    the latter (|y| |cotangent| / sqrt(O)), and its own gradients compared."""
     dx_ND, dgates_NK = torch.zeros_like(ref.x_ND), torch.zeros_like(gates_NK)
+    terms_NK = torch.zeros_like(dgates_NK)
     routed, slots_NK = cell.layer.num_experts, ref.slots_NK
     compared = _Compared(cell, comm, held_gradients(layer, gradients))
     for expert in range(routed + cell.layer.shared_experts):
@@ -159,8 +170,10 @@ def _experts(
         dx_ND.index_add_(0, row, dx_MD)
         if slot is not None:
             dgates_NK[row, slot] = (y_MO * cotangent_NO[row]).sum(1)
+            sizes_M = y_MO.norm(dim=1) * cotangent_NO[row].norm(dim=1)
+            terms_NK[row, slot] = sizes_M / cell.layer.dim_out**0.5
         compared.add(expert, flat)
-    return dx_ND, dgates_NK, compared.errors()
+    return dx_ND, dgates_NK, terms_NK, compared.errors()
 
 
 def _one_expert(

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import sys
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -14,12 +15,15 @@ from torch import Tensor
 
 from moe import gate, workload
 from moe import router as router_module
+from moe.capacity import Scope
 from moe.comm import Comm
 from moe.experts import Experts
-from moe.layer import MoELayer
+from moe.layer import MoELayer, Reductions
 from moe.router import Router, Routing
 from moe.spec import Cell, Layer, Placement, Strategy, Workload, shard_bounds
+from moe.spec import Router as RouterRule
 from moe.strategies import build
+from moe.strategies.dp import Dp
 from moe.strategies.ep import Ep
 from moe.strategies.simple import Simple
 from moe.strategies.tp import Tp
@@ -85,6 +89,111 @@ class HighestOnTies(Router):
         return dataclasses.replace(routing, indices_TK=indices_TK, gates_TK=gates_TK)
 
 
+class DoublesGradients(Ep):
+    """What torch's differentiable all_reduce does to the gradients of replicated outputs."""
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        y_TO = super().forward(x_TD)
+        if y_TO.requires_grad:
+            y_TO.register_hook(lambda grad: grad * self.comm.world_size)
+        return y_TO
+
+
+class ForgetsToAddUp(Dp):
+    def reductions(self) -> Reductions:
+        return []
+
+
+class ForgetsTheRouter(Ep):
+    def reductions(self) -> Reductions:
+        return []
+
+
+class ForgetsCopies(Ep):
+    def _add_up_copies(self, expert: int) -> None:
+        pass
+
+
+class CountsTheLossOnEveryRank(Tp):
+    def scope(self) -> Scope:
+        return dataclasses.replace(super().scope(), copies=1)
+
+
+class BiasInTheGates(Simple):
+    def route(self, x_TD: Tensor) -> Routing:
+        routing = super().route(x_TD)
+        assert self.router.bias_E is not None
+        gates_TK = routing.gates_TK + self.router.bias_E[routing.indices_TK]
+        return dataclasses.replace(routing, gates_TK=gates_TK)
+
+
+class IgnoresGroups(Simple):
+    def __init__(self, cell: Cell, comm: Comm) -> None:
+        super().__init__(cell, comm)
+        self.router._eligible = lambda ranked_TE: torch.ones_like(ranked_TE, dtype=torch.bool)
+
+
+class KeepsTheLast(Simple):
+    """Drops the first slots of a full expert, not the last."""
+
+    def __init__(self, cell: Cell, comm: Comm) -> None:
+        super().__init__(cell, comm)
+        self.router.__class__ = KeepsTheLastSlots
+
+
+class KeepsTheLastSlots(Router):
+    def _limited(self, routing: Routing) -> Routing:
+        flipped = dataclasses.replace(
+            routing, indices_TK=routing.indices_TK.flip(0), gates_TK=routing.gates_TK.flip(0)
+        )
+        found = super()._limited(flipped)
+        kept_TK = found.kept_TK.flip(0)
+        return dataclasses.replace(
+            routing, gates_TK=routing.gates_TK * kept_TK, kept_TK=kept_TK,
+            weight_TK=routing.gates_TK.detach(),
+        )  # fmt: skip
+
+
+class OtherWorkload(Simple):
+    """Routes by its own logits what the workload prescribes."""
+
+    def __init__(self, cell: Cell, comm: Comm) -> None:
+        super().__init__(cell, comm)
+        self.router.allowed_TE = None
+
+
+Rules = tuple[type[MoELayer], Strategy, RouterRule, Workload]
+TRAIN = Workload(mode="train")
+RULE_MUTANTS: dict[str, Rules] = {
+    "doubles gradients": (DoublesGradients, Strategy("ep", "alltoall"), RouterRule(), TRAIN),
+    "forgets to add up": (ForgetsToAddUp, Strategy("dp"), RouterRule(), TRAIN),
+    "forgets the router": (ForgetsTheRouter, Strategy("ep", "local"), RouterRule(), TRAIN),
+    "forgets copies": (ForgetsCopies, Strategy("ep", "alltoall", hot_replicas=4), RouterRule(),
+                       TRAIN),
+    "loss on every rank": (CountsTheLossOnEveryRank, Strategy("tp"), RouterRule(aux_loss=1e4),
+                           TRAIN),
+    "bias in the gates": (BiasInTheGates, Strategy(), RouterRule(selection_bias="balanced"),
+                          Workload()),
+    "ignores groups": (IgnoresGroups, Strategy(),
+                       RouterRule(score="sigmoid", groups=4, group_topk=1), Workload()),
+    "keeps the last": (KeepsTheLast, Strategy(), RouterRule(capacity_factor=0.5), Workload()),
+    "other workload": (OtherWorkload, Strategy(), RouterRule(), Workload(kind="balanced")),
+}  # fmt: skip
+RULE_BATCHES = (8, 1024)
+
+
+def rule_mutants(ranks: int) -> Iterator[tuple[str, Cell, type[MoELayer]]]:
+    for name, (kind, strategy, rule, work) in RULE_MUTANTS.items():
+        for dtype, batch in itertools.product(DTYPES, RULE_BATCHES):
+            plain = cell_of(strategy, dtype, batch, "replicated", "relu", "random", ranks)
+            cell = dataclasses.replace(
+                plain,
+                layer=dataclasses.replace(plain.layer, router=rule),
+                workload=dataclasses.replace(work, batch_size=batch),
+            )
+            yield f"rule {name} {dtype} {batch}", cell, kind
+
+
 MUTANTS: dict[str, tuple[type[MoELayer], Strategy]] = {
     "bias_on_every_rank": (BiasOnEveryRank, Strategy(name="tp")),
     "literal_batch_split": (LiteralBatchSplit, Strategy(name="tp")),
@@ -127,6 +236,9 @@ def main() -> None:
         for dtype, batch in itertools.product(DTYPES, BATCHES):
             cell = cell_of(strategy, dtype, batch, "replicated", "relu", "random", ranks)
             found[f"mutant {name} {dtype} {batch}"] = judge(cell, kind(cell, comm), comm)
+    for name, cell, kind in rule_mutants(ranks):
+        assert judge(cell, build(cell, comm), comm)["ok"], f"{name}: without the mutation"
+        found[name] = judge(cell, kind(cell, comm), comm)
     activations = itertools.cycle(["relu", "identity", "gelu", "silu_gated"])
     for strategy, dtype, batch, tokens in itertools.product(
         RIGHT, DTYPES, (1, 3, 8, 4096), ("replicated", "sharded")

@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from moe.strategies.checks import supports
 from tests import cost_ranks
+from tests.ranks import run_ranks
 
-ROOT = Path(__file__).resolve().parents[1]
 Found = dict[str, list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module", params=[2, 3, 4], ids=["2 ranks", "3 ranks", "4 ranks"])
 def found(request: pytest.FixtureRequest) -> Found:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               "--local-addr=127.0.0.1", f"--nproc-per-node={request.param}", "--max-restarts=0",
-               str(ROOT / "tests" / "cost_ranks.py")]  # fmt: skip
-    env = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
-    made: Found = json.loads(done.stdout.splitlines()[-1])
+    made: Found = run_ranks("cost_ranks.py", request.param)
     assert made.keys() == {name for name, cell in cost_ranks.cells(request.param)}
     assert all(len(ranks) == request.param for ranks in made.values())
     return made

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests import gate_ranks
+from tests.ranks import run_ranks
 
 
 @pytest.fixture(scope="module", params=[2, 4], ids=["2 ranks", "4 ranks"])
 def verdicts(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               "--local-addr=127.0.0.1", f"--nproc-per-node={request.param}", "--max-restarts=0",
-               str(ROOT / "tests" / "gate_ranks.py")]  # fmt: skip
-    env = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=env)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = run_ranks("gate_ranks.py", request.param)
     assert isinstance(found, dict)
     return found
 
@@ -39,6 +24,16 @@ def test_every_mutant_is_caught_at_every_dtype_and_batch(
     mutants = {name: v for name, v in verdicts.items() if name.startswith("mutant")}
     assert len(mutants) == 7 * 3 * 3
     assert [name for name, verdict in mutants.items() if verdict["ok"]] == []
+
+
+@pytest.mark.dist
+def test_every_broken_rule_and_gradient_is_caught(verdicts: dict[str, dict[str, Any]]) -> None:
+    rules = {name: v for name, v in verdicts.items() if name.startswith("rule")}
+    assert len(rules) == len(gate_ranks.RULE_MUTANTS) * 3 * 2
+    assert [name for name, verdict in rules.items() if verdict["ok"]] == []
+    details = {name.split(" float32")[0]: v["detail"] for name, v in rules.items()}
+    for name in ("doubles gradients", "forgets the router", "forgets copies", "loss on every rank"):
+        assert details[f"rule {name}"] == "gradients differ from the oracle's"
 
 
 @pytest.mark.dist

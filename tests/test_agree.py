@@ -1,0 +1,61 @@
+"""Every accepted way to spread the layer computes the same function, gradients included."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from tests import agree_ranks
+from tests.covering import pairs_of, pairwise
+from tests.ranks import run_ranks
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_all_strategies_agree_with_the_oracle(ranks: int) -> None:
+    found = run_ranks("agree_ranks.py", ranks, "pairwise")
+    assert found["cells"] > (150 if ranks > 1 else 30)
+    assert found["wrong"] == []
+    assert found["worst_float32"]["error"] < 1e-5  # the gate allows 1e-4
+    assert 0 < found["worst_float32"]["gradient_error"] < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_the_whole_product_agrees_with_the_oracle(ranks: int) -> None:
+    found = run_ranks("agree_ranks.py", ranks, "full", limit_s=7000)
+    assert found["cells"] > 1000
+    assert found["wrong"] == []
+
+
+def test_every_accepted_pair_is_in_the_array() -> None:
+    def fine(row: dict[str, object]) -> bool:
+        return agree_ranks.accepted(row, 2)
+
+    rows, impossible = pairwise(agree_ranks.FACTORS, fine, seed=2)
+    covered = set().union(*map(pairs_of, rows))
+    names = sorted(agree_ranks.FACTORS)
+    asked = {
+        (a, x, b, y)
+        for a, b in itertools.combinations(names, 2)
+        for x in agree_ranks.FACTORS[a]
+        for y in agree_ranks.FACTORS[b]
+    }
+    assert covered | impossible >= asked
+    cores = {core for core in agree_ranks.CORE if core[0] != "serial"}
+    refused = {("ep", "local", "sharded"), ("ep", "allgather", "replicated"),
+               ("ep_tp", "local", "sharded"), ("dp_ep", "local", "sharded"),
+               *((name, "allgather", tokens) for name in ("ep_tp", "dp_ep")
+                 for tokens in ("replicated", "sharded"))}  # fmt: skip
+    assert {row["core"] for row in rows} == cores - refused
+
+
+def test_pairwise_by_hand() -> None:
+    factors = {"a": (0, 1), "b": (0, 1), "c": (0, 1)}
+    rows, impossible = pairwise(factors, lambda row: not (row["a"] and row["b"]))
+    assert impossible == {("a", 1, "b", 1)}
+    assert not any(row["a"] and row["b"] for row in rows)
+    assert len(rows) <= 7
