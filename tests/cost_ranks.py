@@ -53,6 +53,12 @@ VARIANTS: dict[str, tuple[Layer, Strategy]] = {
     ),
     "expert choice, global": (ruled(kind="expert_choice", **GLOBAL), Strategy(kernel="loop")),
 }
+ONE_MODE = {  # variants that need not be stepped in both
+    "round robin": "train",
+    "capacity, rank": "forward",
+    "capacity, global": "forward",
+    "expert choice, global": "train",
+}
 ON_FOUR_RANKS = ("plain", "hot replicas", "by probability, loss, global")
 
 
@@ -65,6 +71,8 @@ def cells(ranks: int) -> Iterator[tuple[str, Cell]]:
         if name not in ("ep", "ep_tp", "dp_ep") and dispatcher != "local":
             continue
         if variant != "plain" and (batch == 2 or ranks == 3):
+            continue
+        if ONE_MODE.get(variant, mode) != mode:
             continue
         if ranks == 4 and variant not in ON_FOUR_RANKS:
             continue
