@@ -91,7 +91,12 @@ class Row:
 
     def text(self) -> list[str]:
         names = ", ".join(self.beaten) or "none"
-        return [shown(self.way), self.cell, self.duration, f"{names} ({len(self.beaten)}/{self.rivals})"]
+        return [
+            shown(self.way),
+            self.cell,
+            self.duration,
+            f"{names} ({len(self.beaten)}/{self.rivals})",
+        ]
 
 
 def shown(label: str) -> str:
@@ -170,8 +175,13 @@ def standing(
 def describe(place: pd.DataFrame, cell: pd.Series[Any]) -> str:
     """The place in words; `serial` has one rank wherever it is."""
     ranks = int(place["world_size"].max())
-    words = [f"{ranks} ranks", str(cell["tokens"]), f"batch {cell['batch_size']}",
-             f"top-{cell['topk']} of {cell['num_experts']}", f"hidden {cell['hidden']}"]  # fmt: skip
+    words = [
+        f"{ranks} ranks",
+        str(cell["tokens"]),
+        f"batch {cell['batch_size']}",
+        f"top-{cell['topk']} of {cell['num_experts']}",
+        f"hidden {cell['hidden']}",
+    ]
     if cell["workload"] != "learned":
         words.append(str(cell["workload"]))
     return ", ".join([*words, *(["train"] if cell["mode"] == "train" else [])])
@@ -182,7 +192,9 @@ def markdown(rows: Sequence[Row], command: str) -> str:
     lines = [head, ["---"] * len(head), *(row.text() for row in rows)]
     table = ["| " + " | ".join(line) + " |" for line in lines]
     legend = marks.legend(flag for row in rows for flag in row.flags)
-    return "\n".join([f"Printed by `{command}`:", "", *table, "", *(f"- {line}" for line in legend)])
+    return "\n".join(
+        [f"Printed by `{command}`:", "", *table, "", *(f"- {line}" for line in legend)]
+    )
 
 
 def write(text: str, path: Path = DOCS) -> None:
@@ -196,8 +208,11 @@ def write(text: str, path: Path = DOCS) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="benchmarks.strategy_wins", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.strategy_wins",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--launches", type=int, default=1)
     parser.add_argument("--tiny", action="store_true", help="two small places, few samples")

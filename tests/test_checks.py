@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import traceback
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,8 +204,7 @@ def test_what_is_near_it_is_accepted(changes: dict[str, Any]) -> None:
 def refusals() -> dict[int, str]:
     """First line and source of every call in checks.py that can refuse, the helpers' own left
     out."""
-    with open(checks.__file__, encoding="utf-8") as file:
-        text = file.read()
+    text = Path(checks.__file__).read_text("utf-8")
     found = {}
     for function in ast.parse(text).body:
         if not isinstance(function, ast.FunctionDef) or function.name in ("_one_of", "_whole"):

@@ -171,7 +171,6 @@ class _Rank:
             if name in held:
                 yield self.all_reduce(group, held[name], "gradients")
 
-
     def add_up_copies(self) -> Iterator[Call]:
         """One all-reduce for every parameter of every expert that several ranks hold."""
         held, copied = work.parameter_bytes(self.cell, self.rank), self.load.copied
@@ -188,7 +187,7 @@ class _Rank:
         name, dispatcher = self.cell.strategy.name, self.cell.strategy.dispatcher
         if name == "dp_ep" and dispatcher == "local":
             return self.dp, self.longest(self.ep.size)
-        if name in ("serial", "tp") or dispatcher in ("local", "allgather") and "ep" in name:
+        if name in ("serial", "tp") or (dispatcher in ("local", "allgather") and "ep" in name):
             return None
         if name == "simple" and not self.sharded:
             return None
