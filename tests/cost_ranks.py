@@ -22,11 +22,18 @@ from moe.comm import Comm
 from moe.cost import load as loads
 from moe.cost import traffic, work
 from moe.layer import MoELayer
-from moe.spec import Cell, Layer, Placement, Strategy, Unsupported, Workload
+from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
 from moe.step import make_step
 from moe.strategies import build, supports
 
 LAYER = Layer(dim=24, hidden=32, dim_out=40, num_experts=8, topk=3, topk_requested=3)
+GLOBAL = {"scope": "global"}
+
+
+def ruled(**rules: Any) -> Layer:
+    return dataclasses.replace(LAYER, router=Router(**rules))
+
+
 VARIANTS: dict[str, tuple[Layer, Strategy]] = {
     "plain": (LAYER, Strategy(kernel="loop")),
     "gated bfloat16": (
@@ -36,7 +43,23 @@ VARIANTS: dict[str, tuple[Layer, Strategy]] = {
     "overlap": (LAYER, Strategy(kernel="loop", overlap=3)),
     "wire": (LAYER, Strategy(kernel="loop", comm_dtype="bfloat16")),
     "shared": (dataclasses.replace(LAYER, shared_experts=2), Strategy(kernel="loop")),
+    "round robin": (LAYER, Strategy(kernel="loop", placement="round_robin")),
+    "hot replicas": (LAYER, Strategy(kernel="loop", hot_replicas=4)),
+    "capacity, rank": (ruled(capacity_factor=0.7), Strategy(kernel="loop")),
+    "capacity, global": (ruled(capacity_factor=0.7, **GLOBAL), Strategy(kernel="loop")),
+    "by probability, loss, global": (
+        ruled(capacity_factor=0.7, drop="probability", aux_loss=0.5, **GLOBAL),
+        Strategy(kernel="loop"),
+    ),
+    "expert choice, global": (ruled(kind="expert_choice", **GLOBAL), Strategy(kernel="loop")),
 }
+ONE_MODE = {  # variants that need not be stepped in both
+    "round robin": "train",
+    "capacity, rank": "forward",
+    "capacity, global": "forward",
+    "expert choice, global": "train",
+}
+ON_FOUR_RANKS = ("plain", "hot replicas", "by probability, loss, global")
 
 
 def cells(ranks: int) -> Iterator[tuple[str, Cell]]:
@@ -47,7 +70,11 @@ def cells(ranks: int) -> Iterator[tuple[str, Cell]]:
     for variant, name, dispatcher, tokens, mode, batch in product:
         if name not in ("ep", "ep_tp", "dp_ep") and dispatcher != "local":
             continue
-        if variant != "plain" and (batch == 2 or ranks > 2):
+        if variant != "plain" and (batch == 2 or ranks == 3):
+            continue
+        if ONE_MODE.get(variant, mode) != mode:
+            continue
+        if ranks == 4 and variant not in ON_FOUR_RANKS:
             continue
         layer, strategy = VARIANTS[variant]
         strategy = dataclasses.replace(strategy, name=name, dispatcher=dispatcher)
@@ -61,14 +88,18 @@ def cells(ranks: int) -> Iterator[tuple[str, Cell]]:
 
 
 def rows_to(cell: Cell, layer: MoELayer, x: torch.Tensor) -> list[list[int]]:
-    """[token][place]: the members of the ep group that this rank's tokens choose."""
+    """Of every token: the members of the ep group that its slots go to, without dropped ones."""
     with torch.no_grad(), layer.watching() as seen:
         layer(x)
     if seen.routing is None:
         return []
-    per_rank = cell.layer.num_experts // loads.degrees(cell).ep
-    members: list[list[int]] = (seen.routing.indices_TK // per_rank).tolist()
-    return members
+    routing, places = seen.routing, layer.places
+    per_rank = len(places.experts) // loads.degrees(cell).ep
+    members_TK = places.locate(routing.indices_TK, seen.rows[0]) // per_rank
+    kept = routing.kept_TK
+    if kept is None:
+        kept = torch.ones_like(members_TK, dtype=torch.bool)
+    return [row[keep].tolist() for row, keep in zip(members_TK, kept, strict=True)]
 
 
 def counted_load(cell: Cell, layer: MoELayer, x: torch.Tensor, rank: int, ranks: int) -> cost.Load:
@@ -80,9 +111,10 @@ def counted_load(cell: Cell, layer: MoELayer, x: torch.Tensor, rank: int, ranks:
     own = rank // ep.stride % ep.size
     first = rank - own * ep.stride
     peers = [first + i * ep.stride for i in range(ep.size)]
+    copied = len(layer.places.copied())
     if not loads.dispatches(cell):
         slots = sum(row.count(own) if found.ep > 1 else len(row) for row in everyone[rank])
-        return cost.Load(slots)
+        return cost.Load(slots, copied=copied)
     dedup = cell.strategy.dispatcher == "dedup"
 
     def rows(source: int, member: int, once: bool) -> int:
@@ -92,7 +124,7 @@ def counted_load(cell: Cell, layer: MoELayer, x: torch.Tensor, rank: int, ranks:
     sent = sum(rows(rank, member, dedup) for member in range(ep.size) if member != own)
     received = sum(rows(peer, own, dedup) for peer in peers if peer != rank)
     slots = sum(rows(peer, own, False) for peer in peers)
-    return cost.Load(slots, received + rows(rank, own, dedup), sent, received)
+    return cost.Load(slots, received + rows(rank, own, dedup), sent, received, copied=copied)
 
 
 def products(counter: FlopCounterMode) -> int:

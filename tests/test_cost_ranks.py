@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from moe import spec
 from moe.strategies.checks import supports
 from tests import cost_ranks
 from tests.ranks import run_ranks
@@ -56,6 +57,8 @@ def test_weights_are_those_the_layer_holds(found: Found) -> None:
 
 def test_every_strategy_that_is_ready_is_among_the_cells() -> None:
     cells = [cell for _, cell in cost_ranks.cells(2)]
-    assert {"serial", "simple", "dp", "tp", "ep"} <= {cell.strategy.name for cell in cells}
+    assert {cell.strategy.name for cell in cells} == set(spec.STRATEGIES)
+    for variant in cost_ranks.VARIANTS:
+        assert any(name.startswith(f"{variant} |") for name, _ in cost_ranks.cells(2)), variant
     for cell in cells:
         supports(cell)

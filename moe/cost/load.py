@@ -23,6 +23,7 @@ class Load:
     sent: float = 0.0  # rows to other members of the ep group
     received: float = 0.0  # rows from other members
     touched: float = 0.0  # experts here that have at least one slot
+    copied: int = 0  # experts of which several ranks hold a copy (strategy.hot_replicas)
 
 
 def group_rows(cell: Cell, rank: int, neighbours: int) -> int:
@@ -73,7 +74,8 @@ def expected(cell: Cell, rank: int = 0, skew: float = 1.0) -> Load:
     """What to expect of `rank` when it takes `skew` times its even share of slots.
 
     With skew, every token sends `skew` times as much here as on the average to a member; experts
-    are otherwise chosen evenly. Raises ValueError for a skew that cannot be.
+    are otherwise chosen evenly, so that every copy of a hot expert is of another one (with skew
+    there can be fewer copied experts). Raises ValueError for a skew that cannot be.
     """
     layer, found = cell.layer, degrees(cell)
     tokens, topk, experts = routed_tokens(cell, rank), layer.topk, layer.num_experts
@@ -84,12 +86,13 @@ def expected(cell: Cell, rank: int = 0, skew: float = 1.0) -> Load:
     batch = tokens if not dispatches(cell) else dispatched_tokens(cell, rank)
     slots = batch * per_token
     touched = places * (1.0 - (1.0 - per_token / places) ** batch)
+    copied = min(cell.strategy.hot_replicas, experts)
     if not dispatches(cell) or found.ep == 1:
-        return Load(slots, slots, 0.0, 0.0, touched)
+        return Load(slots, slots, 0.0, 0.0, touched, copied)
     share = _rows_per_token(cell, per_token)
     others = (_rows_per_token(cell, (topk - per_token) / (found.ep - 1))) * (found.ep - 1)
     rows = batch * share
-    return Load(slots, rows, tokens * others, rows - tokens * share, touched)
+    return Load(slots, rows, tokens * others, rows - tokens * share, touched, copied)
 
 
 def dispatched_tokens(cell: Cell, rank: int) -> int:

@@ -11,6 +11,16 @@ group, x bytes on each of them:
 (bus-bandwidth factors of nccl-tests, doc/PERFORMANCE.md; `busbw_bytes` is the larger of sent and
 received for uneven all-to-alls.)
 
+router.scope=global adds all-gathers over the ranks that together route every token once; where
+every rank routes the whole batch it adds none. Of the T tokens of each rank:
+
+    capacity                int64 [T, K] experts; with drop=probability also float32 [T, K] gates
+    expert choice           float32 [T, E] scores
+    balancing loss, train   int64 [T, K] experts, once more
+
+Gradients of an expert that has copies are added up over all ranks of ep, one all-reduce for each
+of its matrices and biases: ranks without a copy add nothing, but take part.
+
 Shape letters: B global batch, T tokens routed here, D in, O out, E experts, K top-k, P places on
 this rank, C chunks of overlap, n ranks of a group; s and w bytes per element kept and on the wire.
 """
@@ -18,7 +28,7 @@ this rank, C chunks of overlap, n ranks of a group; s and w bytes per element ke
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moe.cost import work
 from moe.cost.load import Load, dispatches, group_rows, routed_tokens
@@ -27,6 +37,7 @@ from moe.spec import DTYPE_BYTES, Cell, shard_bounds
 
 COUNT_BYTES = 8  # slot counts travel as int64
 GATE_BYTES = 4  # float32
+INDEX_BYTES = 8  # int64
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class Call:
 
     collective: str
     group: Group
-    purpose: str  # counts | dispatch | combine | backward | gradients
+    purpose: str  # scope | counts | dispatch | combine | backward | gradients
     sent_bytes: float
     received_bytes: float
     calls: int = 1
@@ -160,6 +171,48 @@ class _Rank:
             if name in held:
                 yield self.all_reduce(group, held[name], "gradients")
 
+    def add_up_copies(self) -> Iterator[Call]:
+        """One all-reduce for every parameter of every expert that several ranks hold."""
+        held, copied = work.parameter_bytes(self.cell, self.rank), self.load.copied
+        for name in EXPERTS:
+            if copied and name in held:
+                size = copied * held[name] / work.places(self.cell)
+                yield replace(self.all_reduce(self.ep, size, "gradients"), calls=copied)
+
+    # What router.scope=global asks for.
+
+    def routed_by(self) -> tuple[Group, int] | None:
+        """Ranks that together route every token once, and the tokens of the longest of them; None
+        where every rank routes the whole batch."""
+        name, dispatcher = self.cell.strategy.name, self.cell.strategy.dispatcher
+        if name == "dp_ep" and dispatcher == "local":
+            return self.dp, self.longest(self.ep.size)
+        if name in ("serial", "tp") or (dispatcher in ("local", "allgather") and "ep" in name):
+            return None
+        if name == "simple" and not self.sharded:
+            return None
+        if name == "ep_tp":
+            return self.ep, self.longest(self.tp.size)
+        return self.world, self.longest()
+
+    def scope(self) -> Iterator[Call]:
+        """What the router has to know of other ranks' tokens."""
+        rule, by = self.layer.router, self.routed_by()
+        if rule.scope != "global" or by is None:
+            return
+        group, longest = by
+        slots = longest * self.layer.topk
+        if rule.kind == "expert_choice":
+            scores = longest * self.layer.num_experts * work.ROUTER_BYTES
+            yield self.all_gather(group, scores, "scope")
+            return
+        if rule.aux_loss and self.cell.workload.mode == "train":
+            yield self.all_gather(group, slots * INDEX_BYTES, "scope")
+        if rule.capacity_factor:
+            yield self.all_gather(group, slots * INDEX_BYTES, "scope")
+            if rule.drop == "probability":
+                yield self.all_gather(group, slots * GATE_BYTES, "scope")
+
 
 EXPERTS = ("fc1", "fc2", "b1", "b2")
 SHARED = tuple(f"shared_{name}" for name in EXPERTS)
@@ -240,16 +293,14 @@ def _gradients(r: _Rank) -> Iterator[Call]:
         yield from r.add_up_gradients(SHARED, r.world)
     if name == "dp_ep":
         yield from r.add_up_gradients(EXPERTS, r.dp)
+    yield from r.add_up_copies()
 
 
 def collectives(cell: Cell, load: Load, rank: int = 0) -> list[Call]:
-    """In the order of the step; groups of one rank move nothing and are left out.
-
-    Not in it: gradients of hot experts' copies (strategy.hot_replicas in mode=train), and what
-    router.scope=global adds.
-    """
+    """By step: what the router asks for, forward, backward, gradients; groups of one rank move
+    nothing and are left out."""
     view = _Rank(cell, load, rank)
-    found = list(_forward(view))
+    found = [*view.scope(), *_forward(view)]
     if cell.workload.mode == "train":
         found += _backward(view)
     return [call for call in found if call.group.size > 1]

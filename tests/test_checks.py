@@ -1,0 +1,240 @@
+"""Every refusal of moe/strategies/checks.py, by name; and that what is near it is accepted."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
+from moe.strategies import checks
+from moe.strategies.checks import supports
+
+PARTS = {"layer": Layer, "strategy": Strategy, "workload": Workload, "placement": Placement}
+
+
+def cell(changes: dict[str, Any]) -> Cell:
+    """A cell of ep alltoall, 8 experts of 32 hidden units on 4 ranks, but for `changes`."""
+    values: dict[str, dict[str, Any]] = {
+        "layer": {"dim": 16, "hidden": 32, "dim_out": 16, "num_experts": 8, "topk": 2},
+        "strategy": {"name": "ep", "dispatcher": "alltoall"},
+        "workload": {"batch_size": 8},
+        "placement": {"world_size": 4},
+        "router": {},
+    }
+    for name, value in changes.items():
+        part, _, field = name.partition(".")
+        values[part][field] = value
+    layer = Layer(**values["layer"], router=Router(**values.pop("router")))
+    return Cell(layer, *(PARTS[part](**values[part]) for part in list(PARTS)[1:]))
+
+
+SIMPLE = {"strategy.name": "simple", "strategy.dispatcher": "local"}
+TP = {"strategy.name": "tp", "strategy.dispatcher": "local"}
+CHOICE = {"router.kind": "expert_choice"}
+GROUPS = {"router.groups": 4, "router.group_topk": 2}
+
+# change -> words of the message, the first of them at its start
+REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    ({"strategy.name": "pp"}, ("strategy=pp", "serial|simple|dp|tp|ep|ep_tp|dp_ep|fsdp")),
+    ({"strategy.kernel": "fast"}, ("strategy.kernel=fast", "auto|loop|bmm|dense|grouped")),
+    ({"layer.dtype": "float64"}, ("dtype=float64", "float32|bfloat16|float16")),
+    ({"layer.activation": "tanh"}, ("layer.activation=tanh", "relu|identity|gelu|silu_gated")),
+    ({"layer.bias": "one"}, ("layer.bias=one", "none|zero|random")),
+    ({"workload.tokens": "split"}, ("tokens=split", "replicated|sharded")),
+    ({"workload.mode": "infer"}, ("mode=infer", "forward|train")),
+    ({"layer.dim": 0}, ("layer.dim=0", "whole numbers from 1", "set layer.dim to one")),
+    ({"layer.hidden": 1.5}, ("layer.hidden=1.5", "whole numbers")),
+    ({"layer.dim_out": True}, ("layer.dim_out=True", "whole numbers")),
+    ({"layer.num_experts": -8}, ("layer.num_experts=-8",)),
+    ({"layer.topk": 0}, ("layer.topk=0",)),
+    ({"workload.batch_size": 0}, ("batch_size=0", "from 1")),
+    ({"placement.world_size": 0}, ("world_size=0", "from 1")),
+    ({"placement.threads": 0}, ("threads=0", "from 1")),
+    ({"layer.shared_experts": -1}, ("model.shared_experts=-1", "from 0")),
+    ({"layer.topk": 9}, ("topk=9", "1 to num_experts=8", "topk_overflow=clamp")),
+    # routers
+    ({"router.kind": "random"}, ("router.kind=random", "token_choice|expert_choice")),
+    ({"router.score": "relu"}, ("router.score=relu", "softmax|sigmoid")),
+    ({"router.order": "never"}, ("router.order=never", "before|after")),
+    ({"router.selection_bias": "some"}, ("router.selection_bias=some", "none|balanced")),
+    ({"router.drop": "random"}, ("router.drop=random", "position|probability")),
+    ({"router.scope": "node"}, ("router.scope=node", "rank|global")),
+    ({"router.groups": 0}, ("router.groups=0", "from 1")),
+    (
+        {"router.score": "sigmoid", "router.order": "after"},
+        ("router.order with score=sigmoid=after", "before"),
+    ),
+    ({"router.aux_loss": 0.1}, ("mode with router.aux_loss=forward", "train")),
+    (
+        {**CHOICE, "router.order": "after"},
+        ("router.order with kind=expert_choice=after", "before"),
+    ),
+    ({**CHOICE, **GROUPS}, ("router.groups with kind=expert_choice=4", "allowed is 1")),
+    (
+        {**CHOICE, "router.selection_bias": "balanced"},
+        ("router.selection_bias with kind=expert_choice=balanced", "none"),
+    ),
+    (
+        {**CHOICE, "router.aux_loss": 0.1, "workload.mode": "train"},
+        ("router.aux_loss with kind=expert_choice=0.1", "allowed is 0.0"),
+    ),
+    ({"router.groups": 3}, ("router.groups=3", "divisors of num_experts=8")),
+    ({**GROUPS, "router.group_topk": 5}, ("router.group_topk=5", "1|2|3|4")),
+    (
+        {**GROUPS, "layer.topk": 5},
+        ("topk=5", "at most 4, the experts of router.group_topk=2 groups"),
+    ),
+    # how experts are spread
+    (
+        {"strategy.name": "serial", "workload.tokens": "sharded"},
+        ("tokens=sharded", "replicated for strategy=serial", "strategy=simple"),
+    ),
+    ({**TP, "strategy.ep": 2}, ("strategy.ep for strategy=tp=2", "allowed is 0")),
+    ({"strategy.tp": 2}, ("strategy.tp for strategy=ep=2", "allowed is 0")),
+    ({"strategy.ep": 2}, ("strategy.ep, strategy.tp=(2, 1)", "product of world_size=4")),
+    (
+        {"strategy.name": "ep_tp", "strategy.ep": 2, "strategy.tp": 4},
+        ("strategy.ep, strategy.tp=(2, 4)", "world_size=4"),
+    ),
+    (
+        {"strategy.name": "dp_ep", "strategy.ep": 3},
+        ("strategy.ep, strategy.tp=(3, 1)", "world_size=4"),
+    ),
+    ({"layer.num_experts": 6}, ("num_experts=6", "multiples of 4", "strategy.ep")),
+    ({**TP, "layer.hidden": 30}, ("layer.hidden=30", "multiples of 4", "strategy.tp")),
+    # dispatch
+    (
+        {"strategy.dispatcher": "allgather"},
+        ("strategy.dispatcher with tokens=replicated=allgather", "local|alltoall|dedup"),
+    ),
+    (
+        {"strategy.dispatcher": "local", "workload.tokens": "sharded"},
+        ("strategy.dispatcher with tokens=sharded=local", "alltoall|dedup|allgather"),
+    ),
+    (
+        {
+            "strategy.name": "dp_ep",
+            "strategy.dispatcher": "allgather",
+            "workload.tokens": "sharded",
+        },
+        ("strategy.dispatcher with tokens=sharded=allgather", "alltoall|dedup"),
+    ),
+    ({"strategy.overlap": 0}, ("strategy.overlap=0", "from 1")),
+    (
+        {"strategy.overlap": 2, "strategy.dispatcher": "dedup"},
+        ("strategy.overlap=2", "1 without strategy.dispatcher=alltoall"),
+    ),
+    ({**SIMPLE, "strategy.overlap": 2}, ("strategy.overlap=2", "strategy.overlap=1")),
+    ({"strategy.comm_dtype": "int8"}, ("strategy.comm_dtype=int8", "float32|bfloat16|float16")),
+    (
+        {**SIMPLE, "strategy.comm_dtype": "bfloat16"},
+        ("strategy.comm_dtype for strategy=simple, which sends nothing=bfloat16",),
+    ),
+    # placement and copies
+    (
+        {**TP, "strategy.placement": "round_robin"},
+        ("strategy.placement for strategy=tp=round_robin", "contiguous"),
+    ),
+    (
+        {"strategy.placement": "explicit", "strategy.expert_order": (0, 1, 2)},
+        ("strategy.placement=3 expert ids", "8, every expert once"),
+    ),
+    ({"strategy.hot_replicas": -1}, ("strategy.hot_replicas=-1", "from 0")),
+    (
+        {"strategy.name": "ep_tp", "strategy.hot_replicas": 2},
+        ("strategy.hot_replicas=2", "0 for strategy=ep_tp", "strategy=ep"),
+    ),
+    ({"strategy.hot_replicas": 3}, ("strategy.hot_replicas=3", "multiples of 4 up to 24")),
+    ({"strategy.hot_replicas": 28}, ("strategy.hot_replicas=28", "up to 24")),
+    # kernels
+    (
+        {"strategy.kernel": "grouped", "layer.dim": 6},
+        ("strategy.kernel=grouped", "16 bytes, which 6 is not", "strategy.kernel=auto"),
+    ),
+    (
+        {**TP, "strategy.kernel": "grouped", "layer.hidden": 24},
+        ("strategy.kernel=grouped", "16 bytes, which 6 is not"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), REFUSED, ids=[words[0] for _, words in REFUSED])
+def test_what_is_not_done_is_refused_by_name(
+    changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(Unsupported) as refused:
+        supports(cell(changes))
+    message = str(refused.value)
+    assert message.startswith(f"{words[0]}: allowed is ")
+    for word in words[1:]:
+        assert word in message
+    assert message.count("; ") >= 1 and not message.endswith("; ")  # and what to do
+
+
+ACCEPTED: list[dict[str, Any]] = [
+    {},
+    {"layer.topk": 8},
+    {**GROUPS, "layer.topk": 4},
+    {**CHOICE},
+    {"router.aux_loss": 0.1, "workload.mode": "train"},
+    {"router.score": "sigmoid", "router.selection_bias": "balanced"},
+    {"strategy.dispatcher": "allgather", "workload.tokens": "sharded"},
+    {"strategy.overlap": 3, "strategy.comm_dtype": "bfloat16"},
+    {"strategy.hot_replicas": 24},
+    {"strategy.placement": "explicit", "strategy.expert_order": (3, 1, 0, 2, 7, 6, 5, 4)},
+    {"strategy.name": "ep_tp", "strategy.ep": 2, "strategy.tp": 2},
+    {"strategy.name": "dp_ep", "strategy.dispatcher": "dedup", "layer.num_experts": 6},
+    {"strategy.kernel": "grouped"},
+    {**TP, "strategy.tp": 4},
+    {**SIMPLE, "placement.world_size": 3, "layer.num_experts": 5, "layer.hidden": 7},
+    {"workload.batch_size": 1},
+]
+
+
+@pytest.mark.parametrize("changes", ACCEPTED, ids=lambda changes: ", ".join(changes) or "plain")
+def test_what_is_near_it_is_accepted(changes: dict[str, Any]) -> None:
+    supports(cell(changes))
+
+
+def refusals() -> dict[int, str]:
+    """First line and source of every call in checks.py that can refuse, the helpers' own left
+    out."""
+    text = Path(checks.__file__).read_text("utf-8")
+    found = {}
+    for function in ast.parse(text).body:
+        if not isinstance(function, ast.FunctionDef) or function.name in ("_one_of", "_whole"):
+            continue
+        for node in ast.walk(function):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and (
+                node.func.id in ("_one_of", "_whole", "Unsupported")
+            ):  # fmt: skip
+                found[node.lineno] = ast.get_source_segment(text, node) or ""
+    return found
+
+
+def test_no_refusal_is_missing_from_the_table() -> None:
+    seen = set()
+    for changes, _ in REFUSED:
+        try:
+            supports(cell(changes))
+        except Unsupported as error:
+            frames = [
+                frame
+                for frame in traceback.extract_tb(error.__traceback__)
+                if frame.filename == checks.__file__ and frame.name not in ("_one_of", "_whole")
+            ]
+            seen.add(frames[-1].lineno)
+    assert {line: text for line, text in refusals().items() if line not in seen} == {}
+
+
+def test_a_mutant_that_forgets_a_check_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "_placement", lambda cell: None)
+    changes, words = next(row for row in REFUSED if "strategy.hot_replicas" in row[0])
+    with pytest.raises(pytest.fail.Exception):
+        test_what_is_not_done_is_refused_by_name(changes, words)
+    assert dataclasses.is_dataclass(cell(changes))
