@@ -175,7 +175,7 @@ def run() -> int:
         program(task)()
         if BENCH.error:
             raise BENCH.error
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+    except (ConfigError, HydraException, OmegaConfBaseException, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -183,7 +183,7 @@ def run() -> int:
         return 130
     if BENCH.result is None:
         return 0  # --help, --cfg and the like
-    if BENCH.report:
+    if BENCH.report and not BENCH.result.broken:
         show_report(BENCH.result)
     say_end(BENCH.result)
     return BENCH.result.exit_code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -56,7 +57,13 @@ def run_asked(
         progress.say(f"skipped: {' '.join(asked[number_].overrides)}: {error}")
     announce(list(jobs.values()), progress)
     with resume.locked(sweep_dir):
-        point_latest(sweep_dir)
+        if not settings.resume_mode and (sweep_dir / resume.PLAN).exists():
+            raise ConfigError(
+                f"{sweep_dir}: holds a sweep already, which a new one would write over; go on with "
+                f"it (resume={sweep_dir}) or choose another folder"
+            )
+        with contextlib.suppress(OSError):  # a convenience; not every filesystem has links
+            point_latest(sweep_dir)
         result = Sweep(list(jobs.values()), settings, progress).run()
     outcomes = {n: result.outcomes.get(job.cell_id, "interrupted") for n, job in jobs.items()}
     return result, outcomes | dict.fromkeys(errors, "invalid")

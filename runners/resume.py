@@ -6,8 +6,8 @@ attempt is kept beside those before it, under its launch's number. Torch-free.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +23,7 @@ from runners.record import Record
 MODES = ("missing", "failed", "stale", "force")
 LATEST = "latest"
 LOCK = ".lock"
+PLAN = "plan.json"
 Version = tuple[Any, ...]
 
 
@@ -38,7 +39,11 @@ class Past:
 def folder_of(resume: str, outputs: Path) -> Path:
     """The folder that resume=DIR or resume=latest names; raises ConfigError where it is none."""
     folder = outputs / LATEST if resume == LATEST else Path(resume)
-    if not (folder / "plan.json").is_file():
+    try:
+        there = (folder / PLAN).is_file()
+    except OSError:  # a name that is too long, a folder that is not ours
+        there = False
+    if not there:
         raise ConfigError(
             f"resume={resume}: {folder} holds no plan.json; allowed are the folder of a sweep and "
             f"{LATEST}; see `python -m analysis status`"
@@ -52,9 +57,8 @@ def asked_before(folder: Path) -> list[tuple[dict[str, Any], list[str]]]:
         found = []
         for cell in read_plan(folder)["cells"]:
             kept = folder / "cells" / str(cell["cell_id"]) / ".hydra"
-            config = json.loads((kept / "config.json").read_text("utf-8"))
-            overrides = json.loads((kept / "overrides.json").read_text("utf-8"))
-            found.append((dict(config), [str(word) for word in overrides]))
+            config = records.read_sealed(kept / "config.json")
+            found.append((config, [str(word) for word in cell["overrides"]]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"resume={folder}: its plan cannot be read ({error}); "
@@ -66,11 +70,8 @@ def asked_before(folder: Path) -> list[tuple[dict[str, Any], list[str]]]:
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """plan.json; raises OSError and ValueError."""
-    plan = json.loads((folder / "plan.json").read_text("utf-8"))
-    if not isinstance(plan, dict):
-        raise ValueError("plan.json holds no object")
-    return plan
+    """plan.json; raises OSError and RecordError, a ValueError."""
+    return records.read_sealed(folder / PLAN)
 
 
 def read_past(folder: Path) -> Past:
@@ -150,8 +151,11 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises ConfigError naming the process that has it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written: {error}; choose another folder") from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,8 +164,9 @@ def locked(folder: Path) -> Iterator[None]:
             raise ConfigError(
                 f"{folder}: process {owner} is measuring into this folder; wait for it, or end it"
             ) from error
-        os.truncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without a name in it
+            os.truncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(handle)
