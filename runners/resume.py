@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from runners import environment
 from runners import record as records
 from runners.cell import ConfigError
 from runners.plan import Job
@@ -34,6 +35,15 @@ class Past:
     records: dict[str, list[Record]] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
     next_launch: int = 0
+
+
+class CellState(NamedTuple):
+    """A planned cell, its state, and the newest log on it."""
+
+    cell_id: str
+    strategy: str
+    state: str
+    log: str
 
 
 def folder_of(resume: str, outputs: Path) -> Path:
@@ -99,6 +109,36 @@ def version_of(environment: Mapping[str, Any]) -> Version:
     git, versions = environment.get("git") or {}, environment.get("versions") or {}
     machine = (environment.get("host"), environment.get("cpu_model"), environment.get("cores"))
     return (git.get("sha"), git.get("dirty"), versions.get("torch"), *machine)
+
+
+def version_here(root: Path) -> Version:
+    """Of this machine and the code below `root`."""
+    return version_of({**environment.capture(), "git": environment.git_state(root)})
+
+
+def cells(folder: Path, here: Version) -> list[CellState]:
+    """Every planned cell of a folder; raises OSError or ValueError for a damaged plan."""
+    past = read_past(folder)
+    found = []
+    for planned in read_plan(folder)["cells"]:
+        cell_id = str(planned["cell_id"])
+        attempts = past.records.get(cell_id, [])
+        known = state(attempts, here, _launches(folder, cell_id))
+        log = next((str(one.error["log"]) for one in reversed(attempts) if one.error), "")
+        if not log and attempts:
+            log = f"launches/{attempts[-1].launch}/logs"
+        name = str(planned["cell"]["strategy"]["name"])
+        found.append(CellState(cell_id, name, known, str(folder / log) if log else ""))
+    return found
+
+
+def _launches(folder: Path, cell_id: str) -> int:
+    """How many launches the cell was to have; one where its config cannot be read."""
+    try:
+        config = records.read_sealed(folder / "cells" / cell_id / ".hydra" / "config.json")
+        return int(config["measure"]["launches"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 1
 
 
 def state(attempts: Sequence[Record], here: Version, launches: int) -> str:

@@ -52,7 +52,8 @@ FAULTS = {
     "stuck": Fault(
         "a rank stands still, in Python or holding its lock",
         f"{FAILS}; every rank's stack is in its log",
-        ONE_FAILS, "stood still", "stuck|stuck_in_c", {"measure": STUCK}, after=hands.look_for_stacks,
+        ONE_FAILS, "stood still", "stuck|stuck_in_c", {"measure": STUCK},
+        after=hands.look_for_stacks,
     ),
     "memory": Fault(
         "out of memory: Python, allocator under a limit",

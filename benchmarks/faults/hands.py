@@ -148,8 +148,8 @@ def unmount(trial: Trial) -> None:
 
 
 def small_disk(trial: Trial) -> None:
-    """Room for the plan and a little more: which write is the first to fail is up to the dice."""
-    _mount(trial, trial.folder, trial.dice.randrange(100, 240, 4))
+    """A whole sweep takes 100 KiB here: which write is the first to fail is up to the dice."""
+    _mount(trial, trial.folder, trial.dice.randrange(24, 96, 4))
 
 
 def until_it_ends_then_grow(trial: Trial) -> None:

@@ -59,6 +59,7 @@ def plant(kind: str, folder: Path) -> None:
     elif kind in ("blocked_write", "blocked_log"):
         patience.LIMIT_S = 3.0
     if kind == "blocked_write" and not (folder / "blocked").exists():
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "blocked").touch()
         record.write_atomic = partial(_blocked, record.write_atomic)
     elif kind == "shared_network":
