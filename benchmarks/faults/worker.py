@@ -1,6 +1,7 @@
 """runners.worker with a fault planted in one rank, at one stage of one cell of the first launch.
 
-MOE_PLANT is a JSON object: {kind, rank, cell, stage}. Every kind ends the rank, or spoils what it
+MOE_PLANT is a JSON object: {kind, rank, cell, stage}, or {kind: random, chance, seed} for faults
+that come by chance with any cell of any launch. Every kind ends the rank, or spoils what it
 computes, in the way of a fault that machines and code really have.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import random
 import resource
 import signal
 import sys
@@ -78,10 +80,21 @@ spoiled = False  # whether what this rank's experts compute is not a number just
 def planted_enter(self: Worker, cell: int, stage: str) -> None:
     global spoiled
     enter(self, cell, stage)
-    here = (cell, stage) == (PLANT["cell"], PLANT["stage"]) and self.plan.launch == 0
-    spoiled = here and PLANT["kind"] == "nan"
-    if here and PLANT["kind"] in AT_A_STAGE:
-        AT_A_STAGE[PLANT["kind"]]()
+    kind = due(self, cell, stage)
+    spoiled = kind == "nan"
+    if kind in AT_A_STAGE:
+        AT_A_STAGE[kind]()
+
+
+def due(self: Worker, cell: int, stage: str) -> str:
+    """The kind of fault that this rank meets here."""
+    if PLANT["kind"] != "random":
+        here = (cell, stage) == (PLANT["cell"], PLANT["stage"]) and self.plan.launch == 0
+        return PLANT["kind"] if here else ""
+    dice = random.Random(f"{PLANT['seed']}:{self.plan.launch}:{cell}")
+    mine = dice.randrange(self.where.world_size) == self.where.rank
+    come = cell >= 0 and stage == "gate" and dice.random() < PLANT["chance"]
+    return dice.choice(["raise", "kill", "exit", "stuck", "memory", "nan"]) if mine and come else ""
 
 
 def spoil(result: Tensor) -> Tensor:
@@ -115,6 +128,6 @@ if __name__ == "__main__":
         os.environ[ranks.TOKEN] = (
             "guessed" if "/launches/0/" in sys.argv[1] else os.environ[ranks.TOKEN]
         )
-    elif os.environ["RANK"] == str(PLANT.get("rank")):
+    elif PLANT.get("kind") == "random" or os.environ["RANK"] == str(PLANT.get("rank")):
         plant()
     sys.exit(worker.main(sys.argv[1:]))
