@@ -35,6 +35,7 @@ from runners import resume
 from runners.cell import ConfigError, safe_name
 from runners.jobs import Asked, run_asked
 from runners.sweep import SweepResult
+from runners.track_client import redact
 
 REPORT_LIMIT_S = 300
 
@@ -63,7 +64,7 @@ class Bench:
 
     def run_all(self, asked: Sequence[Asked], sweep_dir: Path) -> dict[int, str]:
         """Runs the jobs; the outcome of each by its number."""
-        command = shlex.join(["python", "runners/bench.py", *sys.argv[1:]])
+        command = redact(shlex.join(["python", "runners/bench.py", *sys.argv[1:]]))
         self.result, outcomes = run_asked(asked, sweep_dir, command, self.begins)
         self.report = bool(asked[0].config.get("report", True))
         return outcomes

@@ -22,7 +22,7 @@ from runners.record import Record
 from runners.track_client import run_tracker
 
 BULK_S = 600.0  # for reading or writing something of every cell
-BLAMELESS_LAUNCHES = 2  # launches that may fail outside any cell before their group is given up
+BLAMELESS_LAUNCHES = 3  # launches that may fail outside any cell before their group is given up
 
 Start = Callable[[LaunchPlan], Started]
 

@@ -74,6 +74,11 @@ FAULTS = {
         "the launcher is killed (-9) at any moment", RESUMES, (3, 0, 0, 0),
         hand=hands.kill_launcher, resumed="missing",
     ),
+    "launcher_tracking": Fault(
+        "the launcher is killed (-9) while its tracker writes",
+        "the tracker ends its run and goes too; resume writes the rest", (3, 0, 0, 0),
+        options={"tracker": OFFLINE}, hand=hands.kill_launcher_of_tracker, resumed="missing",
+    ),
     "ctrl_c": Fault(
         "Ctrl-C once", "the round ends, records are written, exit code 130; resume goes on",
         (3, 0, 0, 0), hand=hands.interrupt, resumed="missing",
@@ -86,7 +91,7 @@ FAULTS = {
         "SIGTERM or SIGHUP", "as Ctrl-C once", (3, 0, 0, 0), hand=hands.terminate, resumed="missing"
     ),
     "ports": Fault(
-        "every port taken, and no network of its own", "cells fail after two launches, saying so",
+        "every port taken, and no network of its own", "cells fail after three launches, saying so",
         (0, 3, 0, 1), "in use", options={"plant": "shared_network"},
         before=hands.take_all_ports, after=hands.give_ports_back, root=True,
     ),
@@ -110,9 +115,10 @@ FAULTS = {
         root=True,
     ),
     "wandb": Fault(
-        "W&B cannot be reached", "a warning, runs are written offline; all cells are measured",
+        "W&B cannot be reached",
+        "a warning, runs are written offline; all cells are measured; the key is in no file",
         (3, 0, 0, 0), "", options={"tracker": {**OFFLINE, "mode": "online"}},
-        before=hands.no_server,
+        before=hands.no_server, after=hands.look_for_key,
     ),
     "clock": Fault(
         "the wall clock loses an hour at every look", "nothing: no time is taken from it",

@@ -17,6 +17,7 @@ from pathlib import Path
 from runners.track_client import descendants
 
 POLL_S = 0.02
+API_KEY = "0123456789" * 4  # as long as W&B's own
 USUAL_S = 7.0  # about how long an undisturbed sweep takes
 
 
@@ -87,6 +88,12 @@ def kill_agent(trial: Trial) -> None:
 def kill_launcher(trial: Trial) -> None:
     pause(trial, USUAL_S + 2)
     send(trial.pid, signal.SIGKILL)
+
+
+def kill_launcher_of_tracker(trial: Trial) -> None:
+    if trial.wait_for(lambda: trial.child("runners.track") > 0):
+        pause(trial, 2.0)
+        send(trial.pid, signal.SIGKILL)
 
 
 def _stop(trial: Trial, *numbers: int) -> None:
@@ -206,12 +213,18 @@ def give_ports_back(trial: Trial) -> None:
         trial.helper.communicate(b"", timeout=20)
 
 
+def look_for_key(trial: Trial) -> None:
+    """In every record and log of the sweep, W&B's own included."""
+    files = [path for path in trial.folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    trial.wrong += [f"{f}: holds the key" for f in files if API_KEY.encode() in f.read_bytes()]
+
+
 def no_server(trial: Trial) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     trial.environment |= {
         "WANDB_BASE_URL": f"http://127.0.0.1:{port}",
-        "WANDB_API_KEY": "0123456789" * 4,
+        "WANDB_API_KEY": API_KEY,
         "WANDB_INIT_TIMEOUT": "2",
         "WANDB_FINISH_TIMEOUT": "2",
         "WANDB_HTTP_TIMEOUT": "2",

@@ -14,7 +14,7 @@ from runners.plan import load
 from runners.ranklog import RankReader, rank_path
 
 MARK = "MOE_FAULT_TRIAL"  # in the environment of every process of a trial
-ORPHAN_S = 5.0  # what dies with its parent needs a moment
+ORPHAN_S = 15.0  # a tracker that is asked to end finishes the run that it writes
 
 
 def marked(mark: str) -> list[int]:

@@ -68,7 +68,7 @@ class Watch:
         while one.pause(1.0):
             assert one.process is not None
             peak = max(peak, usage(one.process.pid))
-            if one.dice.random() < self.chance:
+            if one.dice.random() < self.chance / 4:
                 self._kill(one)
         self.peaks.append(peak)
 

@@ -44,10 +44,12 @@ def main(arguments: list[str]) -> int:
 
 
 def keep_store_on_loopback() -> None:
-    """torch's store listens on every interface, unless it is given a socket that does not."""
-    from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend
+    """torch's stores (the agents' rendezvous, the ranks' own) listen on every interface, unless
+    they are given a socket that does not."""
+    from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend, dynamic_rendezvous
 
     backend: Any = c10d_rendezvous_backend  # its type stubs leave out what it imports
+    handler: Any = dynamic_rendezvous.DynamicRendezvousHandler
     store = backend.TCPStore
 
     def on_loopback(host: str, port: int, *, is_master: bool, **rest: Any) -> Any:
@@ -58,6 +60,9 @@ def keep_store_on_loopback() -> None:
         return store(LOOPBACK, port, is_master=True, master_listen_fd=handle, **rest)
 
     backend.TCPStore = on_loopback
+    handler._create_tcp_store_server = lambda self, address, port: on_loopback(
+        address, port, is_master=True, multi_tenant=True
+    )
 
 
 if __name__ == "__main__":
