@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from analysis.sources import wandb_file
 from benchmarks.faults import launcher
 from runners import limits, plan, record, resume
@@ -23,6 +25,7 @@ from runners.assemble import Assembler
 from runners.plan import LaunchPlan
 from runners.ranklog import RankLog, rank_path
 from runners.record import Record, Samples
+from runners.traces import TraceError, read_trace
 from runners.track_client import run_tracker
 
 TOKENS = [
@@ -145,6 +148,7 @@ def formats(folder: Path) -> dict[str, Format]:
     cached = next((folder / "cache").glob("*.json"))
     found["calibration"] = Format(cached, lambda: _calibration(cached))
     found["rank log"] = _rank_log(folder / "log")
+    found["trace"] = _trace(folder / "trace")
     return found
 
 
@@ -172,6 +176,21 @@ def _rank_log(folder: Path) -> Format:
         return list(zip(found.round, found.steps, found.start_ns, found.end_ns, strict=True))
 
     return Format(rank_path(folder, 1), read, part=True)
+
+
+def _trace(folder: Path) -> Format:
+    """The archive's own checksum covers its array."""
+    folder.mkdir()
+    path = folder / "trace.npz"
+    np.savez(path, indices=np.array([[n % 4, (n + 1) % 4] for n in range(64)], dtype=np.int32))
+
+    def read() -> Any:
+        try:
+            return read_trace(str(path), 2, 4)
+        except TraceError as error:  # the caller names the field and the file
+            raise ValueError(f"{path}: {error}") from error
+
+    return Format(path, read)
 
 
 def _wandb(folder: Path) -> Format:
@@ -203,4 +222,4 @@ def fuzz(name: str, times: int, seed: str) -> list[str]:
             shutil.rmtree(folder)
 
 
-NAMES = ("record", "wandb", "calibration", "plan.json", "launch.json", "rank log")
+NAMES = ("record", "wandb", "calibration", "plan.json", "launch.json", "rank log", "trace")

@@ -79,7 +79,8 @@ class Launch:
 
     def run(self) -> list[Job]:
         """Follows the ranks to their end; returns the jobs that still have to be measured."""
-        traces.freeze(self._traces(), Path(self.plan.launch_dir))
+        folder = Path(self.plan.launch_dir)
+        within("the launch's folder", lambda: traces.freeze(self._traces(), folder))
         started = self.sweep.start(self.plan)
         try:
             with stop_on_interrupt(Path(self.plan.launch_dir) / "stop") as asked:
