@@ -41,11 +41,22 @@ test: setup ## every test that CI runs
 test-full: setup ## every accepted way to spread the layer against the oracle, the whole product
 	$(RUN) -m pytest -q -m slow tests/test_agree.py
 
+.PHONY: faults
+faults: setup ## every fault 20 times, 50 killed launchers, bad input (hours; some faults need root)
+	$(RUN) -m benchmarks.faults --times 20
+	$(RUN) -m benchmarks.faults.kills --kills 50
+	$(RUN) -m benchmarks.faults.fuzz --overrides 5000 --files 1000
+
+.PHONY: soak
+soak: setup ## CELLS=500 cells with random faults until every one has ended
+	$(RUN) -m benchmarks.faults.soak --cells $(or $(CELLS),500)
+
 .PHONY: check
-check: setup ## lint, formatting and types
+check: setup ## lint, formatting, types, and known vulnerabilities where they can be asked for
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(RUN) benchmarks/audit.py
 
 .PHONY: clean
 clean: ## the virtual environment and caches; outputs stay

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -120,10 +121,17 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
+def harmless(text: str) -> str:
+    """Without what steers a terminal, such as escape codes in a name that a record holds."""
+    return "".join(
+        "?" if unicodedata.category(c).startswith("C") and c not in "\n\t" else c for c in text
+    )
+
+
 def write_output(text: str, output: str) -> None:
     """To the file, or to standard output where none is named."""
     if not output:
-        print(text)
+        print(harmless(text))
         return
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from analysis import (
     insights,
     render,
     schema,
+    states,
     status,
     tables,
 )
@@ -185,11 +186,13 @@ def status_(options: argparse.Namespace) -> int:
     """1 where a cell has no time."""
     data = load(options)
     rows = status.rows(data.frame, data.sources or [LATEST])
-    lines = status.failures(data.frame)
+    open_ = states.lines(data.sources or [LATEST])
+    lines = status.failures(data.frame) + [line for _, line in open_]
     table = render.simple(status.HEADER, rows, options.format)
     parts = [table, render.lines(lines, options.format)]
     write_output("\n\n".join(part for part in parts if part), options.output)
-    return 1 if lines else 0
+    timeless = status.failures(data.frame) or any(state != "stale" for state, _ in open_)
+    return 1 if timeless else 0
 
 
 def export_(options: argparse.Namespace) -> int:

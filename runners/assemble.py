@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,10 @@ class RankLines:
 
     def update(self) -> None:
         for line in self.reader.new():
-            self._take(line.pop("event"), line)
+            try:
+                self._take(line.pop("event"), line)
+            except (KeyError, TypeError, ValueError):  # a line of another version
+                self.reader.damaged += 1
 
     def _take(self, event: str, line: dict[str, Any]) -> None:
         if event == "sample":
@@ -99,7 +103,7 @@ class Assembler:
             wave=wave,
             sweep=self.sweep,
             outcome=outcome,
-            notes=list(job.request.notes),
+            notes=[*job.request.notes, *self._damage()],
             gate=gate,
             samples=samples,
             floor=asdict(self._columns([("floor", False)], -1)),
@@ -118,6 +122,10 @@ class Assembler:
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
 
+    def _damage(self) -> list[str]:
+        found = [(n, rank.reader.damaged) for n, rank in enumerate(self.ranks)]
+        return [f"{lines} damaged lines of rank {n} were left out" for n, lines in found if lines]
+
     def _samples(self, index: int) -> Samples:
         return self._columns([("warmup", True), ("round", False)], index)
 
@@ -125,8 +133,7 @@ class Assembler:
         """Samples that every rank has written; a rank's own start and end side by side."""
         found = Samples()
         for kind, warm in kinds:
-            lines = [rank.samples[index, kind] for rank in self.ranks]
-            for row in zip(*lines, strict=False):
+            for row in _rows([rank.samples[index, kind] for rank in self.ranks]):
                 found.round.append(row[0]["round"])
                 found.position.append(row[0]["position"])
                 found.steps.append(row[0]["steps"])
@@ -194,3 +201,18 @@ class Assembler:
 
     def _blame(self, rank: int, what: str) -> tuple[int, int, str]:
         return rank, self.ranks[rank].cell, f"rank {rank} {what}"
+
+
+def _rows(ranks: list[list[dict[str, Any]]]) -> Iterator[tuple[dict[str, Any], ...]]:
+    """The ranks' lines of the same sample together. Of a round's samples of a cell all ranks have
+    all, or none counts: with a line lost, what follows would be paired with what it is not."""
+    places: list[dict[tuple[int, int], list[dict[str, Any]]]] = []
+    for lines in ranks:
+        mine: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        for line in lines:
+            mine.setdefault((line["round"], line["position"]), []).append(line)
+        places.append(mine)
+    for place in places[0]:
+        together = [mine.get(place, []) for mine in places]
+        if len({len(lines) for lines in together}) == 1:
+            yield from zip(*together, strict=True)

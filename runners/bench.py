@@ -7,6 +7,7 @@ the cells to the launches, and shows tables and plots at the end. Exit codes: 0 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -16,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 if sys.path and Path(sys.path[0] or ".").resolve() == ROOT / "runners":
@@ -34,6 +35,7 @@ from runners import resume
 from runners.cell import ConfigError, safe_name
 from runners.jobs import Asked, run_asked
 from runners.sweep import SweepResult
+from runners.track_client import redact
 
 REPORT_LIMIT_S = 300
 
@@ -58,13 +60,17 @@ class Bench:
         self.result: SweepResult | None = None
         self.error: Exception | None = None
         self.report = True
+        self.began = False  # from here on an error is not the user's
 
     def run_all(self, asked: Sequence[Asked], sweep_dir: Path) -> dict[int, str]:
         """Runs the jobs; the outcome of each by its number."""
-        command = shlex.join(["python", "runners/bench.py", *sys.argv[1:]])
-        self.result, outcomes = run_asked(asked, sweep_dir, command)
+        command = redact(shlex.join(["python", "runners/bench.py", *sys.argv[1:]]))
+        self.result, outcomes = run_asked(asked, sweep_dir, command, self.begins)
         self.report = bool(asked[0].config.get("report", True))
         return outcomes
+
+    def begins(self) -> None:
+        self.began = True
 
 
 BENCH = Bench()
@@ -72,14 +78,17 @@ BENCH = Bench()
 
 def task(config: DictConfig) -> None:
     """A run without -m: the same path with one cell."""
-    overrides = list(HydraConfig.get().overrides.task)
+    typed = OmegaConf.to_container(HydraConfig.get().overrides.task)  # interpolations as typed
+    overrides = [str(word) for word in typed or []]
     sweep_dir = Path(HydraConfig.get().runtime.output_dir)
-    asked = [Asked(0, resolve(config), overrides)]
     try:
+        asked = [Asked(0, resolve(config), overrides)]
         if config.resume and all(word.split("=")[0].split(".")[0] in OF_RUN for word in overrides):
             asked = all_of(sweep_dir, asked[0].config)
         BENCH.run_all(asked, sweep_dir)
-    except (ConfigError, OmegaConfBaseException) as error:
+    except Exception as error:
+        if BENCH.began:
+            raise
         BENCH.error = error  # Hydra would print lines of its own around it
         with contextlib.suppress(OSError):
             sweep_dir.rmdir()  # made by Hydra, and empty
@@ -168,7 +177,18 @@ def summary(result: SweepResult) -> dict[str, Any]:
     }
 
 
+def refused(error: BaseException) -> int:
+    text = one_line(error).encode("utf-8", "backslashreplace").decode()
+    print(f"error: {''.join(c if c.isprintable() else '?' for c in text)}", file=sys.stderr)
+    return 2
+
+
+def unknown_option(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    raise ConfigError(f"{message}; `python runners/bench.py --help` lists the options")
+
+
 def run() -> int:
+    argparse.ArgumentParser.error = unknown_option  # type: ignore  # one line
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us, not through its own printer
     program = hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
     try:
@@ -176,14 +196,17 @@ def run() -> int:
         if BENCH.error:
             raise BENCH.error
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
+        return refused(error)
+    except Exception as error:  # Hydra has more of its own for what it cannot compose
+        if BENCH.began:
+            raise
+        return refused(error)
     except KeyboardInterrupt:
         print("interrupted; nothing was being measured", file=sys.stderr)
         return 130
     if BENCH.result is None:
         return 0  # --help, --cfg and the like
-    if BENCH.report:
+    if BENCH.report and not BENCH.result.broken:
         show_report(BENCH.result)
     say_end(BENCH.result)
     return BENCH.result.exit_code

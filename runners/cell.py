@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 from moe import spec
 from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
+from runners.files import small_text
 from runners.hardware import usable_cores
 from runners.mpi_start import available
 from runners.traces import SHAPE, Trace, TraceError, read_trace
@@ -232,7 +232,7 @@ def _expert_placement(value: Any) -> tuple[str, tuple[int, ...]]:
     if value in ("contiguous", "round_robin"):
         return str(value), ()
     try:
-        order = tuple(int(word) for word in Path(str(value)).read_text("utf-8").split())
+        order = tuple(int(word) for word in small_text(str(value)).split())
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"strategy.placement={value!r}: allowed are contiguous, round_robin or a file of "

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from runners import resume
 from runners.cell import (
+    KEYS,
     ConfigError,
     Machine,
     Unsupported,
@@ -28,6 +30,7 @@ from runners.sweep import Settings, Sweep, SweepResult, point_latest
 from runners.track_client import MODES
 
 LISTED_ERRORS = 20
+MAY_BE_MISSING = ("experiment",)  # a preset is no key of the composed config
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,19 @@ class Asked:
 
 
 def run_asked(
-    asked: Sequence[Asked], sweep_dir: Path, command: str
+    asked: Sequence[Asked],
+    sweep_dir: Path,
+    command: str,
+    begins: Callable[[], None] = lambda: None,
 ) -> tuple[SweepResult, dict[int, str]]:
     """Validates all, then runs; the outcome of each by number ("invalid" for those skipped).
 
-    Raises ConfigError listing every impossible cell, before anything is started.
+    Raises ConfigError listing every impossible cell, before anything is started; `begins` is
+    called when nothing that the user wrote can be at fault any more.
     """
     progress = Progress()
+    for one in asked:
+        check_shape(one.config)
     settings = settings_of(asked, sweep_dir, command)
     skip = choice(asked[0].config, "on_invalid", ("stop", "skip")) == "skip"
     jobs, errors = validate(asked)
@@ -56,10 +65,35 @@ def run_asked(
         progress.say(f"skipped: {' '.join(asked[number_].overrides)}: {error}")
     announce(list(jobs.values()), progress)
     with resume.locked(sweep_dir):
-        point_latest(sweep_dir)
+        if not settings.resume_mode and (sweep_dir / resume.PLAN).exists():
+            raise ConfigError(
+                f"{sweep_dir}: holds a sweep already, which a new one would write over; go on with "
+                f"it (resume={sweep_dir}) or choose another folder"
+            )
+        with contextlib.suppress(OSError):  # a convenience; not every filesystem has links
+            point_latest(sweep_dir)
+        begins()
         result = Sweep(list(jobs.values()), settings, progress).run()
     outcomes = {n: result.outcomes.get(job.cell_id, "interrupted") for n, job in jobs.items()}
     return result, outcomes | dict.fromkeys(errors, "invalid")
+
+
+def check_shape(config: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a node is no node, or a key was deleted that something reads."""
+    known = {**KEYS, "measure": " ".join(f.name for f in fields(Measure))}
+    for name, keys in sorted(known.items()):  # a node before those in it
+        node: Any = config
+        for part in filter(None, name.split(".")):
+            node = node[part]
+        if not isinstance(node, Mapping):
+            raise ConfigError(
+                f"{name}={node!r}: allowed is a group of {', '.join(keys.split())}; "
+                f"set {name}.KEY=VALUE instead"
+            )
+        missing = [key for key in keys.split() if key not in node and key not in MAY_BE_MISSING]
+        if missing:
+            where = f"{name}.{missing[0]}" if name else missing[0]
+            raise ConfigError(f"{where}: missing; leave out the override that deletes it")
 
 
 def settings_of(asked: Sequence[Asked], sweep_dir: Path, command: str) -> Settings:

@@ -20,14 +20,13 @@ Rates are the best seen, so that no cell exceeds them; storing keeps the better 
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runners.record import write_atomic
+from runners.record import read_sealed, sealed, write_atomic
 
 FOLDER = Path("outputs/.calibration")
 FIELDS = {
@@ -58,16 +57,24 @@ def load_cached(
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        aside = path.with_suffix(".damaged")
-        path.replace(aside)
-        message = f"{path}: {error}; kept as {aside.name}, the machine is calibrated anew"
+        told = str(error) if str(path) in str(error) else f"{path}: {error}"
+        message = f"{told}; kept as {set_aside(path).name}, the machine is calibrated anew"
         warnings.warn(message, stacklevel=2)
         return None
 
 
+def set_aside(path: Path) -> Path:
+    """Renames a damaged file out of the way, over none that was set aside before."""
+    number, aside = 1, path.with_suffix(".damaged")
+    while aside.exists():
+        number += 1
+        aside = path.with_suffix(f".damaged-{number}")
+    return path.replace(aside)
+
+
 def read(path: Path) -> dict[str, Any]:
     """Raises OSError or ValueError for what is not a whole calibration."""
-    calibration: dict[str, Any] = json.loads(path.read_bytes())
+    calibration = read_sealed(path)
     _check(calibration)
     return calibration
 
@@ -80,7 +87,7 @@ def store(folder: Path, calibration: dict[str, Any]) -> dict[str, Any]:
     old = load_cached(folder, fingerprint, ranks, threads, backend)
     best = better(old, calibration) if old else calibration
     path = cache_path(folder, fingerprint, ranks, threads, backend)
-    write_atomic(path, json.dumps(best, indent=1))
+    write_atomic(path, sealed(best, indent=1))
     return best
 
 

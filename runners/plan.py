@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from moe.spec import Cell, Placement
 from runners.cell import ConfigError, Request
-from runners.record import cell_from_dict, cell_key, write_atomic
+from runners.record import RecordError, cell_from_dict, cell_key, read_sealed, sealed, write_atomic
 
 
 @dataclass(frozen=True)
@@ -139,12 +138,16 @@ def waves(jobs: Sequence[Job], size: int) -> list[list[Job]]:
 
 
 def save(plan: LaunchPlan, path: Path) -> None:
-    write_atomic(path, json.dumps(dataclasses.asdict(plan)))
+    write_atomic(path, sealed(dataclasses.asdict(plan)))
 
 
 def load(path: Path) -> LaunchPlan:
-    data = json.loads(path.read_text("utf-8"))
-    data["measure"] = Measure(**data["measure"])
-    data["placement"] = Placement(**data["placement"])
-    data["cells"] = [cell_from_dict(cell) for cell in data["cells"]]
-    return LaunchPlan(**data)
+    """Raises OSError, and RecordError for what is not a whole plan of this version."""
+    data = read_sealed(path)
+    try:
+        data["measure"] = Measure(**data["measure"])
+        data["placement"] = Placement(**data["placement"])
+        data["cells"] = [cell_from_dict(cell) for cell in data["cells"]]
+        return LaunchPlan(**data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordError(f"{path}: not the plan of a launch: {error}") from error

@@ -1,12 +1,10 @@
-"""The processes of a launch: how a rank finds the others, the clock, and dies with its parent."""
+"""The processes of a launch: how a rank finds the others, knows that they belong, and the clock."""
 
 from __future__ import annotations
 
-import ctypes
 import datetime
+import hashlib
 import os
-import signal
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,17 +14,8 @@ import torch.distributed as dist
 
 from moe.spec import Placement
 
-PR_SET_PDEATHSIG = 1
+TOKEN = "MOE_LAUNCH_TOKEN"  # drawn anew by the launcher; in no file, record or log
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # old name
-
-
-def die_with_parent(parent: int | None = None) -> None:
-    """Linux: the kernel kills this process when the one that started it dies, however it dies."""
-    if not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if parent is not None and os.getppid() != parent:
-        os._exit(1)
 
 
 @dataclass(frozen=True)
@@ -70,6 +59,16 @@ class TorchRanks:
         dist.init_process_group(placement.backend, timeout=timeout)
         if placement.backend == "nccl":
             self._control = dist.new_group(backend="gloo", timeout=timeout)
+        self._check_members(os.environ.get(TOKEN, ""))
+
+    def _check_members(self, token: str) -> None:
+        """Raises RuntimeError when some rank does not know the launch's token: whoever took its
+        place in the rendezvous was not started by this launcher."""
+        marks = [_mark(token, rank) for rank in range(self.where.world_size)]
+        found = self.gather([_mark(token, self.rank)])
+        strangers = [rank for rank, mark in enumerate(marks) if found[rank] != [mark]]
+        if strangers:
+            raise RuntimeError(f"rank {strangers[0]} is not of this launch: it lacks its token")
 
     def barrier(self) -> None:
         if self.where.world_size > 1:
@@ -100,3 +99,9 @@ class TorchRanks:
 
     def close(self) -> None:
         dist.destroy_process_group()
+
+
+def _mark(token: str, rank: int) -> int:
+    """63 bits that only who knows the token can make, another for every rank."""
+    digest = hashlib.sha256(f"{token}:{rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

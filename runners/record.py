@@ -11,6 +11,7 @@ Layout on disk, below a sweep folder:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -183,9 +184,20 @@ def write_atomic(path: Path, text: str) -> None:
         if temporary.read_text(encoding="utf-8") != text:
             raise OSError(f"{path}: what was written does not read back")
         temporary.replace(path)
+        _sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that the new name outlives a power failure too; not every filesystem can."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def record_path(sweep_dir: Path, record: Record) -> Path:
@@ -202,13 +214,25 @@ def _canonical(content: dict[str, Any]) -> str:
     return json.dumps(content, separators=(",", ":"))
 
 
-def sealed(content: dict[str, Any]) -> str:
-    """The content as JSON, its checksum as the last field."""
+def sealed(content: dict[str, Any], indent: int | None = None) -> str:
+    """The content as JSON, its checksum as the last field; indented for files that people read."""
     text = _canonical(content)
-    return f'{text[:-1]},"{CHECKSUM}":"{hashlib.sha256(text.encode()).hexdigest()}"}}'
+    mark = hashlib.sha256(text.encode()).hexdigest()
+    if indent is not None:
+        return json.dumps({**content, CHECKSUM: mark}, indent=indent)
+    return f'{text[:-1]},"{CHECKSUM}":"{mark}"}}'
 
 
-def unsealed(data: bytes) -> dict[str, Any]:
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Any sealed file's content; raises OSError, and RecordError naming the file."""
+    data = path.read_bytes()
+    try:
+        return unsealed(data, always=True)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{path}: {error}") from error
+
+
+def unsealed(data: bytes, always: bool = False) -> dict[str, Any]:
     """The content without its checksum; raises RecordError where they do not agree.
 
     As written the bytes themselves are checked; a file that was laid out anew (by a formatter,
@@ -216,9 +240,9 @@ def unsealed(data: bytes) -> dict[str, Any]:
     """
     content = json.loads(data)
     if not isinstance(content, dict):
-        raise RecordError("not a record: no JSON object")
+        raise RecordError("no JSON object")
     wanted = content.pop(CHECKSUM, None)
-    if content.get("schema") == SCHEMA and wanted is None:
+    if (always or content.get("schema") == SCHEMA) and wanted is None:
         raise RecordError(f"no {CHECKSUM}: the file is damaged or was edited")
     seal = len(f',"{CHECKSUM}":"{wanted}"}}')
     found = hashlib.sha256(data[:-seal] + b"}").hexdigest()

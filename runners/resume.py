@@ -6,15 +6,16 @@ attempt is kept beside those before it, under its launch's number. Torch-free.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from runners import environment
 from runners import record as records
 from runners.cell import ConfigError
 from runners.plan import Job
@@ -23,6 +24,7 @@ from runners.record import Record
 MODES = ("missing", "failed", "stale", "force")
 LATEST = "latest"
 LOCK = ".lock"
+PLAN = "plan.json"
 Version = tuple[Any, ...]
 
 
@@ -35,10 +37,23 @@ class Past:
     next_launch: int = 0
 
 
+class CellState(NamedTuple):
+    """A planned cell, its state, and the newest log on it."""
+
+    cell_id: str
+    strategy: str
+    state: str
+    log: str
+
+
 def folder_of(resume: str, outputs: Path) -> Path:
     """The folder that resume=DIR or resume=latest names; raises ConfigError where it is none."""
     folder = outputs / LATEST if resume == LATEST else Path(resume)
-    if not (folder / "plan.json").is_file():
+    try:
+        there = (folder / PLAN).is_file()
+    except OSError:  # a name that is too long, a folder that is not ours
+        there = False
+    if not there:
         raise ConfigError(
             f"resume={resume}: {folder} holds no plan.json; allowed are the folder of a sweep and "
             f"{LATEST}; see `python -m analysis status`"
@@ -52,9 +67,8 @@ def asked_before(folder: Path) -> list[tuple[dict[str, Any], list[str]]]:
         found = []
         for cell in read_plan(folder)["cells"]:
             kept = folder / "cells" / str(cell["cell_id"]) / ".hydra"
-            config = json.loads((kept / "config.json").read_text("utf-8"))
-            overrides = json.loads((kept / "overrides.json").read_text("utf-8"))
-            found.append((dict(config), [str(word) for word in overrides]))
+            config = records.read_sealed(kept / "config.json")
+            found.append((config, [str(word) for word in cell["overrides"]]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"resume={folder}: its plan cannot be read ({error}); "
@@ -66,11 +80,8 @@ def asked_before(folder: Path) -> list[tuple[dict[str, Any], list[str]]]:
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """plan.json; raises OSError and ValueError."""
-    plan = json.loads((folder / "plan.json").read_text("utf-8"))
-    if not isinstance(plan, dict):
-        raise ValueError("plan.json holds no object")
-    return plan
+    """plan.json; raises OSError and RecordError, a ValueError."""
+    return records.read_sealed(folder / PLAN)
 
 
 def read_past(folder: Path) -> Past:
@@ -98,6 +109,36 @@ def version_of(environment: Mapping[str, Any]) -> Version:
     git, versions = environment.get("git") or {}, environment.get("versions") or {}
     machine = (environment.get("host"), environment.get("cpu_model"), environment.get("cores"))
     return (git.get("sha"), git.get("dirty"), versions.get("torch"), *machine)
+
+
+def version_here(root: Path) -> Version:
+    """Of this machine and the code below `root`."""
+    return version_of({**environment.capture(), "git": environment.git_state(root)})
+
+
+def cells(folder: Path, here: Version) -> list[CellState]:
+    """Every planned cell of a folder; raises OSError or ValueError for a damaged plan."""
+    past = read_past(folder)
+    found = []
+    for planned in read_plan(folder)["cells"]:
+        cell_id = str(planned["cell_id"])
+        attempts = past.records.get(cell_id, [])
+        known = state(attempts, here, _launches(folder, cell_id))
+        log = next((str(one.error["log"]) for one in reversed(attempts) if one.error), "")
+        if not log and attempts:
+            log = f"launches/{attempts[-1].launch}/logs"
+        name = str(planned["cell"]["strategy"]["name"])
+        found.append(CellState(cell_id, name, known, str(folder / log) if log else ""))
+    return found
+
+
+def _launches(folder: Path, cell_id: str) -> int:
+    """How many launches the cell was to have; one where its config cannot be read."""
+    try:
+        config = records.read_sealed(folder / "cells" / cell_id / ".hydra" / "config.json")
+        return int(config["measure"]["launches"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 1
 
 
 def state(attempts: Sequence[Record], here: Version, launches: int) -> str:
@@ -150,8 +191,11 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises ConfigError naming the process that has it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written: {error}; choose another folder") from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,8 +204,9 @@ def locked(folder: Path) -> Iterator[None]:
             raise ConfigError(
                 f"{folder}: process {owner} is measuring into this folder; wait for it, or end it"
             ) from error
-        os.truncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without a name in it
+            os.truncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(handle)

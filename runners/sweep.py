@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runners import environment, estimate, record, resume
+from runners import environment, estimate, limits, record, resume
 from runners.launch.follow import Launch, StopSweep
+from runners.launch.patience import within
 from runners.launch.salvage import salvage
 from runners.launch.start import Started, start
 from runners.plan import Job, LaunchPlan, groups, kernel_key, unique
@@ -20,7 +21,8 @@ from runners.progress import Progress
 from runners.record import Record
 from runners.track_client import run_tracker
 
-BLAMELESS_LAUNCHES = 2  # launches that may fail outside any cell before their group is given up
+BULK_S = 600.0  # for reading or writing something of every cell
+BLAMELESS_LAUNCHES = 3  # launches that may fail outside any cell before their group is given up
 
 Start = Callable[[LaunchPlan], Started]
 
@@ -50,6 +52,7 @@ class SweepResult:
     tracked: int = 0
     sync_command: str = ""
     interrupted: bool = False
+    broken: bool = False  # files could not be read or written
 
     def counts(self) -> dict[str, int]:
         found = dict.fromkeys(record.OUTCOMES, 0)
@@ -60,7 +63,7 @@ class SweepResult:
     @property
     def exit_code(self) -> int:
         good = all(outcome == "measured" for outcome in self.outcomes.values())
-        return 130 if self.interrupted else 0 if good else 1
+        return 130 if self.interrupted else 0 if good and not self.broken else 1
 
 
 class Sweep:
@@ -91,7 +94,7 @@ class Sweep:
         try:
             if self.settings.resume_mode:
                 self._go_on(self.settings.resume_mode)
-            self._write_plan()
+            within("the sweep's folder", self._write_plan, BULK_S)
             self.progress.begin(sum(self.left.values()))
             for group in groups(self.jobs, self.settings.isolation):
                 for number in range(group.measure.launches):
@@ -100,6 +103,11 @@ class Sweep:
             self.result.interrupted = True
         except StopSweep as stop:
             self.result.warnings.append(str(stop))
+        except OSError as error:
+            self.result.broken = True
+            self.result.warnings.append(f"{error}; the sweep stops, earlier records are kept")
+        for job in self.jobs:
+            self.result.outcomes.setdefault(job.cell_id, "interrupted")
         self.progress.end()
         self.result.wall_s = time.monotonic() - began
         return self.result
@@ -107,9 +115,8 @@ class Sweep:
     def _go_on(self, mode: str) -> None:
         """Takes up what the folder has: first records for what a dead launcher left behind."""
         jobs = {job.cell_id: job for job in self.jobs}
-        for found in salvage(self.sweep_dir, jobs):
-            record.write(self.sweep_dir, found)
-        past = resume.read_past(self.sweep_dir)
+        within("the sweep's folder", lambda: self._salvage(jobs), BULK_S)
+        past = within("the sweep's folder", lambda: resume.read_past(self.sweep_dir), BULK_S)
         self.result.warnings += [f"set aside: {error}" for error in past.damaged]
         self.launches = past.next_launch
         self.progress.say(resume.told(self.jobs, past, self.version))
@@ -119,6 +126,10 @@ class Sweep:
             if mode == "missing" or not self.left.get(one.cell_id):
                 self._know(one)
         self.track(earlier)
+
+    def _salvage(self, jobs: dict[str, Job]) -> None:
+        for found in salvage(self.sweep_dir, jobs, self.result.warnings.append):
+            record.write(self.sweep_dir, found)
 
     def _know(self, found: Record) -> None:
         """The kernel for later launches, the outcome for the end."""
@@ -135,7 +146,7 @@ class Sweep:
             }
             for job in self.jobs
         }  # fmt: skip
-        before = resume.read_plan(self.sweep_dir) if self.settings.resume_mode else {}
+        before = self._earlier_plan() if self.settings.resume_mode else {}
         for known in before.get("cells", []):
             cells.setdefault(str(known["cell_id"]), known)
         plan = {
@@ -145,12 +156,21 @@ class Sweep:
             "isolation": self.settings.isolation,
             "cells": list(cells.values()),
         }
-        record.write_atomic(self.sweep_dir / "plan.json", json.dumps(plan, indent=1))
+        record.write_atomic(self.sweep_dir / resume.PLAN, record.sealed(plan, indent=1))
         for job in self.jobs:
             folder = self.sweep_dir / "cells" / job.cell_id / ".hydra"
-            record.write_atomic(folder / "config.json", json.dumps(job.config, indent=1))
+            record.write_atomic(folder / "config.json", record.sealed(job.config, indent=1))
             overrides = job.request.meta.get("overrides", [])
             record.write_atomic(folder / "overrides.json", json.dumps(overrides))
+
+    def _earlier_plan(self) -> dict[str, Any]:
+        """A damaged one is set aside: the cells asked for now, beside resume, take its place."""
+        try:
+            return resume.read_plan(self.sweep_dir)
+        except record.RecordError as error:
+            kept = limits.set_aside(self.sweep_dir / resume.PLAN)
+            self.result.warnings.append(f"{error}; kept as {kept.name}")
+            return {}
 
     def _run_group(self, pending: list[Job]) -> None:
         """One launch of a group; more when ranks die, each without the cell that was the cause."""
@@ -159,7 +179,7 @@ class Sweep:
             launch = Launch(self, pending)
             pending = launch.run()
             if launch.blamed is None and pending:
-                blameless += 1
+                blameless = 1 if launch.written else blameless + 1
                 if blameless >= BLAMELESS_LAUNCHES:
                     launch.give_up(pending)
                     return
@@ -167,11 +187,8 @@ class Sweep:
                 raise StopSweep("stopped at the first failed cell (on_error=stop)")
 
     def save(self, found: Record) -> None:
-        """The record first; a disk that does not keep it ends the sweep, saying so."""
-        try:
-            record.write(self.sweep_dir, found)
-        except OSError as error:
-            raise StopSweep(f"a record could not be written, the sweep stops: {error}") from error
+        """The record first; OSError from a disk that does not keep it ends the sweep."""
+        within("the sweep's folder", lambda: record.write(self.sweep_dir, found))
         self._know(found)
         self.result.timed_s += estimate.timed_ns(found.samples) / 1e9
         self.progress.cell_done(found)

@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 from runners import record as records
 from runners import track_ledger as ledger
-from runners.track_client import MODES, ROOT, redact, resolve_mode
+from runners.bound import die_with_parent
+from runners.track_client import LAUNCHER, MODES, ROOT, redact, resolve_mode
 from runners.track_fields import ROWS_FIELD, Run, run_of
 from runners.track_writer import Gap, OnServer, Writer, prepare_environment
 
@@ -87,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.mode != "disabled":
         prepare_environment()
         signal.signal(signal.SIGTERM, _interrupt)
+        if launcher := os.environ.get(LAUNCHER):
+            die_with_parent(int(launcher), signal.SIGTERM)
         try:
             for source in options.source or [str(ROOT / "outputs" / "latest")]:
                 _track(Path(source).resolve(), options, report)

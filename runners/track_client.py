@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+LAUNCHER = "MOE_LAUNCHER_PID"  # whose death asks a tracker to finish its run and end
 MODES = ("offline", "online", "disabled")
 GRACE_S = 10.0  # after SIGTERM: the tracker finishes the run it is writing
 _SECRETS = re.compile(r"wandb_v\d+_\w+|(?:local-)?\b[0-9a-f]{40}\b|(?<=//)[^/\s@]+:[^/\s@]+(?=@)")
@@ -66,7 +67,7 @@ def _run(command: list[str], limit_s: float) -> TrackerResult:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
         command,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, LAUNCHER: str(os.getpid())},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,15 +21,16 @@ from typing import Any
 import torch
 
 from moe.comm import Comm
-from runners import environment
+from runners import bound, environment
 from runners.measure import Engine, Sample, Timed, idle
 from runners.mpi_start import export_environment
 from runners.plan import LaunchPlan, load
 from runners.ranklog import RankLog, rank_path
-from runners.ranks import TorchRanks, Where, die_with_parent
+from runners.ranks import TorchRanks, Where
 from runners.ready import Ready
 
 GO_POLL_S = 0.05
+DUMP_S = 10.0  # to write the stacks in, after the limit; then the kernel ends the rank
 REBUILT_STEPS = 2  # unmeasured steps after a heavy cell was built again
 
 
@@ -60,7 +62,7 @@ class Worker:
     def enter(self, cell: int, stage: str) -> None:
         """Says where this rank is, and re-arms the watchdog that ends it if it stays there."""
         self.log.write("enter", cell=cell, stage=stage, clock_ns=self.ranks.now_ns())
-        faulthandler.dump_traceback_later(self.plan.measure.cell_limit_s, exit=True)
+        watch(self.plan.measure.cell_limit_s)
 
     def run(self) -> None:
         self._describe()
@@ -69,13 +71,14 @@ class Worker:
             self.log.write("wave_end", wave=number, after=environment.snapshot())
             if number + 1 < len(self.plan.waves):
                 self._wait_for_go(number)
-        faulthandler.cancel_dump_traceback_later()
+        unwatch()
 
     def _describe(self) -> None:
         """The environment, once a launch; the machine's limits, where they are not known yet."""
         self.enter(-1, "environment")
         if self.where.local_rank == 0:
             found = environment.capture(self.plan.placement.device, self.where.local_ranks)
+            found["network"] = os.environ.get(bound.NETWORK)
             self.log.write("environment", value=found)
         self.log.write("pinned", value=self.pinned)
         if self.plan.calibrate:
@@ -142,7 +145,7 @@ class Worker:
 
     def _wait_for_go(self, wave: int) -> None:
         """Sleeps while the parent writes and tracks the wave's records."""
-        faulthandler.cancel_dump_traceback_later()
+        unwatch()
         deadline = time.monotonic() + 3600
         while not (self.launch_dir / f"go-{wave}").exists():
             if time.monotonic() > deadline:
@@ -162,9 +165,22 @@ class StoppableEngine(Engine):
         return bool(self.stop_file.exists())
 
 
+def watch(limit_s: float) -> None:
+    """Unless called again in time: every thread's stack goes to stderr and the process ends. Where
+    even stderr does not answer, the kernel's own timer ends it."""
+    faulthandler.dump_traceback_later(limit_s, exit=True)
+    signal.setitimer(signal.ITIMER_REAL, limit_s + DUMP_S)
+
+
+def unwatch() -> None:
+    faulthandler.cancel_dump_traceback_later()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def main(arguments: list[str]) -> int:
-    die_with_parent()
+    bound.die_with_parent(int(os.environ.get("MOE_AGENT_PID", "0")) or None)
     faulthandler.enable()
+    faulthandler.register(signal.SIGTERM, chain=True)  # where it was when the others ended
     plan = load(Path(arguments[0]))
     if plan.placement.backend == "mpi":
         export_environment()

@@ -65,11 +65,18 @@ def test_a_reader_waits_for_whole_lines_and_leaves_damaged_ones_out(tmp_path: Pa
     path = tmp_path / "rank0.jsonl"
     reader = RankReader(path)
     assert list(reader.new()) == []
-    path.write_bytes(b'{"event":"a"}\n\xff\xfe\n[1]\n{"event":"b"}\n{"event":')
-    assert [line["event"] for line in reader.new()] == ["a", "b"]
+    log = RankLog(path)
+    log.write("a")
+    log.write("b", value=1)
+    log.write("c")
+    first, second, third = path.read_bytes().splitlines(keepends=True)
+    edited = second.replace(b":1,", b":2,")
+    path.write_bytes(first + b"\xff\xfe\n[1]\n" + edited + second + third[:9])
+    assert list(reader.new()) == [{"event": "a"}, {"event": "b", "value": 1}]
+    assert reader.damaged == 3
     with path.open("ab") as file:
-        file.write(b'"c"}\n')
-    assert [line["event"] for line in reader.new()] == ["c"]
+        file.write(third[9:])
+    assert list(reader.new()) == [{"event": "c"}]
 
 
 def logs(tmp_path: Path) -> list[RankLog]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from runners import limits, record, traces
 from runners.assemble import Assembler
+from runners.launch import blame
+from runners.launch.patience import within
 from runners.launch.start import Started
 from runners.memory import fits_together
 from runners.plan import Job, LaunchPlan, waves
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from runners.sweep import Sweep
 
 POLL_S = 0.2
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STALL_MARGIN_S = 90.0  # beyond a cell's limit, before the launcher itself ends a silent launch
 
 
@@ -38,6 +42,7 @@ class Launch:
         self.plan = self._plan()
         self.lines = Assembler(self.plan, jobs, sweep.sweep_dir.name)
         self.written: set[int] = set()
+        self.silent_s = 0.0  # without a word, when the launcher ended it
 
     def _cached_calibration(self) -> dict[str, Any] | None:
         place = self.jobs[0].cell.placement
@@ -74,7 +79,8 @@ class Launch:
 
     def run(self) -> list[Job]:
         """Follows the ranks to their end; returns the jobs that still have to be measured."""
-        traces.freeze(self._traces(), Path(self.plan.launch_dir))
+        folder = Path(self.plan.launch_dir)
+        within("the launch's folder", lambda: traces.freeze(self._traces(), folder))
         started = self.sweep.start(self.plan)
         try:
             with stop_on_interrupt(Path(self.plan.launch_dir) / "stop") as asked:
@@ -83,12 +89,15 @@ class Launch:
                 self.sweep.result.interrupted = True
         finally:
             started.end()
-        self.lines.update()
+        self._read()
         self._finish_waves()
         pending = self._account(started)
         if self.sweep.result.interrupted:
             raise KeyboardInterrupt
         return pending
+
+    def _read(self) -> None:
+        within("the ranks' files", self.lines.update)
 
     def _follow(self, started: Started) -> None:
         limit_s = self.plan.measure.cell_limit_s + STALL_MARGIN_S
@@ -96,7 +105,7 @@ class Launch:
         while started.running():
             time.sleep(POLL_S)
             before = [rank.reader.offset for rank in self.lines.ranks]
-            self.lines.update()
+            self._read()
             if before != [rank.reader.offset for rank in self.lines.ranks]:
                 heard = time.monotonic()
             first = self.lines.ranks[0]
@@ -106,6 +115,7 @@ class Launch:
             if self._finish_waves():
                 heard = time.monotonic()
             if time.monotonic() - heard > limit_s:
+                self.silent_s = limit_s
                 started.end()
 
     def _finish_waves(self) -> bool:
@@ -118,7 +128,7 @@ class Launch:
             self._keep_calibration()
             found = [self.lines.record(index, number, self.calibration) for index in wave]
             self._write(found)
-            (Path(self.plan.launch_dir) / f"go-{number}").touch()
+            within("the launch's folder", (Path(self.plan.launch_dir) / f"go-{number}").touch)
             finished = True
         return finished
 
@@ -146,18 +156,18 @@ class Launch:
         if not left:
             return []
         stopped = self.sweep.result.interrupted
-        rank, cell, message = self.lines.culprit(started.failures())
-        self.blamed = cell if cell >= 0 and not stopped else None
+        why = within("the ranks' logs", lambda: blame.find(self.lines, started, self.silent_s))
+        self.blamed = why.cell if why.cell >= 0 and not stopped else None
         found, pending = [], []
         for number, index in left:
             one = self.lines.record(index, number, self.calibration)
             if index == self.blamed:
-                self._fail(one, rank, message, started)
+                self._fail(one, why.rank, why.message, started)
             elif one.outcome == "interrupted":
                 pending.append(self.jobs[index])
             if one.samples.round or one.outcome in ("failed", "wrong"):
                 found.append(one)
-        self.last_message, self.last_log = message, started.log_path(rank)
+        self.last_message, self.last_log = why.message, started.log_path(why.rank)
         self._write(found)
         return pending
 
@@ -182,7 +192,8 @@ class Launch:
 
 @contextlib.contextmanager
 def stop_on_interrupt(stop_file: Path) -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C lets the round end, the second ends the launch at once."""
+    """The first Ctrl-C lets the round end, the second ends the launch at once; so do a polite kill
+    and a terminal that closes."""
     asked = False
 
     def handle(signum: int, frame: object) -> None:
@@ -190,14 +201,15 @@ def stop_on_interrupt(stop_file: Path) -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        stop_file.touch()
+        threading.Thread(target=stop_file.touch, daemon=True).start()  # a dead disk must not wait
 
-    try:
-        previous = signal.signal(signal.SIGINT, handle)
-    except ValueError:  # not the main thread: the caller handles signals
-        yield lambda: False
-        return
+    previous: dict[int, Any] = {}
+    with contextlib.suppress(ValueError):  # not the main thread: the caller handles signals
+        for number in STOPPING:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup's choice is the user's
+                previous[number] = signal.signal(number, handle)
     try:
         yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for taken, handler in previous.items():
+            signal.signal(taken, handler)

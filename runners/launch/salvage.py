@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from runners.assemble import Assembler
 from runners.cell import Request
 from runners.plan import Job, LaunchPlan, load
-from runners.record import Record, record_path
+from runners.record import Record, RecordError, record_path
 
 
-def salvage(sweep_dir: Path, jobs: Mapping[str, Job]) -> Iterator[Record]:
-    """What was sampled and has no record yet; `jobs` by cell id tell where a cell came from."""
+def salvage(
+    sweep_dir: Path, jobs: Mapping[str, Job], warn: Callable[[str], None] = lambda text: None
+) -> Iterator[Record]:
+    """What was sampled and has no record yet; `jobs` by cell id tell where a cell came from. A
+    launch whose plan is damaged is named to `warn`, and its lines are left where they are."""
     for path in sorted(sweep_dir.glob("launches/*/launch.json")):
         try:
             plan = load(path)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # the launcher died while it froze the plan: no rank was started
+        except (OSError, RecordError) as error:
+            warn(f"set aside: {error}")
+            continue
         yield from _of_launch(sweep_dir, path, plan, jobs)
 
 

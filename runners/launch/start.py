@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from runners.bound import NETWORK
+from runners.launch.patience import within
 from runners.mpi_start import mpiexec_command
 from runners.plan import LaunchPlan, save
 
 ROOT = Path(__file__).resolve().parents[2]
 GRACE_S = 5.0
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|WANDB_|NETRC", re.I)  # no rank needs them
 
 
 @dataclass
@@ -25,12 +30,14 @@ class Started:
 
     process: subprocess.Popen[bytes]
     launch_dir: Path
+    ended: bool = False  # by us
 
     def running(self) -> bool:
         return self.process.poll() is None
 
     def end(self) -> None:
         """Ends the launch's own processes: politely, then not."""
+        self.ended = self.ended or self.running()
         for sign, grace_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
             if not self.running():
                 return
@@ -38,6 +45,10 @@ class Started:
             deadline = time.monotonic() + grace_s
             while self.running() and time.monotonic() < deadline:
                 time.sleep(0.05)
+
+    def killed_by(self) -> int:
+        """The signal that ended the ranks' parent; 0 where it ended itself, or we ended it."""
+        return max(0, -(self.process.returncode or 0)) if not self.ended else 0
 
     def failures(self) -> list[dict[str, Any]]:
         """{rank, exitcode, pid} of every rank that the agent saw fail."""
@@ -57,14 +68,14 @@ def start(plan: LaunchPlan, worker: str = "runners.worker") -> Started:
     """Freezes the plan to a file and starts its ranks; the caller polls and ends them. `worker` is
     the module that every rank runs."""
     launch_dir = Path(plan.launch_dir)
-    (launch_dir / "logs").mkdir(parents=True)
-    save(plan, launch_dir / "launch.json")
+    agent_log = within("the launch's folder", lambda: _prepare(plan, launch_dir))
     if plan.placement.backend == "mpi":
         program = [sys.executable, "-m", worker, str(launch_dir / "launch.json")]
-        command = mpiexec_command(plan.placement.world_size, program)
+        mpiexec = mpiexec_command(plan.placement.world_size, program)
+        command = [sys.executable, "-m", "runners.bound", *_alone(plan), *mpiexec]
     else:
         command = torchrun_command(plan, worker)
-    with (launch_dir / "logs" / "agent.log").open("wb") as log:
+    with agent_log as log:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -76,11 +87,24 @@ def start(plan: LaunchPlan, worker: str = "runners.worker") -> Started:
     return Started(process, launch_dir)
 
 
+def _prepare(plan: LaunchPlan, launch_dir: Path) -> IO[bytes]:
+    (launch_dir / "logs").mkdir(parents=True)
+    save(plan, launch_dir / "launch.json")
+    return (launch_dir / "logs" / "agent.log").open("wb")
+
+
+def _alone(plan: LaunchPlan) -> list[str]:
+    """Ranks that need no other network than each other get one of their own."""
+    usual = os.environ.get("GLOO_SOCKET_IFNAME", "lo") == "lo"
+    return ["--alone"] if usual and plan.placement.device == "cpu" else []
+
+
 def torchrun_command(plan: LaunchPlan, worker: str) -> list[str]:
     """One node, rendezvous on loopback, no restarts (a restart would silently measure again)."""
     launch_dir = Path(plan.launch_dir)
     return [
         *(sys.executable, "-m", "runners.launch.agent", str(launch_dir)),
+        *_alone(plan),
         "--standalone",
         "--local-addr=127.0.0.1",
         f"--nproc-per-node={plan.placement.world_size}",
@@ -93,16 +117,19 @@ def torchrun_command(plan: LaunchPlan, worker: str) -> list[str]:
 
 
 def rank_environment(plan: LaunchPlan) -> dict[str, str]:
-    """The caller's environment with threads set explicitly and loopback for one node."""
+    """The caller's environment without its secrets, with threads set explicitly, loopback for one
+    node, and the token that the ranks know each other by."""
     threads = str(plan.placement.threads)
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not SECRET.search(name)},
         "PYTHONPATH": path,
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
         "MOE_LAUNCHER_PID": str(os.getpid()),
+        "MOE_LAUNCH_TOKEN": secrets.token_hex(16),
+        NETWORK: "loopback",
         "PYTHONUNBUFFERED": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }

@@ -1,0 +1,1 @@
+"""Faults put into real sweeps, and what became of them: `python -m benchmarks.faults`."""

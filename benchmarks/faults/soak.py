@@ -1,0 +1,181 @@
+"""A long sweep in which everything goes wrong now and then, until every cell has ended.
+
+    python -m benchmarks.faults.soak [--cells 500] [--chance 0.05]
+
+Ranks raise, die, leave, hang, run out of memory and compute NaN by chance; launcher, torchrun and
+tracker are killed; with root the sweep lies on a disk that is too small and grows when it is full.
+Prints memory, descriptors, processes and shared-memory segments before and after, and a verdict.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from benchmarks.faults import judge
+from benchmarks.faults.again import Sweeping
+from runners.hardware import memory_bytes
+from runners.track_client import descendants
+
+LIMIT_S = 1800.0
+SMALL_KIB, STEP_KIB = 512, 1024
+GROWTH = 1.3  # of a launcher's memory over the first one's: more would be a leak
+
+
+class Disk:
+    """The sweep's own, small at first; an ordinary folder without root."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.own = folder, os.geteuid() == 0
+        self.kib, self.full = SMALL_KIB, 0
+        folder.mkdir()
+        if self.own:
+            self._mount("")
+
+    def _mount(self, remount: str) -> None:
+        words = ["mount", "-t", "tmpfs", "-o", f"{remount}size={self.kib}k", "tmpfs"]
+        subprocess.run([*words, str(self.folder)], check=True)
+
+    def grow(self) -> None:
+        self.full += 1
+        self.kib += STEP_KIB * self.full
+        if self.own:
+            self._mount("remount,")
+
+    def close(self) -> None:
+        if self.own:
+            subprocess.run(["umount", "-l", str(self.folder)], check=False)
+
+
+class Watch:
+    """What the launchers take, and who has been killed."""
+
+    def __init__(self, chance: float) -> None:
+        self.chance = chance
+        self.killed: Counter[str] = Counter()
+        self.peaks: list[tuple[int, int]] = []  # KiB resident and descriptors, by launcher
+
+    def hand(self, one: Sweeping) -> None:
+        peak = (0, 0)
+        while one.pause(1.0):
+            assert one.process is not None
+            peak = max(peak, usage(one.process.pid))
+            if one.dice.random() < self.chance / 4:
+                self._kill(one)
+        self.peaks.append(peak)
+
+    def _kill(self, one: Sweeping) -> None:
+        assert one.process is not None
+        victim = one.dice.choice(["launcher", "runners.launch.agent", "runners.track"])
+        pids = descendants(one.process.pid) if victim != "launcher" else [one.process.pid]
+        for pid in pids:
+            if victim == "launcher" or victim.encode() in command(pid):
+                one.kill(pid)
+                self.killed[victim] += 1
+                return
+
+
+def command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def usage(pid: int) -> tuple[int, int]:
+    """KiB resident and open descriptors of a process."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        resident = int(status.split("VmRSS:")[1].split()[0])
+        return resident, len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    except (OSError, IndexError):
+        return 0, 0
+
+
+def system(mark: str) -> dict[str, int]:
+    return {
+        "available_mib": memory_bytes().get("MemAvailable", 0) >> 20,
+        "descriptors_all": int(Path("/proc/sys/fs/file-nr").read_text().split()[0]),
+        "descriptors_own": len(list(Path("/proc/self/fd").iterdir())),
+        "processes_of_it": len(judge.marked(mark)),
+        "shared_memory": len(list(Path("/dev/shm").iterdir())),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults.soak", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--cells", type=int, default=500)
+    parser.add_argument("--chance", type=float, default=0.05)
+    parser.add_argument("--seed", default=str(time.time_ns()))
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="soak-"))
+    disk = Disk(folder / "disk")
+    try:
+        found = soak(disk, options)
+    finally:
+        disk.close()
+    if not found:
+        shutil.rmtree(folder, ignore_errors=True)
+    return int(bool(found))
+
+
+def soak(disk: Disk, options: argparse.Namespace) -> list[str]:
+    began = time.monotonic()
+    measure = {"wave_cells": 16, "cell_limit_s": 5.0}
+    tracker = {"mode": "offline", "project": "soak", "limit_s": 60}
+    asked = {"seeds": -(-options.cells // 3), "measure": measure, "tracker": tracker}
+    one = Sweeping(disk.folder / "sweep", asked, options.seed)
+    watch, before = Watch(options.chance), system(one.mark)
+    plant = {"kind": "random", "chance": options.chance, "seed": options.seed}
+    while True:
+        end = one.once(watch.hand, plant, LIMIT_S)
+        if "o space left" in " ".join(end.get("said", [])):
+            disk.grow()
+        elif end and not end.get("interrupted"):
+            break
+        if one.starts > options.cells:
+            one.found.append("it does not come to an end")
+            break
+    found = [*one.found, *one.account(), *leaks(watch.peaks)]
+    told(one, end, watch, disk, before, time.monotonic() - began)
+    print(f"verdict: {found or 'nothing lost, left or growing'}", flush=True)
+    return found
+
+
+def leaks(peaks: list[tuple[int, int]]) -> list[str]:
+    """A later launcher that takes much more than the first, which has had as many cells."""
+    first, most = peaks[0], max(peaks)
+    return [f"a launcher grew from {first} to {most}"] if most[0] > GROWTH * first[0] > 0 else []
+
+
+def told(
+    one: Sweeping,
+    end: dict[str, Any],
+    watch: Watch,
+    disk: Disk,
+    before: dict[str, int],
+    took_s: float,
+) -> None:
+    records, _ = judge.read_records(one.folder)
+    outcomes = Counter(record.outcome for record in records)
+    print(f"{len(one.wanted)} cells in {took_s:.0f} s, {one.starts} launchers; records: "
+          f"{dict(outcomes)}; at the end: {end}")  # fmt: skip
+    print(f"killed: {dict(watch.killed)}; disk full {disk.full} times")
+    resident = [peak[0] >> 10 for peak in watch.peaks]
+    print(f"launchers' memory, MiB: first {resident[0]}, last {resident[-1]}, most {max(resident)}")
+    after = system(one.mark)
+    for name, value in before.items():
+        print(f"{name}: {value} before, {after[name]} after")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
