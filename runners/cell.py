@@ -313,11 +313,8 @@ def _placement(
             f"backend=mpi: allowed on one node, world_size={world_size} takes {nodes}; "
             "set backend=gloo or hosts.ranks_per_node=auto"
         )
-    threads = config["threads"]
-    if threads == "auto":
-        threads = max(1, machine.cores // on_node)
-    else:
-        threads = integer(config, "threads")
+    auto = config["threads"] == "auto"
+    threads = max(1, machine.cores // on_node) if auto else integer(config, "threads")
     device = "cuda" if backend == "nccl" else "cpu"
     return Placement(world_size, backend, device, threads, nodes)
 
@@ -326,7 +323,9 @@ def _nodes(hosts: Mapping[str, Any], world_size: int, machine: Machine) -> int:
     """Nodes that the ranks are spread over; the same number of ranks on each."""
     nnodes = integer(hosts, "hosts.nnodes")
     given = hosts["ranks_per_node"]
-    on_node = integer(hosts, "hosts.ranks_per_node") if given != "auto" else -(-world_size // nnodes)
+    on_node = (
+        integer(hosts, "hosts.ranks_per_node") if given != "auto" else -(-world_size // nnodes)
+    )
     nodes = max(1, -(-world_size // on_node))
     if world_size % nodes or (nodes > 1 and world_size != nodes * on_node):
         raise ConfigError(

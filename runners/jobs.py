@@ -21,6 +21,10 @@ from runners.cell import (
     safe_name,
     usable_cores,
 )
+from runners.hosts import hosts_of
+from runners.hosts import machine as node_of
+from runners.launch import slurm as clusters
+from runners.launch.plain import join, starting
 from runners.memory import check_memory
 from runners.plan import Job, Measure
 from runners.progress import Progress, title
@@ -40,7 +44,10 @@ class Asked:
 
 
 def run_asked(
-    asked: Sequence[Asked], sweep_dir: Path, command: str
+    asked: Sequence[Asked],
+    sweep_dir: Path,
+    command: str,
+    launcher: Mapping[str, Any] | None = None,
 ) -> tuple[SweepResult, dict[int, str]]:
     """Validates all, then runs; the outcome of each by number ("invalid" for those skipped).
 
@@ -49,15 +56,27 @@ def run_asked(
     progress = Progress()
     settings = settings_of(asked, sweep_dir, command)
     skip = choice(asked[0].config, "on_invalid", ("stop", "skip")) == "skip"
-    jobs, errors = validate(asked)
+    slurm = clusters.of_launcher(launcher or {})
+    where = hosts_of(asked[0].config)
+    jobs, errors = validate(asked, clusters.machine(slurm) if slurm else this_machine())
     if errors and not (skip and jobs):
         raise ConfigError(listed(errors))
     for number_, error in errors.items():
         progress.say(f"skipped: {' '.join(asked[number_].overrides)}: {error}")
+    if where.node_rank:
+        good = join(sweep_dir, where)
+        ended = SweepResult(sweep_dir, {"host": "measured" if good else "failed"}, joined=True)
+        return ended, dict.fromkeys((one.number for one in asked), "joined")
     announce(list(jobs.values()), progress)
-    with resume.locked(sweep_dir):
-        point_latest(sweep_dir)
-        result = Sweep(list(jobs.values()), settings, progress).run()
+    wanted = list(jobs.values())
+    if slurm:
+        with resume.locked(sweep_dir / clusters.FOLDER):
+            point_latest(sweep_dir)
+            result = clusters.SlurmSweep(wanted, settings, progress, slurm, where.interface).run()
+    else:
+        with resume.locked(sweep_dir), starting(sweep_dir, where) as start:
+            point_latest(sweep_dir)
+            result = Sweep(wanted, settings, progress, start).run()
     outcomes = {n: result.outcomes.get(job.cell_id, "interrupted") for n, job in jobs.items()}
     return result, outcomes | dict.fromkeys(errors, "invalid")
 
@@ -68,30 +87,35 @@ def settings_of(asked: Sequence[Asked], sweep_dir: Path, command: str) -> Settin
     tracker = dict(config["tracker"])
     choice(tracker, "tracker.mode", (*MODES, "dryrun"))
     number(tracker, "tracker.limit_s", 1)
+    started_again = config["hosts"]["run"] is not None and (sweep_dir / "plan.json").exists()
+    going_on = config["resume"] or started_again  # a cluster's job comes back under its name
     return Settings(
         sweep_dir=sweep_dir,
         isolation=choice(config, "isolation", ("group", "cell")),
         on_error=choice(config, "on_error", ("continue", "stop")),
         tracker=tracker,
         command=command,
-        resume_mode=choice(config, "resume_mode", resume.MODES) if config["resume"] else "",
+        resume_mode=choice(config, "resume_mode", resume.MODES) if going_on else "",
     )
 
 
-def validate(asked: Sequence[Asked]) -> tuple[dict[int, Job], dict[int, str]]:
-    """Jobs and errors by number."""
+def validate(
+    asked: Sequence[Asked], found: Machine | None = None
+) -> tuple[dict[int, Job], dict[int, str]]:
+    """Jobs and errors by number, on nodes like the one that was found."""
     from moe.strategies import supports
 
-    machine = this_machine()
+    found = found or this_machine()
     jobs: dict[int, Job] = {}
     errors: dict[int, str] = {}
     for one in asked:
         try:
+            machine = node_of(one.config, found)
             job = Job(
                 request(one.config, machine, one.overrides), measure_of(one.config), {**one.config}
             )
             supports(job.cell)
-            check_memory(job)
+            check_memory(job, machine.memory_bytes)
             jobs[one.number] = job
         except (ConfigError, Unsupported) as error:
             errors[one.number] = str(error)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class SweepResult:
     tracked: int = 0
     sync_command: str = ""
     interrupted: bool = False
+    joined: bool = False  # this host only lent its ranks to another's sweep
 
     def counts(self) -> dict[str, int]:
         found = dict.fromkeys(record.OUTCOMES, 0)
@@ -107,7 +108,7 @@ class Sweep:
     def _go_on(self, mode: str) -> None:
         """Takes up what the folder has: first records for what a dead launcher left behind."""
         jobs = {job.cell_id: job for job in self.jobs}
-        for found in salvage(self.sweep_dir, jobs):
+        for found in self._left_behind(jobs):
             record.write(self.sweep_dir, found)
         past = resume.read_past(self.sweep_dir)
         self.result.warnings += [f"set aside: {error}" for error in past.damaged]
@@ -119,6 +120,9 @@ class Sweep:
             if mode == "missing" or not self.left.get(one.cell_id):
                 self._know(one)
         self.track(earlier)
+
+    def _left_behind(self, jobs: Mapping[str, Job]) -> Iterable[Record]:
+        return salvage(self.sweep_dir, jobs)
 
     def _know(self, found: Record) -> None:
         """The kernel for later launches, the outcome for the end."""

@@ -27,6 +27,8 @@ ConfigStore.instance().store(
 class MoeLauncher(BasicLauncher):
     """Imports of the measuring side wait until there is something to launch."""
 
+    cluster: dict[str, Any] | None = None  # the scheduler's settings, where one is used
+
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
@@ -65,7 +67,7 @@ class MoeLauncher(BasicLauncher):
             Asked(number, _container(config), list(overrides))
             for number, (config, overrides) in enumerate(zip(plain, job_overrides, strict=True))
         ]
-        outcomes = bench.run_all(asked, sweep_dir)
+        outcomes = bench.run_all(asked, sweep_dir, self.cluster)
         return [
             _returned(configs[n], plain[n], list(job_overrides[n]), outcomes[n])
             for n in range(len(configs))

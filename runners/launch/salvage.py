@@ -18,12 +18,13 @@ def salvage(sweep_dir: Path, jobs: Mapping[str, Job]) -> Iterator[Record]:
             plan = load(path)
         except (OSError, ValueError, KeyError, TypeError):
             continue  # the launcher died while it froze the plan: no rank was started
-        yield from _of_launch(sweep_dir, path, plan, jobs)
+        yield from of_launch(sweep_dir, path, plan, jobs)
 
 
-def _of_launch(
+def of_launch(
     sweep_dir: Path, path: Path, plan: LaunchPlan, known: Mapping[str, Job]
 ) -> Iterator[Record]:
+    """The same of one launch."""
     plan.launch_dir = str(path.parent.resolve())  # the folder may have been moved
     asked = [
         Job(Request(cell, label), plan.measure)
