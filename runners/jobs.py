@@ -58,7 +58,8 @@ def run_asked(
     skip = choice(asked[0].config, "on_invalid", ("stop", "skip")) == "skip"
     slurm = clusters.of_launcher(launcher or {})
     where = hosts_of(asked[0].config)
-    jobs, errors = validate(asked, clusters.machine(slurm) if slurm else this_machine())
+    found = clusters.machine(slurm) if slurm else this_machine()
+    jobs, errors = validate(asked, found)
     if errors and not (skip and jobs):
         raise ConfigError(listed(errors))
     for number_, error in errors.items():
@@ -67,7 +68,7 @@ def run_asked(
         good = join(sweep_dir, where)
         ended = SweepResult(sweep_dir, {"host": "measured" if good else "failed"}, joined=True)
         return ended, dict.fromkeys((one.number for one in asked), "joined")
-    announce(list(jobs.values()), progress)
+    announce(list(jobs.values()), progress, node_of(asked[0].config, found).cores)
     wanted = list(jobs.values())
     if slurm:
         with resume.locked(sweep_dir / clusters.FOLDER):
@@ -159,14 +160,13 @@ def listed(errors: Mapping[int, str]) -> str:
     return "; ".join(shown[:LISTED_ERRORS]) + more
 
 
-def announce(jobs: Sequence[Job], progress: Progress) -> None:
+def announce(jobs: Sequence[Job], progress: Progress, cores: int) -> None:
     """Says before measuring what the user should know: clamped cells, oversubscribed ranks."""
     for job in jobs:
         for note in job.request.notes:
             progress.say(f"note: {title(job.cell, job.request.label)}: {note}")
-    cores = usable_cores()
     places = {job.cell.placement for job in jobs if job.cell.placement.device == "cpu"}
-    over = sorted({p.world_size for p in places if p.world_size * p.threads > cores})
+    over = sorted({p.ranks_per_node for p in places if p.ranks_per_node * p.threads > cores})
     if over:
         progress.say(
             f"note: oversubscribed: {', '.join(map(str, over))} ranks share {cores} cores, so "
