@@ -101,6 +101,9 @@ class Sweep:
             self.result.interrupted = True
         except StopSweep as stop:
             self.result.warnings.append(str(stop))
+            for cell_id, launches in self.left.items():
+                if launches:
+                    self.result.outcomes.setdefault(cell_id, "interrupted")
         self.progress.end()
         self.result.wall_s = time.monotonic() - began
         return self.result

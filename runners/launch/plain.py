@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runners.cell import ConfigError
 from runners.hosts import Hosts
 from runners.launch.address import own_address, resolve, use_interface
-from runners.launch.follow import StopSweep
 from runners.launch.start import Started, rank_environment, start
 from runners.plan import LaunchPlan, load, save
 from runners.record import write_atomic
@@ -109,13 +109,10 @@ class FirstHost:
         self.sweep_dir, self.hosts = sweep_dir, hosts
         self.folder = sweep_dir / FOLDER
         self.session = uuid.uuid4().hex[:12]
-        self.greeted = False
 
     def __call__(self, plan: LaunchPlan) -> Started:
         if plan.placement.nodes == 1:
             return start(plan)
-        if not self.greeted:
-            self.wait_for_hosts()
         launch_dir = Path(plan.launch_dir)
         (launch_dir / "logs").mkdir(parents=True)
         save(plan, launch_dir / "launch.json")
@@ -127,7 +124,7 @@ class FirstHost:
         write_atomic(self.folder / "order.json", json.dumps({"session": self.session, **what}))
 
     def wait_for_hosts(self) -> None:
-        """Raises StopSweep naming the hosts that do not come."""
+        """Raises ConfigError naming the hosts that do not come."""
         self.order(launch=-1, nodes=self.hosts.nnodes)
         deadline = time.monotonic() + self.hosts.wait_s
         missing = list(range(1, self.hosts.nnodes))
@@ -135,12 +132,11 @@ class FirstHost:
             missing = [n for n in missing if not (self.folder / f"{self.session}-{n}").exists()]
             if missing and time.monotonic() > deadline:
                 names = ", ".join(map(str, missing))
-                raise StopSweep(
+                raise ConfigError(
                     f"hosts.node_rank={names}: did not come within {self.hosts.wait_s:g} s; start "
                     "the same command there, with the same MOE_RUN and a shared folder"
                 )
             time.sleep(POLL_S)
-        self.greeted = True
 
 
 @contextmanager
@@ -151,6 +147,7 @@ def starting(sweep_dir: Path, hosts: Hosts) -> Iterator[Start]:
         return
     first = FirstHost(sweep_dir, hosts)
     try:
+        first.wait_for_hosts()
         yield first
     finally:
         first.order(launch=END)

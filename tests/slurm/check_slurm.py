@@ -82,7 +82,8 @@ def slow_sweep(slurm: Cluster, folder: Path) -> subprocess.Popen[str]:
 
 
 def test_the_readme_sweep_on_two_nodes_of_two_ranks(slurm: Cluster, tmp_path: Path) -> None:
-    sweep = bench(slurm, tmp_path, "-m", *README_SWEEP, "world_size=4", *ON_SLURM[1:], *QUICK)
+    size = ["world_size=4", *ON_SLURM[1:], "measure.calibrate=true"]
+    sweep = bench(slurm, tmp_path, "-m", *README_SWEEP, *QUICK, *size)
     code, end, err = ended(sweep)
     assert (code, end["measured"], end["failed"], end["tracked"]) == (0, 9, 0, 9), err
     assert len(job_ids(tmp_path)) == 1  # one allocation for all cells
