@@ -30,8 +30,8 @@ class Coefficients:
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     seen: frozenset[tuple[str, str]] = frozenset()
     cells: int = 0
-    roofline: bool = False  # the longer of matrix and read; launches only beyond the rest
     error: float = math.nan  # median absolute relative error of cells left out while fitting
+    roofline: bool = False  # the longer of matrix and read; launches only beyond the rest
 
     def of(self, key: Key) -> float:
         return self.values.get(key, self.values.get(("", key[1]), 0.0))
