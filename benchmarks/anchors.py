@@ -11,7 +11,6 @@ What cannot be predicted is listed, with the reason.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import statistics
 import sys
 from pathlib import Path

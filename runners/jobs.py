@@ -25,7 +25,7 @@ from runners.hosts import hosts_of
 from runners.hosts import machine as node_of
 from runners.launch import slurm as clusters
 from runners.launch.plain import join, starting
-from runners.memory import check_memory
+from runners.memory import available_bytes, check_memory
 from runners.plan import Job, Measure
 from runners.progress import Progress, title
 from runners.sweep import Settings, Sweep, SweepResult, point_latest
@@ -107,6 +107,7 @@ def validate(
     from moe.strategies import supports
 
     found = found or this_machine()
+    here_bytes = available_bytes()  # asked once: a large sweep has ten thousand cells
     jobs: dict[int, Job] = {}
     errors: dict[int, str] = {}
     for one in asked:
@@ -116,7 +117,7 @@ def validate(
                 request(one.config, machine, one.overrides), measure_of(one.config), {**one.config}
             )
             supports(job.cell)
-            check_memory(job, machine.memory_bytes)
+            check_memory(job, machine.memory_bytes or here_bytes)
             jobs[one.number] = job
         except (ConfigError, Unsupported) as error:
             errors[one.number] = str(error)

@@ -191,6 +191,14 @@ def write_atomic(path: Path, text: str) -> None:
         raise
 
 
+def write_light(path: Path, text: str) -> None:
+    """The same without waiting for the disk, for what can be told again if the machine dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
 def record_path(sweep_dir: Path, record: Record) -> Path:
     return sweep_dir / "cells" / record.cell_id / f"record-{record.launch}.json"
 

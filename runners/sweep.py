@@ -155,9 +155,9 @@ class Sweep:
         record.write_atomic(self.sweep_dir / "plan.json", json.dumps(plan, indent=1))
         for job in self.jobs:
             folder = self.sweep_dir / "cells" / job.cell_id / ".hydra"
-            record.write_atomic(folder / "config.json", json.dumps(job.config, indent=1))
             overrides = job.request.meta.get("overrides", [])
-            record.write_atomic(folder / "overrides.json", json.dumps(overrides))
+            record.write_light(folder / "config.json", json.dumps(job.config))
+            record.write_light(folder / "overrides.json", json.dumps(overrides))
 
     def _run_group(self, pending: list[Job]) -> None:
         """One launch of a group; more when ranks die, each without the cell that was the cause."""

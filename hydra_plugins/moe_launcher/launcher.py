@@ -3,7 +3,7 @@ them together and measure many in one set of processes. Any other program's jobs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,11 +38,7 @@ class MoeLauncher(BasicLauncher):
         assert self.config is not None and self.hydra_context is not None
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        configs = [
-            self._compose(list(overrides), initial_job_idx + number)
-            for number, overrides in enumerate(job_overrides)
-        ]
-        return self._run(bench, configs, job_overrides, initial_job_idx)
+        return self._run(bench, job_overrides, initial_job_idx)
 
     def _compose(self, overrides: list[str], number: int) -> DictConfig:
         assert self.config is not None and self.hydra_context is not None
@@ -55,37 +51,46 @@ class MoeLauncher(BasicLauncher):
     def _run(
         self,
         bench: Any,
-        configs: list[DictConfig],
         job_overrides: Sequence[Sequence[str]],
         initial_job_idx: int,
     ) -> list[JobReturn]:
         from runners.jobs import Asked
 
-        sweep_dir = Path(str(configs[0].hydra.sweep.dir))
-        plain = [OmegaConf.masked_copy(c, [str(k) for k in c if k != "hydra"]) for c in configs]
+        first = self._compose(list(job_overrides[0]), initial_job_idx)
         asked = [
-            Asked(number, _container(config), list(overrides))
-            for number, (config, overrides) in enumerate(zip(plain, job_overrides, strict=True))
+            Asked(number, plain(config), list(overrides))
+            for number, (config, overrides) in enumerate(
+                self._composed(first, job_overrides, initial_job_idx)
+            )
         ]
+        sweep_dir = Path(str(first.hydra.sweep.dir))
         outcomes = bench.run_all(asked, sweep_dir, self.cluster)
-        return [
-            _returned(configs[n], plain[n], list(job_overrides[n]), outcomes[n])
-            for n in range(len(configs))
-        ]
+        return [_returned(first, one.overrides, outcomes[one.number]) for one in asked]
+
+    def _composed(
+        self, first: DictConfig, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Iterator[tuple[DictConfig, Sequence[str]]]:
+        """One at a time: with Hydra's own node, ten thousand of them fill a machine's memory."""
+        yield first, job_overrides[0]
+        for number, overrides in enumerate(job_overrides[1:], start=1):
+            yield self._compose(list(overrides), initial_job_idx + number), overrides
 
 
-def _container(config: DictConfig) -> dict[str, Any]:
-    found = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Resolved, without Hydra's node (a copy without it would copy it first)."""
+    return {str(key): _plain(config[key]) for key in config if key != "hydra"}
 
 
-def _returned(
-    config: DictConfig, plain: DictConfig, overrides: list[str], outcome: str
-) -> JobReturn:
+def _plain(node: Any) -> Any:
+    if not OmegaConf.is_config(node):
+        return node
+    return OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+
+
+def _returned(config: DictConfig, overrides: Sequence[str], outcome: str) -> JobReturn:
+    """What the sweeper is given back; `config` is the first job's, whose Hydra node all share."""
     result = JobReturn(
         overrides=overrides,
-        cfg=plain,
         hydra_cfg=OmegaConf.create({"hydra": config.hydra}),
         working_dir=str(Path.cwd()),
         task_name=str(config.hydra.job.name),

@@ -107,7 +107,7 @@ def test_the_readme_sweep_on_two_nodes_of_two_ranks(slurm: Cluster, tmp_path: Pa
 
 def test_a_cancelled_job_is_gone_on_with(slurm: Cluster, tmp_path: Path) -> None:
     process = slow_sweep(slurm, tmp_path)
-    wait_for(lambda: 2 <= len(list(record.paths(tmp_path / "sweep"))), process)
+    wait_for(lambda: len(list(record.paths(tmp_path / "sweep"))) >= 2, process)
     assert slurm.run("scancel", *job_ids(tmp_path)).returncode == 0
     code, end, err = ended(process)
     assert code == 1, err
@@ -124,9 +124,7 @@ def test_a_cancelled_job_is_gone_on_with(slurm: Cluster, tmp_path: Path) -> None
     assert len(measured) == len(set(measured)) == 6
 
 
-def test_an_interrupt_leaves_the_job_and_says_how_to_attach(
-    slurm: Cluster, tmp_path: Path
-) -> None:
+def test_an_interrupt_leaves_the_job_and_says_how_to_attach(slurm: Cluster, tmp_path: Path) -> None:
     process = slow_sweep(slurm, tmp_path)
     wait_for(lambda: list(record.paths(tmp_path / "sweep")), process)
     process.send_signal(signal.SIGINT)
@@ -143,7 +141,7 @@ def test_an_interrupt_leaves_the_job_and_says_how_to_attach(
 
 def test_a_requeued_job_measures_what_is_missing(slurm: Cluster, tmp_path: Path) -> None:
     process = slow_sweep(slurm, tmp_path)
-    wait_for(lambda: 2 <= len(list(record.paths(tmp_path / "sweep"))), process)
+    wait_for(lambda: len(list(record.paths(tmp_path / "sweep"))) >= 2, process)
     assert slurm.run("scontrol", "requeue", *job_ids(tmp_path)).returncode == 0
     code, end, err = ended(process)
     assert (code, end["measured"]) == (0, 6), err
