@@ -84,7 +84,8 @@ def main() -> int:
     clock = Clock()
     composed = compose(args.composed, clock)
     with clock.time("plain"):
-        configs = [plain(config) for config in composed]
+        known: dict[str, Any] = {}
+        configs = [plain(config, known) for config in composed]
     del composed
     before, asked = peak_mb(), ask(configs, args.cells)
     with tempfile.TemporaryDirectory() as folder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import time
@@ -20,6 +19,7 @@ from runners.progress import Progress
 from runners.record import Record
 from runners.track_client import run_tracker
 
+READ_BY_PEOPLE = 200  # cells in a plan; a longer one is written without indentation, at once
 BLAMELESS_LAUNCHES = 2  # launches that may fail outside any cell before their group is given up
 
 Start = Callable[[LaunchPlan], Started]
@@ -138,7 +138,7 @@ class Sweep:
     def _write_plan(self) -> None:
         cells = {
             job.cell_id: {
-                "cell_id": job.cell_id, "cell": dataclasses.asdict(job.cell), **job.request.meta
+                "cell_id": job.cell_id, "cell": record.cell_to_dict(job.cell), **job.request.meta
             }
             for job in self.jobs
         }  # fmt: skip
@@ -152,12 +152,20 @@ class Sweep:
             "isolation": self.settings.isolation,
             "cells": list(cells.values()),
         }
-        record.write_atomic(self.sweep_dir / "plan.json", json.dumps(plan, indent=1))
         for job in self.jobs:
-            folder = self.sweep_dir / "cells" / job.cell_id / ".hydra"
-            overrides = job.request.meta.get("overrides", [])
-            record.write_light(folder / "config.json", json.dumps(job.config))
-            record.write_light(folder / "overrides.json", json.dumps(overrides))
+            self._write_config(job)
+        indent = 1 if len(cells) < READ_BY_PEOPLE else None
+        record.write_atomic(self.sweep_dir / "plan.json", json.dumps(plan, indent=indent))
+
+    def _write_config(self, job: Job) -> None:
+        """Before the plan, and without waiting for the disk: no plan, nothing to go on with."""
+        folder = self.sweep_dir / "cells" / job.cell_id / ".hydra"
+        if (folder / "overrides.json").exists():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(job.config), "utf-8")
+        overrides = job.request.meta.get("overrides", [])
+        (folder / "overrides.json").write_text(json.dumps(overrides), "utf-8")
 
     def _run_group(self, pending: list[Job]) -> None:
         """One launch of a group; more when ranks die, each without the cell that was the cause."""

@@ -20,7 +20,7 @@ from runners.cell import ConfigError, Machine, Request, request
 from runners.launch import address, freeze, plain, slurm, srun, srun_rank
 from runners.measure import makespan_ns
 from runners.plan import Job, LaunchPlan, Measure
-from runners.record import cell_from_dict, cell_key
+from runners.record import cell_from_dict, cell_key, cell_to_dict
 from runners.sweep import Settings, SweepResult
 
 LARGE = Machine(cores=8, cuda_devices=0, nodes=4)
@@ -74,6 +74,8 @@ def test_keys_of_one_node_are_what_they_were_before_there_were_nodes() -> None:
     del old["placement"]["nodes"]
     assert cell_key(cell_from_dict(old)) == cell_key(one) != cell_key(two)
     assert cell_from_dict(dataclasses.asdict(two)) == two
+    assert cell_to_dict(two) == dataclasses.asdict(two)
+    assert list(cell_to_dict(two)["layer"]) == list(dataclasses.asdict(two)["layer"])
 
 
 @pytest.mark.parametrize(
