@@ -41,6 +41,15 @@ test: setup ## every test that CI runs
 test-full: setup ## every accepted way to spread the layer against the oracle, the whole product
 	$(RUN) -m pytest -q -m slow tests/test_agree.py
 
+.PHONY: test-slurm
+test-slurm: setup ## the sweep on a real Slurm: two nodes on this machine (root; apt-get install slurm-wlm munge)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[slurm]'
+	$(RUN) -m pytest -q tests/slurm/check_slurm.py
+
+.PHONY: test-hosts
+test-hosts: setup ## the sweep on two hosts: two network namespaces (root; apt-get install iproute2)
+	$(RUN) -m pytest -q tests/hosts/check_hosts.py
+
 .PHONY: check
 check: setup ## lint, formatting and types
 	$(RUN) -m ruff check .

@@ -11,6 +11,7 @@ from moe import spec
 from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
 from runners.hardware import usable_cores
 from runners.mpi_start import available
+from runners.topology import BY_NODE, over_nodes
 from runners.traces import SHAPE, Trace, TraceError, read_trace
 
 MAX_SIZE = 2**31 - 1
@@ -140,12 +141,9 @@ def request(config: Mapping[str, Any], machine: Machine, overrides: Sequence[str
     layer = _layer(config, notes)
     strategy = _strategy(config["strategy"])
     trace = _trace(config["workload"], layer, notes, integer(config, "batch_size"))
-    cell = Cell(
-        layer=layer,
-        strategy=strategy,
-        workload=_workload(config, trace),
-        placement=_placement(config, strategy, machine, notes),
-    )
+    placement = _placement(config, strategy, machine, notes)
+    strategy = over_nodes(strategy, layer, placement)
+    cell = Cell(layer, strategy, _workload(config, trace), placement)
     meta = {
         "model": str(config["model"]["name"]),
         "scale": config["model"]["scale"],
@@ -232,15 +230,15 @@ def _strategy(config: Mapping[str, Any]) -> Strategy:
 
 
 def _expert_placement(value: Any) -> tuple[str, tuple[int, ...]]:
-    """contiguous, round_robin, or the name of a text file of expert ids in slot order."""
-    if value in ("contiguous", "round_robin"):
+    """contiguous, round_robin, by_node, or the name of a text file of expert ids in slot order."""
+    if value in ("contiguous", "round_robin", BY_NODE):
         return str(value), ()
     try:
         order = tuple(int(word) for word in Path(str(value)).read_text("utf-8").split())
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"strategy.placement={value!r}: allowed are contiguous, round_robin or a file of "
-            f"expert ids; it cannot be read as such a file: {error}"
+            f"strategy.placement={value!r}: allowed are contiguous, round_robin, by_node or a file "
+            f"of expert ids; it cannot be read as such a file: {error}"
         ) from None
     if sorted(order) != list(range(len(order))):
         raise ConfigError(

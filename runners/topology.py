@@ -13,10 +13,38 @@ Links between ranks inside a node and across nodes are in the calibration, as `t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from moe.spec import Layer, Placement, Strategy, Unsupported
+
+BY_NODE = "by_node"
 END_BARRIER = "end barrier inside the sample"
 OF_NODE = ("cpu_model", "cores", "memory_total_bytes", "gpus", "gpu_links")
+
+
+def by_node(experts: int, nodes: int) -> tuple[int, ...]:
+    """Experts in the order of their places when neighbours are dealt out over the nodes: expert e
+    is on node e mod `nodes`, so that a block of popular experts does not meet on one."""
+    return tuple(expert for node in range(nodes) for expert in range(node, experts, nodes))
+
+
+def over_nodes(strategy: Strategy, layer: Layer, placement: Placement) -> Strategy:
+    """strategy.placement=by_node as the order it stands for: on one node the contiguous one.
+
+    Raises Unsupported for a strategy whose experts are not spread over all ranks.
+    """
+    if strategy.placement != BY_NODE:
+        return strategy
+    if strategy.name != "ep":
+        allowed = "strategy=ep, whose experts are spread over all ranks"
+        raise Unsupported(
+            "strategy.placement", BY_NODE, f"{allowed}, not {strategy.name}", "choose contiguous"
+        )
+    if placement.nodes == 1:
+        return replace(strategy, placement="contiguous")
+    order = by_node(layer.num_experts, placement.nodes)
+    return replace(strategy, placement="explicit", expert_order=order)
 
 
 def on_one_clock(

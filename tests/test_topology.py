@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 import socket
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_cell import BASE
 
-from moe.spec import Cell, Placement
+from moe.spec import Cell, Placement, Unsupported
 from runners import hardware, hosts, topology
 from runners.cell import ConfigError, Machine, Request, request
 from runners.launch import address, freeze, plain, slurm, srun, srun_rank
@@ -22,6 +23,7 @@ from runners.measure import makespan_ns
 from runners.plan import Job, LaunchPlan, Measure
 from runners.record import cell_from_dict, cell_key, cell_to_dict
 from runners.sweep import Settings, SweepResult
+from runners.traces import Trace
 
 LARGE = Machine(cores=8, cuda_devices=0, nodes=4)
 
@@ -100,6 +102,20 @@ def test_hosts_and_what_a_node_has() -> None:
     stated = config(cores=64, gpus=8, memory_gib=0.5, nnodes=2)
     assert hosts.machine(stated, Machine(2)) == Machine(64, 8, 2, 2**29)
     assert hosts.machine(config(), Machine(2, 1)) == Machine(2, 1)
+
+
+def test_experts_are_dealt_out_over_nodes() -> None:
+    # 8 experts on 2 nodes of 2 ranks: even ones on node 0, two on each of its ranks
+    assert topology.by_node(8, 2) == (0, 2, 4, 6, 1, 3, 5, 7)
+    asked = config(world_size=4, ranks_per_node=2)
+    asked["strategy"] |= {"name": "ep", "dispatcher": "alltoall", "placement": "by_node"}
+    strategy = request(asked, LARGE).cell.strategy
+    assert (strategy.placement, strategy.expert_order) == ("explicit", topology.by_node(8, 2))
+    asked["hosts"]["ranks_per_node"] = 4
+    assert request(asked, LARGE).cell.strategy.placement == "contiguous"
+    asked["strategy"]["name"] = "tp"
+    with pytest.raises(Unsupported, match=r"strategy\.placement=by_node"):
+        request(asked, LARGE)
 
 
 # --- clocks -----------------------------------------------------------------------------------
@@ -234,6 +250,21 @@ def test_cells_of_one_shape_share_an_allocation_and_are_thawed_as_they_were(
     ]
     assert thawed == dataclasses.replace(settings, resume_mode="failed")
     assert more == {"interface": "eth9"}
+
+
+def test_a_recorded_routing_goes_with_the_allocation(tmp_path: Path) -> None:
+    rows = bytes(range(64))
+    trace = Trace(rows, 8, hashlib.sha256(rows).hexdigest())
+    one = job()
+    work = dataclasses.replace(one.cell.workload, kind="trace", trace_sha256=trace.sha256)
+    cell = dataclasses.replace(one.cell, workload=work)
+    with_trace = Job(dataclasses.replace(one.request, cell=cell, trace=trace), one.measure)
+    freeze.save(tmp_path, "g", [with_trace], Settings(tmp_path), interface="")
+    assert freeze.load(tmp_path, "g")[0][0].request.trace == trace
+    path = next((tmp_path / freeze.FOLDER).glob(f"*{trace.sha256}*"))
+    path.write_bytes(rows[::-1])
+    with pytest.raises(ValueError, match="not what was frozen"):
+        freeze.load(tmp_path, "g")
 
 
 def test_what_an_allocation_ended_with_is_taken_once_it_has(tmp_path: Path) -> None:

@@ -3,17 +3,20 @@
 slurm/<group>.json         the cells of one allocation, and the sweep's settings
 slurm/<group>.result.json  how the allocation's sweep ended, where it came to its end
 slurm/jobs.json            {group: job id}
+slurm/trace-...            recorded routings that cells ask for, as ranks read them
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moe.spec import Placement
+from moe.spec import Cell, Placement
+from runners import traces
 from runners.cell import Request
 from runners.plan import Job, Measure
 from runners.record import cell_from_dict, write_atomic
@@ -59,19 +62,33 @@ def save(sweep_dir: Path, group: str, jobs: Sequence[Job], settings: Settings, *
         },
         **more,
     }
+    found = [job.request.trace for job in jobs if job.request.trace]
+    (sweep_dir / FOLDER).mkdir(parents=True, exist_ok=True)
+    traces.freeze(found, sweep_dir / FOLDER)
     write_atomic(group_path(sweep_dir, group), json.dumps(content, indent=1))
+
+
+def _thawed(cell: Cell, sweep_dir: Path) -> traces.Trace | None:
+    """The cell's trace, as it was frozen; raises ValueError where its content is another."""
+    wanted = cell.workload.trace_sha256
+    if not wanted:
+        return None
+    path = sweep_dir / FOLDER / traces.file_name(wanted)
+    rows = path.read_bytes()
+    if hashlib.sha256(rows).hexdigest() != wanted:
+        raise ValueError(f"{path}: not what was frozen; queue the sweep again")
+    return traces.Trace(rows, len(rows) // (4 * cell.layer.topk), wanted)
 
 
 def load(sweep_dir: Path, group: str) -> tuple[list[Job], Settings, dict[str, Any]]:
     """Jobs, settings (which go on with what the folder has) and whatever else was frozen."""
     content = json.loads(group_path(sweep_dir, group).read_text("utf-8"))
-    jobs = [
-        Job(
-            Request(cell_from_dict(j["cell"]), j["label"], tuple(j["notes"]), j["meta"]),
-            Measure(**j["measure"]),
-        )
-        for j in content.pop("jobs")
-    ]
+    jobs = []
+    for one in content.pop("jobs"):
+        cell = cell_from_dict(one["cell"])
+        trace = _thawed(cell, sweep_dir)
+        asked = Request(cell, one["label"], tuple(one["notes"]), one["meta"], trace)
+        jobs.append(Job(asked, Measure(**one["measure"])))
     mode = content.pop("mode", "missing")
     settings = Settings(sweep_dir=sweep_dir, resume_mode=mode, **content.pop("settings"))
     return jobs, settings, content
