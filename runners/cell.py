@@ -16,8 +16,6 @@ from runners.traces import SHAPE, Trace, TraceError, read_trace
 
 MAX_SIZE = 2**31 - 1
 LABEL_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
-
-
 KEYS = {  # what each node of the config may hold
     "": "model strategy workload measure tracker experiment batch_size topk num_experts world_size "
     "dtype tokens mode seed threads backend label topk_overflow name isolation on_invalid on_error "

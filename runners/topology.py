@@ -70,6 +70,8 @@ def environment(launches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     node_of = launches[0].get("nodes")
     if not node_of:
         return found
+    if "network" in found:
+        found["network"] = "between nodes"
     nodes = of_nodes(launches, node_of)
     hosts = [node.get("host") for node in nodes]
     found["topology"] = {

@@ -4,7 +4,7 @@ Node 0 measures: it validates, starts launches, makes records. The others lend t
 wait for word from node 0, start an agent for each launch, and end when node 0 does. All share the
 sweep's folder, below which `hosts/` carries what they have to tell each other:
 
-    order.json             of node 0: {session, launch, nodes}, launch -1 to be greeted, end at last
+    order.json             of node 0: {session, launch, nodes, token}, launch -1 to be greeted, end at last
     <session>-<rank>       a host that has heard of the session
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -59,11 +60,14 @@ def agent_command(plan: LaunchPlan, hosts: Hosts) -> list[str]:
     ]
 
 
-def start_agent(plan: LaunchPlan, hosts: Hosts) -> subprocess.Popen[bytes]:
+def start_agent(plan: LaunchPlan, hosts: Hosts, token: str) -> subprocess.Popen[bytes]:
+    """`token` is what the ranks of all hosts know each other by; the order's file, which only its
+    owner can read, carries it."""
     launch_dir = Path(plan.launch_dir)
     variables = rank_environment(plan)
     if "GLOO_SOCKET_IFNAME" not in os.environ:
         del variables["GLOO_SOCKET_IFNAME"]  # loopback, which is right on one host only
+    variables["MOE_LAUNCH_TOKEN"] = token
     use_interface(variables, resolve(hosts.address), hosts.interface)
     logs = launch_dir / "logs" / f"node{hosts.node_rank}"
     logs.mkdir(parents=True, exist_ok=True)
@@ -116,8 +120,9 @@ class FirstHost:
         launch_dir = Path(plan.launch_dir)
         (launch_dir / "logs").mkdir(parents=True)
         save(plan, launch_dir / "launch.json")
-        self.order(launch=plan.launch, nodes=plan.placement.nodes)
-        process = start_agent(plan, self.hosts)
+        token = secrets.token_hex(16)
+        self.order(launch=plan.launch, nodes=plan.placement.nodes, token=token)
+        process = start_agent(plan, self.hosts, token)
         return HostsStarted(process, launch_dir, plan.placement.ranks_per_node)
 
     def order(self, **what: Any) -> None:
@@ -177,7 +182,7 @@ class Follower:
             self.doing = session, launch
             if self.hosts.node_rank < int(order["nodes"]):
                 path = self.sweep_dir.resolve() / "launches" / str(launch) / "launch.json"
-                self.agent = start_agent(load(path), self.hosts)
+                self.agent = start_agent(load(path), self.hosts, str(order.get("token", "")))
         return False
 
     def end(self) -> None:
