@@ -4,7 +4,7 @@ Node 0 measures: it validates, starts launches, makes records. The others lend t
 wait for word from node 0, start an agent for each launch, and end when node 0 does. All share the
 sweep's folder, below which `hosts/` carries what they have to tell each other:
 
-    order.json             of node 0: {session, launch, nodes, token}; -1 to be greeted, "end" at last
+    order.json             of node 0: {session, launch, nodes, token}; launch -1 says hello
     <session>-<rank>       a host that has heard of the session
 """
 
