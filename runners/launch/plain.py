@@ -123,7 +123,8 @@ class FirstHost:
         token = secrets.token_hex(16)
         self.order(launch=plan.launch, nodes=plan.placement.nodes, token=token)
         process = start_agent(plan, self.hosts, token)
-        return HostsStarted(process, launch_dir, plan.placement.ranks_per_node)
+        on_node = plan.placement.ranks_per_node
+        return HostsStarted(process, launch_dir, ranks_per_node=on_node)
 
     def order(self, **what: Any) -> None:
         write_atomic(self.folder / "order.json", json.dumps({"session": self.session, **what}))

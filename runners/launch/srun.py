@@ -128,7 +128,7 @@ class SrunStart:
                 start_new_session=True,
             )
         job_id = os.environ.get("SLURM_JOB_ID", "")
-        return SrunStarted(process, launch_dir, job_id, self.on_stop)
+        return SrunStarted(process, launch_dir, job_id=job_id, on_stop=self.on_stop)
 
     def variables(self, plan: LaunchPlan) -> dict[str, str]:
         """The ranks' environment with the address of rank 0, as the other nodes reach it."""
