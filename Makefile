@@ -51,6 +51,15 @@ faults: setup ## every fault 20 times, 50 killed launchers, bad input (hours; so
 soak: setup ## CELLS=500 cells with random faults until every one has ended
 	$(RUN) -m benchmarks.faults.soak --cells $(or $(CELLS),500)
 
+.PHONY: test-slurm
+test-slurm: setup ## the sweep on a real Slurm: two nodes on this machine (root; apt-get install slurm-wlm munge)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[slurm]'
+	$(RUN) -m pytest -q tests/slurm/check_slurm.py
+
+.PHONY: test-hosts
+test-hosts: setup ## the sweep on two hosts: two network namespaces (root; apt-get install iproute2)
+	$(RUN) -m pytest -q tests/hosts/check_hosts.py
+
 .PHONY: check
 check: setup ## lint, formatting, types, and known vulnerabilities where they can be asked for
 	$(RUN) -m ruff check .

@@ -79,7 +79,18 @@ def engine(frame: pd.DataFrame) -> str:
     words.append(f"{_values(frame, 'cache')} cache")
     words.append(f"mode {_values(frame, 'mode')}")
     words.append(f"tokens {_values(frame, 'tokens')}")
-    return ", ".join(words) + "."
+    return ", ".join(words) + "." + across_nodes(frame)
+
+
+def across_nodes(frame: pd.DataFrame) -> str:
+    """How times of several nodes were taken, which share no clock."""
+    many = sorted({int(n) for n in frame.get("nodes", ()) if n is not None and n > 1})
+    if not many:
+        return ""
+    return (
+        f" On {'/'.join(map(str, many))} nodes a sample ends with a barrier of its own, on the "
+        "slowest node's clock; the floor has the same barrier in it."
+    )
 
 
 def _values(frame: pd.DataFrame, name: str) -> str:

@@ -1,13 +1,13 @@
 """Where one way to move tokens overtakes another: predicted, and measured.
 
-    python benchmarks/crossover.py measure           # ep by all-to-all and all-gather, and tp; 2 ranks
+    python benchmarks/crossover.py measure           # ep by all-to-all and all-gather, and tp
     python benchmarks/crossover.py measure --ranks 4
     python benchmarks/crossover.py report            # table, crossings, and a picture
 
-1,024 tokens, D = O = 512, 16 experts chosen evenly, top-k 1 to 8, tokens sharded. `calibrated` is the
-cost model with what the machine's calibration says, nothing fitted. `fitted` has coefficients from
-the cells of all other top-k. A crossing is where the ratio of two times passes 1, between two
-neighbours of the grid.
+2 ranks, 1,024 tokens, D = O = 512, 16 experts chosen evenly, top-k 1 to 8, tokens sharded.
+`calibrated` is the cost model with what the machine's calibration says, nothing fitted; `fitted`
+has coefficients from the cells of all other top-k. A crossing is where the ratio of two times
+passes 1, between two neighbours of the grid.
 """
 
 from __future__ import annotations
@@ -106,13 +106,14 @@ def report(ranks: int) -> int:
         found = [m.total_s, calibrated_s(m), fitted_s(m, cells)]
         rows.append((m, found))
         real, best, fitted = (1e3 * value for value in found)
-        print(f"| {m.cell.layer.hidden} | {kind(m)} | {m.cell.layer.topk} | {real:.2f} "
-              f"| {best:.2f} | {best / real - 1:+.0%} | {fitted:.2f} | {fitted / real - 1:+.0%} |")  # fmt: skip
+        cell = f"| {m.cell.layer.hidden} | {kind(m)} | {m.cell.layer.topk} | {real:.2f} "
+        print(cell + f"| {best:.2f} | {best / real - 1:+.0%} "
+              f"| {fitted:.2f} | {fitted / real - 1:+.0%} |")  # fmt: skip
     for name, at in (("calibrated", 1), ("fitted", 2)):
         errors = [abs(found[at] / found[0] - 1) for _, found in rows]
         within = statistics.fmean(error <= 0.2 for error in errors)
-        print(f"\n{name}: median error {statistics.median(errors):.1%}, "
-              f"largest {max(errors):.1%}, within 20%: {within:.0%} of {len(errors)} cells")  # fmt: skip
+        print(f"\n{name}: median error {statistics.median(errors):.1%}, largest "
+              f"{max(errors):.1%}, within 20%: {within:.0%} of {len(errors)} cells")  # fmt: skip
     crossings(rows)
     picture(rows, ROOT / "outputs" / f"crossover-{ranks}.png")
     return 0

@@ -111,6 +111,11 @@ class Placement:
     backend: str = "gloo"
     device: str = "cpu"
     threads: int = 1
+    nodes: int = 1  # hosts that the ranks are spread over evenly, in order of rank
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.world_size // self.nodes
 
 
 @dataclass(frozen=True)

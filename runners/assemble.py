@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runners import topology
 from runners.plan import Job, LaunchPlan
 from runners.ranklog import RankReader, rank_path
 from runners.record import Record, Samples
@@ -49,7 +50,7 @@ class RankLines:
             self.info[line["cell"]][line["name"]] = line["value"]
         elif event == "warmup":
             self.info[line.pop("cell")]["warmup"] = line
-        elif event in ("environment", "calibration", "pinned"):
+        elif event in ("environment", "calibration", "pinned", "nodes"):
             self.launch[event] = line["value"]
         elif event == "enter":
             self.cell, self.stage = line["cell"], line["stage"]
@@ -131,15 +132,18 @@ class Assembler:
 
     def _columns(self, kinds: list[tuple[str, bool]], index: int) -> Samples:
         """Samples that every rank has written; a rank's own start and end side by side."""
-        found = Samples()
+        found, node_of = Samples(), self.ranks[0].launch.get("nodes", ())
         for kind, warm in kinds:
             for row in _rows([rank.samples[index, kind] for rank in self.ranks]):
+                starts, ends = topology.on_one_clock(
+                    [line["start_ns"] for line in row], [line["end_ns"] for line in row], node_of
+                )
                 found.round.append(row[0]["round"])
                 found.position.append(row[0]["position"])
                 found.steps.append(row[0]["steps"])
                 found.warmup.append(warm)
-                found.start_ns.append([line["start_ns"] for line in row])
-                found.end_ns.append([line["end_ns"] for line in row])
+                found.start_ns.append(starts)
+                found.end_ns.append(ends)
         return found
 
     def _anchors(self, wave: int) -> dict[str, Any] | None:
@@ -167,7 +171,7 @@ class Assembler:
         }
 
     def _environment(self, wave: int) -> dict[str, Any]:
-        found = dict(self.ranks[0].launch.get("environment", {}))
+        found = topology.environment([rank.launch for rank in self.ranks])
         found["pinned"] = [rank.launch.get("pinned") for rank in self.ranks]
         found["after"] = [rank.waves_ended.get(wave) for rank in self.ranks]
         return found

@@ -44,9 +44,11 @@ OUTPUTS = Path("outputs")
 OF_RUN = ("resume", "resume_mode", "report", "tracker", "on_error")  # no part of any cell
 
 
-def sweep_dir_of(asked: str | None, name: str) -> str:
-    """A new folder in outputs/, or the one to go on with."""
-    return str(resume.folder_of(str(asked), OUTPUTS) if asked else OUTPUTS / name)
+def sweep_dir_of(asked: str | None, name: str, run: str | None = None) -> str:
+    """A new folder in outputs/, the one that several hosts share, or the one to go on with."""
+    if asked:
+        return str(resume.folder_of(str(asked), OUTPUTS))
+    return str(OUTPUTS / (name if run is None else safe_name(run)))
 
 
 OmegaConf.register_new_resolver("safe_name", safe_name, replace=True)
@@ -62,11 +64,13 @@ class Bench:
         self.report = True
         self.began = False  # from here on an error is not the user's
 
-    def run_all(self, asked: Sequence[Asked], sweep_dir: Path) -> dict[int, str]:
+    def run_all(
+        self, asked: Sequence[Asked], sweep_dir: Path, cluster: Mapping[str, Any] | None = None
+    ) -> dict[int, str]:
         """Runs the jobs; the outcome of each by its number."""
         command = redact(shlex.join(["python", "runners/bench.py", *sys.argv[1:]]))
-        self.result, outcomes = run_asked(asked, sweep_dir, command, self.begins)
-        self.report = bool(asked[0].config.get("report", True))
+        self.result, outcomes = run_asked(asked, sweep_dir, command, self.begins, cluster)
+        self.report = bool(asked[0].config.get("report", True)) and not self.result.joined
         return outcomes
 
     def begins(self) -> None:
@@ -85,7 +89,7 @@ def task(config: DictConfig) -> None:
         asked = [Asked(0, resolve(config), overrides)]
         if config.resume and all(word.split("=")[0].split(".")[0] in OF_RUN for word in overrides):
             asked = all_of(sweep_dir, asked[0].config)
-        BENCH.run_all(asked, sweep_dir)
+        BENCH.run_all(asked, sweep_dir, resolve(HydraConfig.get().launcher))
     except Exception as error:
         if BENCH.began:
             raise
@@ -208,7 +212,8 @@ def run() -> int:
         return 0  # --help, --cfg and the like
     if BENCH.report and not BENCH.result.broken:
         show_report(BENCH.result)
-    say_end(BENCH.result)
+    if not BENCH.result.joined:
+        say_end(BENCH.result)
     return BENCH.result.exit_code
 
 

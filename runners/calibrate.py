@@ -18,13 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from moe.comm import Comm
+from moe.comm import Comm, Group
 from moe.spec import Placement
 from runners import environment, limits
 from runners.mpi_start import mpiexec_command
@@ -34,6 +35,7 @@ from runners.record import write_atomic
 
 BUDGET_S = 3.0
 MESSAGE_BYTES = (1 << 10, 16 << 10, 128 << 10, 1 << 20)
+COLLECTIVES = ("barrier", "all_reduce", "all_gather", "all_to_all", "reduce_scatter")
 BLOCKS = 5  # of calls, per collective and size, where the budget lasts
 
 
@@ -74,14 +76,14 @@ def shared_rates(
     }
 
 
-def collective_steps(comm: Comm, size: int) -> dict[str, tuple[float, Step]]:
+def collective_steps(group: Group, size: int) -> dict[str, tuple[float, Step]]:
     """By name: bytes a rank sends to others, and the call as strategies make it.
 
     Repeated sums overflow to infinity, which takes no longer to add than other numbers.
     """
-    group, ranks = comm.world, comm.world_size
+    ranks = group.size
     rows = max(1, size // (4 * ranks))
-    x = torch.randn(rows * ranks, 1, device=comm.device)
+    x = torch.randn(rows * ranks, 1, device=group.comm.device)
     split, even = x.nbytes * (ranks - 1) / ranks, [rows] * ranks
     return {
         "barrier": (0.0, group.barrier),
@@ -108,18 +110,33 @@ def time_collective(probe: Probe, comm: Comm, step: Step, budget_s: float) -> tu
     return statistics.median(blocks), min(blocks)
 
 
-def collective_fits(probe: Probe, comm: Comm, budget_s: float) -> dict[str, Any]:
-    if comm.world_size == 1:
+def collective_fits(
+    probe: Probe, group: Group, budget_s: float, names: Sequence[str] = COLLECTIVES
+) -> dict[str, Any]:
+    """By collective; every rank takes part, in its own group of the kind."""
+    comm = group.comm
+    if group.size == 1:
         return {}
     points: dict[str, list[list[float]]] = {}
-    share = budget_s / (5 * len(MESSAGE_BYTES))
+    share = budget_s / (len(names) * len(MESSAGE_BYTES))
     for size in MESSAGE_BYTES:
-        for name, (sent, step) in collective_steps(comm, size).items():
-            if sent or name not in points:
+        for name, (sent, step) in collective_steps(group, size).items():
+            if name in names and (sent or name not in points):
                 points.setdefault(name, []).append(
                     [sent, *time_collective(probe, comm, step, share)]
                 )
     return {name: _fit(rows) for name, rows in points.items()}
+
+
+def tier_fits(probe: Probe, comm: Comm, nodes: int, budget_s: float) -> dict[str, Any]:
+    """Alpha and beta inside a node (its ranks) and between nodes (ranks that have the same place
+    in theirs, all such groups at once, as collectives over several nodes use the links)."""
+    inside, across = comm.split(comm.world_size // nodes, ("node", "across nodes"))
+    groups = {"intra": inside, "inter": across}
+    return {
+        name: collective_fits(probe, group, budget_s / 2, ("barrier", "all_to_all"))
+        for name, group in groups.items()
+    }
 
 
 def _fit(points: list[list[float]]) -> dict[str, Any]:
@@ -127,7 +144,9 @@ def _fit(points: list[list[float]]) -> dict[str, Any]:
     return {"alpha_s": alpha, "beta_s_per_byte": beta, "error": error, "points": points}
 
 
-def calibrate_ranks(budget_s: float = BUDGET_S, device: torch.device | None = None) -> Any:
+def calibrate_ranks(
+    budget_s: float = BUDGET_S, device: torch.device | None = None, nodes: int = 1
+) -> Any:
     """Runs on every rank of a started process group and returns the same rates on each.
 
     Takes about `budget_s` seconds, longer where there are more ranks than cores. Rank 0 is measured
@@ -156,8 +175,10 @@ def calibrate_ranks(budget_s: float = BUDGET_S, device: torch.device | None = No
         "llc_bytes": environment.llc_bytes(),
         **rates,
         "shared": shared_rates(probe, memory, comm, rates, budget_s / 4),
-        "collectives": collective_fits(probe, comm, budget_s / 4),
-    }
+        "collectives": collective_fits(probe, comm.world, budget_s / 4),
+        **({"nodes": nodes, "tiers": tier_fits(probe, comm, nodes, budget_s / 4)}
+           if nodes > 1 else {}),
+    }  # fmt: skip
 
 
 def _backend() -> str:

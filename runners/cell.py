@@ -11,21 +11,22 @@ from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Work
 from runners.files import small_text
 from runners.hardware import usable_cores
 from runners.mpi_start import available
+from runners.topology import BY_NODE, over_nodes
 from runners.traces import SHAPE, Trace, TraceError, read_trace
 
 MAX_SIZE = 2**31 - 1
 LABEL_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
-
-
 KEYS = {  # what each node of the config may hold
     "": "model strategy workload measure tracker experiment batch_size topk num_experts world_size "
     "dtype tokens mode seed threads backend label topk_overflow name isolation on_invalid on_error "
-    "report resume resume_mode",
+    "report resume resume_mode hosts",
     "model": "name dim hidden dim_out scale num_experts topk activation bias shared_experts router",
     "model.router": " ".join(f.name for f in fields(Router)),
     "strategy": "name dispatcher ep tp overlap placement hot_replicas comm_dtype kernel slowdown",
     "workload": "kind parameter nominal_ep trace",
     "tracker": "mode project entity limit_s",
+    "hosts": "nnodes node_rank ranks_per_node rdzv_endpoint interface run wait_s cores gpus "
+    "memory_gib",
 }
 
 
@@ -35,10 +36,12 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Machine:
-    """What a cell may be placed on."""
+    """What a cell may be placed on: nodes that are alike, each with so many cores and GPUs."""
 
     cores: int
     cuda_devices: int = 0
+    nodes: int = 1
+    memory_bytes: int = 0  # of a node; 0: what this host has available
 
 
 @dataclass(frozen=True)
@@ -136,12 +139,9 @@ def request(config: Mapping[str, Any], machine: Machine, overrides: Sequence[str
     layer = _layer(config, notes)
     strategy = _strategy(config["strategy"])
     trace = _trace(config["workload"], layer, notes, integer(config, "batch_size"))
-    cell = Cell(
-        layer=layer,
-        strategy=strategy,
-        workload=_workload(config, trace),
-        placement=_placement(config, strategy, machine, notes),
-    )
+    placement = _placement(config, strategy, machine, notes)
+    strategy = over_nodes(strategy, layer, placement)
+    cell = Cell(layer, strategy, _workload(config, trace), placement)
     meta = {
         "model": str(config["model"]["name"]),
         "scale": config["model"]["scale"],
@@ -228,15 +228,15 @@ def _strategy(config: Mapping[str, Any]) -> Strategy:
 
 
 def _expert_placement(value: Any) -> tuple[str, tuple[int, ...]]:
-    """contiguous, round_robin, or the name of a text file of expert ids in slot order."""
-    if value in ("contiguous", "round_robin"):
+    """contiguous, round_robin, by_node, or the name of a text file of expert ids in slot order."""
+    if value in ("contiguous", "round_robin", BY_NODE):
         return str(value), ()
     try:
         order = tuple(int(word) for word in small_text(str(value)).split())
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"strategy.placement={value!r}: allowed are contiguous, round_robin or a file of "
-            f"expert ids; it cannot be read as such a file: {error}"
+            f"strategy.placement={value!r}: allowed are contiguous, round_robin, by_node or a file "
+            f"of expert ids; it cannot be read as such a file: {error}"
         ) from None
     if sorted(order) != list(range(len(order))):
         raise ConfigError(
@@ -295,29 +295,55 @@ def _placement(
     if strategy.name == "serial" and world_size > 1:
         notes.append("serial runs once, on one rank with every core, whatever world_size is")
         world_size = 1
-    backend = _backend(config, world_size, machine)
-    if backend == "nccl" and machine.cuda_devices < world_size:
+    nodes = _nodes(config["hosts"], world_size, machine)
+    on_node = world_size // nodes
+    backend = _backend(config, on_node, machine)
+    if backend == "nccl" and machine.cuda_devices < on_node:
         raise ConfigError(
-            f"backend=nccl: allowed with at least world_size={world_size} CUDA devices, here are "
-            f"{machine.cuda_devices}; lower world_size or set backend=gloo"
+            f"backend=nccl: allowed with at least {on_node} CUDA devices per node for "
+            f"world_size={world_size}, here are {machine.cuda_devices}; lower world_size or set "
+            "backend=gloo"
         )
-    threads = config["threads"]
-    if threads == "auto":
-        threads = max(1, machine.cores // world_size)
-    else:
-        threads = integer(config, "threads")
+    if backend == "mpi" and nodes > 1:
+        raise ConfigError(
+            f"backend=mpi: allowed on one node, world_size={world_size} takes {nodes}; "
+            "set backend=gloo or hosts.ranks_per_node=auto"
+        )
+    auto = config["threads"] == "auto"
+    threads = max(1, machine.cores // on_node) if auto else integer(config, "threads")
     device = "cuda" if backend == "nccl" else "cpu"
-    return Placement(world_size=world_size, backend=backend, device=device, threads=threads)
+    return Placement(world_size, backend, device, threads, nodes)
 
 
-def _backend(config: Mapping[str, Any], world_size: int, machine: Machine) -> str:
+def _nodes(hosts: Mapping[str, Any], world_size: int, machine: Machine) -> int:
+    """Nodes that the ranks are spread over; the same number of ranks on each."""
+    nnodes = integer(hosts, "hosts.nnodes")
+    given = hosts["ranks_per_node"]
+    on_node = (
+        integer(hosts, "hosts.ranks_per_node") if given != "auto" else -(-world_size // nnodes)
+    )
+    nodes = max(1, -(-world_size // on_node))
+    if world_size % nodes or (nodes > 1 and world_size != nodes * on_node):
+        raise ConfigError(
+            f"world_size={world_size}: allowed on several nodes are multiples of the {on_node} "
+            "ranks of a node; change world_size or hosts.ranks_per_node"
+        )
+    if nodes > machine.nodes:
+        raise ConfigError(
+            f"hosts.ranks_per_node={given}: world_size={world_size} takes {nodes} nodes, here "
+            f"allowed is {machine.nodes}; raise it, or use hosts=many or hydra/launcher=slurm"
+        )
+    return nodes
+
+
+def _backend(config: Mapping[str, Any], on_node: int, machine: Machine) -> str:
     backend = choice(config, "backend", ("auto", *spec.BACKENDS))
     reason = available() if backend == "mpi" else None
     if reason:
         raise ConfigError(f"backend=mpi: allowed where MPI is installed; {reason}")
     if backend != "auto":
         return backend
-    return "nccl" if 0 < world_size <= machine.cuda_devices else "gloo"
+    return "nccl" if 0 < on_node <= machine.cuda_devices else "gloo"
 
 
 __all__ = ["ConfigError", "Machine", "Request", "Unsupported", "request", "usable_cores"]

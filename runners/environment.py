@@ -29,6 +29,7 @@ from runners.hardware import (
     clock_mhz,
     cpu_model,
     cpu_quota,
+    gpu_links,
     gpus,
     launch_affinity,
     memory_bytes,
@@ -85,6 +86,7 @@ def capture(
         "variables": variables(os.environ),
         "device": device,
         "gpus": gpus() if device.startswith("cuda") else [],
+        "gpu_links": gpu_links() if device.startswith("cuda") else [],
         "before": snapshot(),
     }
 

@@ -93,6 +93,25 @@ def gpus(limit_s: float = 10.0) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in rows if len(row) == len(names)]
 
 
+def gpu_links(limit_s: float = 10.0) -> list[list[str]]:
+    """What joins GPU i to GPU j by nvidia-smi (NV18: 18 NVLinks, SYS ...); empty if it fails."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "topo", "-m"], capture_output=True, text=True, check=True,
+            timeout=limit_s,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return parse_links(done.stdout)
+
+
+def parse_links(table: str) -> list[list[str]]:
+    """The GPU columns of nvidia-smi's matrix, whose rows begin with GPU0, GPU1 ..."""
+    plain = re.sub(r"\x1b\[[\d;]*m", "", table)
+    rows = [line.split() for line in plain.splitlines() if re.match(r"GPU\d+\s", line)]
+    return [row[1 : len(rows) + 1] for row in rows]
+
+
 def text(path: str | Path) -> str | None:
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace").strip() or None

@@ -23,7 +23,11 @@ from runners.cell import (
     safe_name,
     usable_cores,
 )
-from runners.memory import check_memory
+from runners.hosts import hosts_of
+from runners.hosts import machine as node_of
+from runners.launch import slurm as clusters
+from runners.launch.plain import join, starting
+from runners.memory import available_bytes, check_memory
 from runners.plan import Job, Measure
 from runners.progress import Progress, title
 from runners.sweep import Settings, Sweep, SweepResult, point_latest
@@ -47,6 +51,7 @@ def run_asked(
     sweep_dir: Path,
     command: str,
     begins: Callable[[], None] = lambda: None,
+    launcher: Mapping[str, Any] | None = None,
 ) -> tuple[SweepResult, dict[int, str]]:
     """Validates all, then runs; the outcome of each by number ("invalid" for those skipped).
 
@@ -58,22 +63,30 @@ def run_asked(
         check_shape(one.config)
     settings = settings_of(asked, sweep_dir, command)
     skip = choice(asked[0].config, "on_invalid", ("stop", "skip")) == "skip"
-    jobs, errors = validate(asked)
+    slurm = clusters.of_launcher(launcher or {})
+    where = hosts_of(asked[0].config)
+    found = clusters.machine(slurm) if slurm else this_machine()
+    jobs, errors = validate(asked, found)
     if errors and not (skip and jobs):
         raise ConfigError(listed(errors))
     for number_, error in errors.items():
         progress.say(f"skipped: {' '.join(asked[number_].overrides)}: {error}")
-    announce(list(jobs.values()), progress)
-    with resume.locked(sweep_dir):
-        if not settings.resume_mode and (sweep_dir / resume.PLAN).exists():
-            raise ConfigError(
-                f"{sweep_dir}: holds a sweep already, which a new one would write over; go on with "
-                f"it (resume={sweep_dir}) or choose another folder"
-            )
-        with contextlib.suppress(OSError):  # a convenience; not every filesystem has links
-            point_latest(sweep_dir)
+    if where.node_rank:
         begins()
-        result = Sweep(list(jobs.values()), settings, progress).run()
+        good = join(sweep_dir, where)
+        ended = SweepResult(sweep_dir, {"host": "measured" if good else "failed"}, joined=True)
+        return ended, dict.fromkeys((one.number for one in asked), "joined")
+    announce(list(jobs.values()), progress, node_of(asked[0].config, found).cores)
+    wanted = list(jobs.values())
+    if slurm:
+        with resume.locked(sweep_dir / clusters.FOLDER):
+            new_or_resumed(sweep_dir, settings)
+            result = clusters.SlurmSweep(wanted, settings, progress, slurm, where.interface).run()
+    else:
+        with resume.locked(sweep_dir), starting(sweep_dir, where) as start:
+            new_or_resumed(sweep_dir, settings)
+            begins()
+            result = Sweep(wanted, settings, progress, start).run()
     outcomes = {n: result.outcomes.get(job.cell_id, "interrupted") for n, job in jobs.items()}
     return result, outcomes | dict.fromkeys(errors, "invalid")
 
@@ -96,36 +109,53 @@ def check_shape(config: Mapping[str, Any]) -> None:
             raise ConfigError(f"{where}: missing; leave out the override that deletes it")
 
 
+def new_or_resumed(sweep_dir: Path, settings: Settings) -> None:
+    """Raises ConfigError where a new sweep would write over another."""
+    if not settings.resume_mode and (sweep_dir / resume.PLAN).exists():
+        raise ConfigError(
+            f"{sweep_dir}: holds a sweep already, which a new one would write over; go on with "
+            f"it (resume={sweep_dir}) or choose another folder"
+        )
+    with contextlib.suppress(OSError):  # a convenience; not every filesystem has links
+        point_latest(sweep_dir)
+
+
 def settings_of(asked: Sequence[Asked], sweep_dir: Path, command: str) -> Settings:
     config = asked[0].config
     safe_name(config["name"])
     tracker = dict(config["tracker"])
     choice(tracker, "tracker.mode", (*MODES, "dryrun"))
     number(tracker, "tracker.limit_s", 1)
+    started_again = config["hosts"]["run"] is not None and (sweep_dir / "plan.json").exists()
+    going_on = config["resume"] or started_again  # a cluster's job comes back under its name
     return Settings(
         sweep_dir=sweep_dir,
         isolation=choice(config, "isolation", ("group", "cell")),
         on_error=choice(config, "on_error", ("continue", "stop")),
         tracker=tracker,
         command=command,
-        resume_mode=choice(config, "resume_mode", resume.MODES) if config["resume"] else "",
+        resume_mode=choice(config, "resume_mode", resume.MODES) if going_on else "",
     )
 
 
-def validate(asked: Sequence[Asked]) -> tuple[dict[int, Job], dict[int, str]]:
-    """Jobs and errors by number."""
+def validate(
+    asked: Sequence[Asked], found: Machine | None = None
+) -> tuple[dict[int, Job], dict[int, str]]:
+    """Jobs and errors by number, on nodes like the one that was found."""
     from moe.strategies import supports
 
-    machine = this_machine()
+    found = found or this_machine()
+    here_bytes = available_bytes()  # asked once: a large sweep has ten thousand cells
     jobs: dict[int, Job] = {}
     errors: dict[int, str] = {}
     for one in asked:
         try:
+            machine = node_of(one.config, found)
             job = Job(
                 request(one.config, machine, one.overrides), measure_of(one.config), {**one.config}
             )
             supports(job.cell)
-            check_memory(job)
+            check_memory(job, machine.memory_bytes or here_bytes)
             jobs[one.number] = job
         except (ConfigError, Unsupported) as error:
             errors[one.number] = str(error)
@@ -169,14 +199,13 @@ def listed(errors: Mapping[int, str]) -> str:
     return "; ".join(shown[:LISTED_ERRORS]) + more
 
 
-def announce(jobs: Sequence[Job], progress: Progress) -> None:
+def announce(jobs: Sequence[Job], progress: Progress, cores: int) -> None:
     """Says before measuring what the user should know: clamped cells, oversubscribed ranks."""
     for job in jobs:
         for note in job.request.notes:
             progress.say(f"note: {title(job.cell, job.request.label)}: {note}")
-    cores = usable_cores()
     places = {job.cell.placement for job in jobs if job.cell.placement.device == "cpu"}
-    over = sorted({p.world_size for p in places if p.world_size * p.threads > cores})
+    over = sorted({p.ranks_per_node for p in places if p.ranks_per_node * p.threads > cores})
     if over:
         progress.say(
             f"note: oversubscribed: {', '.join(map(str, over))} ranks share {cores} cores, so "

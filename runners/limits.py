@@ -14,6 +14,8 @@ A calibration belongs to a machine (`fingerprint`) and to a number of ranks, thr
                            alpha_s + beta_s_per_byte * bytes sent by a rank to others, fitted to
                            medians; error is the fit's largest relative one; points are
                            [bytes, median_s, minimum_s]
+    nodes, tiers           with several nodes: {intra, inter: {barrier, all_to_all}}, the same of
+                           the ranks of one node, and of ranks one of each node, all at once
 
 Rates are the best seen, so that no cell exceeds them; storing keeps the better of old and new.
 """
@@ -43,15 +45,18 @@ FIELDS = {
 }
 
 
-def cache_path(folder: Path, fingerprint: str, ranks: int, threads: int, backend: str) -> Path:
-    return folder / f"{fingerprint}-{backend}-{ranks}ranks-{threads}threads.json"
+def cache_path(
+    folder: Path, fingerprint: str, ranks: int, threads: int, backend: str, nodes: int = 1
+) -> Path:
+    spread = f"-{nodes}nodes" if nodes > 1 else ""
+    return folder / f"{fingerprint}-{backend}-{ranks}ranks-{threads}threads{spread}.json"
 
 
 def load_cached(
-    folder: Path, fingerprint: str, ranks: int, threads: int, backend: str
+    folder: Path, fingerprint: str, ranks: int, threads: int, backend: str, nodes: int = 1
 ) -> dict[str, Any] | None:
     """None where there is none yet; a file that is damaged is named in a warning and set aside."""
-    path = cache_path(folder, fingerprint, ranks, threads, backend)
+    path = cache_path(folder, fingerprint, ranks, threads, backend, nodes)
     try:
         return read(path)
     except FileNotFoundError:
@@ -84,9 +89,10 @@ def store(folder: Path, calibration: dict[str, Any]) -> dict[str, Any]:
     _check(calibration)
     names = ("fingerprint", "ranks", "threads", "backend")
     fingerprint, ranks, threads, backend = (calibration[name] for name in names)
-    old = load_cached(folder, fingerprint, ranks, threads, backend)
+    nodes = int(calibration.get("nodes", 1))
+    old = load_cached(folder, fingerprint, ranks, threads, backend, nodes)
     best = better(old, calibration) if old else calibration
-    path = cache_path(folder, fingerprint, ranks, threads, backend)
+    path = cache_path(folder, fingerprint, ranks, threads, backend, nodes)
     write_atomic(path, sealed(best, indent=1))
     return best
 

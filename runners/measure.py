@@ -1,5 +1,10 @@
 """The measuring engine: barriers, blocks, rounds and the rule that ends them.
 
+Where ranks are on several nodes there is no clock that all of them share. A sample then ends with a
+barrier of its own: each node's ranks see, on their node's clock, how long it took from their first
+start until the last rank of all had ended; the longest of these is the makespan. The floor has the
+same two barriers, so that it holds what the second one costs.
+
 It knows neither torch nor processes: `Ranks` is what it needs of them, so that its logic is
 tested under a fake clock. Every rank runs the same code; whatever depends on a measured time is
 decided by rank 0 and handed to all, so that ranks can never disagree on a count.
@@ -79,15 +84,32 @@ def quiet() -> Iterator[None]:
             gc.enable()
 
 
-def block(ranks: Ranks, step: Callable[[], None], steps: int) -> tuple[int, int]:
-    """barrier -> device sync -> start -> steps -> device sync -> end, in ns."""
+def block(
+    ranks: Ranks, step: Callable[[], None], steps: int, end_barrier: bool = False
+) -> tuple[int, int]:
+    """barrier -> device sync -> start -> steps -> device sync (-> barrier) -> end, in ns."""
     ranks.barrier()
     ranks.sync()
     start = ranks.now_ns()
     for _ in range(steps):
         step()
     ranks.sync()
+    if end_barrier:
+        ranks.barrier()
     return start, ranks.now_ns()
+
+
+def makespan_ns(starts: Sequence[int], ends: Sequence[int], node_of: Sequence[int] = ()) -> int:
+    """Last end minus first start on the ranks' shared clock; with `node_of`, the node of each rank,
+    the longest of the nodes, each on its own clock (the ends are those of an end barrier)."""
+    if not node_of:
+        return max(ends) - min(starts)
+    rows = list(zip(node_of, starts, ends, strict=True))
+    return max(
+        max(end for at, _, end in rows if at == node)
+        - min(start for at, start, _ in rows if at == node)
+        for node in set(node_of)
+    )
 
 
 class Engine:
@@ -99,19 +121,21 @@ class Engine:
         self.emit = emit
         self.flush = flush
         self.floor_ms = 0.0
+        self.node_of: tuple[int, ...] = ()  # of every rank, where there are several nodes
 
     def take(self, cell: Timed, kind: str, round_: int, position: int = 0) -> tuple[int, int]:
         """One block of a cell, on this rank's clock; what the others saw is asked for later."""
-        start, end = block(self.ranks, cell.step, cell.steps)
+        start, end = block(self.ranks, cell.step, cell.steps, bool(self.node_of))
         self.emit(Sample(cell.index, kind, round_, position, cell.steps, start, end))
         return start, end
 
     def makespans_ms(self, taken: Sequence[tuple[int, int]]) -> list[float]:
-        """Of blocks that every rank took in the same order: last end minus first start."""
+        """Of blocks that every rank took in the same order."""
         rows = self.ranks.gather([value for pair in taken for value in pair])
-        starts = [min(row[i] for row in rows) for i in range(0, 2 * len(taken), 2)]
-        ends = [max(row[i] for row in rows) for i in range(1, 2 * len(taken), 2)]
-        return [(end - start) / 1e6 for start, end in zip(starts, ends, strict=True)]
+        return [
+            makespan_ns([row[i] for row in rows], [row[i + 1] for row in rows], self.node_of) / 1e6
+            for i in range(0, 2 * len(taken), 2)
+        ]
 
     def sample(self, cell: Timed, kind: str, round_: int) -> float:
         """One block of a cell; returns its makespan per step in ms."""

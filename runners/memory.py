@@ -19,11 +19,11 @@ def available_bytes() -> int:
 
 
 def memory_needed_bytes(job: Job) -> float:
-    """At the peak of a step on all ranks of this host: weights, activations, gradients."""
+    """At the peak of a step on all ranks of the first node: weights, activations, gradients."""
     cell = job.cell
     return sum(
         cost.peak_bytes(cell, cost.expected(cell, rank), rank)
-        for rank in range(cell.placement.world_size)
+        for rank in range(cell.placement.ranks_per_node)
     )
 
 
@@ -31,7 +31,9 @@ def kept_bytes(job: Job) -> int:
     """Of the weights, and their gradients, that a cell's ranks keep between steps."""
     cell = job.cell
     times = 2 if cell.workload.mode == "train" else 1
-    return times * sum(cost.weight_bytes(cell, rank) for rank in range(cell.placement.world_size))
+    return times * sum(
+        cost.weight_bytes(cell, rank) for rank in range(cell.placement.ranks_per_node)
+    )
 
 
 def fits_together(jobs: Sequence[Job]) -> bool:
@@ -40,15 +42,16 @@ def fits_together(jobs: Sequence[Job]) -> bool:
     return sum(kept_bytes(job) for job in jobs) + most <= RESIDENT_FRACTION * available_bytes()
 
 
-def check_memory(job: Job) -> None:
-    """Raises ConfigError when a cell's weights and activations do not fit this host."""
+def check_memory(job: Job, node_bytes: int = 0) -> None:
+    """Raises ConfigError when a cell's weights and activations do not fit a node's memory, which is
+    this host's where it is not given."""
     if job.cell.placement.device != "cpu":
         return
-    needed, available = memory_needed_bytes(job), available_bytes()
+    needed, available = memory_needed_bytes(job), node_bytes or available_bytes()
     if needed > MEMORY_FRACTION * available:
         raise ConfigError(
             f"model.scale={job.request.meta.get('scale')}: weights and activations of "
-            f"{job.cell.strategy.name} on {job.cell.placement.world_size} ranks take "
+            f"{job.cell.strategy.name} on {job.cell.placement.ranks_per_node} ranks take "
             f"{needed / 2**30:.1f} GiB, allowed is "
             f"{MEMORY_FRACTION * available / 2**30:.1f} GiB; raise model.scale, lower "
             "num_experts, batch_size or world_size, or choose a strategy that shards weights"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class Job:
     def cell(self) -> Cell:
         return self.request.cell
 
-    @property
+    @cached_property
     def key(self) -> str:
         return cell_key(self.cell)
 

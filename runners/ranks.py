@@ -26,6 +26,7 @@ class Where:
     world_size: int
     local_rank: int
     local_ranks: int
+    node: int = 0
 
     @staticmethod
     def from_environment() -> Where:
@@ -35,6 +36,7 @@ class Where:
             world_size=world_size,
             local_rank=int(os.environ["LOCAL_RANK"]),
             local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
+            node=int(os.environ.get("GROUP_RANK", 0)),
         )
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from runners.progress import Progress
 from runners.record import Record
 from runners.track_client import run_tracker
 
+READ_BY_PEOPLE = 200  # cells in a plan; a longer one is written without indentation, at once
 BULK_S = 600.0  # for reading or writing something of every cell
 BLAMELESS_LAUNCHES = 3  # launches that may fail outside any cell before their group is given up
 
@@ -52,6 +52,7 @@ class SweepResult:
     tracked: int = 0
     sync_command: str = ""
     interrupted: bool = False
+    joined: bool = False  # this host only lent its ranks to another's sweep
     broken: bool = False  # files could not be read or written
 
     def counts(self) -> dict[str, int]:
@@ -127,9 +128,12 @@ class Sweep:
                 self._know(one)
         self.track(earlier)
 
-    def _salvage(self, jobs: dict[str, Job]) -> None:
-        for found in salvage(self.sweep_dir, jobs, self.result.warnings.append):
+    def _salvage(self, jobs: Mapping[str, Job]) -> None:
+        for found in self._left_behind(jobs):
             record.write(self.sweep_dir, found)
+
+    def _left_behind(self, jobs: Mapping[str, Job]) -> Iterable[Record]:
+        return salvage(self.sweep_dir, jobs, self.result.warnings.append)
 
     def _know(self, found: Record) -> None:
         """The kernel for later launches, the outcome for the end."""
@@ -142,7 +146,7 @@ class Sweep:
     def _write_plan(self) -> None:
         cells = {
             job.cell_id: {
-                "cell_id": job.cell_id, "cell": dataclasses.asdict(job.cell), **job.request.meta
+                "cell_id": job.cell_id, "cell": record.cell_to_dict(job.cell), **job.request.meta
             }
             for job in self.jobs
         }  # fmt: skip
@@ -156,12 +160,20 @@ class Sweep:
             "isolation": self.settings.isolation,
             "cells": list(cells.values()),
         }
-        record.write_atomic(self.sweep_dir / resume.PLAN, record.sealed(plan, indent=1))
         for job in self.jobs:
-            folder = self.sweep_dir / "cells" / job.cell_id / ".hydra"
-            record.write_atomic(folder / "config.json", record.sealed(job.config, indent=1))
-            overrides = job.request.meta.get("overrides", [])
-            record.write_atomic(folder / "overrides.json", json.dumps(overrides))
+            self._write_config(job)
+        indent = 1 if len(cells) < READ_BY_PEOPLE else None
+        record.write_atomic(self.sweep_dir / resume.PLAN, record.sealed(plan, indent=indent))
+
+    def _write_config(self, job: Job) -> None:
+        """Before the plan, and without waiting for the disk: no plan, nothing to go on with."""
+        folder = self.sweep_dir / "cells" / job.cell_id / ".hydra"
+        if (folder / "overrides.json").exists():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(record.sealed(job.config), "utf-8")
+        overrides = job.request.meta.get("overrides", [])
+        (folder / "overrides.json").write_text(json.dumps(overrides), "utf-8")
 
     def _earlier_plan(self) -> dict[str, Any]:
         """A damaged one is set aside: the cells asked for now, beside resume, take its place."""

@@ -48,6 +48,8 @@ class Worker:
         self.engine = StoppableEngine(
             self.ranks, plan.measure, self.emit, self.tidy, self.launch_dir / "stop"
         )
+        if plan.placement.nodes > 1:
+            self.engine.node_of = tuple(row[0] for row in self.ranks.gather([where.node]))
         self.ready = Ready(plan, self.comm, self.ranks, log)
 
     def emit(self, sample: Sample) -> None:
@@ -80,12 +82,15 @@ class Worker:
             found = environment.capture(self.plan.placement.device, self.where.local_ranks)
             found["network"] = os.environ.get(bound.NETWORK)
             self.log.write("environment", value=found)
+        if self.engine.node_of and self.where.rank == 0:
+            self.log.write("nodes", value=self.engine.node_of)
         self.log.write("pinned", value=self.pinned)
         if self.plan.calibrate:
             from runners.calibrate import calibrate_ranks
 
             self.enter(-1, "calibrate")
-            self.log.write("calibration", value=calibrate_ranks())
+            found = calibrate_ranks(nodes=self.plan.placement.nodes)
+            self.log.write("calibration", value=found)
 
     def _wave(self, number: int, wave: list[int]) -> None:
         self.enter(-1, "floor")

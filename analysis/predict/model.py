@@ -31,6 +31,7 @@ class Coefficients:
     seen: frozenset[tuple[str, str]] = frozenset()
     cells: int = 0
     error: float = math.nan  # median absolute relative error of cells left out while fitting
+    roofline: bool = False  # the longer of matrix and read; launches only beyond the rest
 
     def of(self, key: Key) -> float:
         return self.values.get(key, self.values.get(("", key[1]), 0.0))
@@ -63,14 +64,29 @@ def of_machine(machine: Machine) -> Coefficients:
         ("", "move"): read,
         ("", "alpha"): 1.0,
         ("", "wire"): 1.0,  # the links' efficiencies are in `network`
-    })  # fmt: skip
+    }, roofline=True)  # fmt: skip
 
 
 def phases_s(found: Mapping[Key, float], coefficients: Coefficients) -> dict[str, float]:
+    if coefficients.roofline:
+        return _rooflines_s(found, coefficients)
     times: dict[str, float] = {}
     for key, value in found.items():
         times[key[0]] = times.get(key[0], 0.0) + coefficients.of(key) * value
     return times
+
+
+def _rooflines_s(found: Mapping[Key, float], coefficients: Coefficients) -> dict[str, float]:
+    """Phases on the device; `launches` is what it waits for the host, where that is slower."""
+    parts = {key: coefficients.of(key) * value for key, value in found.items()}
+    times: dict[str, float] = {}
+    for phase in {key[0] for key in parts}:
+        mine = {term: value for (name, term), value in parts.items() if name == phase}
+        product = max(mine.pop("matrix", 0.0), mine.pop("read", 0.0))
+        times[phase] = product + sum(v for term, v in mine.items() if term != "operations")
+    launched = sum(value for (_, term), value in parts.items() if term == "operations")
+    waited = launched - sum(times.values())
+    return {**times, "launches": waited} if waited > 0 else times
 
 
 def overlapped_s(phases: Mapping[str, float], chunks: int) -> float:

@@ -9,8 +9,16 @@ A time is the sum over all (phase, term) of coefficient x value:
     move         bytes of tokens and slots / bandwidth   coefficient: 1 / efficiency
     alpha, wire  collectives, see `network`              coefficient: 1 / efficiency
 
-Matrix and read times are added, not maximised: products with few rows m reach m / (m + h) of the
-matrix rate, and flops / rate x (1 + h / m) is a term in FLOPs plus one in weights read.
+Where coefficients are fitted, matrix and read times are added, not maximised: products with few
+rows m reach m / (m + h) of the matrix rate, and flops / rate x (1 + h / m) is a term in FLOPs plus
+one in weights read.
+
+A machine that only states its rates (data sheets) gets a roofline for each kernel instead, as a GPU
+with fused kernels runs them: a grouped product takes the longer of its FLOPs and of all the bytes
+that it reads and writes (`read`: weights, rows in, rows out); only the activation's kernel and
+permutes add bytes of their own (`move`). A fused permute reads tokens and writes slots; `dedup`
+sends tokens from where they are, and one permute on the other side makes slots of them. Launches
+are queued ahead of the GPU, so they count only where they take longer than all it has to do.
 
 The rank is the busiest: it takes `skew` times its even share of slots.
 Shape letters: T tokens routed here, S slots computed here, D in, O out, E experts, K top-k.
@@ -36,6 +44,7 @@ PHASES = ("router", "permute", "dispatch", "experts", "combine", "unpermute", "b
 OPERATIONS = {"router": 4, "permute": 5, "experts": 3, "unpermute": 3}
 DISPATCH_OPERATIONS = 8  # more permuting on both sides of an exchange
 BACKWARD = 2.0  # times the forward pass's arithmetic
+MOVED_BACK_ONCE = ("permute", "unpermute")  # their gradients are moved once, as they were
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,8 @@ def terms(step: Step, machine: Machine) -> dict[Key, float]:
     if cell.workload.mode == "train":
         for (phase, term), value in list(found.items()):
             if phase in OPERATIONS:
-                _add(found, ("backward", term), BACKWARD * value)
+                once = not machine.calibrated and phase in MOVED_BACK_ONCE
+                _add(found, ("backward", term), value if once else BACKWARD * value)
     return {key: value for key, value in found.items() if value}
 
 
@@ -100,17 +110,39 @@ def _local(step: Step, machine: Machine) -> dict[Key, float]:
     unpermuted = 0.0 if step.dense and not copies else (returned + copies * rows) * layer.dim_out
     bandwidth = machine.read_bytes_per_s if not machine.read_warm else machine.read_warm[-1][1]
     dispatch_operations = DISPATCH_OPERATIONS * copies
+    experts_bytes, moved_in, moved_out = weights, 2 * permuted, 2 * unpermuted
+    if not machine.calibrated:
+        width = first_width(layer, units)
+        inside = layer.dim + width + units + layer.dim_out
+        experts_bytes += size * (step.slots + shared) * inside
+        hidden = (step.slots + shared) * (width + units)
+        moved_in, moved_out = _fused_moves(step)
     return {
         ("router", "operations"): OPERATIONS["router"],
         ("router", "matrix"): cost.router_flops(cell, 0) / machine.matrix_rate("float32"),
         ("router", "move"): tokens * (size * layer.dim + 16 * layer.num_experts) / bandwidth,
         ("permute", "operations"): OPERATIONS["permute"] + dispatch_operations,
-        ("permute", "move"): 2 * size * permuted / bandwidth,
+        ("permute", "move"): size * moved_in / bandwidth,
         ("experts", "operations"): OPERATIONS["experts"],
         ("experts", "experts"): 0.0 if step.dense else load.touched,
         ("experts", "matrix"): arithmetic / machine.matrix_rate(layer.dtype),
-        ("experts", "read"): weights / read,
+        ("experts", "read"): experts_bytes / read,
         ("experts", "move"): size * hidden / bandwidth,
         ("unpermute", "operations"): OPERATIONS["unpermute"] + dispatch_operations / 2,
-        ("unpermute", "move"): 2 * size * unpermuted / bandwidth,
+        ("unpermute", "move"): size * moved_out / bandwidth,
     }
+
+
+def _fused_moves(step: Step) -> tuple[float, float]:
+    """Elements that fused permutes read and write, before the experts and after them."""
+    cell, load, layer = step.cell, step.load, step.cell.layer
+    tokens = routed_tokens(cell, 0)
+    if cell.strategy.dispatcher == "dedup":
+        once = load.rows + load.slots  # the other way, with the gates, after the experts
+        return once * layer.dim, once * layer.dim_out
+    if dispatches(cell):  # by destination; by expert there; and both back
+        once = tokens + tokens * layer.topk + 2 * load.rows
+        return once * layer.dim, once * layer.dim_out
+    if step.dense:
+        return 0.0, 0.0
+    return (tokens + load.slots) * layer.dim, (tokens + load.slots) * layer.dim_out

@@ -1,5 +1,6 @@
-"""Hydra finds the launcher here."""
+"""Hydra finds the launchers here."""
 
 from hydra_plugins.moe_launcher.launcher import MoeLauncher
+from hydra_plugins.moe_launcher.slurm import SlurmLauncher
 
-__all__ = ["MoeLauncher"]
+__all__ = ["MoeLauncher", "SlurmLauncher"]

@@ -52,6 +52,7 @@ class Launch:
             place.world_size,
             place.threads,
             place.backend,
+            place.nodes,
         )
 
     def _plan(self) -> LaunchPlan:

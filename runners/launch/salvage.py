@@ -22,12 +22,13 @@ def salvage(
         except (OSError, RecordError) as error:
             warn(f"set aside: {error}")
             continue
-        yield from _of_launch(sweep_dir, path, plan, jobs)
+        yield from of_launch(sweep_dir, path, plan, jobs)
 
 
-def _of_launch(
+def of_launch(
     sweep_dir: Path, path: Path, plan: LaunchPlan, known: Mapping[str, Job]
 ) -> Iterator[Record]:
+    """The same of one launch."""
     plan.launch_dir = str(path.parent.resolve())  # the folder may have been moved
     asked = [
         Job(Request(cell, label), plan.measure)

@@ -1,0 +1,146 @@
+"""Starts the ranks of a launch with srun, inside an allocation of Slurm. Torch-free."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runners.launch.address import first_address, free_port, resolve
+from runners.launch.start import Started, rank_environment
+from runners.plan import LaunchPlan, save
+
+LIMIT_S = 60.0
+FAILED = re.compile(r"srun: error: \S+: tasks? (\d+)\S*: (.+)")
+EXIT_CODE = re.compile(r"Exited with exit code (\d+)")
+SIGNALS = {"Killed": 9, "Out Of Memory": 9, "Segmentation fault": 11, "Aborted": 6, "Bus error": 7,
+           "Illegal instruction": 4, "Floating point exception": 8, "Terminated": 15}  # fmt: skip
+
+
+def ask(*command: str) -> str:
+    """What one of Slurm's commands says; raises OSError or SubprocessError."""
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=LIMIT_S,
+        stdin=subprocess.DEVNULL,
+    )
+    return done.stdout.strip()
+
+
+def node_addresses(nodelist: str) -> list[str]:
+    """The address of every node of an allocation, in the order in which ranks are dealt out."""
+    return [_address(name) for name in ask("scontrol", "show", "hostnames", nodelist).split()]
+
+
+def _address(node: str) -> str:
+    """As Slurm itself reaches the node: its name need not resolve."""
+    found = re.search(r"\bNodeAddr=(\S+)", ask("scontrol", "show", "node", node))
+    return resolve(found[1] if found else node)
+
+
+def job_state(job_id: str) -> str:
+    """RUNNING, CANCELLED ...; "" where Slurm does not answer."""
+    try:
+        found = re.search(r"\bJobState=(\w+)", ask("scontrol", "show", "job", job_id))
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return found[1] if found else ""
+
+
+@dataclass
+class SrunStarted(Started):
+    """A step of the allocation."""
+
+    job_id: str = ""
+    on_stop: Callable[[], None] = lambda: None  # the scheduler ends the job: no cell is to blame
+
+    def end(self) -> None:
+        super().end()
+        if self.process.returncode and job_state(self.job_id) not in ("RUNNING", ""):
+            self.on_stop()
+
+    def failures(self) -> list[dict[str, Any]]:
+        """The first only: srun ends the other ranks then."""
+        try:
+            return first_failure((self.launch_dir / "logs" / "agent.log").read_text("utf-8"))
+        except (OSError, ValueError):
+            return []
+
+
+def first_failure(log: str) -> list[dict[str, Any]]:
+    """[{rank, exitcode, pid}] from srun's own words; a signal is a negative exit code."""
+    for rank, what in FAILED.findall(log):
+        code = EXIT_CODE.match(what)
+        signals = [-number for name, number in SIGNALS.items() if what.startswith(name)]
+        if code or signals:
+            exitcode = int(code[1]) if code else signals[0]
+            return [{"rank": int(rank), "exitcode": exitcode, "pid": None}]
+    return []
+
+
+def srun_command(plan: LaunchPlan) -> list[str]:
+    """Consecutive ranks share a node, in the order of the nodes. No step binds ranks to cores: they
+    do that themselves. A step that Slurm is slow to end must not hold up the next: overlap."""
+    place, logs = plan.placement, Path(plan.launch_dir) / "logs" / "srun" / "attempt_0" / "%t"
+    return [
+        "srun",
+        f"--nodes={place.nodes}",
+        f"--ntasks={place.world_size}",
+        f"--ntasks-per-node={place.ranks_per_node}",
+        "--distribution=block",
+        "--kill-on-bad-exit=1",
+        "--cpu-bind=none",
+        "--mpi=none",
+        "--overlap",
+        "--export=ALL",
+        f"--output={logs / 'stdout.log'}",
+        f"--error={logs / 'stderr.log'}",
+        *(sys.executable, "-m", "runners.launch.srun_rank", f"{plan.launch_dir}/launch.json"),
+    ]
+
+
+class SrunStart:
+    """How an allocation starts a launch."""
+
+    def __init__(self, addresses: list[str], interface: str, on_stop: Callable[[], None]) -> None:
+        self.addresses, self.interface, self.on_stop = addresses, interface, on_stop
+
+    def __call__(self, plan: LaunchPlan) -> Started:
+        launch_dir = Path(plan.launch_dir)
+        for rank in range(plan.placement.world_size):
+            (launch_dir / "logs" / "srun" / "attempt_0" / str(rank)).mkdir(parents=True)
+        save(plan, launch_dir / "launch.json")
+        with (launch_dir / "logs" / "agent.log").open("wb") as log:
+            process = subprocess.Popen(
+                srun_command(plan),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self.variables(plan),
+                start_new_session=True,
+            )
+        job_id = os.environ.get("SLURM_JOB_ID", "")
+        return SrunStarted(process, launch_dir, job_id=job_id, on_stop=self.on_stop)
+
+    def variables(self, plan: LaunchPlan) -> dict[str, str]:
+        """The ranks' environment with the address of rank 0, as the other nodes reach it."""
+        found = rank_environment(plan)
+        for name in ("SLURM_CPU_BIND", "SLURM_NTASKS_PER_NODE", "SLURM_DISTRIBUTION"):
+            found.pop(name, None)  # of the batch script; srun would take them for options
+        address = first_address(self.addresses[: plan.placement.nodes])
+        if plan.placement.nodes > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
+            del found["GLOO_SOCKET_IFNAME"]  # every node finds its own
+        return {
+            **found,
+            "MASTER_ADDR": address,
+            "MASTER_PORT": str(free_port(address)),
+            "MOE_INTERFACE": self.interface,
+        }

@@ -1,0 +1,96 @@
+"""Which rank is on which node, and times of several nodes' clocks side by side. Torch-free.
+
+In a record of several nodes `environment.topology` holds
+
+    node_of     the node of every rank, numbered from 0; no host has a name here
+    hosts       the salted hash of every node's host: nodes of one hash are one machine
+    nodes       {cpu_model, cores, memory_total_bytes, gpus, gpu_links} of every node
+    clock       how samples were taken: END_BARRIER
+
+Links between ranks inside a node and across nodes are in the calibration, as `tiers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from moe.spec import Layer, Placement, Strategy, Unsupported
+
+BY_NODE = "by_node"
+END_BARRIER = "end barrier inside the sample"
+OF_NODE = ("cpu_model", "cores", "memory_total_bytes", "gpus", "gpu_links")
+
+
+def by_node(experts: int, nodes: int) -> tuple[int, ...]:
+    """Experts in the order of their places when neighbours are dealt out over the nodes: expert e
+    is on node e mod `nodes`, so that a block of popular experts does not meet on one."""
+    return tuple(expert for node in range(nodes) for expert in range(node, experts, nodes))
+
+
+def over_nodes(strategy: Strategy, layer: Layer, placement: Placement) -> Strategy:
+    """strategy.placement=by_node as the order it stands for: on one node the contiguous one.
+
+    Raises Unsupported for a strategy whose experts are not spread over all ranks.
+    """
+    if strategy.placement != BY_NODE:
+        return strategy
+    if strategy.name != "ep":
+        allowed = "strategy=ep, whose experts are spread over all ranks"
+        raise Unsupported(
+            "strategy.placement", BY_NODE, f"{allowed}, not {strategy.name}", "choose contiguous"
+        )
+    if placement.nodes == 1:
+        return replace(strategy, placement="contiguous")
+    order = by_node(layer.num_experts, placement.nodes)
+    return replace(strategy, placement="explicit", expert_order=order)
+
+
+def on_one_clock(
+    starts: list[int], ends: list[int], node_of: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Times of each node shifted so that all nodes leave the end barrier together, when node 0's
+    last rank does: the makespan, last end minus first start, is then the longest node's. The ranks'
+    own lines, which are kept, have the times as they were read."""
+    if not node_of:
+        return starts, ends
+    last = {node: max(e for e, at in zip(ends, node_of, strict=True) if at == node)
+            for node in set(node_of)}  # fmt: skip
+    shift = [last[node_of[0]] - last[node] for node in node_of]
+    return (
+        [time + by for time, by in zip(starts, shift, strict=True)],
+        [time + by for time, by in zip(ends, shift, strict=True)],
+    )
+
+
+def environment(launches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of what every rank has said about the launch: the first node's, and all nodes' topology."""
+    found = dict(launches[0].get("environment", {}))
+    node_of = launches[0].get("nodes")
+    if not node_of:
+        return found
+    if "network" in found:
+        found["network"] = "between nodes"
+    nodes = of_nodes(launches, node_of)
+    hosts = [node.get("host") for node in nodes]
+    found["topology"] = {
+        "node_of": list(node_of),
+        "hosts": hosts,
+        "nodes": [{name: node.get(name) for name in OF_NODE} for node in nodes],
+        "clock": END_BARRIER,
+    }
+    if hosts and hosts[0]:  # nodes that are one machine share its cores
+        here = {n for n, host in enumerate(hosts) if host == hosts[0]}
+        found["local_ranks"] = sum(node in here for node in node_of)
+    return found
+
+
+def of_nodes(launches: Sequence[Mapping[str, Any]], node_of: Sequence[int]) -> list[dict[str, Any]]:
+    """What the first rank of every node has said of it."""
+    found: list[dict[str, Any]] = []
+    for node in range(max(node_of) + 1):
+        ranks = [one for one, at in zip(launches, node_of, strict=True) if at == node]
+        said = [one["environment"] for one in ranks if "environment" in one]
+        found.append(dict(said[0]) if said else {})
+    return found
