@@ -22,12 +22,17 @@ EXAMPLES = """examples:
   python -m analysis show --group batch_size --metric throughput
   python -m analysis compare outputs/before outputs/after
   python -m analysis compare --group strategy
+  python -m analysis compare --group workload --filter strategy=ep
   python -m analysis check
-  python -m analysis plot -o plots speed_vs_ranks roofline
+  python -m analysis status
+  python -m analysis plot --name speed_vs_ranks --name roofline
+  python -m analysis plot --name axis --group workload --metric skew
+  python -m analysis plot outputs/before outputs/after --name forest -o plots
   python -m analysis report -o report.html
   python -m analysis predict --cluster h100 --model mixtral_8x7b --world-size 8..4096
   python -m analysis advise --cluster h200 --model deepseek_v3 --world-size 64 --skew 1.3
   python -m analysis export -o attempts.parquet
+  python -m analysis export wandb:entity/project --filter topk=2,4 -o runs.csv
 """
 VERBS = {
     "show": "tables of a sweep with intervals, and what they say",

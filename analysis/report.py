@@ -46,13 +46,13 @@ def texts_of(texts: dict[str, str]) -> dict[str, Any]:
 def content(scene: Scene, threshold: float) -> dict[str, Any]:
     frame, cells = scene.frame, scene.cells
     found = tables.sweep_tables(cells)
-    said = insights.insights(frame, cells, threshold)
+    short, said = insights.told(frame, cells, threshold)
     flags = [flag for table in found for flag in table.flags()]
     again = caption.command("report", scene.sources, *scene.options)
     return {
         "title": f"MoE benchmark: {', '.join(caption.sweeps(frame))}",
         "banners": caption.banners(frame),
-        "insights": said,
+        "insights": [short, *said],
         "tables": [_table(table) for table in found],
         "legend": caption.legend(cells, flags),
         "captions": caption.lines(frame, cells, again),

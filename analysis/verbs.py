@@ -83,7 +83,8 @@ def show(options: argparse.Namespace) -> int:
         render.lines(caption.lines(data.frame, data.cells, again), options.format),
     ]
     if not (options.metric or options.group):
-        said = insights.insights(data.frame, data.cells, _threshold(options))
+        short, said = insights.told(data.frame, data.cells, _threshold(options))
+        parts.insert(1, render.lines(short.brief(), options.format))
         parts.insert(-1, "\n\n".join(render.lines(i.lines(), options.format) for i in said))
     write_output("\n\n".join(part for part in parts if part), options.output)
     return 0
