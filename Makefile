@@ -15,7 +15,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (PyTorch and friends: a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(RUN) -m pip install --disable-pip-version-check -c constraints.txt torch
-	@$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,mpi]'
+	@$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,mpi,dashboards]'
 	@touch $(VENV)/.ready
 
 .PHONY: setup
@@ -35,7 +35,12 @@ report: setup ## one HTML page on the newest sweep
 
 .PHONY: test
 test: setup ## every test that CI runs
-	$(RUN) -m pytest -q -m "not slow"
+	$(RUN) -m pytest -q -m "not slow and not browser"
+
+.PHONY: test-browser
+test-browser: setup ## the report in headless Chromium, which must be installed
+	@$(RUN) -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[browser]'
+	$(RUN) -m pytest -q -m browser
 
 .PHONY: test-full
 test-full: setup ## every accepted way to spread the layer against the oracle, the whole product
