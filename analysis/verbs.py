@@ -214,6 +214,18 @@ def report_(options: argparse.Namespace) -> int:
     return 0
 
 
+def dashboard_(options: argparse.Namespace) -> int:
+    from analysis import dashboard
+
+    data = load(options)
+    made = dashboard.workspace(data.frame, data.cells, options.entity, options.project)
+    if options.save:
+        print(dashboard.save(made))
+    if options.output or not options.save:
+        write_output(dashboard.spec(made), options.output)
+    return 0
+
+
 def predict_(options: argparse.Namespace) -> int:
     from analysis.predict import command
 
@@ -228,6 +240,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "status": status_,
     "plot": plot,
     "report": report_,
+    "dashboard": dashboard_,
     "predict": predict_,
     "advise": predict_,
     "export": export_,
