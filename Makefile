@@ -46,6 +46,15 @@ test-browser: setup ## the report in headless Chromium, which must be installed
 test-full: setup ## every accepted way to spread the layer against the oracle, the whole product
 	$(RUN) -m pytest -q -m slow tests/test_agree.py
 
+.PHONY: tour
+tour: setup ## docs/tour.md anew: every command of a new user, with what it prints
+	$(RUN) benchmarks/tour.py
+
+.PHONY: notebook
+notebook: setup ## docs/example.ipynb executed on the newest sweep
+	@$(RUN) -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[notebook]'
+	$(RUN) benchmarks/notebook.py
+
 .PHONY: check
 check: setup ## lint, formatting and types
 	$(RUN) -m ruff check .

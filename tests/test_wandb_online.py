@@ -285,3 +285,31 @@ def wait_for(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def test_a_sweeps_report_and_plots_are_one_run(server: StandIn, tmp_path: Path) -> None:
+    """Sent, synced and skipped like any other, and no attempt to those who load the project."""
+    sweep = tmp_path / "sweep"
+    found = write(sweep, wandb_records.grid(size=3))
+    command = [sys.executable, "-m", "runners.track", str(sweep), "--summary", "--project", "p"]
+
+    def told(mode: str) -> dict[str, Any]:
+        done = subprocess.run(
+            [*command, "--mode", mode], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S
+        )
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+    assert told("offline")["runs"] == 4
+    assert (told("offline")["runs"], told("offline")["skipped"]) == (0, 4)
+    assert len(list(sweep.glob("wandb/offline-run-*/files/media/images/plots/*.png"))) > 3
+    (page,) = sweep.glob("wandb/offline-run-*/files/media/html/*.html")
+    assert "In short" in page.read_text("utf-8")
+    assert told("online")["runs"] == 4
+    (summary,) = [run for run in server.runs.values() if run.fields.get("jobType") == "summary"]
+    assert summary.state == "finished" and len(summary.history) == 1
+    assert "plots/memory" in json.loads(summary.history[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SourceWarning)
+        assert plain(wandb_api.load(PROJECT)) == wanted(found)
+        assert plain(wandb_file.load(sweep, samples=True)) == wanted(found, samples=True)
