@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import operator
 import os
 import tempfile
 from collections.abc import Iterator
@@ -106,7 +107,7 @@ class Record:
 
 def cell_key(cell: Cell) -> str:
     """Twelve hex digits over the canonical JSON of the cell: equal where the same is measured."""
-    text = json.dumps(dataclasses.asdict(cell), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(cell, default=vars, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -157,9 +158,9 @@ def _check(record: Record) -> None:
     if len(ranks) > 1:
         raise RecordError("samples differ in their number of ranks")
     for starts, ends in zip(record.samples.start_ns, record.samples.end_ns, strict=True):
-        if any(type(t) is not int for t in (*starts, *ends)):
+        if {*map(type, starts), *map(type, ends)} - {int}:
             raise RecordError("a sample time is not an integer")
-        if any(end < start for start, end in zip(starts, ends, strict=True)):
+        if any(map(operator.lt, ends, starts)):
             raise RecordError("a sample ends before it starts")
     if any(type(n) is not int or n < 1 for n in record.samples.steps):
         raise RecordError("a sample has no steps")
