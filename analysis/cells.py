@@ -45,9 +45,10 @@ FIGURES = ("median_ms", "low_ms", "high_ms", "mean_ms", "mean_low_ms", "mean_hig
 def summarize(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per cell and host: config, details, figures over its launches, flags of all.
 
-    Columns beside those copied: load (the workload with its parameter), outcome, attempts (ids), sweeps, launches (measured), rounds,
-    median_ms with low_ms and high_ms, mean_ms with mean_low_ms and mean_high_ms, throughput with
-    throughput_low and throughput_high (tokens per second), basis, flags, index (rows of the frame).
+    Columns beside those copied: load (the workload with its parameter), outcome, attempts (ids),
+    sweeps, launches (measured), rounds, median_ms with low_ms and high_ms, mean_ms with
+    mean_low_ms and mean_high_ms, throughput with throughput_low and throughput_high (tokens per
+    second), basis, flags, index (rows of the frame).
     """
     groups: dict[tuple[str, str], list[int]] = {}
     for position, (cell, host) in enumerate(zip(frame["cell_id"], frame["host"], strict=True)):

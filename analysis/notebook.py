@@ -1,4 +1,4 @@
-"""What a notebook wants beside the frame: tables as frames, pictures that show themselves, words."""
+"""What a notebook wants beside the frame: tables, pictures that show themselves, words."""
 
 from __future__ import annotations
 

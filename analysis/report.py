@@ -80,9 +80,7 @@ def _table(table: tables.Table) -> dict[str, Any]:
     """Turned where it would be wide: a row per series then."""
     turned = len(table.columns) > MAX_COLUMNS and len(table.rows) < len(table.columns)
     down, across = (table.columns, table.rows) if turned else (table.rows, table.columns)
-    found = {
-        (d, a): table.entries.get((a, d) if turned else (d, a)) for d in down for a in across
-    }
+    found = {(d, a): table.entries.get((a, d) if turned else (d, a)) for d in down for a in across}
     rows = [
         (d, [(e.text, e.value, e.outcome) if (e := found[d, a]) else ("", "", "") for a in across])
         for d in down

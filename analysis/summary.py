@@ -37,7 +37,8 @@ def meetings(cells: pd.DataFrame) -> list[Place]:
     found = []
     for fixed, part in grouped(tested, names):
         rows = {str(row["series"]): row for _, row in part.iterrows()}
-        rows |= {SERIAL: row for _, row in serial_of(serial, part.iloc[0]).iterrows()}
+        for _, row in serial_of(serial, part.iloc[0]).iterrows():
+            rows[SERIAL] = row
         words = ", ".join(f"{title_of(n)} {value}" for n, value in fixed if n != "host")
         ordered = dict(sorted(rows.items(), key=lambda item: series_order(item[0])))
         if len(ordered) > 1:

@@ -60,7 +60,9 @@ def steps(first: str, second: str, measure: str) -> list[Step]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--measure", default="quick")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "tour.md")

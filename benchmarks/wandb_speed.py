@@ -135,9 +135,7 @@ def server(runs: list[Run]) -> dict[str, float]:
         return {"server_requests": len(stand_in.requests), "server_s": round(seconds, 2)}
 
 
-def timed(
-    call: Callable[[], T], clock: Callable[[], float] = time.process_time
-) -> tuple[float, T]:
+def timed(call: Callable[[], T], clock: Callable[[], float] = time.process_time) -> tuple[float, T]:
     start = clock()
     result = call()
     return clock() - start, result

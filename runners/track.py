@@ -151,9 +151,7 @@ def _summary(
         return []
 
 
-def _track_runs(
-    folder: Path, runs: list[Run], options: argparse.Namespace, report: Report
-) -> None:
+def _track_runs(folder: Path, runs: list[Run], options: argparse.Namespace, report: Report) -> None:
     writer = Writer(folder, options.project, options.entity, options.mode == "online")
     try:
         with ledger.locked(folder):

@@ -121,7 +121,9 @@ def test_it_fits_is_legible_and_starts_with_the_verdict(watched: Watched, report
     assert first.bounding_box()["y"] < 900, "the verdict is on the first screen"
     assert page.locator(".banner").first.inner_text().startswith("DRIFT")
     if folder := os.environ.get("PICTURES"):
-        name = "-".join(map(str, page.evaluate("[innerWidth, getComputedStyle(document.body).color]")))
+        name = "-".join(
+            map(str, page.evaluate("[innerWidth, getComputedStyle(document.body).color]"))
+        )
         page.screenshot(path=str(Path(folder) / f"report {name}.png"), full_page=True)
 
 

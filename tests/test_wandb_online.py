@@ -312,4 +312,23 @@ def test_a_sweeps_report_and_plots_are_one_run(server: StandIn, tmp_path: Path) 
     with warnings.catch_warnings():
         warnings.simplefilter("error", SourceWarning)
         assert plain(wandb_api.load(PROJECT)) == wanted(found)
-        assert plain(wandb_file.load(sweep, samples=True)) == wanted(found, samples=True)
+        assert len(analysis.load(sweep / "wandb")) == 3
+
+
+@pytest.mark.dist
+def test_a_measured_sweep_synced_equals_its_records(server: StandIn, tmp_path: Path) -> None:
+    """What the bench measured and the line that it printed: nothing here is made by hand."""
+    sweep = tmp_path / "sweep"
+    words = ["-m", "strategy=simple,tp,ep", "topk=2,4", "world_size=2", "measure=quick"]
+    words += ["report=false", "tracker.project=p", f"hydra.sweep.dir={sweep}"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "runners" / "bench.py"), *words],
+        cwd=tmp_path, capture_output=True, text=True, timeout=2 * LIMIT_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert server.requests == [], "offline is the default, whatever the server's address says"
+    (line,) = [line for line in done.stderr.splitlines() if "wandb sync " in line]
+    send(TrackerResult(True, sync_command=line[line.index("wandb sync ") :]), tmp_path)
+    truth, other = (analysis.load(source, samples=True) for source in (sweep, PROJECT))
+    assert len(truth) == 6 and (truth["outcome"] == "measured").all()
+    pd.testing.assert_frame_equal(truth, other)
