@@ -15,7 +15,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (PyTorch and friends: a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(RUN) -m pip install --disable-pip-version-check -c constraints.txt torch
-	@$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,mpi]'
+	@$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,mpi,dashboards]'
 	@touch $(VENV)/.ready
 
 .PHONY: setup
@@ -35,7 +35,12 @@ report: setup ## one HTML page on the newest sweep
 
 .PHONY: test
 test: setup ## every test that CI runs
-	$(RUN) -m pytest -q -m "not slow"
+	$(RUN) -m pytest -q -m "not slow and not browser"
+
+.PHONY: test-browser
+test-browser: setup ## the report in headless Chromium, which must be installed
+	@$(RUN) -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[browser]'
+	$(RUN) -m pytest -q -m browser
 
 .PHONY: test-full
 test-full: setup ## every accepted way to spread the layer against the oracle, the whole product
@@ -59,6 +64,15 @@ test-slurm: setup ## the sweep on a real Slurm: two nodes on this machine (root;
 .PHONY: test-hosts
 test-hosts: setup ## the sweep on two hosts: two network namespaces (root; apt-get install iproute2)
 	$(RUN) -m pytest -q tests/hosts/check_hosts.py
+
+.PHONY: tour
+tour: setup ## docs/tour.md anew: every command of a new user, with what it prints
+	$(RUN) benchmarks/tour.py
+
+.PHONY: notebook
+notebook: setup ## docs/example.ipynb executed on the newest sweep
+	@$(RUN) -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[notebook]'
+	$(RUN) benchmarks/notebook.py
 
 .PHONY: check
 check: setup ## lint, formatting, types, and known vulnerabilities where they can be asked for

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,8 @@ from runners.estimate import CONFIDENCE
 
 CONFIG = tuple(column.name for column in schema.config_columns())
 COPIED = (*CONFIG, "key", "label", "model", "host", "cpu_model", "gpu_model", "cores")
+# What the tokens are routed like: told together, in one column of the cells.
+LOAD_PARTS = ("workload", "workload_parameter", "workload_nominal_ep", "trace_sha256")
 # Details that do not differ between attempts of one cell, or of which the newest will do.
 DETAILS = (
     *("kernel_ran", "skew_lambda", "expert_skew_lambda", "rank_slots", "expert_slots"),
@@ -42,9 +45,10 @@ FIGURES = ("median_ms", "low_ms", "high_ms", "mean_ms", "mean_low_ms", "mean_hig
 def summarize(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per cell and host: config, details, figures over its launches, flags of all.
 
-    Columns beside those copied: outcome, attempts (ids), sweeps, launches (measured), rounds,
-    median_ms with low_ms and high_ms, mean_ms with mean_low_ms and mean_high_ms, throughput with
-    throughput_low and throughput_high (tokens per second), basis, flags, index (rows of the frame).
+    Columns beside those copied: load (the workload with its parameter), outcome, attempts (ids),
+    sweeps, launches (measured), rounds, median_ms with low_ms and high_ms, mean_ms with
+    mean_low_ms and mean_high_ms, throughput with throughput_low and throughput_high (tokens per
+    second), basis, flags, index (rows of the frame).
     """
     groups: dict[tuple[str, str], list[int]] = {}
     for position, (cell, host) in enumerate(zip(frame["cell_id"], frame["host"], strict=True)):
@@ -68,6 +72,7 @@ def _cell(attempts: pd.DataFrame, positions: list[int]) -> dict[str, Any]:
         "cell_id": str(newest["cell_id"]),
         "outcome": outcome,
         **{name: plain(newest[name]) for name in (*COPIED, *DETAILS)},
+        "load": load_of(newest),
         "attempts": [str(a) for a in attempts["attempt_id"]],
         "sweeps": list(dict.fromkeys(str(s) for s in attempts["sweep"])),
         "launches": len(measured) if outcome == "measured" else 0,
@@ -75,6 +80,16 @@ def _cell(attempts: pd.DataFrame, positions: list[int]) -> dict[str, Any]:
         "index": positions,
         **_figures(measured if outcome == "measured" else measured.iloc[:0]),
     }
+
+
+def load_of(row: Mapping[str, Any] | pd.Series[Any]) -> str:
+    """The workload in words: "learned", "zipf 1.2", "hot_rank 0.5 of ep 4", "trace 1a2b3c4d"."""
+    words = [str(row["workload"])]
+    parameter, ranks = plain(row["workload_parameter"]), plain(row["workload_nominal_ep"])
+    words += [f"{parameter:g}"] if parameter else []
+    words += [f"of ep {ranks}"] if ranks else []
+    words += [str(row["trace_sha256"])[:8]] if row["trace_sha256"] else []
+    return " ".join(words)
 
 
 def _figures(measured: pd.DataFrame) -> dict[str, Any]:

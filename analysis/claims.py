@@ -58,9 +58,10 @@ class Power:
 
 
 def along(panel: Panel, standings: Standings) -> Found:
-    """Growth, winners and speed-ups of one panel."""
+    """Growth or changes, winners and speed-ups of one panel."""
     found = Found()
     growth(panel, standings, found)
+    changes(panel, standings, found)
     winners(panel, standings, found)
     speedups(panel, standings, found)
     return found
@@ -98,6 +99,36 @@ def fit(panel: Panel, standings: Standings, name: str, family: int) -> Power | N
     return Power(slope, misfit(x, [statistics.fmean(g) for g in y], slope)) if slope else None
 
 
+def is_named(panel: Panel) -> bool:
+    """Whether the axis holds names instead of numbers, so that nothing grows along it."""
+    return panel.axis != "tokens" and not all(_positive(x) for x in panel.values)
+
+
+def changes_count(panel: Panel) -> int:
+    """How many comparisons `changes` makes."""
+    series = len([name for name in panel.series if name != SERIAL])
+    return series * (len(panel.values) - 1) if is_named(panel) else 0
+
+
+def changes(panel: Panel, standings: Standings, found: Found) -> None:
+    """Every series at each value of a named axis against the first value."""
+    if not is_named(panel):
+        return
+    for name in (n for n in panel.series if n != SERIAL):
+        places = [p for p in standings.places(panel) if name in p.cells]
+        texts: dict[bool, list[str]] = {True: [], False: []}
+        cells: dict[bool, list[pd.Series[Any]]] = {True: [], False: []}
+        for place in places[1:]:
+            told = standings.verdict(place.cells[name], places[0].cells[name])
+            shown = told is not None and told.word in (FASTER, SLOWER)
+            texts[shown].append(f"{_ratio(told)} as long with {place.x}")
+            cells[shown] += [places[0].cells[name], place.cells[name]]
+        for shown in (True, False):
+            if texts[shown]:
+                text = f"{name} takes {listing(texts[shown])} as with {places[0].x}"
+                found.say(shown, text if shown else f"a difference: {text}", cells[shown])
+
+
 def misfit(x: Sequence[float], y: Sequence[float], slope: Estimate) -> float:
     """Largest factor between a point and the line through the middle of all."""
     middle_x, middle_y = statistics.fmean(x), statistics.fmean(y)
@@ -128,14 +159,19 @@ def winners(panel: Panel, standings: Standings, found: Found) -> None:
         where = f"every value of {axis} measured" if len(by_leaders) == 1 else listed
         cells = [cell for place in won for cell in place.cells.values()]
         if len(leaders) == 1:
-            margins = [_margin(leaders[0], place, standings) for place in won]
+            margins = [margin(leaders[0], place, standings) for place in won]
             found.say(True, f"{leaders[0]} is fastest at {where}: {'; '.join(margins)}", cells)
         else:
-            found.say(False, f"which of {' and '.join(leaders)} is fastest at {where}", cells)
+            found.say(False, f"which of {listing(leaders)} is fastest at {where}", cells)
     _undecided(places, standings, found)
 
 
-def _margin(leader: str, place: Place, standings: Standings) -> str:
+def listing(words: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def margin(leader: str, place: Place, standings: Standings) -> str:
     """Ahead of the nearest by how much."""
     others = [n for n in place.cells if n != leader]
     nearest = min(others, key=lambda n: float(place.cells[n]["median_ms"]))
@@ -178,4 +214,7 @@ def speedups(panel: Panel, standings: Standings, found: Found) -> None:
         told = standings.verdict(last[baseline], rivals[best])
         if told:
             text = f"speed-up of {best} against {baseline} at {places[-1].x}: {_ratio(told)}"
+            if told.ratio < 1:
+                longer = f"takes {_ratio(told.inverted())} as long as {baseline} at {places[-1].x}"
+                text = f"{best}, the fastest that spreads the work, {longer}"
             found.say(told.word in (FASTER, SLOWER), text, [last[baseline], rivals[best]])

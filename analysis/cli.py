@@ -23,12 +23,19 @@ EXAMPLES = """examples:
   python -m analysis show --group batch_size --metric throughput
   python -m analysis compare outputs/before outputs/after
   python -m analysis compare --group strategy
+  python -m analysis compare --group workload --filter strategy=ep
   python -m analysis check
-  python -m analysis plot -o plots speed_vs_ranks roofline
+  python -m analysis status
+  python -m analysis plot --name speed_vs_ranks --name roofline
+  python -m analysis plot --name axis --group workload --metric skew
+  python -m analysis plot outputs/before outputs/after --name forest -o plots
   python -m analysis report -o report.html
+  python -m analysis dashboard -o workspace.json
+  python -m analysis dashboard --project moe-bench --entity team --save
   python -m analysis predict --cluster h100 --model mixtral_8x7b --world-size 8..4096
   python -m analysis advise --cluster h200 --model deepseek_v3 --world-size 64 --skew 1.3
   python -m analysis export -o attempts.parquet
+  python -m analysis export wandb:entity/project --filter topk=2,4 -o runs.csv
 """
 VERBS = {
     "show": "tables of a sweep with intervals, and what they say",
@@ -37,6 +44,7 @@ VERBS = {
     "status": "cells by outcome, failures and their logs",
     "plot": "pictures as PNG and SVG",
     "report": "one self-contained HTML page",
+    "dashboard": "a W&B workspace for a sweep, as JSON or saved to a project",
     "predict": "times at other numbers of ranks, here or on a cluster, with intervals",
     "advise": "the best strategy, degrees and dispatcher, and what to measure to be sure",
     "export": "the frame as CSV, Parquet, JSON or Markdown",
@@ -64,6 +72,10 @@ def parser() -> argparse.ArgumentParser:
         )
     for name in ("predict", "advise"):
         _predict_options(made[name], "8..4096" if name == "predict" else "8")
+    add = made["dashboard"].add_argument
+    add("--project", default=os.environ.get("WANDB_PROJECT") or "moe-bench")
+    add("--entity", default=os.environ.get("WANDB_ENTITY") or "", help="default: your own")
+    add("--save", action="store_true", help="store it as a new saved view on the server")
     made["plot"].add_argument("--name", action="append", default=[], help="plots to draw")
     return top
 

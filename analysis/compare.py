@@ -12,11 +12,12 @@ from typing import Any
 import pandas as pd
 
 from analysis import numbers, pairs, verdict
-from analysis.cells import CONFIG, summarize
+from analysis.cells import CONFIG, LOAD_PARTS, summarize
 from analysis.errors import InputError
 from analysis.frame import hashable, varying
 from analysis.panels import (
     COMPANIONS,
+    DESCRIBED,
     SERIAL,
     VARIANT,
     serial_of,
@@ -63,12 +64,18 @@ def sweeps(
 ) -> list[Comparison]:
     """Cells that both frames measured; raises InputError where there is none."""
     cells_a, cells_b = summarize(a), summarize(b)
+    cells_a = cells_a.assign(group_name=series_names(cells_a))
     found: list[Pair] = []
-    for _, cell in cells_a.iterrows():
+    for cell in sorted((c for _, c in cells_a.iterrows()), key=_order):
         match = cells_b[cells_b["cell_id"] == cell["cell_id"]]
         if not match.empty:
             found.append((_words(cell, cells_a), names, a, cell, b, match.iloc[0]))
     return _judged(found, threshold, f"{names[0]} and {names[1]}")
+
+
+def _order(cell: pd.Series[Any]) -> tuple[Any, ...]:
+    values = [sort_key(hashable(cell[n])) for n in DESCRIBED]
+    return (series_order(str(cell["group_name"])), *values)
 
 
 def column(frame: pd.DataFrame, name: str, threshold: float) -> list[Comparison]:
@@ -100,11 +107,13 @@ def _commit(row: pd.Series[Any]) -> str:
 def _by_config(frame: pd.DataFrame, name: str) -> list[Pair]:
     cells = summarize(frame)
     free = {name, *COMPANIONS.get(name, ())} | (set(VARIANT) if name == "strategy" else set())
+    free |= set(LOAD_PARTS) if name == "workload" else set()
     same = [c for c in (*CONFIG, "host", "label") if c not in free]
     if name == "strategy":
         cells = cells.assign(group_name=series_names(cells))
     else:
-        cells = cells.assign(group_name=[f"{name}={hashable(v)}" for v in cells[name]])
+        shown = "load" if name == "workload" else name
+        cells = cells.assign(group_name=[f"{name}={hashable(v)}" for v in cells[shown]])
     tested = cells[cells["strategy"] != SERIAL] if name == "strategy" else cells
     groups: dict[tuple[Any, ...], list[pd.Series[Any]]] = {}
     for _, cell in tested.iterrows():
@@ -122,11 +131,15 @@ def _by_config(frame: pd.DataFrame, name: str) -> list[Pair]:
 
 
 def _words(cell: pd.Series[Any], cells: pd.DataFrame, without: str = "") -> str:
-    """The settings that tell this cell from its neighbours."""
-    names = [n for n in varying(cells, CONFIG) if n not in (without, "topk", "weight_seed")]
-    if without == "strategy":
-        names = [n for n in names if n not in VARIANT]
-    words = [str(cell[n]) if n == "strategy" else f"{title_of(n)} {cell[n]}" for n in names]
+    """The settings that tell this cell from its neighbours; its series first, if not compared."""
+    left_out = {without, "topk", "weight_seed"}
+    if not without or without == "strategy":
+        left_out |= {"strategy", *VARIANT}
+    if without == "workload":
+        left_out.add("load")
+    names = [n for n in varying(cells, DESCRIBED) if n not in left_out]
+    words = [] if without or len(set(cells["group_name"])) == 1 else [str(cell["group_name"])]
+    words += [str(cell[n]) if n == "strategy" else f"{title_of(n)} {cell[n]}" for n in names]
     return ", ".join(words) or str(cell["cell_id"])
 
 

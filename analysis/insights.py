@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
 
-from analysis import claims, verdict
+from analysis import claims, summary, verdict
 from analysis.claims import Claim, Found
 from analysis.panels import SERIAL, Panel, axes, panels, setting, title_of
-from analysis.standings import Standings
+from analysis.standings import Place, Standings
 from analysis.verdict import MIN_LAUNCHES, NOISE_THRESHOLD
 from runners.estimate import CONFIDENCE
 
@@ -20,6 +21,7 @@ THEMES = {
     "batch_size": ("Batch size effect", "seed_batch"),
     "topk_requested": ("Top-k impact", "seed_topk"),
 }
+TITLES = {"load": "Skewed workloads", "mode": "Forward and training", "dtype": "Precision"}
 MAX_PANELS = 3
 LIMITS = {
     "oversubscribed": "waiting for a core is part of the time, so nothing here is shown about a "
@@ -53,6 +55,15 @@ class Insight:
                 runs.append([place])
         return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
 
+    def brief(self) -> list[str]:
+        """For a terminal, where what it rests on is told further down."""
+        found = [self.title]
+        for name, listed in (("Shown", self.shown), ("Not shown", self.not_shown)):
+            for claim in listed:
+                count = f" [{len(claim.cells)} cells]" if claim.cells else ""
+                found.append(f"  {name}: {claim.text}.{count}")
+        return [*found, *(f"  Limits: {text}." for text in ["; ".join(self.limits)] if text)]
+
     def lines(self) -> list[str]:
         """For a terminal: one line a sentence; numbers in brackets are places among the cells."""
         found = [self.title]
@@ -69,10 +80,19 @@ def insights(
     frame: pd.DataFrame, cells: pd.DataFrame, threshold: float = NOISE_THRESHOLD
 ) -> list[Insight]:
     """One per panel of every axis, the seed's themes first, then its claim about tp."""
+    return told(frame, cells, threshold)[1]
+
+
+def told(
+    frame: pd.DataFrame, cells: pd.DataFrame, threshold: float = NOISE_THRESHOLD
+) -> tuple[Insight, list[Insight]]:
+    """All in short, and the insights; their comparisons are corrected together."""
     found = {axis: panels(cells, axis)[:MAX_PANELS] for axis in axes(cells)}
     split_pairs = sum(len(p.series) for p in found.get("tokens", []))
+    split_pairs += sum(claims.changes_count(p) for a, ps in found.items() for p in ps)
     every = [p for each in found.values() for p in each]
-    standings = Standings(frame, every, threshold, also=split_pairs)
+    meetings = summary.meetings(cells)
+    standings = Standings(frame, every, threshold, also=split_pairs, meetings=meetings)
     ordered = [axis for axis in THEMES if axis in found]
     ordered += [axis for axis in found if axis not in THEMES and axis != "tokens"]
     made = [_along(panel, standings) for axis in ordered for panel in found[axis]]
@@ -80,7 +100,20 @@ def insights(
     made += [insight for insight in split if insight]
     missing = [THEMES[axis] for axis in THEMES if axis not in found]
     made += [_missing(theme, experiment) for theme, experiment in missing]
-    return made if any(split) else [*made, _missing("Batch split in tp", "seed_topk")]
+    made += [] if any(split) else [_missing("Batch split in tp", "seed_topk")]
+    return _in_short(cells, meetings, standings), made
+
+
+def _in_short(cells: pd.DataFrame, meetings: Sequence[Place], standings: Standings) -> Insight:
+    met = {str(cell["cell_id"]) for place in meetings for cell in place.cells.values()}
+    rows = cells[[str(cell) in met for cell in cells["cell_id"]]]
+    if rows.empty:
+        text = "which strategy is fastest: no two were measured at one setting"
+        return Insight("In short", not_shown=[Claim(text)])
+    found = summary.standing(meetings, standings)
+    sure = _sureness(rows, standings)
+    limits = _flag_limits(rows)
+    return Insight("In short", found.shown, found.not_shown, sure, limits, sorted(met))
 
 
 def _missing(theme: str, experiment: str) -> Insight:
@@ -90,13 +123,14 @@ def _missing(theme: str, experiment: str) -> Insight:
 
 
 def _along(panel: Panel, standings: Standings) -> Insight:
-    title = THEMES.get(panel.axis, (f"Along {title_of(panel.axis)}", ""))[0]
+    named = TITLES.get(panel.axis, f"Along {title_of(panel.axis)}")
+    title = THEMES.get(panel.axis, (named, ""))[0]
     found = claims.along(panel, standings)
     return Insight(
         f"{title} ({setting(panel)})",
         found.shown,
         found.not_shown,
-        _sureness(panel, standings),
+        _sureness(panel.cells, standings),
         _limits(panel),
         _ids(panel),
     )
@@ -106,8 +140,8 @@ def _ids(panel: Panel) -> list[str]:
     return list(dict.fromkeys(str(c) for c in panel.cells["cell_id"]))
 
 
-def _sureness(panel: Panel, standings: Standings) -> str:
-    launches = [int(n) for n in panel.cells["launches"] if n]
+def _sureness(cells: pd.DataFrame, standings: Standings) -> str:
+    launches = [int(n) for n in cells["launches"] if n]
     count = standings.comparisons
     level = f"{CONFIDENCE:.0%} intervals, all {count} comparisons together (Bonferroni)"
     noise = f"differences under {standings.threshold:.0%} are not called any"
@@ -121,14 +155,17 @@ def _sureness(panel: Panel, standings: Standings) -> str:
     )
 
 
-def _limits(panel: Panel) -> list[str]:
-    rows = panel.cells[panel.cells["outcome"] == "measured"]
+def _flag_limits(rows: pd.DataFrame) -> list[str]:
     counts = Counter(flag for flags in rows["flags"] for flag in flags)
-    texts = [
+    return [
         f"{n} of {len(rows)} cells {flag.replace('_', ' ')}"
         + (f" ({LIMITS[flag]})" if flag in LIMITS else "")
         for flag, n in counts.items()
     ]
+
+
+def _limits(panel: Panel) -> list[str]:
+    texts = _flag_limits(panel.cells[panel.cells["outcome"] == "measured"])
     tested = panel.cells[panel.cells["strategy"] != SERIAL]
     grows = panel.axis == "world_size" and tested["num_experts"].nunique() > 1
     if grows:
@@ -160,7 +197,7 @@ def _batch_split(panel: Panel, standings: Standings) -> Insight | None:
         f"Batch split in tp ({setting(panel)})",
         made.shown,
         made.not_shown,
-        _sureness(panel, standings),
+        _sureness(panel.cells, standings),
         [limit, *_limits(panel)],
         _ids(panel),
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.cells import CONFIG
+from analysis.cells import CONFIG, LOAD_PARTS
 from analysis.frame import hashable, varying, where
 from moe.spec import Cell, Layer
 from runners import flatten
@@ -30,20 +30,24 @@ COMPANIONS = {
     "topk": ("topk_requested",),
     "world_size": ("threads", "num_experts", "topk"),
     "num_experts": ("topk",),
-    "workload": ("workload_parameter", "workload_nominal_ep", "trace_sha256"),
+    "load": LOAD_PARTS,
     "seed": ("weight_seed",),
     "dim": ("hidden", "dim_out"),
     "model": CONFIG,
 }
-FIRST_AXES = ("topk_requested", "batch_size", "world_size", "num_experts", "dim", "workload")
-NOT_AXES = ("strategy", "topk", "weight_seed", "trace_sha256", "threads")
+FIRST_AXES = ("topk_requested", "batch_size", "world_size", "num_experts", "dim", "load")
+NOT_AXES = ("strategy", "topk", "weight_seed", "threads", "workload", "workload_nominal_ep",
+            "trace_sha256")  # fmt: skip
+DESCRIBED = (*(n for n in CONFIG if n not in LOAD_PARTS), "load")
 SERIAL = "serial"
+PLAIN = ("balanced", "learned", "forward", "replicated", "warm", "float32")
 TITLES = {
     "topk_requested": "top-k",
     "topk": "top-k",
     "batch_size": "batch size",
     "world_size": "ranks",
     "num_experts": "experts",
+    "load": "workload",
     "expert_placement": "placement",
     "workload_parameter": "workload parameter",
     "host": "host",
@@ -88,10 +92,10 @@ class Panel:
 
 
 def sort_key(value: Any) -> tuple[int, float, str]:
-    """Numbers by size, then texts."""
+    """Numbers by size, then texts, plain values of an axis before the others."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return (0, float(value), "")
-    return (1, 0.0, str(value))
+    return (1, 0.0 if value in PLAIN else 1.0, str(value))
 
 
 ORDER = ("serial", "simple", "dp", "tp", "ep", "ep_tp", "dp_ep", "fsdp")
@@ -104,7 +108,7 @@ def series_order(name: str) -> tuple[int, str]:
 
 def axes(cells: pd.DataFrame) -> list[str]:
     """The columns along which the sweep has at least two values with all else fixed."""
-    candidates = [n for n in varying(cells, CONFIG) if n not in (*VARIANT, *NOT_AXES)]
+    candidates = [n for n in varying(cells, (*CONFIG, "load")) if n not in (*VARIANT, *NOT_AXES)]
     ordered = [n for n in FIRST_AXES if n in candidates]
     ordered += [n for n in candidates if n not in ordered]
     return [name for name in ordered if panels(cells, name)]
@@ -112,18 +116,20 @@ def axes(cells: pd.DataFrame) -> list[str]:
 
 def panels(cells: pd.DataFrame, axis: str, minimum: int = 2) -> list[Panel]:
     """All panels of an axis with at least `minimum` of its values, largest first."""
+    axis = "load" if axis == "workload" else axis
     tested = cells[cells["strategy"] != SERIAL]
     if tested.empty:
         tested = cells
     companions = COMPANIONS.get(axis, ())
     free = (axis, "strategy", *companions, *VARIANT)
-    context = [n for n in varying(tested, (*CONFIG, "host")) if n not in free]
+    described = CONFIG if axis in LOAD_PARTS else DESCRIBED
+    context = [n for n in varying(tested, (*described, "host")) if n not in free]
     found = []
     for fixed, group in grouped(tested, context):
         for extra, part in _without_conflicts(group, axis, companions):
             if len({hashable(v) for v in part[axis]}) >= minimum:
                 found.append(_panel(cells, part, axis, (*fixed, *extra)))
-    return sorted(found, key=lambda p: -len(p.cells))
+    return sorted(found, key=lambda p: (-len(p.cells), [sort_key(v) for _, v in p.fixed]))
 
 
 def grouped(

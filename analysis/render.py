@@ -11,6 +11,7 @@ from tabulate import tabulate
 from analysis.tables import Table, long_rows
 
 FORMATS = ("text", "markdown", "csv")
+WIDEST = 120  # characters of a line from which a table with more columns than rows is turned
 
 
 def tables(found: Sequence[Table], style: str) -> str:
@@ -31,8 +32,13 @@ def grid(table: Table) -> list[list[str]]:
 
 
 def _one(table: Table, style: str) -> str:
+    """What would be wider than a terminal and has fewer rows than columns is turned."""
     heading = f"**{cell_text(table.title)}**" if style == "markdown" else table.title
-    body = simple([table.corner, *table.columns], grid(table), style)
+    header, rows = [table.corner, *table.columns], grid(table)
+    body = simple(header, rows, style)
+    if len(body.split("\n", 1)[0]) > WIDEST and len(rows) < len(header) - 1:
+        turned = [list(column) for column in zip(header, *rows, strict=True)]
+        body = simple(turned[0], turned[1:], style)
     return "\n".join([heading, "", body, *table.notes])
 
 

@@ -16,8 +16,11 @@ from analysis.panels import series_names
 from analysis.plots.canvas import Scene, styled
 from analysis.verdict import NOISE_THRESHOLD
 
+MAX_COLUMNS = 6  # of a table, beyond which it is turned where that makes it narrower
+WIDE = 1.8  # width over height from which a picture takes the page's whole width
 CELL_COLUMNS = (
-    *("series", "batch_size", "topk", "world_size", "num_experts", "tokens", "dtype", "outcome"),
+    *("series", "batch_size", "topk", "world_size", "num_experts", "tokens", "mode", "load"),
+    *("dtype", "outcome"),
     *("median_ms", "low_ms", "high_ms", "mean_ms", "throughput", "launches", "rounds", "flags"),
     *("skew_lambda", "sent_bytes_total", "peak_bytes_max", "kernel_ran", "cell_id"),
 )
@@ -46,12 +49,13 @@ def texts_of(texts: dict[str, str]) -> dict[str, Any]:
 def content(scene: Scene, threshold: float) -> dict[str, Any]:
     frame, cells = scene.frame, scene.cells
     found = tables.sweep_tables(cells)
-    said = insights.insights(frame, cells, threshold)
+    short, said = insights.told(frame, cells, threshold)
     flags = [flag for table in found for flag in table.flags()]
     again = caption.command("report", scene.sources, *scene.options)
     return {
         "title": f"MoE benchmark: {', '.join(caption.sweeps(frame))}",
         "banners": caption.banners(frame),
+        "short": short,
         "insights": said,
         "tables": [_table(table) for table in found],
         "legend": caption.legend(cells, flags),
@@ -73,12 +77,15 @@ def content(scene: Scene, threshold: float) -> dict[str, Any]:
 
 
 def _table(table: tables.Table) -> dict[str, Any]:
+    """Turned where it would be wide: a row per series then."""
+    turned = len(table.columns) > MAX_COLUMNS and len(table.rows) < len(table.columns)
+    down, across = (table.columns, table.rows) if turned else (table.rows, table.columns)
+    found = {(d, a): table.entries.get((a, d) if turned else (d, a)) for d in down for a in across}
     rows = [
-        (row, [(e.text, e.value, e.outcome) if (e := table.entries.get((row, c))) else ("", "", "")
-               for c in table.columns])
-        for row in table.rows
-    ]  # fmt: skip
-    header = [table.corner, *table.columns]
+        (d, [(e.text, e.value, e.outcome) if (e := found[d, a]) else ("", "", "") for a in across])
+        for d in down
+    ]
+    header = [table.corner, *across]
     return {"title": table.title, "header": header, "rows": rows, "notes": table.notes}
 
 
@@ -91,8 +98,10 @@ def pictures(scene: Scene) -> list[dict[str, str]]:
         stream = io.BytesIO()
         with styled():
             made.savefig(stream, format="png", dpi=130, bbox_inches="tight")
+        wide = "wide" if made.get_figwidth() > WIDE * made.get_figheight() else ""
         encoded = base64.b64encode(stream.getvalue()).decode("ascii")
-        found.append({"name": name, "about": plots.PLOTS[name][1], "data": encoded})
+        about = plots.PLOTS[name][1] if name != "axis" else "duration against a further axis"
+        found.append({"name": name, "about": about, "data": encoded, "wide": wide})
     return found
 
 

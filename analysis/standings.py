@@ -32,6 +32,7 @@ class Standings:
         panels: Sequence[Panel],
         threshold: float = NOISE_THRESHOLD,
         also: int = 0,  # comparisons that will be made along an axis, beside those at its places
+        meetings: Sequence[Place] = (),
     ) -> None:
         self.frame, self.threshold = frame, threshold
         self._places = {id(panel): _places(panel) for panel in panels}
@@ -41,7 +42,7 @@ class Standings:
         self.comparisons = also + len(
             {
                 frozenset(_id(cell) for cell in pair)
-                for places in self._places.values()
+                for places in (*self._places.values(), meetings)
                 for place in places
                 for pair in itertools.combinations(place.cells.values(), 2)
             }

@@ -84,7 +84,8 @@ def show(options: argparse.Namespace) -> int:
         render.lines(caption.lines(data.frame, data.cells, again), options.format),
     ]
     if not (options.metric or options.group):
-        said = insights.insights(data.frame, data.cells, _threshold(options))
+        short, said = insights.told(data.frame, data.cells, _threshold(options))
+        parts.insert(1, render.lines(short.brief(), options.format))
         parts.insert(-1, "\n\n".join(render.lines(i.lines(), options.format) for i in said))
     write_output("\n\n".join(part for part in parts if part), options.output)
     return 0
@@ -216,6 +217,18 @@ def report_(options: argparse.Namespace) -> int:
     return 0
 
 
+def dashboard_(options: argparse.Namespace) -> int:
+    from analysis import dashboard
+
+    data = load(options)
+    made = dashboard.workspace(data.frame, data.cells, options.entity, options.project)
+    if options.save:
+        print(dashboard.save(made))
+    if options.output or not options.save:
+        write_output(dashboard.spec(made), options.output)
+    return 0
+
+
 def predict_(options: argparse.Namespace) -> int:
     from analysis.predict import command
 
@@ -230,6 +243,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "status": status_,
     "plot": plot,
     "report": report_,
+    "dashboard": dashboard_,
     "predict": predict_,
     "advise": predict_,
     "export": export_,

@@ -1,9 +1,11 @@
-"""How fast W&B runs become rows: `python benchmarks/wandb_speed.py [--runs 1000] [--rows 100]`.
+"""How fast sources become rows: `python benchmarks/wandb_speed.py [--runs 1000] [--rows 100]`.
 
+Records: `--records 10000` files through `analysis.load` against reading their bytes and parsing
+their JSON alone, in one process, files in the page cache for both, the better of two passes each.
 Offline: `analysis.sources.wandb_file` against decoding every record with wandb.proto, in one
 process over the same files. Server: a project of as many runs over the loopback stand-in of the
-tests, counted in requests. The last line is one JSON object. Ratios mean something on a busy
-machine, seconds do not.
+tests, counted in requests. The last line is one JSON object. Files are timed by the process's own
+processor time, so that their ratios mean something on a busy machine too; the server by the clock.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ import wandb_frames
 import wandb_records
 import wandb_server
 
+import analysis
 from analysis.sources import wandb_api, wandb_file
-from runners import track_log
+from runners import record, track_log
 from runners.track_fields import Run, run_of
 
 T = TypeVar("T")
@@ -35,6 +38,7 @@ T = TypeVar("T")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--records", type=int, default=10_000)
     parser.add_argument("--rows", type=int, default=100, help="history rows of a run")
     options = parser.parse_args()
     runs = [
@@ -43,7 +47,30 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as name:
         result = {**offline(Path(name), runs), **server(runs)}
-    print(json.dumps({"runs": options.runs, "rows": options.rows, **result}))
+    with tempfile.TemporaryDirectory() as name:
+        result |= records(Path(name), options.records, options.rows)
+    asked = {name: getattr(options, name) for name in ("records", "runs", "rows")}
+    print(json.dumps({**asked, **result}))
+
+
+def records(folder: Path, count: int, rows: int) -> dict[str, float]:
+    """Seconds of `analysis.load`, and of reading and parsing the same files."""
+    for index in range(count):
+        made = wandb_records.record(index, count=rows - 1)
+        path = record.record_path(folder, made)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(record.sealed(record.to_dict(made)), encoding="utf-8")
+    paths = list(record.paths(folder))
+    assert len(paths) == count
+    parse_s = min(timed(lambda: [json.loads(p.read_bytes()) for p in paths])[0] for _ in "ab")
+    passes = [timed(lambda: analysis.load(folder)) for _ in "ab"]
+    assert all(len(frame) == count for _, frame in passes)
+    load_s = min(seconds for seconds, _ in passes)
+    return {
+        "parse_records_s": round(parse_s, 2),
+        "load_records_s": round(load_s, 2),
+        "load_over_parse": round(load_s / parse_s, 2),
+    }
 
 
 def offline(folder: Path, runs: list[Run]) -> dict[str, float]:
@@ -102,15 +129,16 @@ def server(runs: list[Run]) -> dict[str, float]:
             stored.config = {key: {"value": value} for key, value in run.config.items()}
             stored.summary = dict(run.summary)
             stored.state = "finished"
-        seconds, rows = timed(lambda: wandb_api.load(f"wandb:{wandb_server.ENTITY}/speed"))
+        load = lambda: wandb_api.load(f"wandb:{wandb_server.ENTITY}/speed")  # noqa: E731
+        seconds, rows = timed(load, time.perf_counter)
         assert len(rows) == len(runs)
         return {"server_requests": len(stand_in.requests), "server_s": round(seconds, 2)}
 
 
-def timed(call: Callable[[], T]) -> tuple[float, T]:
-    start = time.perf_counter()
+def timed(call: Callable[[], T], clock: Callable[[], float] = time.process_time) -> tuple[float, T]:
+    start = clock()
     result = call()
-    return time.perf_counter() - start, result
+    return clock() - start, result
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import operator
 import os
 import tempfile
 from collections.abc import Iterator
@@ -173,9 +174,9 @@ def _check(record: Record) -> None:
     if len(ranks) > 1:
         raise RecordError("samples differ in their number of ranks")
     for starts, ends in zip(record.samples.start_ns, record.samples.end_ns, strict=True):
-        if any(type(t) is not int for t in (*starts, *ends)):
+        if {*map(type, starts), *map(type, ends)} - {int}:
             raise RecordError("a sample time is not an integer")
-        if any(end < start for start, end in zip(starts, ends, strict=True)):
+        if any(map(operator.lt, ends, starts)):
             raise RecordError("a sample ends before it starts")
     if any(type(n) is not int or n < 1 for n in record.samples.steps):
         raise RecordError("a sample has no steps")

@@ -13,6 +13,7 @@ import os
 import shlex
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from runners import track_ledger as ledger
 from runners.bound import die_with_parent
 from runners.track_client import LAUNCHER, MODES, ROOT, redact, resolve_mode
 from runners.track_fields import ROWS_FIELD, Run, run_of
+from runners.track_summary import NoSummary, summary_id, summary_run
 from runners.track_writer import Gap, OnServer, Writer, prepare_environment
 
 ENDED = ("finished", "failed")  # a server's words for a run that has said that it ends
@@ -78,6 +80,7 @@ def _replay_command(options: argparse.Namespace) -> str:
     words += ["--project", options.project]
     words += ["--entity", options.entity] if options.entity else []
     words += ["--dir", str(options.dir)] if options.dir else []
+    words += ["--summary"] if options.summary else []
     return shlex.join(words)
 
 
@@ -107,6 +110,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--project", default=os.environ.get("WANDB_PROJECT") or "moe-bench")
     parser.add_argument("--entity", default=os.environ.get("WANDB_ENTITY"))
     parser.add_argument("--dir", type=Path, help="where wandb/ goes; default: the sweep folder")
+    parser.add_argument(
+        "--summary", action="store_true", help="one more run, with the sweep's report and plots"
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="ATTEMPT_ID")
     options = parser.parse_args(argv)
     try:
@@ -127,6 +133,28 @@ def _track(sweep: Path, options: argparse.Namespace, report: Report) -> None:
     runs = _runs(sweep, set(options.only), report)
     if not runs:
         return
+    with tempfile.TemporaryDirectory(prefix="summary-") as scratch:
+        if options.summary:
+            runs += _summary(sweep, folder, runs, Path(scratch), report)
+        _track_runs(folder, runs, options, report)
+
+
+def _summary(
+    sweep: Path, folder: Path, runs: list[Run], scratch: Path, report: Report
+) -> list[Run]:
+    """The summary run; none where it is there already, as it takes long to make."""
+    if report.mode == "offline" and ledger.is_there(folder, summary_id(runs), 1):
+        report.skipped += 1
+        return []
+    try:
+        return [summary_run(sweep, runs, scratch)]
+    except (NoSummary, OSError) as error:
+        report.failed += 1
+        report.warn(f"no summary of {sweep}: {error}")
+        return []
+
+
+def _track_runs(folder: Path, runs: list[Run], options: argparse.Namespace, report: Report) -> None:
     writer = Writer(folder, options.project, options.entity, options.mode == "online")
     try:
         with ledger.locked(folder):

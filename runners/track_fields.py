@@ -26,6 +26,7 @@ KNOWN_BEFORE = (
 )
 ROWS_FIELD = "tracked_rows"  # summary: how many history rows a whole run has
 EXACT_FIELD = "exact_json"  # config and summary: their values with dicts in them, as JSON
+SUMMARY_FIELD = "summary_of"  # config: the run is no attempt but a sweep's report and plots
 TAG_LIMIT = 64  # W&B refuses longer tags
 
 

@@ -118,6 +118,16 @@ class Writer:
                 wandb.teardown()
 
 
+def media(pages: dict[str, Path], pictures: dict[str, Path]) -> dict[str, Any]:
+    """A history row of HTML pages and images, by their keys; the files are copied at once."""
+    import wandb
+
+    row: dict[str, Any] = {
+        key: wandb.Html(path.read_text("utf-8"), inject=False) for key, path in pages.items()
+    }
+    return {**row, **{key: wandb.Image(str(path)) for key, path in pictures.items()}}
+
+
 def _timeout_s(name: str) -> int:
     text = os.environ.get(name, "")
     return int(text) if text.isdigit() and int(text) else TIMEOUTS_S[name]

@@ -22,7 +22,8 @@ ENVIRONMENT: dict[str, Any] = {
     "versions": {"python": "3.11.9", "torch": "2.13.0", "project": "0.1.0"},
     "git": {"sha": "a" * 40, "dirty": None},
 }
-BASE_MS = {"serial": 0.4, "simple": 1.0, "dp": 0.9, "tp": 4.0, "ep": 2.0}
+BASE_MS = {"serial": 0.4, "simple": 1.0, "dp": 0.9, "tp": 4.0, "ep": 2.0,
+           "ep_tp": 3.0, "dp_ep": 1.6, "fsdp": 5.0}  # fmt: skip
 
 
 def cell(
@@ -35,14 +36,22 @@ def cell(
     tokens: str = "replicated",
     threads: int = 1,
     dispatcher: str = "local",
+    mode: str = "forward",
+    workload: tuple[str, float] = ("learned", 0.0),
+    degrees: tuple[int, int] = (0, 0),
     **layer: Any,
 ) -> Cell:
-    """A cell of the seed's sweep; top-k over the experts is clamped, serial gets one rank."""
+    """A cell of the seed's sweep; top-k over the experts is clamped, serial gets one rank.
+
+    `workload` is its kind and parameter, `degrees` are ep and tp.
+    """
     ranks = 1 if strategy == "serial" else ranks
     return Cell(
         layer=Layer(num_experts=experts, topk=min(topk, experts), topk_requested=topk, **layer),
-        strategy=Strategy(name=strategy, dispatcher=dispatcher),
-        workload=Workload(batch_size=batch, tokens=tokens),
+        strategy=Strategy(name=strategy, dispatcher=dispatcher, ep=degrees[0], tp=degrees[1]),
+        workload=Workload(
+            batch_size=batch, tokens=tokens, mode=mode, kind=workload[0], parameter=workload[1]
+        ),
         placement=Placement(world_size=ranks, threads=threads),
     )
 
@@ -54,7 +63,22 @@ def truth_ms(of: Cell) -> float:
     shared = 1 if name in ("serial", "simple") else of.placement.world_size
     talk = 0.0 if name in ("serial", "simple") else 0.2 * of.placement.world_size
     faster = 0.8 if of.workload.tokens == "sharded" else 1.0
-    return (BASE_MS.get(name, 1.5) + work / shared + talk) * faster
+    faster *= 3.0 if of.workload.mode == "train" else 1.0
+    faster *= 0.7 if of.strategy.dispatcher == "alltoall" else 1.0
+    even = of.workload.kind == "learned" or name not in ("ep", "ep_tp", "dp_ep")
+    busiest = 1.0 if even else max(slots(of)) * of.placement.world_size / sum(slots(of))
+    return (BASE_MS.get(name, 1.5) + work * busiest / shared + talk) * faster
+
+
+def slots(of: Cell) -> list[int]:
+    """Slots of every rank: even but for the skewed workloads, where rank 0 has the most."""
+    ranks, total = of.placement.world_size, of.workload.batch_size * of.layer.topk
+    kind, parameter = of.workload.kind, of.workload.parameter
+    if of.strategy.name not in ("ep", "ep_tp", "dp_ep") or kind == "learned":
+        return [3, 1] * (ranks // 2) or [16]
+    steep = parameter if kind == "zipf" else 1.0
+    shares = [(rank + 1) ** -steep for rank in range(ranks)]
+    return [max(1, round(total * share / sum(shares))) for share in shares]
 
 
 def samples(
@@ -114,10 +138,10 @@ def measured(
         "floor": dataclasses.asdict(samples([0.01] * 5, ranks, rng, warmup=0, steps=1)),
         "stop": {"rule": "fixed", "rounds": rounds, "samples_per_round": 1, "target": None},
         "warmup": {"samples": 2, "steady": True, "detail": ""},
-        "phases": phases(center, ranks),
+        "phases": phases(center, ranks, of.workload.mode),
         "traffic": traffic(of),
         "memory": [{"peak_bytes": 1 << 28, "weights_bytes": 1 << 20, "method": "VmHWM"}] * ranks,
-        "skew": {"expert_slots": [3, 1] * 4, "rank_slots": [3, 1] * (ranks // 2) or [16]},
+        "skew": {"expert_slots": [3, 1] * 4, "rank_slots": slots(of)},
         "kernel": {"name": "bmm"},
         "environment": {**ENVIRONMENT, "local_ranks": ranks},
         "meta": {"model": "seed", "scale": 1, "overrides": [f"strategy={of.strategy.name}"]},
@@ -126,8 +150,11 @@ def measured(
     return Record(**{**made, **fields})
 
 
-def phases(center_ms: float, ranks: int) -> dict[str, Any]:
+def phases(center_ms: float, ranks: int, mode: str = "forward") -> dict[str, Any]:
     shares = {"router": 0.1, "dispatch": 0.2, "wait": 0.2, "experts": 0.4, "combine": 0.1}
+    if mode == "train":
+        shares = {name: part / 4 for name, part in shares.items()}
+        shares |= {"backward": 0.5, "gradients": 0.2, "other": 0.05}
     per_rank = [{name: part * center_ms * 1e6 for name, part in shares.items()}] * ranks
     return {"passes": 5, "steps": 1, "per_rank_ns": per_rank, "total_ns": [center_ms * 1e6] * ranks}
 
@@ -187,6 +214,26 @@ def seed_records(launches: int = 1, **options: Any) -> list[Record]:
         for name, cells in seed_cells().items()
         for of in cells
         for launch in range(launches)
+    ]
+
+
+def rich_records() -> list[Record]:
+    """What a full harness measures: every strategy, variants of ep, skew, and training."""
+    forms: list[dict[str, Any]] = [
+        *({"strategy": name} for name in ("serial", "simple", "dp", "tp", "fsdp")),
+        {"strategy": "ep"}, {"strategy": "ep", "dispatcher": "alltoall"},
+        {"strategy": "ep_tp", "degrees": (4, 2)}, {"strategy": "dp_ep", "degrees": (4, 0)},
+    ]  # fmt: skip
+    loads = [("learned", 0.0), ("zipf", 0.6), ("zipf", 1.2), ("k_hot", 2.0)]
+    plan = {
+        "training": [{"mode": m, "batch": b} for m in ("forward", "train") for b in (64, 256)],
+        "skewed": [{"workload": load, "batch": 64} for load in loads],
+    }
+    return [
+        measured(cell(**form, **setting), sweep=name, noise=0.02, calibration=CALIBRATION)
+        for name, settings in plan.items()
+        for setting in settings
+        for form in forms
     ]
 
 

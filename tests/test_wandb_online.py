@@ -285,3 +285,50 @@ def wait_for(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def test_a_sweeps_report_and_plots_are_one_run(server: StandIn, tmp_path: Path) -> None:
+    """Sent, synced and skipped like any other, and no attempt to those who load the project."""
+    sweep = tmp_path / "sweep"
+    found = write(sweep, wandb_records.grid(size=3))
+    command = [sys.executable, "-m", "runners.track", str(sweep), "--summary", "--project", "p"]
+
+    def told(mode: str) -> dict[str, Any]:
+        done = subprocess.run(
+            [*command, "--mode", mode], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S
+        )
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+    assert told("offline")["runs"] == 4
+    assert (told("offline")["runs"], told("offline")["skipped"]) == (0, 4)
+    assert len(list(sweep.glob("wandb/offline-run-*/files/media/images/plots/*.png"))) > 3
+    (page,) = sweep.glob("wandb/offline-run-*/files/media/html/*.html")
+    assert "In short" in page.read_text("utf-8")
+    assert told("online")["runs"] == 4
+    (summary,) = [run for run in server.runs.values() if run.fields.get("jobType") == "summary"]
+    assert summary.state == "finished" and len(summary.history) == 1
+    assert "plots/memory" in json.loads(summary.history[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SourceWarning)
+        assert plain(wandb_api.load(PROJECT)) == wanted(found)
+        assert len(analysis.load(sweep / "wandb")) == 3
+
+
+@pytest.mark.dist
+def test_a_measured_sweep_synced_equals_its_records(server: StandIn, tmp_path: Path) -> None:
+    """What the bench measured and the line that it printed: nothing here is made by hand."""
+    sweep = tmp_path / "sweep"
+    words = ["-m", "strategy=simple,tp,ep", "topk=2,4", "world_size=2", "measure=quick"]
+    words += ["report=false", "tracker.project=p", f"hydra.sweep.dir={sweep}"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "runners" / "bench.py"), *words],
+        cwd=tmp_path, capture_output=True, text=True, timeout=2 * LIMIT_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert server.requests == [], "offline is the default, whatever the server's address says"
+    (line,) = [line for line in done.stderr.splitlines() if "wandb sync " in line]
+    send(TrackerResult(True, sync_command=line[line.index("wandb sync ") :]), tmp_path)
+    truth, other = (analysis.load(source, samples=True) for source in (sweep, PROJECT))
+    assert len(truth) == 6 and (truth["outcome"] == "measured").all()
+    pd.testing.assert_frame_equal(truth, other)

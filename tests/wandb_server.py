@@ -71,6 +71,7 @@ class StandIn:
 
     def __init__(self, seconds: float = 120.0) -> None:
         self.runs: dict[str, StoredRun] = {}
+        self.views: dict[str, dict[str, Any]] = {}  # saved workspaces by name
         self.requests: list[str] = []
         self.fault: Callable[[str], int | None] = lambda request: None
         self.lock = threading.Lock()
@@ -187,6 +188,20 @@ def _history(server: StandIn, v: dict[str, Any]) -> dict[str, Any]:
     return {"project": {"run": {"history": inside[: v["pageSize"]]}}}
 
 
+def _upsert_view(server: StandIn, v: dict[str, Any]) -> dict[str, Any]:
+    new = v["name"] not in server.views
+    server.views[v["name"]] = dict(v)
+    return {"upsertView": {"view": {"id": f"id-{v['name']}", "name": v["name"]}, "inserted": new}}
+
+
+def _view(server: StandIn, v: dict[str, Any]) -> dict[str, Any]:
+    found = [w for name, w in server.views.items() if v["viewName"] in (name, f"nw-{name}-v")]
+    nodes = [
+        {"id": f"id-{w['name']}", "displayName": w["displayName"], "spec": w["spec"]} for w in found
+    ]
+    return {"project": {"allViews": {"edges": [{"node": node} for node in nodes]}}}
+
+
 _OPERATIONS: dict[str, Callable[[StandIn, dict[str, Any]], dict[str, Any]]] = {
     "Viewer": _viewer,
     "GetDefaultEntity": _viewer,
@@ -202,6 +217,8 @@ _OPERATIONS: dict[str, Callable[[StandIn, dict[str, Any]], dict[str, Any]]] = {
         "project": {"run": {"parquetHistory": {"parquetUrls": [], "liveData": []}}}
     },
     "HistoryPage": _history,
+    "UpsertView2": _upsert_view,
+    "View": _view,
 }
 
 

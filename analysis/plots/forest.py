@@ -17,7 +17,8 @@ LOOKS = {FASTER: ("#D55E00", "s"), SLOWER: ("#0072B2", "o")}
 def forest(scene: Scene) -> Figure | None:
     """B / A: left of 1, B is faster; hollow where no difference is shown."""
     found, what = _comparisons(scene)
-    rows = compare.ratio_rows(found)[:MAX_ROWS]
+    every = compare.ratio_rows(found)
+    rows = every[:MAX_ROWS]
     if not rows:
         return None
     made = canvas.figure(width=7.5, height=1.3 + 0.26 * len(rows))
@@ -35,9 +36,12 @@ def forest(scene: Scene) -> Figure | None:
     if max(ends) > 3 * min(ends):
         ax.set_xscale("log", base=2)
         ax.xaxis.set_major_formatter(lambda value, _: numbers.ratio(value))
-    ax.set_xlabel("ratio of durations, B / A (grey: within the noise threshold)")
+    ax.set_xlabel("\u2190 B is faster      duration of B / duration of A      A is faster \u2192")
     ax.grid(axis="y", visible=False)
-    text = f"{what}. Hollow: no difference shown. Intervals hold together at 95% (Bonferroni)."
+    text = f"{what}. Rows: B / A. Hollow: no difference shown; grey: within the noise threshold. "
+    text += f"Intervals hold together at 95% (Bonferroni over {len(found)})."
+    left = len(every) - len(rows)
+    text += f" {len(rows)} of {len(every)} comparisons; --filter chooses others." if left else ""
     return canvas.finish(made, scene, "forest", [text])
 
 

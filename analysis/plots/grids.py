@@ -29,6 +29,7 @@ from analysis.plots.stacks import bar_names
 from analysis.standings import Place, Standings
 
 MAX_ROWS = 16
+MAX_WRITTEN = 16  # ranks up to which every tile of the skew map bears its number
 TIED = "#D9D9D9"
 
 
@@ -132,8 +133,8 @@ def _common(found: Sequence[Panel]) -> str:
 def skew(scene: Scene) -> Figure | None:
     """Slots of every rank over the mean; lambda, the busiest rank's, at the end of the row."""
     cells = scene.cells[[len(slots) > 1 and sum(slots) > 0 for slots in scene.cells["rank_slots"]]]
-    cells = cells.drop_duplicates(["strategy", "workload", "workload_parameter", "batch_size",
-                                   "topk", "world_size", "tokens", "expert_placement"])  # fmt: skip
+    cells = cells.drop_duplicates(["strategy", "dispatcher", "load", "batch_size", "topk",
+                                   "world_size", "tokens", "expert_placement"])  # fmt: skip
     every = len(cells)
     order = sorted(range(every), key=lambda i: -float(cells["skew_lambda"].iloc[i] or 0.0))
     chosen = sorted(order[:MAX_ROWS], key=lambda i: series_order(str(cells["strategy"].iloc[i])))
@@ -147,7 +148,10 @@ def skew(scene: Scene) -> Figure | None:
     ]
     made = canvas.figure(width=7.5, height=1.4 + 0.32 * len(cells))
     ax = made.subplots()
-    shown = ax.imshow(table, aspect="auto", vmin=0, interpolation="nearest")
+    brightest = max(2.0, *(v for row in table for v in row if v == v))
+    shown = ax.imshow(table, aspect="auto", vmin=0, vmax=brightest, interpolation="nearest")
+    if widest <= MAX_WRITTEN:
+        _write(ax, table, brightest)
     ax.set_yticks(range(len(cells)), bar_names(cells), size=9)
     for y, value in enumerate(cells["skew_lambda"]):
         ax.text(widest - 0.4, y, f" λ {value:.2f}", va="center", size=9)
@@ -158,3 +162,11 @@ def skew(scene: Scene) -> Figure | None:
     text = "Slots of a rank over the mean of the ranks; λ is the busiest rank's."
     text += f" The {len(cells)} most uneven of {every} cells." if len(cells) < every else ""
     return canvas.finish(made, scene, "skew", [text], cells)
+
+
+def _write(ax: Axes, table: list[list[float]], brightest: float) -> None:
+    for y, row in enumerate(table):
+        for x, value in enumerate(row):
+            if value == value:
+                ink = "black" if value > 0.55 * brightest else "white"
+                ax.text(x, y, f"{value:.2f}", ha="center", va="center", size=7.5, color=ink)

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.frame import hashable
-from analysis.panels import SERIAL, Panel, panels, setting
+from analysis.frame import varying
+from analysis.panels import (
+    DESCRIBED,
+    SERIAL,
+    VARIANT,
+    Panel,
+    grouped,
+    panels,
+    series_names,
+    setting,
+    title_of,
+)
 from analysis.plots import canvas
 from analysis.plots.canvas import Scene
-from analysis.plots.lines import difference
+from analysis.plots.lines import HOLLOW, difference
 
 MAX_PANELS = 3
 
@@ -26,10 +37,11 @@ def strong_scaling(scene: Scene) -> Figure | None:
     grid = made.subplots(1, len(found), sharey=True, squeeze=False)[0]
     for ax, panel in zip(grid, found, strict=True):
         ratios = speedups(panel)
-        _draw(ax, ratios, [float(x) for x in panel.values], bool(_serial(panel)))
+        marked = oversubscribed(panel.cells)
+        _draw(ax, ratios, [float(x) for x in panel.values], bool(_serial(panel)), marked)
         ax.set_title(difference(panel, found))
     grid[0].set_ylabel("speed-up")
-    canvas.legend(made, grid)
+    canvas.legend(made, grid, [HOLLOW] if any(oversubscribed(p.cells) for p in found) else [])
     grows = any("experts = ranks" in setting(panel) for panel in found)
     note = " Experts grow with ranks here, so the work is not the same." if grows else ""
     base = "serial (one rank, every core)" if _serial(found[0]) else "its own fewest ranks"
@@ -56,11 +68,30 @@ def speedups(panel: Panel) -> dict[str, dict[float, float]]:
     return found
 
 
+def oversubscribed(cells: pd.DataFrame) -> set[tuple[str, float]]:
+    """Series and ranks of the cells whose time has waiting for a core in it."""
+    names = cells["series"] if "series" in cells else cells["strategy"]
+    both = zip(names, cells["world_size"], cells["flags"], strict=True)
+    return {(str(n), float(r)) for n, r, flags in both if "oversubscribed" in flags}
+
+
+def _line(
+    ax: Axes, name: str, points: dict[float, float], style: dict[str, Any],
+    marked: Collection[tuple[str, float]],
+) -> None:  # fmt: skip
+    ax.plot(list(points), list(points.values()), label=name, **style)
+    hollow = [(x, y) for x, y in points.items() if (name, x) in marked]
+    if hollow:
+        marks = {"marker": style["marker"], "markeredgecolor": style["color"]}
+        ax.plot(*zip(*hollow, strict=True), linestyle="", markerfacecolor="white", **marks)
+
+
 def _draw(
-    ax: Axes, ratios: dict[str, dict[float, float]], ranks: Sequence[float], serial: bool
-) -> None:
+    ax: Axes, ratios: dict[str, dict[float, float]], ranks: Sequence[float], serial: bool,
+    marked: Collection[tuple[str, float]],
+) -> None:  # fmt: skip
     for name, points in ratios.items():
-        ax.plot(list(points), list(points.values()), label=name, **canvas.look(name, list(ratios)))
+        _line(ax, name, points, canvas.look(name, list(ratios)), marked)
     base = 1.0 if serial else min(ranks)
     ax.plot(ranks, [r / base for r in ranks], color="#777777", linewidth=1, label="ideal")
     ax.axhline(1.0, color="#000000", linewidth=1, linestyle=":", label="serial" if serial else "1x")
@@ -87,29 +118,36 @@ def weak_scaling(scene: Scene) -> Figure | None:
         return None
     made = canvas.figure()
     ax = made.subplots()
-    every: set[float] = set()
-    for name, times in groups.items():
-        first = times[min(times)]
-        every |= set(times)
-        values = [first / times[x] for x in sorted(times)]
-        ax.plot(sorted(times), values, label=name, **canvas.look(name.split(",")[0], ()))
+    for name, rows in groups.items():
+        times = {float(r["world_size"]): float(r["median_ms"]) for r in rows}
+        points = {x: times[min(times)] / times[x] for x in sorted(times)}
+        marked = {(name, x) for _, x in oversubscribed(pd.DataFrame(rows))}
+        _line(ax, name, points, canvas.look(name, list(groups)), marked)
     ax.axhline(1.0, color="#777777", linewidth=1, label="ideal")
+    every = {float(r["world_size"]) for rows in groups.values() for r in rows}
     canvas.number_axis(ax, sorted(every))
     ax.set_ylim(bottom=0)
     ax.set_xlabel("ranks (batch grows with them)")
     ax.set_ylabel("efficiency")
-    canvas.legend(made, [ax])
+    shown = pd.DataFrame([r for rows in groups.values() for r in rows])
+    canvas.legend(made, [ax], [HOLLOW] if oversubscribed(shown) else [])
     text = "Weak scaling: the same tokens per rank; 1 is a duration that does not grow."
-    return canvas.finish(made, scene, "weak_scaling", [text])
+    return canvas.finish(made, scene, "weak_scaling", [text], shown)
 
 
-def weak_groups(cells: pd.DataFrame) -> dict[str, dict[float, float]]:
-    """Per strategy and tokens per rank, at one shape of layer: ranks -> ms, two sizes or more."""
-    names = ("num_experts", "topk", "dim", "hidden", "dtype", "tokens", "mode", "cache", "host")
-    found: dict[tuple[object, ...], dict[float, float]] = {}
+def weak_groups(cells: pd.DataFrame) -> dict[str, list[pd.Series[Any]]]:
+    """Per series and tokens per rank, all else equal: its cells by ranks, two sizes or more."""
     rows = cells[(cells["outcome"] == "measured") & (cells["strategy"] != SERIAL)]
-    for _, row in rows.iterrows():
-        each = row["batch_size"] / row["world_size"]
-        key = (row["strategy"], row["dispatcher"], each, *(hashable(row[n]) for n in names))
-        found.setdefault(key, {})[float(row["world_size"])] = float(row["median_ms"])
-    return {f"{k[0]}, {k[2]:g} per rank": v for k, v in found.items() if len(v) > 1}
+    rows = rows.assign(series=series_names(rows), each=rows["batch_size"] / rows["world_size"])
+    follow = ("batch_size", "world_size", "threads")
+    names = ["series", "each", *(n for n in varying(rows, (*DESCRIBED, "host")) if n not in follow)]
+    groups = [(dict(fixed), part) for fixed, part in grouped(rows, names)]
+    groups = [(fixed, part) for fixed, part in groups if part["world_size"].nunique() > 1]
+    told = [n for n in names[2:] if n not in VARIANT and n not in ("strategy", "topk")]
+    told = [n for n in told if len({fixed[n] for fixed, _ in groups}) > 1]
+    found = {}
+    for fixed, part in groups:
+        words = [f"{fixed['each']:g} per rank", *(f"{title_of(n)} {fixed[n]}" for n in told)]
+        ordered = part.drop_duplicates("world_size").sort_values("world_size")
+        found[f"{fixed['series']} ({', '.join(words)})"] = [row for _, row in ordered.iterrows()]
+    return found

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 from analysis.errors import SourceError, SourceWarning
-from analysis.sources.wandb_rows import NoRow, row_of, sample_columns
+from analysis.sources.wandb_rows import NoAttempt, NoRow, row_of, sample_columns
 from runners.track_client import redact
 
 PREFIX = "wandb:"
@@ -113,6 +113,8 @@ def _rows(source: str, runs: Iterable[Any]) -> list[tuple[Any, dict[str, Any]]]:
     for run in runs:
         try:
             row = row_of(run.config, run.summary_metrics)
+        except NoAttempt:
+            continue
         except NoRow as error:
             _warn(source, run, f"left out: {error}")
             continue

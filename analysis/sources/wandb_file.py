@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import SourceError, SourceWarning
-from analysis.sources.wandb_rows import NoRow, row_of, sample_columns
+from analysis.sources.wandb_rows import NoAttempt, NoRow, row_of, sample_columns
 from runners import track_log
 from runners.track_log import CONFIG, EXIT, HISTORY, RUN, SUMMARY, Log
 
@@ -73,6 +73,8 @@ def load(source: Path, samples: bool = False) -> list[dict[str, Any]]:
             if samples:
                 row.update(sample_columns(run.history, run.summary))
             rows.append(row)
+        except NoAttempt:
+            continue
         except NoRow as error:
             _warn(path, f"left out: {error}")
     return rows

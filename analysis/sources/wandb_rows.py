@@ -9,13 +9,17 @@ from typing import Any
 from moe.spec import Cell
 from runners import flatten
 from runners.record import OUTCOMES, Record
-from runners.track_fields import EXACT_FIELD, ROWS_FIELD, exact
+from runners.track_fields import EXACT_FIELD, ROWS_FIELD, SUMMARY_FIELD, exact
 
 SAMPLE_COLUMNS = {"sample_ms": "makespan_ms", "sample_round": "round", "sample_warmup": "warmup"}
 
 
 class NoRow(ValueError):
     """A run that gives no row; the message says why."""
+
+
+class NoAttempt(NoRow):
+    """A run of ours that is no attempt and is passed over in silence: a sweep's summary."""
 
 
 @cache
@@ -26,6 +30,8 @@ def row_names() -> tuple[str, ...]:
 
 def row_of(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
     """The row of one run; raises NoRow unless it is whole and one of this project's."""
+    if SUMMARY_FIELD in config:
+        raise NoAttempt("it is the summary of a sweep")
     if "attempt_id" not in config:
         raise NoRow("not a run of this project: its config has no attempt_id")
     if ROWS_FIELD not in summary:

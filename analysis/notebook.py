@@ -1,0 +1,56 @@
+"""What a notebook wants beside the frame: tables, pictures that show themselves, words."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from analysis import cells, insights, plots, render, tables
+from analysis.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A plot; Jupyter shows it, `figure` is matplotlib's."""
+
+    figure: Figure
+
+    def _repr_png_(self) -> bytes:
+        from analysis.plots.canvas import styled
+
+        stream = io.BytesIO()
+        with styled():
+            self.figure.savefig(stream, format="png", dpi=80, bbox_inches="tight")
+        return stream.getvalue()
+
+
+def picture(frame: pd.DataFrame, name: str, group: str = "", metric: str = "") -> Picture:
+    """The plot of this name (see `plot --name`); raises InputError without data for it."""
+    from analysis.plots.canvas import Scene, styled
+
+    scene = Scene(frame, cells.summarize(frame), metric=metric, group=group)
+    with styled():
+        made = plots.maker(name)(scene)
+    if made is None:
+        raise InputError(f"picture {name}: these records have no data for it; allowed are others")
+    return Picture(made)
+
+
+def table(frame: pd.DataFrame, axis: str = "") -> pd.DataFrame:
+    """The first table of `show`, or the first by this axis: durations with their intervals."""
+    found = tables.sweep_tables(cells.summarize(frame), group=axis)[0]
+    rows = render.grid(found)
+    index = pd.Index([row[0] for row in rows], name=found.corner)
+    return pd.DataFrame([row[1:] for row in rows], columns=pd.Index(found.columns), index=index)
+
+
+def verdict(frame: pd.DataFrame) -> str:
+    """What `show` says in short."""
+    short, _ = insights.told(frame, cells.summarize(frame))
+    return "\n".join(short.brief())
