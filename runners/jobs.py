@@ -80,6 +80,7 @@ def settings_of(asked: Sequence[Asked], sweep_dir: Path, command: str) -> Settin
 
 def validate(asked: Sequence[Asked]) -> tuple[dict[int, Job], dict[int, str]]:
     """Jobs and errors by number."""
+    from moe import peers
     from moe.strategies import supports
 
     machine = this_machine()
@@ -90,6 +91,7 @@ def validate(asked: Sequence[Asked]) -> tuple[dict[int, Job], dict[int, str]]:
             job = Job(
                 request(one.config, machine, one.overrides), measure_of(one.config), {**one.config}
             )
+            peers.check_installed(job.cell)
             supports(job.cell)
             check_memory(job)
             jobs[one.number] = job

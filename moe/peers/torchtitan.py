@@ -1,0 +1,81 @@
+"""peer_torchtitan: torchtitan's MoE with its all-to-all token dispatcher.
+
+Each rank holds E/R experts and routes its own tokens, as by strategy=ep with dispatcher=alltoall;
+replicated tokens are gathered afterwards. Its experts compute in bfloat16 whatever they are given.
+Shape letters: T tokens on this rank, D in, H hidden, E experts, K top-k, R ranks, L sequence.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moe.collectives import spread
+from moe.peers.base import Gate, PeerLayer
+
+
+class TitanGate(Gate):
+    """Returns what TokenChoiceTopKRouter does: scores and ids of the chosen, scores of all."""
+
+    def forward(self, x_1TD: Tensor, bias: None) -> tuple[Tensor, Tensor, Tensor]:
+        routing = self.choose(x_1TD[0])
+        return routing.gates_TK[None], routing.indices_TK[None].contiguous(), routing.logits_TE[None]
+
+
+class Peer(PeerLayer):
+    def make_system(self) -> nn.Module:
+        from torchtitan.distributed.utils import set_spmd_backend
+        from torchtitan.models.common.moe import MoE
+
+        set_spmd_backend("partial_dtensor")  # its dispatcher then uses the mesh it is given
+        layer, size, rank = self.layer, self.comm.world_size, self.comm.rank
+        with torch.device(self.comm.device):
+            system = MoE(_config(layer.dim, layer.hidden, layer.num_experts // size, layer.topk))
+        per_rank = layer.num_experts // size
+        held = range(rank * per_rank, (rank + 1) * per_rank)
+        experts = system.routed_experts.inner_experts
+        for theirs, ours in (("w1_EFD", "w1"), ("w2_EDF", "w2"), ("w3_EFD", "w3")):
+            setattr(experts, theirs, nn.Parameter(self.weights_of(ours, held)))
+        system.routed_experts.token_dispatcher.num_experts = layer.num_experts
+        if size > 1:
+            system.routed_experts.token_dispatcher.wire_meshes(ep_mesh=self._mesh())
+        system.router = TitanGate(self)
+        experts.register_forward_pre_hook(self._told)
+        return system.train(self.cell.workload.mode == "train")
+
+    def _mesh(self) -> Any:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        return init_device_mesh(self.comm.device.type, (self.comm.world_size,),
+                                mesh_dim_names=("ep",))  # fmt: skip
+
+    def _told(self, experts: nn.Module, given: tuple[Tensor, Tensor]) -> None:
+        self.count(given[0].shape[0])
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        own_TD = x_TD if self.sharded else self.own_slice(spread(x_TD, self.comm.world))
+        y_TD: Tensor = self.system(own_TD[None])[0]
+        return y_TD if self.sharded else self.gather_batch(y_TD)
+
+
+def _config(dim: int, hidden: int, num_experts: int, topk: int) -> Any:
+    from torchtitan.models.common.linear import Linear
+    from torchtitan.models.common.moe import (
+        GroupedExperts,
+        MoE,
+        RoutedExperts,
+        TokenChoiceTopKRouter,
+    )
+    from torchtitan.models.common.token_dispatcher import AllToAllTokenDispatcher
+
+    gate = Linear.Config(in_features=dim, out_features=num_experts)
+    experts = GroupedExperts.Config(dim=dim, hidden_dim=hidden, num_experts=num_experts)
+    dispatcher = AllToAllTokenDispatcher.Config(num_experts=num_experts, top_k=topk)
+    return MoE.Config(
+        num_experts=num_experts,
+        routed_experts=RoutedExperts.Config(inner_experts=experts, token_dispatcher=dispatcher),
+        router=TokenChoiceTopKRouter.Config(num_experts=num_experts, gate=gate, top_k=topk),
+        load_balance_coeff=None,
+    )
