@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from moe.collectives import spread
 from moe.peers.base import Gate, PeerLayer
+from moe.spec import Layer
 
 
 class TitanGate(Gate):
@@ -31,14 +32,13 @@ class Peer(PeerLayer):
 
         set_spmd_backend("partial_dtensor")  # its dispatcher then uses the mesh it is given
         layer, size, rank = self.layer, self.comm.world_size, self.comm.rank
-        with torch.device(self.comm.device):
-            system = MoE(_config(layer.dim, layer.hidden, layer.num_experts // size, layer.topk))
         per_rank = layer.num_experts // size
+        with torch.device(self.comm.device):
+            system = MoE(_config(layer, per_rank))
         held = range(rank * per_rank, (rank + 1) * per_rank)
         experts = system.routed_experts.inner_experts
         for theirs, ours in (("w1_EFD", "w1"), ("w2_EDF", "w2"), ("w3_EFD", "w3")):
             setattr(experts, theirs, nn.Parameter(self.weights_of(ours, held)))
-        system.routed_experts.token_dispatcher.num_experts = layer.num_experts
         if size > 1:
             system.routed_experts.token_dispatcher.wire_meshes(ep_mesh=self._mesh())
         system.router = TitanGate(self)
@@ -60,7 +60,9 @@ class Peer(PeerLayer):
         return y_TD if self.sharded else self.gather_batch(y_TD)
 
 
-def _config(dim: int, hidden: int, num_experts: int, topk: int) -> Any:
+def _config(layer: Layer, per_rank: int) -> Any:
+    """Plain parameters of this rank's experts, where torchtitan would shard DTensors over a mesh;
+    its balancing bias is off."""
     from torchtitan.models.common.linear import Linear
     from torchtitan.models.common.moe import (
         GroupedExperts,
@@ -70,12 +72,13 @@ def _config(dim: int, hidden: int, num_experts: int, topk: int) -> Any:
     )
     from torchtitan.models.common.token_dispatcher import AllToAllTokenDispatcher
 
-    gate = Linear.Config(in_features=dim, out_features=num_experts)
-    experts = GroupedExperts.Config(dim=dim, hidden_dim=hidden, num_experts=num_experts)
-    dispatcher = AllToAllTokenDispatcher.Config(num_experts=num_experts, top_k=topk)
+    dim, num, topk = layer.dim, layer.num_experts, layer.topk
+    gate = Linear.Config(in_features=dim, out_features=num)
+    experts = GroupedExperts.Config(dim=dim, hidden_dim=layer.hidden, num_experts=per_rank)
+    dispatcher = AllToAllTokenDispatcher.Config(num_experts=num, top_k=topk)
     return MoE.Config(
-        num_experts=num_experts,
+        num_experts=num,
         routed_experts=RoutedExperts.Config(inner_experts=experts, token_dispatcher=dispatcher),
-        router=TokenChoiceTopKRouter.Config(num_experts=num_experts, gate=gate, top_k=topk),
+        router=TokenChoiceTopKRouter.Config(num_experts=num, gate=gate, top_k=topk),
         load_balance_coeff=None,
     )
