@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TORCH_FREE = ["moe", "moe.spec", "moe.peers", "moe.cost", "runners.record", "runners.estimate", "runners.plan",
-              "runners.sweep", "runners.track_client", "analysis"]  # fmt: skip
+TORCH_FREE = ["moe", "moe.spec", "moe.peers", "moe.cost", "runners.record", "runners.estimate",
+              "runners.plan", "runners.sweep", "runners.track_client", "analysis"]  # fmt: skip
 
 
 def imported(path: Path) -> set[str]:

@@ -13,15 +13,17 @@ Shape letters: T tokens on this rank, D in, H hidden, E experts, K top-k, R rank
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe.collectives import spread
+from moe import weights
 from moe.experts import activate
-from moe.peers.base import Gate, PeerLayer
+from moe.peers.base import Gate, Matrices, PeerLayer, View
+from moe.peers.watch import Part
 
 
 class LegacyGate(Gate):
@@ -39,8 +41,8 @@ class LegacyGate(Gate):
         from deepspeed.moe import sharded_moe
 
         routing = self.choose(x_TD)
-        chosen = torch.full_like(routing.scores_TE, -torch.inf)
-        picked_TK = routing.scores_TE.gather(1, routing.indices_TK)
+        chosen = torch.full_like(routing.logits_TE, -torch.inf)
+        picked_TK = routing.logits_TE.gather(1, routing.indices_TK)
         chosen = chosen.scatter(1, routing.indices_TK, picked_TK)
         keep: dict[str, Any] = {"capacity_factor": 1.0, "min_capacity": 0, "drop_tokens": False}
         keep |= {"ep_group": self.ep_group, "sparse_routes": sparse}
@@ -88,9 +90,7 @@ class Expert(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         held = self.held
-        h = F.linear(x, held["w1"], held["b1"] if "b1" in held else None)
-        return F.linear(activate(h, self.activation), held["w2"],
-                        held["b2"] if "b2" in held else None)  # fmt: skip
+        return F.linear(activate(F.linear(x, held["w1"]), self.activation), held["w2"])
 
 
 def _start(backend: str) -> None:
@@ -112,16 +112,11 @@ class Peer(PeerLayer):
         made = self._autoep() if self.variant == "autoep" else self._legacy()
         return made.train(self.cell.workload.mode == "train")
 
-    @property
-    def _ids(self) -> range:
-        per_rank = self.layer.num_experts // self.comm.world_size
-        return range(self.comm.rank * per_rank, (self.comm.rank + 1) * per_rank)
-
     def _legacy(self) -> nn.Module:
         from deepspeed.moe.layer import MoE
 
         layer, size = self.layer, self.comm.world_size
-        experts = [self._expert(e) for e in self._ids]
+        experts = [self._expert(e) for e in self.own_experts]
         system = MoE(layer.dim, experts[0], layer.num_experts, size, layer.topk, drop_tokens=False)
         moe = system.deepspeed_moe
         moe.gate = LegacyGate(self)
@@ -157,20 +152,36 @@ class Peer(PeerLayer):
         return system
 
     def _expert(self, e: int) -> Expert:
-        held = {name: self.weights_of(name, [e])[0] for name in self._names()}
+        held = {name: self.weights_of(name, [e])[0] for name in weights.names(self.layer)}
         if "w3" in held:
             held["w1"] = torch.cat([held["w1"], held.pop("w3")])
         return Expert({name: nn.Parameter(w) for name, w in held.items()}, self.layer.activation)
 
-    def _names(self) -> tuple[str, ...]:
-        gated = self.layer.activation == "silu_gated"
-        return ("w1", "w3", "w2") if gated else ("w1", "w2")
+    def matrices(self, of: View) -> Matrices:
+        if self.variant == "autoep":
+            experts = self.system.experts
+            found = {name: of(getattr(experts, name)) for name in ("w1", "w3", "w2")}
+            for place, e in enumerate(self.own_experts):
+                yield e, {name: stacked[place] for name, stacked in found.items()}
+            return
+        experts = self.system.deepspeed_moe.experts.deepspeed_experts
+        for e, expert in zip(self.own_experts, experts, strict=True):
+            w1, w2 = of(expert.held["w1"]), of(expert.held["w2"])
+            gated = self.layer.activation == "silu_gated"
+            yield e, dict(zip(("w1", "w3"), w1.chunk(2), strict=True)) | {"w2": w2} if gated else {
+                "w1": w1, "w2": w2
+            }  # fmt: skip
+
+    def timed_parts(self) -> Sequence[Part]:
+        experts = (
+            self.system.experts if self.variant == "autoep" else self.system.deepspeed_moe.experts
+        )
+        return [Part(experts, "forward", "experts")]
 
     def _told(self, experts: nn.Module, given: tuple[Tensor, ...]) -> None:
         self.count(given[0].numel() // self.layer.dim)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        own_TD = x_TD if self.sharded else self.own_slice(spread(x_TD, self.comm.world))
-        out = self.system(own_TD[None])
+        out = self.run(self.own_tokens(x_TD)[None])
         y_TD: Tensor = (out[0] if isinstance(out, tuple) else out)[0]
         return y_TD if self.sharded else self.gather_batch(y_TD)

@@ -58,6 +58,9 @@ class Limits:
         _one_of(cell, "mode", work.mode, self.modes)
         _one_of(cell, "tokens", work.tokens, self.tokens)
         _one_of(cell, "backend", place.backend, self.backends)
+        _one_of(cell, "model.shared_experts", layer.shared_experts, (0,))
+        _one_of(cell, "router.kind", layer.router.kind, ("token_choice",))
+        _one_of(cell, "router.capacity_factor", layer.router.capacity_factor, (0.0,))
         if self.square:
             _one_of(cell, "layer.dim_out", layer.dim_out, (layer.dim,))
         self.check(cell)
@@ -94,7 +97,7 @@ def _seed(cell: Cell) -> None:
     """One expert per rank, as many experts as ranks."""
     if cell.strategy.variant == "ep" and cell.layer.num_experts != cell.placement.world_size:
         raise Unsupported("num_experts", cell.layer.num_experts,
-                          f"world_size={cell.placement.world_size} for variant=ep, one expert a rank",
+                          f"world_size={cell.placement.world_size} for variant=ep",
                           "set num_experts to world_size")  # fmt: skip
     if cell.strategy.variant == "tp" and cell.workload.tokens == "sharded":
         raise Unsupported("tokens", "sharded", "replicated for variant=tp",
@@ -118,12 +121,11 @@ def _deepspeed(cell: Cell) -> None:
         raise Unsupported("batch_size", batch, f"multiples of world_size={size} for topk=1 with "
                           "strategy.variant=legacy, whose ranks would disagree on the capacity",
                           "change batch_size or use strategy.variant=autoep")  # fmt: skip
+    plain = spec.Router()
+    for name in ("score", "scale", "aux_loss"):
+        _one_of(cell, f"router.{name}", getattr(rule, name), (getattr(plain, name),))
     if not rule.normalize and rule.order == "before":
-        raise Unsupported("router.normalize", False, "true for strategy.variant=legacy",
-                          "set it or use strategy.variant=autoep")  # fmt: skip
-    if rule.scale != 1.0:
-        raise Unsupported("router.scale", rule.scale, "1.0 for strategy.variant=legacy",
-                          "set it or use strategy.variant=autoep")  # fmt: skip
+        _one_of(cell, "router.normalize", False, (True,))
 
 
 SIMPLE = Strategy("simple")

@@ -31,7 +31,7 @@ class Held(nn.Module):
         super().__init__()
         self.held = nn.ParameterDict({n: nn.Parameter(w, False) for n, w in held.items()})
 
-    def arrays(self) -> dict[str, Array]:
+    def forward(self) -> dict[str, Array]:
         return {name: parameter.detach().numpy() for name, parameter in self.held.items()}
 
 
@@ -54,7 +54,7 @@ class Peer(PeerLayer):
         own_TD = self.own_slice(x_TD)
         routing = self.route(own_TD)
         chosen, gates = routing.indices_TK.numpy(), routing.gates_TK.numpy()
-        held = self.system.arrays()
+        held = self.system()
         ways = {"simple": self._simple, "tp": self._tp, "ep": self._ep}
         y_TO = torch.from_numpy(ways[self.variant](held, own_TD.numpy(), chosen, gates))
         whole = y_TO.shape[0] == self.total or self.sharded

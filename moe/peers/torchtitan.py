@@ -7,14 +7,17 @@ Shape letters: T tokens on this rank, D in, H hidden, E experts, K top-k, R rank
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from moe.collectives import spread
-from moe.peers.base import Gate, PeerLayer
+from moe.peers.base import Gate, Matrices, PeerLayer, View
+from moe.peers.watch import Part
 from moe.spec import Layer
+
+NAMES = {"w1": "w1_EFD", "w3": "w3_EFD", "w2": "w2_EDF"}
 
 
 class TitanGate(Gate):
@@ -22,7 +25,11 @@ class TitanGate(Gate):
 
     def forward(self, x_1TD: Tensor, bias: None) -> tuple[Tensor, Tensor, Tensor]:
         routing = self.choose(x_1TD[0])
-        return routing.gates_TK[None], routing.indices_TK[None].contiguous(), routing.logits_TE[None]
+        return (
+            routing.gates_TK[None],
+            routing.indices_TK[None].contiguous(),
+            routing.logits_TE[None],
+        )
 
 
 class Peer(PeerLayer):
@@ -31,14 +38,12 @@ class Peer(PeerLayer):
         from torchtitan.models.common.moe import MoE
 
         set_spmd_backend("partial_dtensor")  # its dispatcher then uses the mesh it is given
-        layer, size, rank = self.layer, self.comm.world_size, self.comm.rank
-        per_rank = layer.num_experts // size
+        layer, size = self.layer, self.comm.world_size
         with torch.device(self.comm.device):
-            system = MoE(_config(layer, per_rank))
-        held = range(rank * per_rank, (rank + 1) * per_rank)
+            system = MoE(_config(layer, len(self.own_experts)))
         experts = system.routed_experts.inner_experts
-        for theirs, ours in (("w1_EFD", "w1"), ("w2_EDF", "w2"), ("w3_EFD", "w3")):
-            setattr(experts, theirs, nn.Parameter(self.weights_of(ours, held)))
+        for ours, theirs in NAMES.items():
+            setattr(experts, theirs, nn.Parameter(self.weights_of(ours, self.own_experts)))
         if size > 1:
             system.routed_experts.token_dispatcher.wire_meshes(ep_mesh=self._mesh())
         system.router = TitanGate(self)
@@ -51,12 +56,25 @@ class Peer(PeerLayer):
         return init_device_mesh(self.comm.device.type, (self.comm.world_size,),
                                 mesh_dim_names=("ep",))  # fmt: skip
 
+    def matrices(self, of: View) -> Matrices:
+        experts = self.system.routed_experts.inner_experts
+        found = {ours: of(getattr(experts, theirs)) for ours, theirs in NAMES.items()}
+        for place, e in enumerate(self.own_experts):
+            yield e, {name: stacked[place] for name, stacked in found.items()}
+
+    def timed_parts(self) -> Sequence[Part]:
+        routed = self.system.routed_experts
+        return [
+            Part(routed.token_dispatcher, "dispatch", "dispatch"),
+            Part(routed.inner_experts, "forward", "experts"),
+            Part(routed.token_dispatcher, "combine", "combine"),
+        ]
+
     def _told(self, experts: nn.Module, given: tuple[Tensor, Tensor]) -> None:
         self.count(given[0].shape[0])
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        own_TD = x_TD if self.sharded else self.own_slice(spread(x_TD, self.comm.world))
-        y_TD: Tensor = self.system(own_TD[None])[0]
+        y_TD: Tensor = self.run(self.own_tokens(x_TD)[None])[0]
         return y_TD if self.sharded else self.gather_batch(y_TD)
 
 

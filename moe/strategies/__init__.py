@@ -33,7 +33,7 @@ def build(cell: Cell, comm: Comm, trace_BK: Tensor | None = None) -> MoELayer:
 
     supports(cell)
     if cell.strategy.name.startswith(PEER):
-        return peers.layer_of(cell.strategy.name)(cell, comm, trace_NK)
+        return peers.layer_of(cell.strategy.name)(cell, comm, trace_BK)
     kinds: dict[str, type[MoELayer]] = {
         "serial": Serial, "simple": Simple, "dp": Dp, "tp": Tp, "ep": Ep, "ep_tp": EpTp,
         "dp_ep": DpEp, "fsdp": Fsdp,
