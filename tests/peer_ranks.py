@@ -79,7 +79,7 @@ def cell_of(strategy: Strategy, ranks: int, **changes: Any) -> Cell:
     limits = limits_of(strategy.name)
     dtype, mode = changes.get("dtype", "float32"), changes.get("mode", "forward")
     experts = ranks if strategy.variant == "ep" else 8
-    layer = Layer(32, 64, 32, experts, 2, 2, limits.activations[0], "none", dtype=dtype)
+    layer = Layer(32, 64, 32, experts, 2, 2, limits.activations[-1], "none", dtype=dtype)
     work = Workload(changes.get("batch", 12), changes.get("tokens", "replicated"), mode,
                     changes.get("kind", "learned"), changes.get("parameter", 0.0))  # fmt: skip
     return Cell(layer, strategy, work, Placement(ranks, "gloo", "cpu", 1))

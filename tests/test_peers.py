@@ -78,7 +78,7 @@ def test_every_peer_takes_the_cell_that_suits_it() -> None:
 
 
 def test_an_unknown_peer_names_those_there_are() -> None:
-    with pytest.raises(Unsupported, match="peer_transformers.*moe_peer_"):
+    with pytest.raises(Unsupported, match=r"peer_transformers.*moe_peer_"):
         supports(changed(name="peer_nobody"))
 
 
@@ -166,9 +166,7 @@ def test_peers_are_swept_beside_ours(tmp_path: Path) -> None:
     done = bench(tmp_path, f"strategy={names}", "mode=forward,train", "measure.phases=2", *SQUARE)
     assert done.returncode == 0, done.stderr
     found = records(tmp_path)
-    assert sorted(r.cell.strategy.variant for r in found) == sorted(
-        2 * ["", "grouped_mm", "eager"]
-    )
+    assert sorted(r.cell.strategy.variant for r in found) == sorted(2 * ["", "grouped_mm", "eager"])
     assert all(r.outcome == "measured" and (r.gate or {})["ok"] for r in found)
     theirs = [r for r in found if r.cell.strategy.variant]
     assert {(r.kernel or {})["name"] for r in theirs} == {"grouped_mm", "eager"}

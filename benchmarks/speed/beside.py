@@ -27,8 +27,7 @@ MODES, RANKS, EXPERTS = ("forward", "train"), (1, 2, 4), (8, 64)
 SKEWS, TOPKS, TOKENS = ("balanced", "zipf"), (2, 8), (8, 128, 1024, 4096)
 OURS = {1: "simple", 2: "simple,tp,ep", 4: "simple,tp,ep"}
 PEERS = (
-    "peer_transformers,peer_transformers_eager,peer_torchtitan,peer_deepspeed,"
-    "peer_deepspeed_autoep"
+    "peer_transformers,peer_transformers_eager,peer_torchtitan,peer_deepspeed,peer_deepspeed_autoep"
 )
 SHAPE = ("model.dim=256", "model.hidden=512", "model.dim_out=256", "model.activation=silu_gated",
          "model.bias=none", "tokens=sharded")  # fmt: skip
