@@ -15,7 +15,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (PyTorch and friends: a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(RUN) -m pip install --disable-pip-version-check -c constraints.txt torch
-	@$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,mpi,dashboards]'
+	@$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,mpi,dashboards,peers]'
 	@touch $(VENV)/.ready
 
 .PHONY: setup
@@ -73,6 +73,30 @@ tour: setup ## docs/tour.md anew: every command of a new user, with what it prin
 notebook: setup ## docs/example.ipynb executed on the newest sweep
 	@$(RUN) -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[notebook]'
 	$(RUN) benchmarks/notebook.py
+
+.PHONY: seed-explained
+seed-explained: setup ## the seed's table again, in the seed's style of code and in ours, with what explains it
+	$(RUN) -m benchmarks.seed_explained --write docs/seed-explained.md
+
+# An environment beside the other: these systems' own requirements would replace torch.
+PEERS := .venv-peers
+DEEPSPEED := deepspeed==0.19.8 einops==0.8.2 hjson==3.1.0 py-cpuinfo==9.0.0 psutil==7.2.2 \
+  msgpack==1.2.4 ninja==1.13.2
+TORCHTITAN := torchtitan==0.3.0 triton==3.9.0 spmd_types==0.2.3 tyro==1.0.17 torchdata==0.11.0 \
+  torch_checkpointing==0.1.1 docstring-parser==0.18.0
+
+$(PEERS)/.ready: $(VENV)/.ready Makefile
+	@$(PYTHON) -m venv $(PEERS)
+	@$(RUN) -c 'import site; print(site.getsitepackages()[0])' > $$(echo $(PEERS)/lib/python3*/site-packages)/ours.pth
+	@$(PEERS)/bin/python -m pip install --disable-pip-version-check --no-deps wheel 'setuptools<81'
+	@$(PEERS)/bin/python -m pip install --disable-pip-version-check --no-deps $(TORCHTITAN)
+	@DS_BUILD_OPS=0 $(PEERS)/bin/python -m pip install --disable-pip-version-check --no-deps \
+	  --no-build-isolation $(DEEPSPEED)
+	@touch $(PEERS)/.ready
+
+.PHONY: peers
+peers: setup $(PEERS)/.ready ## torchtitan and DeepSpeed for real, in .venv-peers: fails where they cannot run
+	$(PEERS)/bin/python -m pytest -q tests/peers_installed.py
 
 .PHONY: check
 check: setup ## lint, formatting, types, and known vulnerabilities where they can be asked for

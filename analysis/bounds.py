@@ -19,7 +19,7 @@ import pandas as pd
 
 from analysis import numbers
 from analysis.panels import series_names
-from moe import cost
+from moe import cost, peers
 from moe.spec import Placement, Strategy
 from runners import flatten
 
@@ -54,7 +54,7 @@ class Bound:
 def flops(cell: Any) -> float:
     """Of the experts in one step over all ranks, the router's left out; replicated `simple` does
     the whole of it on every rank."""
-    of = flatten.cell_of(cell)
+    of = peers.equivalent(flatten.cell_of(cell))
     times = cost.TRAIN_FACTOR if of.workload.mode == "train" else 1
     return times * sum(
         cost.expert_flops(of, cost.expected(of, rank)) + cost.shared_flops(of, rank)
@@ -64,7 +64,7 @@ def flops(cell: Any) -> float:
 
 def weight_bytes(cell: Any) -> float:
     """Least that all ranks together must read: the experts that slots can have reached, once."""
-    of = flatten.cell_of(cell)
+    of = peers.equivalent(flatten.cell_of(cell))
     layer, work = of.layer, of.workload
     reached = float(min(layer.num_experts, layer.topk))  # one token reaches topk experts
     slots = cell["expert_slots"]

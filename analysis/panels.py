@@ -22,7 +22,7 @@ from runners import flatten
 # What tells apart two forms of one strategy: part of the series' name where it varies.
 VARIANT = (
     *("dispatcher", "ep", "tp", "overlap", "expert_placement", "expert_order", "hot_replicas"),
-    *("comm_dtype", "kernel", "slowdown", "label"),
+    *("comm_dtype", "kernel", "slowdown", "variant", "label"),
 )
 # Columns that may follow an axis without being an axis of their own.
 COMPANIONS = {
@@ -213,7 +213,7 @@ def _series_name(row: pd.Series[Any], names: list[str]) -> str:
     words = [str(row["strategy"])]
     for name in names:
         value = hashable(row[name])
-        if name in ("dispatcher", "label", "kernel", "expert_placement"):
+        if name in ("dispatcher", "label", "kernel", "expert_placement", "variant"):
             words.append(str(value) if value != "" else "-")
         else:
             words.append(f"{name}={value}")

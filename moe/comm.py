@@ -88,6 +88,10 @@ class Comm:
         row.received_bytes += received
         row.busbw_bytes += bus
 
+    @property
+    def is_counting(self) -> bool:
+        return self._traffic is not None
+
     def barrier(self) -> None:
         self.world.barrier()
 

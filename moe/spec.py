@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 STRATEGIES = ("serial", "simple", "dp", "tp", "ep", "ep_tp", "dp_ep", "fsdp")
+PEER = "peer_"  # strategies with this prefix are other systems' layers, see moe.peers
 DISPATCHERS = ("local", "alltoall", "allgather", "dedup")
 TOKENS = ("replicated", "sharded")
 MODES = ("forward", "train")
@@ -86,6 +87,7 @@ class Strategy:
     comm_dtype: str = ""  # "" is the layer's dtype
     kernel: str = "auto"
     slowdown: float = 0.0  # planted busy work, fraction of the step (A/B experiments only)
+    variant: str = ""  # peers: which of the system's own ways; "" is the peer's default
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from moe import spec
+from moe import peers, spec
 from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
 from runners.files import small_text
 from runners.hardware import usable_cores
@@ -22,7 +22,8 @@ KEYS = {  # what each node of the config may hold
     "report resume resume_mode hosts",
     "model": "name dim hidden dim_out scale num_experts topk activation bias shared_experts router",
     "model.router": " ".join(f.name for f in fields(Router)),
-    "strategy": "name dispatcher ep tp overlap placement hot_replicas comm_dtype kernel slowdown",
+    "strategy": "name dispatcher ep tp overlap placement hot_replicas comm_dtype kernel slowdown "
+    "variant",
     "workload": "kind parameter nominal_ep trace",
     "tracker": "mode project entity limit_s",
     "hosts": "nnodes node_rank ranks_per_node rdzv_endpoint interface run wait_s cores gpus "
@@ -213,7 +214,7 @@ def _strategy(config: Mapping[str, Any]) -> Strategy:
     if comm_dtype:
         choice(config, "strategy.comm_dtype", spec.DTYPES)
     return Strategy(
-        name=choice(config, "strategy.name", spec.STRATEGIES),
+        name=_strategy_name(config),
         dispatcher=choice(config, "strategy.dispatcher", spec.DISPATCHERS),
         ep=integer(config, "strategy.ep", 0),
         tp=integer(config, "strategy.tp", 0),
@@ -224,7 +225,16 @@ def _strategy(config: Mapping[str, Any]) -> Strategy:
         comm_dtype=str(comm_dtype),
         kernel=choice(config, "strategy.kernel", spec.KERNELS),
         slowdown=number(config, "strategy.slowdown"),
+        variant=str(config.get("variant") or ""),
     )
+
+
+def _strategy_name(config: Mapping[str, Any]) -> str:
+    """One of the project's own, or a peer, which moe.peers looks for."""
+    name = str(config["name"])
+    if name.startswith(spec.PEER):
+        return name
+    return choice(config, "strategy.name", (*spec.STRATEGIES, *(spec.PEER + n for n in peers.OWN)))
 
 
 def _expert_placement(value: Any) -> tuple[str, tuple[int, ...]]:

@@ -142,6 +142,7 @@ def validate(
     asked: Sequence[Asked], found: Machine | None = None
 ) -> tuple[dict[int, Job], dict[int, str]]:
     """Jobs and errors by number, on nodes like the one that was found."""
+    from moe import peers
     from moe.strategies import supports
 
     found = found or this_machine()
@@ -154,6 +155,7 @@ def validate(
             job = Job(
                 request(one.config, machine, one.overrides), measure_of(one.config), {**one.config}
             )
+            peers.check_installed(job.cell)
             supports(job.cell)
             check_memory(job, machine.memory_bytes or here_bytes)
             jobs[one.number] = job

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moe import cost
+from moe import cost, peers
 from runners.cell import ConfigError
 from runners.hardware import memory_bytes
 from runners.plan import Job
@@ -20,7 +20,7 @@ def available_bytes() -> int:
 
 def memory_needed_bytes(job: Job) -> float:
     """At the peak of a step on all ranks of the first node: weights, activations, gradients."""
-    cell = job.cell
+    cell = peers.equivalent(job.cell)
     return sum(
         cost.peak_bytes(cell, cost.expected(cell, rank), rank)
         for rank in range(cell.placement.ranks_per_node)
@@ -29,7 +29,7 @@ def memory_needed_bytes(job: Job) -> float:
 
 def kept_bytes(job: Job) -> int:
     """Of the weights, and their gradients, that a cell's ranks keep between steps."""
-    cell = job.cell
+    cell = peers.equivalent(job.cell)
     times = 2 if cell.workload.mode == "train" else 1
     return times * sum(
         cost.weight_bytes(cell, rank) for rank in range(cell.placement.ranks_per_node)

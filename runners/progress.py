@@ -26,7 +26,7 @@ def title(cell: Cell, label: str = "") -> str:
     usual = Cell()
     for part, normal, names in (
         (work, usual.workload, ("tokens", "mode", "cache")),
-        (cell.strategy, usual.strategy, ("dispatcher",)),
+        (cell.strategy, usual.strategy, ("variant", "dispatcher")),
     ):
         words += [getattr(part, n) for n in names if getattr(part, n) != getattr(normal, n)]
     if work.kind != usual.workload.kind:

@@ -115,6 +115,7 @@ def _name(record: Record) -> str:
     how = cell.strategy.name
     if how in ("ep", "ep_tp", "dp_ep"):
         how += f"/{cell.strategy.dispatcher}"
+    how += f"/{cell.strategy.variant}" if cell.strategy.variant else ""
     layer, load = cell.layer, cell.workload
     parts = [how, f"k{layer.topk}", f"E{layer.num_experts}", f"B{load.batch_size}"]
     parts += [f"R{cell.placement.world_size}", load.tokens]

@@ -12,7 +12,7 @@ from analysis.predict import machine
 from analysis.predict.fit import Measured
 from moe.cost.load import dispatches
 from moe.degrees import degrees
-from moe.spec import Cell
+from moe.spec import PEER, Cell
 from runners import flatten
 
 
@@ -27,7 +27,8 @@ def _one(row: Mapping[str, Any]) -> Measured | None:
     if row["outcome"] != "measured" or not calibration or not row["median_ms"] > 0:
         return None
     cell = flatten.cell_of(row)
-    if cell.strategy.slowdown or cell.strategy.name == "serial":
+    left_out = cell.strategy.name == "serial" or cell.strategy.name.startswith(PEER)
+    if cell.strategy.slowdown or left_out:
         return None
     try:
         made = machine.of_calibration(calibration, cell.placement.world_size)

@@ -1,11 +1,12 @@
-"""Measures the project's own speed: python -m benchmarks.speed seed|peers|limits|table
+"""Measures the project's own speed: python -m benchmarks.speed seed|peers|beside|limits|table
 
     seed     seed sizes, MPI, 8 ranks, against the seed's style of code
     peers    simple against transformers' Mixtral block at its best
+    beside   ours against the best runnable peer, cell by cell, through the harness itself
     limits   fractions of the memory bandwidth and of the matrix rate
     table    what was measured, as Markdown
 
-Results are kept in outputs/speed; `peers` takes up where it was stopped.
+Results are kept in outputs/speed; `peers` and `beside` take up where they were stopped.
 """
 
 from __future__ import annotations
@@ -19,18 +20,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.speed", description=__doc__)
-    parser.add_argument("what", choices=("seed", "peers", "limits", "table"))
+    parser.add_argument("what", choices=("seed", "peers", "beside", "limits", "table"))
     parser.add_argument("--rounds", type=int, default=20, help="seed: rounds of 5 samples")
     parser.add_argument("--limit-s", type=float, default=1e9, help="start no cell after so long")
+    parser.add_argument("--dtype", default="float32", help="beside: dtype of the layer")
+    parser.add_argument("--tiny", action="store_true", help="beside: a few cells, to try it")
     args = parser.parse_args()
-    from benchmarks.speed import limits, peers, seed
+    from benchmarks.speed import beside, limits, peers, seed
 
-    tables = {"seed": seed.table, "peers": peers.table, "limits": limits.table}
+    tables = {
+        "seed": seed.table, "peers": peers.table, "beside": beside.table, "limits": limits.table
+    }  # fmt: skip
     if args.what == "table":
         for name, table in tables.items():
             print(f"## {name}\n\n{table()}\n")
         return 0
-    {"seed": seed.run, "peers": peers.run, "limits": limits.run}[args.what](args)
+    runs = {"seed": seed.run, "peers": peers.run, "beside": beside.run, "limits": limits.run}
+    runs[args.what](args)
     print(tables[args.what]())
     return 0
 

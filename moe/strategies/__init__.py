@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moe.spec import Cell
+from moe import peers
+from moe.spec import PEER, Cell
 from moe.strategies.checks import supports
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def build(cell: Cell, comm: Comm, trace_BK: Tensor | None = None) -> MoELayer:
     from moe.strategies.tp import Tp
 
     supports(cell)
+    if cell.strategy.name.startswith(PEER):
+        return peers.layer_of(cell.strategy.name)(cell, comm, trace_BK)
     kinds: dict[str, type[MoELayer]] = {
         "serial": Serial, "simple": Simple, "dp": Dp, "tp": Tp, "ep": Ep, "ep_tp": EpTp,
         "dp_ep": DpEp, "fsdp": Fsdp,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from moe import spec
+from moe import peers, spec
 from moe.degrees import degrees
 from moe.spec import Cell, Unsupported
 from moe.workload_checks import check_workload
@@ -36,6 +36,11 @@ def _whole(name: str, value: object, least: int) -> None:
 def supports(cell: Cell) -> None:
     """Raises Unsupported, naming field, value, what is allowed and what to do."""
     layer, strategy, work, place = cell.layer, cell.strategy, cell.workload, cell.placement
+    if strategy.name.startswith(spec.PEER):
+        limits = peers.limits_of(strategy.name)
+        supports(limits.equivalent(cell))
+        limits.refuse(cell)
+        return
     _one_of("strategy", strategy.name, spec.STRATEGIES)
     _one_of("strategy.kernel", strategy.kernel, spec.KERNELS)
     _one_of("dtype", layer.dtype, spec.DTYPES)

@@ -1,0 +1,171 @@
+"""What another system's layer can do, as data: everything else is refused by name. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
+
+from moe import spec
+from moe.spec import Cell, Strategy, Unsupported
+
+EXTRA = "pip install 'moe-bench[peers]'"
+
+
+def _nothing_more(cell: Cell) -> None:
+    """For peers whose limits are said in full by the fields of `Limits`."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`like` names, per variant, the strategy of this project that holds the same weights and moves
+    the same data; its own limits hold as well. The first variant is the default."""
+
+    system: str  # as its users call it
+    needs: tuple[str, ...]  # modules that must be importable
+    like: Mapping[str, Strategy]
+    install: str = EXTRA
+    activations: tuple[str, ...] = ("silu_gated",)
+    biases: tuple[str, ...] = ("none",)
+    dtypes: tuple[str, ...] = spec.DTYPES
+    modes: tuple[str, ...] = spec.MODES
+    tokens: tuple[str, ...] = spec.TOKENS
+    backends: tuple[str, ...] = spec.BACKENDS
+    square: bool = True  # gives back vectors of the size it takes
+    check: Callable[[Cell], None] = _nothing_more  # what the fields above cannot say
+
+    def variant(self, cell: Cell) -> str:
+        """The cell's variant, the default resolved; raises Unsupported."""
+        asked = cell.strategy.variant or next(iter(self.like))
+        _one_of(cell, "strategy.variant", asked, tuple(self.like))
+        return asked
+
+    def equivalent(self, cell: Cell) -> Cell:
+        """The cell of this project that does the same: what a peer keeps, computes and sends."""
+        like = self.like[self.variant(cell)]
+        return replace(cell, strategy=replace(like, slowdown=cell.strategy.slowdown))
+
+    def refuse(self, cell: Cell) -> None:
+        """Raises Unsupported, naming field, value, what is allowed and what to do."""
+        layer, work, place = cell.layer, cell.workload, cell.placement
+        for field in fields(Strategy):
+            if field.name not in ("name", "variant", "slowdown"):
+                value = getattr(cell.strategy, field.name)
+                _one_of(cell, f"strategy.{field.name}", value, (field.default,))
+        _one_of(cell, "layer.activation", layer.activation, self.activations)
+        _one_of(cell, "layer.bias", layer.bias, self.biases)
+        _one_of(cell, "dtype", layer.dtype, self.dtypes)
+        _one_of(cell, "mode", work.mode, self.modes)
+        _one_of(cell, "tokens", work.tokens, self.tokens)
+        _one_of(cell, "backend", place.backend, self.backends)
+        _one_of(cell, "model.shared_experts", layer.shared_experts, (0,))
+        _one_of(cell, "router.kind", layer.router.kind, ("token_choice",))
+        _one_of(cell, "router.capacity_factor", layer.router.capacity_factor, (0.0,))
+        if self.square:
+            _one_of(cell, "layer.dim_out", layer.dim_out, (layer.dim,))
+        self.check(cell)
+
+    def missing(self) -> list[str]:
+        """Modules that are needed and cannot be found here."""
+        return [name for name in self.needs if find_spec(name) is None]
+
+
+def _one_of(cell: Cell, name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        shown = "|".join(str(one) or '""' for one in allowed)
+        raise Unsupported(name, value, f"{shown} for strategy={cell.strategy.name}",
+                          f"set {name} to it or leave this strategy out")  # fmt: skip
+
+
+COPY_LIMIT = 1 << 30  # bytes
+
+
+def _transformers(cell: Cell) -> None:
+    """batched_mm copies an expert's weights for every slot."""
+    layer, work = cell.layer, cell.workload
+    if cell.strategy.variant != "batched_mm":
+        return
+    each = 3 * layer.dim * layer.hidden * spec.DTYPE_BYTES[layer.dtype]
+    most = max(1, COPY_LIMIT // (each * layer.topk))
+    if work.batch_size > most:
+        raise Unsupported("batch_size", work.batch_size, f"at most {most} for variant=batched_mm, "
+                          "which copies an expert's weights for every slot",
+                          "lower batch_size or use variant=grouped_mm")  # fmt: skip
+
+
+def _seed(cell: Cell) -> None:
+    """One expert per rank, as many experts as ranks."""
+    if cell.strategy.variant == "ep" and cell.layer.num_experts != cell.placement.world_size:
+        raise Unsupported("num_experts", cell.layer.num_experts,
+                          f"world_size={cell.placement.world_size} for variant=ep",
+                          "set num_experts to world_size")  # fmt: skip
+    if cell.strategy.variant == "tp" and cell.workload.tokens == "sharded":
+        raise Unsupported("tokens", "sharded", "replicated for variant=tp",
+                          "set tokens=replicated")  # fmt: skip
+    if cell.layer.dim_out % cell.placement.world_size and cell.strategy.variant == "tp":
+        raise Unsupported("layer.dim_out", cell.layer.dim_out,
+                          f"multiples of world_size={cell.placement.world_size} for variant=tp",
+                          "change dim_out or world_size")  # fmt: skip
+
+
+def _deepspeed(cell: Cell) -> None:
+    """legacy: gates that sum to one, as its gating makes them of the chosen experts' logits; with
+    top-1 a capacity that is capped by each rank's own tokens, so ranks must have equally many.
+    autoep: what its layer for Mixtral takes."""
+    layer, batch, size = cell.layer, cell.workload.batch_size, cell.placement.world_size
+    rule, variant = layer.router, cell.strategy.variant or "legacy"
+    if variant == "autoep":
+        _one_of(cell, "layer.activation", layer.activation, ("silu_gated",))
+        return
+    if layer.topk == 1 and batch % size:
+        raise Unsupported("batch_size", batch, f"multiples of world_size={size} for topk=1 with "
+                          "strategy.variant=legacy, whose ranks would disagree on the capacity",
+                          "change batch_size or use strategy.variant=autoep")  # fmt: skip
+    plain = spec.Router()
+    for name in ("score", "scale", "aux_loss"):
+        _one_of(cell, f"router.{name}", getattr(rule, name), (getattr(plain, name),))
+    if not rule.normalize and rule.order == "before":
+        _one_of(cell, "router.normalize", False, (True,))
+
+
+SIMPLE = Strategy("simple")
+ALLTOALL = Strategy("ep", "alltoall")
+MAKE = "`make peers` sets up an environment that has it"
+
+LIMITS = {
+    "transformers": Limits(
+        system="transformers' Mixtral block",
+        needs=("transformers",),
+        like=dict.fromkeys(("grouped_mm", "eager", "batched_mm"), SIMPLE),
+        check=_transformers,
+    ),
+    "seed": Limits(
+        system="the seed's style of code",
+        needs=("numpy",),
+        like={"simple": SIMPLE, "tp": Strategy("tp"), "ep": ALLTOALL},
+        activations=spec.ACTIVATIONS[:2],
+        biases=spec.BIASES,
+        dtypes=("float32",),
+        modes=("forward",),
+        backends=("gloo", "mpi"),
+        square=False,
+        check=_seed,
+    ),
+    "torchtitan": Limits(
+        system="torchtitan",
+        needs=("torchtitan", "triton"),
+        like={"alltoall": ALLTOALL},
+        install=MAKE,
+        dtypes=("bfloat16",),
+        backends=("gloo", "nccl"),
+    ),
+    "deepspeed": Limits(
+        system="DeepSpeed",
+        needs=("deepspeed",),
+        like={"legacy": ALLTOALL, "autoep": ALLTOALL},
+        install=MAKE,
+        activations=spec.ACTIVATIONS,
+        backends=("gloo", "nccl"),
+        check=_deepspeed,
+    ),
+}

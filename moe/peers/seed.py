@@ -1,0 +1,147 @@
+"""peer_seed: the layer as it is often written first: numpy, loops over tokens, one row at a time.
+
+simple  every rank loops over all (slot, token) pairs of its tokens
+tp      every linear layer's outputs are sharded and gathered after each layer of each expert
+ep      one expert per rank: rows travel by two all-to-alls, the expert takes them one at a time
+
+It computes this project's function with this project's messages; only the style is the seed's.
+Forward alone: numpy has no backward.
+Shape letters: T tokens on this rank, D in, H hidden, O out, E experts, K top-k, R ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moe import weights
+from moe.peers.base import PeerLayer
+from moe.phases import phase
+from moe.spec import shard_bounds
+
+Array = Any  # numpy.ndarray, which is imported where it is used
+
+
+class Held(nn.Module):
+    """The weights, which count as this rank's; computed with as arrays."""
+
+    def __init__(self, held: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.held = nn.ParameterDict({n: nn.Parameter(w, False) for n, w in held.items()})
+
+    def forward(self) -> dict[str, Array]:
+        return {name: parameter.detach().numpy() for name, parameter in self.held.items()}
+
+
+class Peer(PeerLayer):
+    def routed_rows(self) -> tuple[int, int]:
+        whole = self.variant in ("simple", "tp") and not self.sharded
+        return (0, self.total) if whole else super().routed_rows()
+
+    def make_system(self) -> nn.Module:
+        rank, size = self.comm.rank, self.comm.world_size
+        ids = [rank] if self.variant == "ep" else None
+        held = {name: self.weights_of(name, ids) for name in weights.names(self.layer)}
+        if self.variant == "tp":  # a slice of every linear layer's outputs
+            for name, whole in held.items():
+                start, end = shard_bounds(whole.shape[1], size, rank)
+                held[name] = whole[:, start:end].clone()
+        return Held(held)
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        own_TD = self.own_slice(x_TD)
+        routing = self.route(own_TD)
+        chosen, gates = routing.indices_TK.numpy(), routing.gates_TK.numpy()
+        held = self.system()
+        ways = {"simple": self._simple, "tp": self._tp, "ep": self._ep}
+        y_TO = torch.from_numpy(ways[self.variant](held, own_TD.numpy(), chosen, gates))
+        whole = y_TO.shape[0] == self.total or self.sharded
+        return y_TO if whole else self.gather_batch(y_TO)
+
+    def _linear(self, held: dict[str, Array], layer: str, e: int, x: Array) -> Array:
+        y = x @ held[f"w{layer}"][e].T
+        return y + held[f"b{layer}"][e] if f"b{layer}" in held else y
+
+    def _activated(self, h: Array) -> Array:
+        import numpy as np
+
+        return np.maximum(h, 0) if self.layer.activation == "relu" else h
+
+    def _expert(self, held: dict[str, Array], e: int, x: Array) -> Array:
+        return self._linear(held, "2", e, self._activated(self._linear(held, "1", e, x)))
+
+    def _zeros(self, tokens: int) -> Array:
+        import numpy as np
+
+        return np.zeros((tokens, self.layer.dim_out), np.float32)
+
+    def _simple(self, held: dict[str, Array], x: Array, chosen: Array, gates: Array) -> Array:
+        out = self._zeros(len(x))
+        self.count(chosen.size)
+        with phase("experts"):
+            for k in range(self.layer.topk):
+                for token in range(len(x)):
+                    row = x[token : token + 1]
+                    y = self._expert(held, chosen[token, k], row)[0]
+                    out[token] += gates[token, k] * y
+        return out
+
+    def _gathered(self, part: Array, width: int) -> Array:
+        """Columns of all ranks beside each other."""
+        size = self.comm.world_size
+        bounds = [shard_bounds(width, size, rank) for rank in range(size)]
+        columns = torch.from_numpy(part.T.copy())
+        with phase("combine"):
+            whole = self.comm.world.all_gather(columns, [end - start for start, end in bounds])
+        return whole.numpy().T
+
+    def _tp(self, held: dict[str, Array], x: Array, chosen: Array, gates: Array) -> Array:
+        import numpy as np
+
+        out = self._zeros(len(x))
+        self.count(chosen.size)
+        for e in range(self.layer.num_experts):
+            tokens, ks = np.nonzero(chosen == e)
+            with phase("experts"):
+                part = self._linear(held, "1", e, x[tokens])
+            hidden = self._activated(self._gathered(part, self.layer.hidden))
+            with phase("experts"):
+                part = self._linear(held, "2", e, hidden)
+            rows = self._gathered(part, self.layer.dim_out)
+            for token, k, row in zip(tokens, ks, rows, strict=True):
+                out[token] += gates[token, k] * row
+        return out
+
+    def _ep(self, held: dict[str, Array], x: Array, chosen: Array, gates: Array) -> Array:
+        import numpy as np
+
+        out = self._zeros(len(x))
+        slots = [(t, k) for e in range(self.layer.num_experts) for t, k in np.argwhere(chosen == e)]
+        sent = np.bincount(chosen.reshape(-1), minlength=self.layer.num_experts).tolist()
+        rows = [x[t] for t, _ in slots]
+        received, counts = self._travel(rows, sent, self.layer.dim)
+        self.count(len(received))
+        with phase("experts"):
+            done = [self._expert(held, 0, row) for row in received]
+        back, _ = self._travel(done, counts, self.layer.dim_out, sent)
+        for (token, k), row in zip(slots, back, strict=True):
+            out[token] += gates[token, k] * row
+        return out
+
+    def _travel(
+        self, rows: list[Array], sent: list[int], width: int, received: list[int] | None = None
+    ) -> tuple[Array, list[int]]:
+        """Rows to their ranks; how many come is exchanged first where it is not known."""
+        import numpy as np
+
+        world, size = self.comm.world, self.comm.world_size
+        flat = np.stack(rows) if rows else np.zeros((0, width), np.float32)
+        with phase("dispatch"):
+            if received is None:
+                one_each = [1] * size
+                counts = world.all_to_all(torch.tensor(sent), one_each, one_each)[0]
+                received = counts.tolist()
+            arrived = world.all_to_all(torch.from_numpy(flat), received, sent)[0]
+        return arrived.numpy(), received
