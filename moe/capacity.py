@@ -17,12 +17,15 @@ from torch import Tensor
 
 from moe.spec import Cell, Layer, shard_bounds
 
+ROUNDING = 9  # decimals: 1.1 * 2 * 50 / 11 is meant to be 10 places, not 11
+
 
 def places_per_expert(layer: Layer, tokens: int) -> int:
     """ceil(factor * K * tokens / E), at most `tokens`: GShard's expert capacity (Lepikhin et al.
     2020, section 2.2), and expert choice's k (Zhou et al. 2022, section 3.2)."""
     factor = layer.router.capacity_factor or 1.0
-    return min(tokens, math.ceil(factor * layer.topk * tokens / layer.num_experts))
+    exact = round(factor * layer.topk * tokens / layer.num_experts, ROUNDING)
+    return min(tokens, math.ceil(exact))
 
 
 def extents(cell: Cell) -> list[tuple[int, int]]:

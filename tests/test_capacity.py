@@ -35,6 +35,7 @@ def layer_of(experts: int, topk: int, **rule: object) -> Layer:
         (0.0, 2, 8, 4, 4),  # where experts choose, no factor is a factor of 1
         (3.0, 4, 8, 4, 8),  # no expert is given a token twice
         (1.0, 2, 0, 4, 0),
+        (1.1, 2, 50, 11, 10),  # exactly 10, which floats make a little more
     ],
 )
 def test_places_of_an_expert_by_hand(

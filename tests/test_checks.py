@@ -105,6 +105,10 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         {"strategy.name": "dp_ep", "strategy.ep": 3},
         ("strategy.ep, strategy.tp=(3, 1)", "world_size=4"),
     ),
+    (
+        {"strategy.name": "ep_tp", "strategy.ep": -2, "strategy.tp": -2},
+        ("strategy.ep=-2", "whole numbers from 0"),
+    ),
     ({"layer.num_experts": 6}, ("num_experts=6", "multiples of 4", "strategy.ep")),
     ({**TP, "layer.hidden": 30}, ("layer.hidden=30", "multiples of 4", "strategy.tp")),
     # dispatch
@@ -143,6 +147,10 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     (
         {"strategy.placement": "explicit", "strategy.expert_order": (0, 1, 2)},
         ("strategy.placement=3 expert ids", "8, every expert once"),
+    ),
+    (
+        {"strategy.placement": "explicit", "strategy.expert_order": (0,) * 8},
+        ("strategy.placement=8 expert ids", "8, every expert once"),
     ),
     ({"strategy.hot_replicas": -1}, ("strategy.hot_replicas=-1", "from 0")),
     (

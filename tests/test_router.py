@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from moe import balance, weights, workload
 from moe import router as router_module
 from moe.capacity import Scope
+from moe.comm import Comm, Group
 from moe.router import Router, Routing, _ordered_keys, top_indices
-from moe.spec import Cell, Layer, Workload, shard_bounds
+from moe.spec import Cell, Layer, Placement, Strategy, Workload, shard_bounds
 from moe.spec import Router as Rule
+from moe.strategies.serial import Serial
 
 CPU = torch.device("cpu")
 
@@ -284,6 +286,19 @@ def test_parts_of_the_ranks_add_up_to_the_loss_of_the_batch(copies: int) -> None
     ]
     assert copies * sum(value for value, _ in parts) == pytest.approx(whole)
     torch.testing.assert_close(torch.cat([part for _, part in parts]) * copies, gradient)
+
+
+def test_serial_has_the_whole_loss_on_its_one_rank() -> None:
+    """Nothing adds up its gradients, so no part of them may be left out."""
+    comm = Comm.__new__(Comm)
+    comm.device, comm.world_size, comm.rank, comm.backend = CPU, 2, 0, "none"
+    comm.world = Group(comm, "world", (0, 1))
+    cell = Cell(
+        Layer(router=Rule(aux_loss=COEFFICIENT)), Strategy("serial"), Workload(mode="train"),
+        Placement(world_size=2),
+    )  # fmt: skip
+    found = Serial(cell, comm).router.scope
+    assert found is not None and found.copies == 1
 
 
 def test_without_gradients_there_is_no_loss() -> None:

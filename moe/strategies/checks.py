@@ -113,6 +113,7 @@ def _spread(cell: Cell) -> None:
     for name, used in (("ep", ("ep", "ep_tp", "dp_ep")), ("tp", ("tp", "ep_tp"))):
         if strategy.name not in used:
             _one_of(f"strategy.{name} for strategy={strategy.name}", getattr(strategy, name), (0,))
+        _whole(f"strategy.{name}", getattr(strategy, name), 0)
     ep, tp, dp = degrees(cell)
     if ep * tp * dp != size:
         raise Unsupported("strategy.ep, strategy.tp", (ep, tp), f"a product of world_size={size}",
@@ -149,7 +150,8 @@ def _placement(cell: Cell) -> None:
     spread = strategy.name in DISPATCH
     places = ("contiguous", "round_robin", "explicit") if spread else ("contiguous",)
     _one_of(f"strategy.placement for strategy={strategy.name}", strategy.placement, places)
-    if strategy.placement == "explicit" and len(strategy.expert_order) != experts:
+    order = sorted(strategy.expert_order)
+    if strategy.placement == "explicit" and order != list(range(experts)):
         raise Unsupported("strategy.placement", f"{len(strategy.expert_order)} expert ids",
                           f"{experts}, every expert once", "mend the file")  # fmt: skip
     copies = strategy.hot_replicas

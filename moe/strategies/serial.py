@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from moe.capacity import Scope
 from moe.experts import Experts
 from moe.layer import MoELayer, Reductions
 
@@ -29,6 +31,10 @@ class Serial(MoELayer):
 
     def routed_by(self) -> None:
         return None
+
+    def scope(self) -> Scope:
+        """One rank has the loss, whole."""
+        return replace(super().scope(), copies=1)
 
     def reductions(self) -> Reductions:
         return []
