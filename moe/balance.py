@@ -14,9 +14,10 @@ from torch import Tensor
 from moe import weights
 from moe.capacity import Scope
 from moe.spec import Layer
+from moe.spec import Router as Rule
 
-BIAS_TOKENS = 2048
-BIAS_STEPS = (24, 24, 48)  # at falling rates
+BIAS_SLOTS = 256  # of every expert: with fewer, chance in the sample is what gets evened out
+BIAS_STEPS = (16, 16, 24)  # at falling rates
 BIAS_RATES = (2.0**-5, 2.0**-7, 2.0**-9)
 TOKENS_OF_BIAS = 1  # item of the token stream: not those of any workload
 
@@ -70,19 +71,34 @@ def selection_bias(layer: Layer) -> Tensor:
     """[E] float32 that evens out the choice on seeded tokens: raised where an expert has less than
     the mean, lowered where it has more (auxiliary-loss-free balancing, arXiv 2408.15664).
 
-    In float64 and in steps that are powers of two, so that every rank finds the same.
+    In steps that are powers of two, so that every rank finds the same.
     """
-    flat = torch.empty(BIAS_TOKENS * layer.dim)
+    tokens = BIAS_SLOTS * layer.num_experts // layer.topk
+    flat = torch.empty(tokens * layer.dim)
     weights.uniform_(flat, layer.weight_seed, TOKENS_OF_BIAS, "tokens").mul_(3**0.5)
-    x_ND = flat.view(BIAS_TOKENS, layer.dim).to(weights.dtype_of(layer.dtype)).double()
+    x_ND = flat.view(tokens, layer.dim).to(weights.dtype_of(layer.dtype)).double()
     logits_NE = x_ND @ weights.router(layer).double().T
     sigmoid = layer.router.score == "sigmoid"
-    scores_NE = logits_NE.sigmoid() if sigmoid else logits_NE.softmax(dim=1)
+    scores_NE = (logits_NE.sigmoid() if sigmoid else logits_NE.softmax(dim=1)).float()
     unit = 1.0 if sigmoid else 2.0 ** -(layer.num_experts - 1).bit_length()
-    bias_E = torch.zeros(layer.num_experts, dtype=torch.float64)
+    bias_E = torch.zeros(layer.num_experts)
     for steps, rate in zip(BIAS_STEPS, BIAS_RATES, strict=True):
         for _ in range(steps):
-            chosen = (scores_NE + bias_E).topk(layer.topk, dim=1)[1]
-            counts_E = torch.bincount(chosen.reshape(-1), minlength=layer.num_experts).double()
+            ranked_NE = scores_NE + bias_E
+            if layer.router.groups > 1:
+                ranked_NE = ranked_NE.masked_fill(~eligible(ranked_NE, layer.router), -torch.inf)
+            chosen = ranked_NE.topk(layer.topk, dim=1)[1]
+            counts_E = torch.bincount(chosen.reshape(-1), minlength=layer.num_experts).float()
             bias_E += rate * unit * torch.sign(counts_E.mean() - counts_E)
-    return bias_E.float()
+    return bias_E
+
+
+def eligible(ranked_TE: Tensor, rule: Rule) -> Tensor:
+    """[T, E]: experts of the groups whose two best experts together are best (DeepSeek-V3,
+    arXiv 2412.19437, section 2.1.2); of equal groups the first."""
+    size = ranked_TE.shape[1] // rule.groups
+    by_group = ranked_TE.unflatten(1, (rule.groups, size))
+    group_TG = by_group.topk(min(2, size), dim=2)[0].sum(2)
+    best = torch.sort(group_TG, dim=1, descending=True, stable=True)[1][:, : rule.group_topk]
+    fine_TG = torch.zeros_like(group_TG, dtype=torch.bool).scatter(1, best, True)
+    return fine_TG.repeat_interleave(size, dim=1)

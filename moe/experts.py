@@ -87,7 +87,7 @@ class Experts(nn.Module):
         self.kernel = kernel
         self.wide = None
         if kernel == "wide":  # made here, because what inference mode makes cannot be reused
-            size = max(self.fc1[0].numel(), self.fc2[0].numel())
+            size = max(self.fc1.shape[1:].numel(), self.fc2.shape[1:].numel())
             self.wide = torch.empty(size, device=self.fc1.device)
 
     def by_expert(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[int, dict[str, Tensor]]]:

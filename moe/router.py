@@ -123,17 +123,7 @@ class Router(nn.Module):
             ranked_TE = ranked_TE + self.bias_E
         if rule.groups == 1:
             return ranked_TE, ranked_TE
-        return ranked_TE, ranked_TE.masked_fill(~self._eligible(ranked_TE), -torch.inf)
-
-    def _eligible(self, ranked_TE: Tensor) -> Tensor:
-        """[T, E]: experts of the groups whose two best experts together are best (DeepSeek-V3,
-        arXiv 2412.19437, section 2.1.2)."""
-        experts = ranked_TE.shape[1]
-        by_group = ranked_TE.unflatten(1, (self.rule.groups, experts // self.rule.groups))
-        group_TG = by_group.topk(min(2, by_group.shape[2]), dim=2)[0].sum(2)
-        best = top_indices(group_TG, self.rule.group_topk)
-        fine_TG = torch.zeros_like(group_TG, dtype=torch.bool).scatter(1, best, True)
-        return fine_TG.repeat_interleave(experts // self.rule.groups, dim=1)
+        return ranked_TE, ranked_TE.masked_fill(~balance.eligible(ranked_TE, rule), -torch.inf)
 
     def _gates(self, logits_TE: Tensor, indices_TK: Tensor) -> Tensor:
         """softmax over the chosen equals softmax over all, renormalised: one operation less."""

@@ -75,7 +75,7 @@ def _expert_stage(layer: MoELayer, x_TD: Tensor) -> tuple[Callable[[], None], se
                 torch.autograd.grad(y, list(layer.experts.parameters()), torch.ones_like(y))
 
     rows = 0 if stage is None else stage.args[0].shape[0] * len(layer.experts.ids)
-    work = rows * layer.experts.fc1[0].numel()
+    work = rows * layer.experts.fc1.shape[1:].numel()
     wasteful = work > _MUCH_WORK and rows > _WASTE * seen.slots
     anywhere = torch.tensor([float(wasteful)], device=layer.comm.device)
     layer.comm.world.combine_(anywhere, "max")

@@ -8,6 +8,7 @@ from typing import Any
 
 from moe import peers, spec
 from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
+from moe.strategies.checks import DISPATCH
 from runners.files import small_text
 from runners.hardware import usable_cores
 from runners.mpi_start import available
@@ -213,9 +214,13 @@ def _strategy(config: Mapping[str, Any]) -> Strategy:
     comm_dtype = config["comm_dtype"] or ""
     if comm_dtype:
         choice(config, "strategy.comm_dtype", spec.DTYPES)
+    name, dispatcher = (
+        _strategy_name(config),
+        choice(config, "strategy.dispatcher", spec.DISPATCHERS),
+    )
     return Strategy(
-        name=_strategy_name(config),
-        dispatcher=choice(config, "strategy.dispatcher", spec.DISPATCHERS),
+        name=name,
+        dispatcher=dispatcher if name in DISPATCH else "local",  # else nothing is dispatched
         ep=integer(config, "strategy.ep", 0),
         tp=integer(config, "strategy.tp", 0),
         overlap=integer(config, "strategy.overlap"),

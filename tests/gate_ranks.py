@@ -130,7 +130,7 @@ class BiasInTheGates(Simple):
 class IgnoresGroups(Simple):
     def __init__(self, cell: Cell, comm: Comm) -> None:
         super().__init__(cell, comm)
-        self.router._eligible = lambda ranked_TE: torch.ones_like(ranked_TE, dtype=torch.bool)
+        self.router.rule = dataclasses.replace(self.router.rule, groups=1)
 
 
 class KeepsTheLast(Simple):

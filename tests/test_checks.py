@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 import traceback
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,13 @@ GROUPS = {"router.groups": 4, "router.group_topk": 2}
 
 # change -> words of the message, the first of them at its start
 REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    (
+        {**TP, "strategy.dispatcher": "dedup"},
+        ("strategy.dispatcher for strategy=tp=dedup", "local"),
+    ),
+    ({"router.capacity_factor": -1.0}, ("router.capacity_factor=-1.0", "from 0")),
+    ({"router.aux_loss": math.nan}, ("router.aux_loss=nan", "from 0")),
+    ({"strategy.slowdown": -0.1}, ("strategy.slowdown=-0.1", "from 0")),
     ({"strategy.name": "pp"}, ("strategy=pp", "serial|simple|dp|tp|ep|ep_tp|dp_ep|fsdp")),
     ({"strategy.kernel": "fast"}, ("strategy.kernel=fast", "auto|loop|bmm|dense|grouped")),
     ({"layer.dtype": "float64"}, ("dtype=float64", "float32|bfloat16|float16")),

@@ -149,18 +149,40 @@ def test_zero_and_minus_zero_are_equal_by_hand() -> None:
     assert route([[0.0, -0.0, -1.0, 0.0]], 2).indices_TK.tolist() == [[0, 1]]
 
 
+def test_of_equal_scores_the_lowest_id_is_chosen() -> None:
+    routing = route([[1.0, 2.0, 2.0, 1.0]], 3, score="sigmoid")
+    assert routing.indices_TK.tolist() == [[1, 2, 0]]
+
+
 def test_a_mutant_with_ties_to_the_highest_id_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def highest(scores_TE: Tensor, topk: int) -> Tensor:
         return scores_TE.shape[1] - 1 - top_indices(scores_TE.flip(1), topk)
 
     monkeypatch.setattr(router_module, "top_indices", highest)
     with pytest.raises(AssertionError):
-        test_of_equal_groups_the_first_is_eligible()
+        test_of_equal_scores_the_lowest_id_is_chosen()
 
 
 # The bias on the choice.
 
 UNEVEN = {"dim": 4, "num_experts": 16, "topk": 2}  # few dimensions: some rows are much longer
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+def test_the_bias_does_not_learn_the_noise_of_many_experts(groups: int) -> None:
+    """DeepSeek-V3's shape at scale 16: the bias evens out the load of other tokens too."""
+    loads = {}
+    for bias in ("none", "balanced"):
+        rule = Rule(
+            score="sigmoid", groups=groups, group_topk=max(1, groups // 2), selection_bias=bias
+        )
+        layer = Layer(dim=448, num_experts=256, topk=8, topk_requested=8, router=rule)
+        x_TD = workload.tokens(Cell(layer, workload=Workload(seed=7)), (0, 16384))
+        with torch.no_grad():
+            chosen = Router(layer, torch.device("cpu"), None)(x_TD).indices_TK
+        counts = torch.bincount(chosen.flatten(), minlength=256).double()
+        loads[bias] = float(counts.max() / counts.mean())
+    assert loads["balanced"] < loads["none"]
 
 
 def busiest(rule: Rule) -> float:

@@ -33,6 +33,11 @@ def _whole(name: str, value: object, least: int) -> None:
         raise Unsupported(name, value, f"whole numbers from {least}", f"set {name} to one")
 
 
+def _at_least_0(name: str, value: float) -> None:
+    if not 0 <= value < float("inf"):
+        raise Unsupported(name, value, "finite numbers from 0", f"set {name} to one")
+
+
 def supports(cell: Cell) -> None:
     """Raises Unsupported, naming field, value, what is allowed and what to do."""
     layer, strategy, work, place = cell.layer, cell.strategy, cell.workload, cell.placement
@@ -74,6 +79,9 @@ def _router(cell: Cell) -> None:
     _one_of("router.drop", rule.drop, ("position", "probability"))
     _one_of("router.scope", rule.scope, spec.SCOPES)
     _whole("router.groups", rule.groups, 1)
+    _at_least_0("router.capacity_factor", rule.capacity_factor)
+    _at_least_0("router.aux_loss", rule.aux_loss)
+    _at_least_0("strategy.slowdown", cell.strategy.slowdown)
     if rule.score == "sigmoid":
         _one_of("router.order with score=sigmoid", rule.order, ("before",))
     if rule.aux_loss:
@@ -133,6 +141,9 @@ def _dispatch(cell: Cell) -> None:
     if expert_parallel:
         _one_of(f"strategy.dispatcher with tokens={tokens}", strategy.dispatcher,
                 DISPATCH[strategy.name][tokens])  # fmt: skip
+    else:
+        _one_of(f"strategy.dispatcher for strategy={strategy.name}", strategy.dispatcher,
+                ("local",))  # fmt: skip
     _whole("strategy.overlap", strategy.overlap, 1)
     if strategy.overlap > 1 and not (expert_parallel and strategy.dispatcher == "alltoall"):
         raise Unsupported("strategy.overlap", strategy.overlap,
