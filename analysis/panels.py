@@ -109,6 +109,8 @@ def series_order(name: str) -> tuple[int, str]:
 def axes(cells: pd.DataFrame) -> list[str]:
     """The columns along which the sweep has at least two values with all else fixed."""
     candidates = [n for n in varying(cells, (*CONFIG, "load")) if n not in (*VARIANT, *NOT_AXES)]
+    if "load" in candidates and varying(cells, LOAD_PARTS) == ["workload_parameter"]:
+        candidates.remove("load")  # the parameter is a number, along which growth can be told
     ordered = [n for n in FIRST_AXES if n in candidates]
     ordered += [n for n in candidates if n not in ordered]
     return [name for name in ordered if panels(cells, name)]

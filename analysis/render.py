@@ -11,7 +11,8 @@ from tabulate import tabulate
 from analysis.tables import Table, long_rows
 
 FORMATS = ("text", "markdown", "csv")
-WIDEST = 120  # characters of a line from which a table with more columns than rows is turned
+# A table with fewer rows than columns is turned from this many characters or columns on.
+WIDEST, MOST_COLUMNS = 120, 6
 
 
 def tables(found: Sequence[Table], style: str) -> str:
@@ -36,7 +37,8 @@ def _one(table: Table, style: str) -> str:
     heading = f"**{cell_text(table.title)}**" if style == "markdown" else table.title
     header, rows = [table.corner, *table.columns], grid(table)
     body = simple(header, rows, style)
-    if len(body.split("\n", 1)[0]) > WIDEST and len(rows) < len(header) - 1:
+    wide = len(body.split("\n", 1)[0]) > WIDEST or len(table.columns) >= MOST_COLUMNS
+    if wide and len(rows) < len(table.columns):
         turned = [list(column) for column in zip(header, *rows, strict=True)]
         body = simple(turned[0], turned[1:], style)
     return "\n".join([heading, "", body, *table.notes])

@@ -10,13 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import bounds, caption, check, compare, insights, plots, status, tables
+from analysis import bounds, caption, check, compare, insights, plots, render, status, tables
 from analysis.frame import plain
 from analysis.panels import series_names
 from analysis.plots.canvas import Scene, styled
 from analysis.verdict import NOISE_THRESHOLD
 
-MAX_COLUMNS = 6  # of a table, beyond which it is turned where that makes it narrower
 WIDE = 1.8  # width over height from which a picture takes the page's whole width
 CELL_COLUMNS = (
     *("series", "batch_size", "topk", "world_size", "num_experts", "tokens", "mode", "load"),
@@ -78,7 +77,7 @@ def content(scene: Scene, threshold: float) -> dict[str, Any]:
 
 def _table(table: tables.Table) -> dict[str, Any]:
     """Turned where it would be wide: a row per series then."""
-    turned = len(table.columns) > MAX_COLUMNS and len(table.rows) < len(table.columns)
+    turned = len(table.columns) >= render.MOST_COLUMNS and len(table.rows) < len(table.columns)
     down, across = (table.columns, table.rows) if turned else (table.rows, table.columns)
     found = {(d, a): table.entries.get((a, d) if turned else (d, a)) for d in down for a in across}
     rows = [

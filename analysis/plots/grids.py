@@ -94,8 +94,14 @@ def _place(
     color = canvas.look(leaders[0])["color"] if single else TIED
     used[leaders[0] if single else "no difference shown"] = color
     ax.add_patch(_tile(x, y, color, "" if single else "//"))
-    words = [*leaders, f"{standings.lead(place):.2f}x"] if single else leaders
+    words = [*leaders, f"{standings.lead(place):.2f}x"] if single else _lines(leaders)
     ax.text(x, y, "\n".join(words), ha="center", va="center", size=8.5, color=_ink(color))
+
+
+def _lines(names: Sequence[str]) -> list[str]:
+    """One a line, or three where there are too many for a tile."""
+    each = 1 if len(names) <= 3 else 3
+    return [", ".join(names[n : n + each]) for n in range(0, len(names), each)]
 
 
 def _tile(x: int, y: int, color: str, hatch: str) -> Patch:
