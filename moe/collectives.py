@@ -99,6 +99,7 @@ class _Exchange(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, group: Group, received: list[int], sent: list[int], opened: list[Any]
     ) -> Tensor:
+        """`opened` is empty to wait for the rows; else it gets the open work in its place."""
         ctx.group, ctx.received, ctx.sent = group, received, sent
         out, work = group.all_to_all(x, received, sent, wait=not opened)
         opened[:] = [work]

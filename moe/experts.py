@@ -127,7 +127,6 @@ class Experts(nn.Module):
     def rows(self, x_SD: Tensor, counts: list[int]) -> Tensor:
         """Rows in expert order, `counts` of each expert -> [S, O] in the same order."""
         if not x_SD.shape[0]:  # an empty product keeps every rank's graph the same
-            counts = [0] * (len(counts) - 1) + [0]
             return self._loop(x_SD, counts)
         kernels: dict[str, Callable[[Tensor, list[int]], Tensor]] = {
             "loop": self._loop, "loop_wx": self._loop, "wide": self._loop, "bmm": self._bmm,

@@ -72,7 +72,8 @@ class MoELayer(nn.Module):
     # What a strategy says.
 
     def make_groups(self) -> None:
-        """`ep` are the ranks that share the experts between them."""
+        """`ep` are the ranks that share the experts between them. Strategies that cut experts in
+        parts also say here which `part` of how many `parts` is held."""
         self.ep = Group(self.comm, "self", (self.comm.rank,))
 
     def routed_rows(self) -> tuple[int, int]:
@@ -128,8 +129,6 @@ class MoELayer(nn.Module):
         found: list[int] = self.comm.world.broadcast_(counts.to(self.comm.device)).tolist()
         return found
 
-    # What strategies are made of.
-
     def hold(self, ids: Sequence[int], part: int = 0, parts: int = 1) -> Experts:
         """Part `part` of `parts` of the hidden units of the experts `ids`."""
         columns = shard_bounds(self.layer.hidden, parts, part)
@@ -172,7 +171,7 @@ class MoELayer(nn.Module):
             return self._mix_dense(x_TD, routing, places_TK)
         with phase("permute"):
             held, total = len(experts.ids), len(self.places.experts)
-            if held < total:
+            if held < total:  # places held here become 0 to held - 1, all others more
                 places_TK = (places_TK - self.first) % total
             slots = sort_slots(without_dropped(places_TK, routing, total), held)
             x_SD = permute(x_TD, slots)
@@ -194,7 +193,7 @@ class MoELayer(nn.Module):
         with phase("experts"):
             return self.experts.dense(x_TD, gates_TE[:, first:last])
 
-    def dispatch(self, x_TD: Tensor, routing: Routing) -> Tensor:
+    def dispatched(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """Gated sum over all experts, by sending slots to the ranks of `ep` that hold them."""
         strategy, total = self.cell.strategy, len(self.places.experts)
         way = dispatch.Way(self.ep, total, self.wire)

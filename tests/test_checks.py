@@ -43,7 +43,7 @@ GROUPS = {"router.groups": 4, "router.group_topk": 2}
 REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     (
         {**TP, "strategy.dispatcher": "dedup"},
-        ("strategy.dispatcher for strategy=tp=dedup", "local"),
+        ("strategy.dispatcher=dedup", "for strategy=tp", "local"),
     ),
     ({"router.capacity_factor": -1.0}, ("router.capacity_factor=-1.0", "from 0")),
     ({"router.aux_loss": math.nan}, ("router.aux_loss=nan", "from 0")),
@@ -75,21 +75,21 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"router.groups": 0}, ("router.groups=0", "from 1")),
     (
         {"router.score": "sigmoid", "router.order": "after"},
-        ("router.order with score=sigmoid=after", "before"),
+        ("router.order=after", "with score=sigmoid", "before"),
     ),
-    ({"router.aux_loss": 0.1}, ("mode with router.aux_loss=forward", "train")),
+    ({"router.aux_loss": 0.1}, ("mode=forward", "with router.aux_loss", "train")),
     (
         {**CHOICE, "router.order": "after"},
-        ("router.order with kind=expert_choice=after", "before"),
+        ("router.order=after", "with kind=expert_choice", "before"),
     ),
-    ({**CHOICE, **GROUPS}, ("router.groups with kind=expert_choice=4", "allowed is 1")),
+    ({**CHOICE, **GROUPS}, ("router.groups=4", "with kind=expert_choice", "allowed is 1")),
     (
         {**CHOICE, "router.selection_bias": "balanced"},
-        ("router.selection_bias with kind=expert_choice=balanced", "none"),
+        ("router.selection_bias=balanced", "with kind=expert_choice", "none"),
     ),
     (
         {**CHOICE, "router.aux_loss": 0.1, "workload.mode": "train"},
-        ("router.aux_loss with kind=expert_choice=0.1", "allowed is 0.0"),
+        ("router.aux_loss=0.1", "with kind=expert_choice", "allowed is 0.0"),
     ),
     ({"router.groups": 3}, ("router.groups=3", "divisors of num_experts=8")),
     ({**GROUPS, "router.group_topk": 5}, ("router.group_topk=5", "1|2|3|4")),
@@ -102,8 +102,8 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         {"strategy.name": "serial", "workload.tokens": "sharded"},
         ("tokens=sharded", "replicated for strategy=serial", "strategy=simple"),
     ),
-    ({**TP, "strategy.ep": 2}, ("strategy.ep for strategy=tp=2", "allowed is 0")),
-    ({"strategy.tp": 2}, ("strategy.tp for strategy=ep=2", "allowed is 0")),
+    ({**TP, "strategy.ep": 2}, ("strategy.ep=2", "for strategy=tp", "allowed is 0")),
+    ({"strategy.tp": 2}, ("strategy.tp=2", "for strategy=ep", "allowed is 0")),
     ({"strategy.ep": 2}, ("strategy.ep, strategy.tp=(2, 1)", "product of world_size=4")),
     (
         {"strategy.name": "ep_tp", "strategy.ep": 2, "strategy.tp": 4},
@@ -122,11 +122,11 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     # dispatch
     (
         {"strategy.dispatcher": "allgather"},
-        ("strategy.dispatcher with tokens=replicated=allgather", "local|alltoall|dedup"),
+        ("strategy.dispatcher=allgather", "with tokens=replicated", "local|alltoall|dedup"),
     ),
     (
         {"strategy.dispatcher": "local", "workload.tokens": "sharded"},
-        ("strategy.dispatcher with tokens=sharded=local", "alltoall|dedup|allgather"),
+        ("strategy.dispatcher=local", "with tokens=sharded", "alltoall|dedup|allgather"),
     ),
     (
         {
@@ -134,7 +134,7 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
             "strategy.dispatcher": "allgather",
             "workload.tokens": "sharded",
         },
-        ("strategy.dispatcher with tokens=sharded=allgather", "alltoall|dedup"),
+        ("strategy.dispatcher=allgather", "with tokens=sharded", "alltoall|dedup"),
     ),
     ({"strategy.overlap": 0}, ("strategy.overlap=0", "from 1")),
     (
@@ -145,12 +145,15 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"strategy.comm_dtype": "int8"}, ("strategy.comm_dtype=int8", "float32|bfloat16|float16")),
     (
         {**SIMPLE, "strategy.comm_dtype": "bfloat16"},
-        ("strategy.comm_dtype for strategy=simple, which sends nothing=bfloat16",),
+        (
+            "strategy.comm_dtype=bfloat16",
+            "for strategy=simple, which sends nothing",
+        ),
     ),
     # placement and copies
     (
         {**TP, "strategy.placement": "round_robin"},
-        ("strategy.placement for strategy=tp=round_robin", "contiguous"),
+        ("strategy.placement=round_robin", "for strategy=tp", "contiguous"),
     ),
     (
         {"strategy.placement": "explicit", "strategy.expert_order": (0, 1, 2)},

@@ -23,9 +23,11 @@ NO_SENDING = ("serial", "simple")
 
 
 def _one_of(name: str, value: object, allowed: Iterable[object]) -> None:
-    found = tuple(allowed)
+    """`name` may say after the field what the choice depends on: "tokens for strategy=serial"."""
+    found, (field, _, why) = tuple(allowed), name.partition(" ")
     if value not in found:
-        raise Unsupported(name, value, "|".join(map(str, found)), "choose one of these")
+        choices = "|".join(str(one) or "null" for one in found)
+        raise Unsupported(field, value, f"{choices} {why}".strip(), "choose one of these")
 
 
 def _whole(name: str, value: object, least: int) -> None:

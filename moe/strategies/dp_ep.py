@@ -47,7 +47,7 @@ class DpEp(MoELayer):
         own_TD = self.own_tokens(x_TD)
         if self.cell.strategy.dispatcher == "local":
             return self._local(own_TD)
-        y_TO = self.plus_shared(self.dispatch(own_TD, self.route(own_TD)), own_TD)
+        y_TO = self.plus_shared(self.dispatched(own_TD, self.route(own_TD)), own_TD)
         return y_TO if self.sharded else self.gather_batch(y_TO)
 
     def _local(self, own_TD: Tensor) -> Tensor:

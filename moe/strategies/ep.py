@@ -39,7 +39,7 @@ class Ep(MoELayer):
         if self.cell.strategy.dispatcher == "allgather":
             return self._allgather(x_TD)
         own_TD = self.own_tokens(x_TD)
-        y_TO = self.plus_shared(self.dispatch(own_TD, self.route(own_TD)), own_TD)
+        y_TO = self.plus_shared(self.dispatched(own_TD, self.route(own_TD)), own_TD)
         return y_TO if self.sharded else self.gather_batch(y_TO)
 
     def _local(self, x_TD: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class EpTp(MoELayer):
 
     def _replicated(self, x_TD: Tensor) -> Tensor:
         own_TD = self.own_tokens(x_TD)
-        y_TO = self.plus_shared(self.dispatch(own_TD, self.route(own_TD)), own_TD)
+        y_TO = self.plus_shared(self.dispatched(own_TD, self.route(own_TD)), own_TD)
         group, sizes = self.by_tp_group()
         with phase("combine"):
             y_TO = add_up(y_TO, self.tp, self.wire)
@@ -71,6 +71,6 @@ class EpTp(MoELayer):
         sizes = [end - start for start, end in bounds]
         with phase("dispatch"):
             x_TD = gather_tokens(x_TD, self.tp, sizes)
-        y_TO = self.plus_shared(self.dispatch(x_TD, self.route(x_TD)), x_TD)
+        y_TO = self.plus_shared(self.dispatched(x_TD, self.route(x_TD)), x_TD)
         with phase("combine"):
             return add_and_scatter(y_TO, self.tp, sizes, self.wire)
