@@ -230,7 +230,7 @@ def _strategy(config: Mapping[str, Any]) -> Strategy:
         comm_dtype=str(comm_dtype),
         kernel=choice(config, "strategy.kernel", spec.KERNELS),
         slowdown=number(config, "strategy.slowdown"),
-        variant=str(config.get("variant") or ""),
+        variant=str(config["variant"] or ""),
     )
 
 
