@@ -37,7 +37,7 @@ def test_what_was_found_once(words: list[str], tmp_path: Path) -> None:
 
 
 @settings(
-    max_examples=60, deadline=None, database=None,
+    max_examples=40, deadline=None, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 @given(words=bad_input.override_lists())

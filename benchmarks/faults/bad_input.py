@@ -100,7 +100,7 @@ def nothing_starts() -> Iterator[list[bool]]:
     ran: list[bool] = []
 
     class NoSweep:
-        def __init__(self, found: list[jobs.Job], settings: Any, progress: Any) -> None:
+        def __init__(self, found: Any, settings: Any, progress: Any, start: Any) -> None:
             self.result = SweepResult(settings.sweep_dir)
 
         def run(self) -> SweepResult:
