@@ -56,8 +56,10 @@ def plant(kind: str, folder: Path) -> None:
     patience.LIMIT_S = 20.0
     if kind == "clock":
         assemble.datetime = BackwardClock()  # type: ignore[assignment]
-    elif kind in ("blocked_write", "blocked_log"):
+    elif kind == "blocked_write":
         patience.LIMIT_S = 3.0
+    elif kind == "blocked_log" and any(p.is_fifo() for p in folder.glob("launches/0/samples/*")):
+        patience.LIMIT_S = 0.8  # before a rank has loaded torch and opens the pipe's other end
     if kind == "blocked_write" and not (folder / "blocked").exists():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "blocked").touch()
