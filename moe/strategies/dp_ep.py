@@ -21,15 +21,9 @@ class DpEp(MoELayer):
     def make_groups(self) -> None:
         self.ep, self.dp = self.comm.split(self.degrees.ep, ("ep", "dp"))
 
-    def slice_of(self, first: int) -> tuple[int, int]:
-        """Tokens of the replica that starts at rank `first`."""
-        start, _ = workload.own_rows(self.cell, first)
-        _, end = workload.own_rows(self.cell, first + self.ep.size - 1)
-        return start, end
-
     def routed_rows(self) -> tuple[int, int]:
         local = self.cell.strategy.dispatcher == "local"
-        return self.slice_of(self.ep.ranks[0]) if local else super().routed_rows()
+        return workload.rows_of(self.cell, self.ep.ranks) if local else super().routed_rows()
 
     def routed_by(self) -> tuple[Group, list[int]] | None:
         return (
@@ -37,7 +31,8 @@ class DpEp(MoELayer):
         )
 
     def by_replica(self) -> tuple[Group, list[int]]:
-        slices = [self.slice_of(rank - self.ep.index) for rank in self.dp.ranks]
+        firsts = [rank - self.ep.index for rank in self.dp.ranks]
+        slices = [workload.rows_of(self.cell, (f, f + self.ep.size - 1)) for f in firsts]
         return self.dp, [end - start for start, end in slices]
 
     def reductions(self) -> Reductions:

@@ -23,21 +23,16 @@ class EpTp(MoELayer):
         self.tp, self.ep = self.comm.split(self.degrees.tp, ("tp", "ep"))
         self.part, self.parts = self.tp.index, self.tp.size
 
-    def slice_of(self, first: int) -> tuple[int, int]:
-        """Tokens of the tp group that starts at rank `first`."""
-        start, _ = workload.own_rows(self.cell, first)
-        _, end = workload.own_rows(self.cell, first + self.tp.size - 1)
-        return start, end
-
     def routed_rows(self) -> tuple[int, int]:
         whole = self.cell.strategy.dispatcher == "local"
-        return (0, self.total) if whole else self.slice_of(self.tp.ranks[0])
+        return (0, self.total) if whole else workload.rows_of(self.cell, self.tp.ranks)
 
     def routed_by(self) -> tuple[Group, list[int]] | None:
         return None if self.cell.strategy.dispatcher == "local" else self.by_tp_group()
 
     def by_tp_group(self) -> tuple[Group, list[int]]:
-        slices = [self.slice_of(rank - self.tp.index) for rank in self.ep.ranks]
+        firsts = [rank - self.tp.index for rank in self.ep.ranks]
+        slices = [workload.rows_of(self.cell, (f, f + self.tp.size - 1)) for f in firsts]
         return self.ep, [end - start for start, end in slices]
 
     def reductions(self) -> Reductions:
@@ -53,7 +48,7 @@ class EpTp(MoELayer):
 
     def _local(self, x_TD: Tensor) -> Tensor:
         x_BD = spread(x_TD, self.comm.world, self.wire)
-        shared_rows = self.slice_of(self.tp.ranks[0])
+        shared_rows = workload.rows_of(self.cell, self.tp.ranks)
         y_BO = self.plus_shared(self.mix(x_BD, self.route(x_BD)), x_BD, shared_rows)
         with phase("combine"):
             return add_up(y_BO, self.comm.world, self.wire)
