@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -154,7 +155,10 @@ def wait_for(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
 def test_a_full_disk_is_a_warning(tmp_path: Path) -> None:
     """W&B reports success whatever the disk kept; a limit on file sizes acts like a full disk."""
     write(tmp_path, [wandb_records.record(count=2000)])
-    command = f"ulimit -f 64; exec {sys.executable} -m runners.track '{tmp_path}' --mode offline"
+    tracker = shlex.join(
+        [sys.executable, "-m", "runners.track", str(tmp_path), "--mode", "offline"]
+    )
+    command = f"ulimit -f 64; exec {tracker}"
     done = subprocess.run(
         ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S
     )
