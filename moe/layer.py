@@ -10,7 +10,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -83,7 +83,7 @@ class MoELayer(nn.Module):
     def routed_by(self) -> tuple[Group, list[int]] | None:
         """Ranks that together route every token once, and how many each; None where each of them
         routes the whole batch."""
-        return self.comm.world, self.shard_sizes()
+        return self.comm.world, self.shard_sizes
 
     def make_experts(self) -> Experts:
         per_rank = len(self.places.experts) // self.ep.size
@@ -134,6 +134,7 @@ class MoELayer(nn.Module):
         columns = shard_bounds(self.layer.hidden, parts, part)
         return Experts(self.layer, tuple(ids), columns, self.comm.device, bias2=part == 0)
 
+    @cached_property
     def shard_sizes(self) -> list[int]:
         """Tokens of every rank's shard."""
         size = self.comm.world_size
@@ -153,7 +154,7 @@ class MoELayer(nn.Module):
     def gather_batch(self, y_TO: Tensor) -> Tensor:
         """The whole batch's outputs on every rank, from each rank's shard."""
         with phase("combine"):
-            return gather_outputs(y_TO, self.comm.world, self.shard_sizes(), self.wire)
+            return gather_outputs(y_TO, self.comm.world, self.shard_sizes, self.wire)
 
     def route(self, x_TD: Tensor) -> Routing:
         with phase("router"):
@@ -289,7 +290,7 @@ class MoELayer(nn.Module):
         for parameters, group in self.reductions():
             for parameter in parameters:
                 group.all_reduce_(gradient(parameter))
-        for expert in self.places.copied():
+        for expert in self.places.copied:
             self._add_up_copies(expert)
 
     def _add_up_copies(self, expert: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -68,6 +69,7 @@ class Places:
         token_T1 = torch.arange(first_token, last, device=indices_TK.device).unsqueeze(1)
         return self.table_EC[indices_TK, token_T1 % self.copies_E[indices_TK]]
 
+    @cached_property
     def copied(self) -> list[int]:
         """Experts of which there are several."""
         return (self.copies_E > 1).nonzero().flatten().tolist()

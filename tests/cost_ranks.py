@@ -111,7 +111,7 @@ def counted_load(cell: Cell, layer: MoELayer, x: torch.Tensor, rank: int, ranks:
     own = rank // ep.stride % ep.size
     first = rank - own * ep.stride
     peers = [first + i * ep.stride for i in range(ep.size)]
-    copied = len(layer.places.copied())
+    copied = len(layer.places.copied)
     if not loads.dispatches(cell):
         slots = sum(row.count(own) if found.ep > 1 else len(row) for row in everyone[rank])
         return cost.Load(slots, copied=copied)

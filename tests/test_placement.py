@@ -79,7 +79,7 @@ def test_every_place_holds_the_expert_that_was_asked_for(
     indices_TK = torch.randint(0, experts, (7, topk), generator=draw)
     where_TK = places.locate(indices_TK, first)
     assert torch.tensor(places.experts)[where_TK].tolist() == indices_TK.tolist()
-    assert places.copied() == [e for e in range(experts) if made.count(e) > 1]
+    assert places.copied == [e for e in range(experts) if made.count(e) > 1]
 
 
 def test_tokens_take_turns_at_the_copies() -> None:
@@ -105,7 +105,7 @@ def test_copies_of_an_expert_get_the_same_number_of_its_tokens(
 ) -> None:
     order, ranks, copies, loads = found
     places = places_of(with_copies(order, ranks, copies, loads), len(order), CPU)
-    for expert in places.copied():
+    for expert in places.copied:
         where = places.locate(torch.full((12, 1), expert), 5).flatten().tolist()
         counts = {where.count(place) for place in set(where)}
         assert max(counts) - min(counts) <= 1

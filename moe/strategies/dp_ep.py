@@ -8,6 +8,8 @@ follows where tokens are replicated. Training adds up the experts' gradients ove
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from torch import Tensor
 
 from moe import workload
@@ -26,10 +28,9 @@ class DpEp(MoELayer):
         return workload.rows_of(self.cell, self.ep.ranks) if local else super().routed_rows()
 
     def routed_by(self) -> tuple[Group, list[int]] | None:
-        return (
-            self.by_replica() if self.cell.strategy.dispatcher == "local" else super().routed_by()
-        )
+        return self.by_replica if self.cell.strategy.dispatcher == "local" else super().routed_by()
 
+    @cached_property
     def by_replica(self) -> tuple[Group, list[int]]:
         firsts = [rank - self.ep.index for rank in self.dp.ranks]
         slices = [workload.rows_of(self.cell, (f, f + self.ep.size - 1)) for f in firsts]
@@ -48,7 +49,7 @@ class DpEp(MoELayer):
     def _local(self, own_TD: Tensor) -> Tensor:
         shared_rows = workload.own_rows(self.cell, self.comm.rank)
         y_TO = self.plus_shared(self.mix(own_TD, self.route(own_TD)), own_TD, shared_rows)
-        group, sizes = self.by_replica()
+        group, sizes = self.by_replica
         with phase("combine"):
             y_TO = add_up(y_TO, self.ep, self.wire)
             return gather_outputs(y_TO, group, sizes, self.wire)

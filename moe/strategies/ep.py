@@ -50,10 +50,10 @@ class Ep(MoELayer):
 
     def _allgather(self, x_TD: Tensor) -> Tensor:
         with phase("dispatch"):
-            x_BD = gather_tokens(x_TD, self.comm.world, self.shard_sizes())
+            x_BD = gather_tokens(x_TD, self.comm.world, self.shard_sizes)
         y_BO = self._own_experts(x_BD)
         with phase("combine"):
-            return add_and_scatter(y_BO, self.comm.world, self.shard_sizes(), self.wire)
+            return add_and_scatter(y_BO, self.comm.world, self.shard_sizes, self.wire)
 
     def _own_experts(self, x_BD: Tensor) -> Tensor:
         """Of the whole batch; shared experts see this rank's share of it."""

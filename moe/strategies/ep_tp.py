@@ -9,6 +9,8 @@ sharded: all-gather of the tokens over tp before, reduce-scatter of the outputs 
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from torch import Tensor
 
 from moe import workload
@@ -28,8 +30,9 @@ class EpTp(MoELayer):
         return (0, self.total) if whole else workload.rows_of(self.cell, self.tp.ranks)
 
     def routed_by(self) -> tuple[Group, list[int]] | None:
-        return None if self.cell.strategy.dispatcher == "local" else self.by_tp_group()
+        return None if self.cell.strategy.dispatcher == "local" else self.by_tp_group
 
+    @cached_property
     def by_tp_group(self) -> tuple[Group, list[int]]:
         firsts = [rank - self.tp.index for rank in self.ep.ranks]
         slices = [workload.rows_of(self.cell, (f, f + self.tp.size - 1)) for f in firsts]
@@ -56,7 +59,7 @@ class EpTp(MoELayer):
     def _replicated(self, x_TD: Tensor) -> Tensor:
         own_TD = self.own_tokens(x_TD)
         y_TO = self.plus_shared(self.dispatched(own_TD, self.route(own_TD)), own_TD)
-        group, sizes = self.by_tp_group()
+        group, sizes = self.by_tp_group
         with phase("combine"):
             y_TO = add_up(y_TO, self.tp, self.wire)
             return gather_outputs(y_TO, group, sizes, self.wire)

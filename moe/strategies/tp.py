@@ -30,14 +30,14 @@ class Tp(MoELayer):
         return [([self.router.weight_ED], self.comm.world)]
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        world, sizes = self.comm.world, self.shard_sizes()
+        world = self.comm.world
         if not self.sharded:
             x_BD = spread(x_TD, world, self.wire)
             y_BO = self.plus_shared(self.mix(x_BD, self.route(x_BD)), x_BD)
             with phase("combine"):
                 return add_up(y_BO, world, self.wire)
         with phase("dispatch"):
-            x_BD = gather_tokens(x_TD, world, sizes)
+            x_BD = gather_tokens(x_TD, world, self.shard_sizes)
         y_BO = self.plus_shared(self.mix(x_BD, self.route(x_BD)), x_BD)
         with phase("combine"):
-            return add_and_scatter(y_BO, world, sizes, self.wire)
+            return add_and_scatter(y_BO, world, self.shard_sizes, self.wire)
