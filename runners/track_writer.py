@@ -7,15 +7,19 @@ not asked for, the log is flushed at once, and every wait for a server is bounde
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from runners.track_client import descendants
 from runners.track_fields import Run
 
 # Bounds on every wait for a server, in seconds, under W&B's own names: unset means these.
 TIMEOUTS_S = {"WANDB_INIT_TIMEOUT": 20, "WANDB_FINISH_TIMEOUT": 60, "WANDB_HTTP_TIMEOUT": 20}
+TEARDOWN_S = 10.0
 FLUSH_INTERVAL_S = 0.1
 PAGE = 1000
 # Settings of a surrounding run that must not leak into ours.
@@ -111,11 +115,19 @@ class Writer:
             return {}
 
     def close(self) -> None:
-        """Ends W&B's own process; after a failure this alone frees the run id."""
+        """Ends W&B's own process; after a failure this alone frees the run id.
+
+        About once in a hundred times it does not hear that it shall end, while `teardown` waits
+        for it without a limit: then it is ended here. Every finished run is on disk by then.
+        """
         wandb = sys.modules.get("wandb")
         if wandb is not None:
-            with suppress(Exception):
+            overdue = threading.Timer(TEARDOWN_S, _end_children)
+            overdue.daemon = True
+            overdue.start()
+            with suppress(Exception, SystemExit):  # it exits where its process had to be ended
                 wandb.teardown()
+            overdue.cancel()
 
 
 def media(pages: dict[str, Path], pictures: dict[str, Path]) -> dict[str, Any]:
@@ -126,6 +138,12 @@ def media(pages: dict[str, Path], pictures: dict[str, Path]) -> dict[str, Any]:
         key: wandb.Html(path.read_text("utf-8"), inject=False) for key, path in pages.items()
     }
     return {**row, **{key: wandb.Image(str(path)) for key, path in pictures.items()}}
+
+
+def _end_children() -> None:
+    for pid in descendants(os.getpid()):
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _timeout_s(name: str) -> int:

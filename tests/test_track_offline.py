@@ -248,6 +248,26 @@ def test_the_time_limit_ends_the_tracker_and_all_it_started(tmp_path: Path) -> N
     assert Counter(descendants(os.getpid())) == before
 
 
+DEAF = """
+import subprocess, sys, types
+from pathlib import Path
+from runners import track_writer
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+sys.modules["wandb"] = types.SimpleNamespace(teardown=lambda: sys.exit(child.wait()))
+track_writer.TEARDOWN_S = 0.5
+track_writer.Writer(Path("."), "p", None, online=False).close()
+print(child.returncode)
+"""
+
+
+def test_a_process_of_wandb_that_does_not_end_is_ended() -> None:
+    """It is seen about once in a hundred times that `wandb.teardown` waits for good."""
+    done = subprocess.run(
+        [sys.executable, "-c", DEAF], cwd=ROOT, capture_output=True, text=True, timeout=50
+    )
+    assert (done.stdout.strip(), done.returncode) == (str(-signal.SIGKILL), 0), done.stderr
+
+
 def test_nothing_there_is_a_warning(tmp_path: Path) -> None:
     assert "no record of x-0" in run_tracker(tmp_path / "no", ["x-0"], TRACKER, LIMIT_S).warning
     assert run_tracker(tmp_path, [], TRACKER, LIMIT_S) == TrackerResult(True, mode="offline")

@@ -206,7 +206,7 @@ def test_no_server_costs_a_warning_and_nothing_else(
     found = write(tmp_path, wandb_records.grid(size=2))
     fault(server)
     result = track(tmp_path, found)
-    assert (result.ok, result.runs, result.mode) == (False, 2, "offline")
+    assert (result.ok, result.runs, result.mode) == (False, 2, "offline"), result.warning
     assert "writing offline instead" in result.warning
     assert os.environ["WANDB_API_KEY"] not in result.warning
     assert plain(wandb_file.load(tmp_path, samples=True)) == wanted(found, samples=True)
