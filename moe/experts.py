@@ -6,6 +6,7 @@ No way is fastest everywhere, so `MoELayer.tune` chooses by measuring. Each want
 |---------|-----------|-----------|------------------------------------------------------------|
 | loop    | [P, F, D] | [P, O, H] | one x @ W.T per expert that has slots                      |
 | loop_wx | [P, F, D] | [P, O, H] | the same as W @ x.T: reads the weights faster for few rows |
+| packed  | oneDNN's  | oneDNN's  | loop on weights packed for it; forward on a processor only |
 | wide    | [P, F, D] | [P, O, H] | loop in float32, each half-precision matrix widened first  |
 | bmm     | [P, F, D] | [P, O, H] | one batched product, padded to the fullest expert          |
 | bmm_t   | [P, D, F] | [P, H, O] | the same, weights stored transposed                        |
@@ -24,11 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe import weights
+from moe.packed import Packed, runs
 from moe.spec import Layer
 
 TRANSPOSED = {"bmm_t": (True, True), "dense": (False, True)}
-VARIANTS = {"loop": ("loop", "loop_wx", "wide"), "bmm": ("bmm", "bmm_t"), "dense": ("dense",),
-            "grouped": ("grouped",)}  # fmt: skip
+VARIANTS = {"loop": ("loop", "loop_wx", "packed", "wide"), "bmm": ("bmm", "bmm_t"),
+            "dense": ("dense",), "grouped": ("grouped",)}  # fmt: skip
 
 FEW_ROWS = 32  # up to which W @ x.T beats x @ W.T in float32
 
@@ -59,8 +61,11 @@ class Experts(nn.Module):
     ) -> None:
         super().__init__()
         self.layer, self.ids, self.columns = layer, tuple(ids), columns
+        self.device = device
         self.kernel = "loop"
         self.wide: Tensor | None = None  # room for one matrix in float32
+        self.packed: Packed | None = None  # in place of fc1 and fc2, which then hold no memory
+        self.resident = True  # whether the weights are here between steps
         held = {n: weights.stacked(layer, ids, n, columns) for n in weights.names(layer)}
         fc1, b1 = held["w1"], held.get("b1")
         if "w3" in held:
@@ -78,6 +83,9 @@ class Experts(nn.Module):
 
     def use(self, kernel: str) -> None:
         """Switches kernel and, where needed, the weights' layout."""
+        if self.packed is not None:
+            self._hold(*self.packed.plain())
+            self.packed = None
         before, after = (TRANSPOSED.get(k, (False, False)) for k in (self.kernel, kernel))
         for name, old, new in zip(("fc1", "fc2"), before, after, strict=True):
             if old != new:
@@ -88,7 +96,14 @@ class Experts(nn.Module):
         self.wide = None
         if kernel == "wide":  # made here, because what inference mode makes cannot be reused
             size = max(self.fc1.shape[1:].numel(), self.fc2.shape[1:].numel())
-            self.wide = torch.empty(size, device=self.fc1.device)
+            self.wide = torch.empty(size, device=self.device)
+        if kernel == "packed":
+            self.packed = Packed(self.fc1, self.fc2, self.layer.activation)
+            self._hold(self.fc1.to("meta"), self.fc2.to("meta"))
+
+    def _hold(self, fc1: Tensor, fc2: Tensor) -> None:
+        self.fc1 = nn.Parameter(fc1, self.fc1.requires_grad)
+        self.fc2 = nn.Parameter(fc2, self.fc2.requires_grad)
 
     def by_expert(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Of tensors shaped like the parameters, each expert's, named, oriented and cut as
@@ -109,14 +124,15 @@ class Experts(nn.Module):
     def variants(self, kernel: str, dtype: torch.dtype) -> list[str]:
         """What may be tried for `strategy.kernel`, on this rank's shapes."""
         names = [v for k, vs in VARIANTS.items() if kernel in ("auto", k) for v in vs]
-        fits = {"grouped": self._grouped_fits(dtype), "wide": self._wide_fits(dtype)}
+        forward_on_cpu = not self.fc1.requires_grad and self.device.type == "cpu"
+        fits = {
+            "grouped": self._grouped_fits(dtype),
+            # Processors without arithmetic in half precision are faster in float32. Not in
+            # training, where every widened matrix would be kept for the backward pass.
+            "wide": forward_on_cpu and dtype != torch.float32,
+            "packed": forward_on_cpu and self.resident and runs(dtype),
+        }
         return [n for n in names if fits.get(n, True)]
-
-    def _wide_fits(self, dtype: torch.dtype) -> bool:
-        """Processors without arithmetic in half precision are faster in float32. Not in training,
-        where every widened matrix would be kept for the backward pass."""
-        half, trained = dtype != torch.float32, self.fc1.requires_grad
-        return half and not trained and self.fc1.device.type == "cpu"
 
     def _grouped_fits(self, dtype: torch.dtype) -> bool:
         """F.grouped_mm wants strides that are multiples of 16 bytes."""
@@ -129,15 +145,17 @@ class Experts(nn.Module):
         if not x_SD.shape[0]:  # an empty product keeps every rank's graph the same
             return self._loop(x_SD, counts)
         kernels: dict[str, Callable[[Tensor, list[int]], Tensor]] = {
-            "loop": self._loop, "loop_wx": self._loop, "wide": self._loop, "bmm": self._bmm,
-            "bmm_t": self._bmm, "grouped": self._grouped, "dense": self._one_hot,
+            "loop": self._loop, "loop_wx": self._loop, "wide": self._loop, "packed": self._loop,
+            "bmm": self._bmm, "bmm_t": self._bmm, "grouped": self._grouped, "dense": self._one_hot,
         }  # fmt: skip
         return kernels[self.kernel](x_SD, counts)
 
     def _expert(self, x_MD: Tensor, e: int) -> Tensor:
-        fc1, fc2 = self._oriented(e)
         b1 = None if self.b1 is None else self.b1[e]
         b2 = None if self.b2 is None else self.b2[e]
+        if self.packed is not None:
+            return self.packed.expert(x_MD, e, b1, b2)
+        fc1, fc2 = self._oriented(e)
         if self.wide is not None:
             h = activate(self._widened(x_MD.float(), fc1, b1), self.layer.activation)
             return self._widened(h, fc2, b2).to(x_MD.dtype)

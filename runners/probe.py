@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from moe import packed
 from runners import hardware
 
 CHUNK_BYTES = 32 << 20
@@ -102,7 +103,14 @@ class Memory:
 def products(w_NK: torch.Tensor) -> tuple[Callable[[torch.Tensor], torch.Tensor], ...]:
     """The ways to write x @ w.T; which is fastest depends on shape and dtype, by up to 4x."""
     w_KN = w_NK.t().contiguous()
-    ways = (lambda x: F.linear(x, w_NK), lambda x: x @ w_KN, lambda x: w_NK @ x.t())
+    ways: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
+        lambda x: F.linear(x, w_NK),
+        lambda x: x @ w_KN,
+        lambda x: w_NK @ x.t(),
+    )
+    if not w_NK.is_cuda and packed.runs(w_NK.dtype):
+        for_onednn = packed.packed(w_NK)
+        ways = (*ways, lambda x: packed.product(x, for_onednn))
     if w_NK.dtype == torch.float32 or w_NK.is_cuda:
         return ways
     wide_NK = torch.empty(w_NK.shape)  # processors without arithmetic in half precision

@@ -1,9 +1,9 @@
 """How much of the memory bandwidth and of the matrix rate the experts reach, on one rank.
 
 Cold: every call takes the next of several layers, which together are over twice the last-level
-cache. The limits are calibrated in the same run, between the samples: a matrix by a vector over the
-same cold weights, and products of one expert's sizes in every way `runners.probe` knows, whichever
-is best in any turn.
+cache. The limits are calibrated in the same run, between the samples: a matrix by a vector and
+a sum over the same cold weights, and products of one expert's sizes in every way `runners.probe`
+knows, whichever is best in any turn.
 """
 
 from __future__ import annotations
@@ -35,37 +35,42 @@ FLOPS_PER_ROW = 2 * 3 * DIM * HIDDEN
 def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(usable_cores())
     for dtype in DTYPES:
-        rows = measure(dtype, max(5, args.rounds // 2))
+        rows = measure(dtype, max(5, args.rounds))
         store.append("limits", rows)
         for row in rows:
             print(row, flush=True)
 
 
 def measure(dtype: str, turns: int) -> list[store.Row]:
+    """Medians on both sides of each fraction, of calls that took turns."""
     sets = cold_sets(dtype)
     weight_bytes = sets[0].fc1.nbytes + sets[0].fc2.nbytes
-    reader = reading(sets)
-    read_ms, peak = [call_ms(reader)], 0.0
-    taken: dict[int, list[float]] = {}
-    kernels: dict[int, str] = {}
-    for rows in ROWS:
-        kernels[rows], step = fastest(sets, rows)
-        for _ in range(turns):
-            taken.setdefault(rows, []).append(call_ms(step))
-            read_ms.append(call_ms(reader))
-        peak = max(peak, matrix_rate(rows, sets[0].fc1.dtype))
-    bandwidth = weight_bytes / min(read_ms) * 1e3
-    return [
-        {
-            "cell": f"{dtype} M{rows}", "dtype": dtype, "rows": rows, "kernel": kernels[rows],
-            "ms": statistics.median(taken[rows]), "bandwidth": bandwidth, "peak": peak,
-            "read": weight_bytes / statistics.median(taken[rows]) * 1e3 / bandwidth,
-            "rate": NUM * rows * FLOPS_PER_ROW / statistics.median(taken[rows]) * 1e3 / peak,
-            "read_most": weight_bytes / min(taken[rows]) * 1e3 / bandwidth,
-            "rate_most": NUM * rows * FLOPS_PER_ROW / min(taken[rows]) * 1e3 / peak,
-        }
-        for rows in ROWS
-    ]  # fmt: skip
+    peak_flops, multiply = fastest_product(sets[0].fc1.dtype)
+    limits = {"product": multiply, **reading(sets)}
+    return [measure_rows(dtype, sets, rows, limits, turns, weight_bytes, peak_flops)
+            for rows in ROWS]  # fmt: skip
+
+
+def measure_rows(
+    dtype: str, sets: list[Experts], rows: int, limits: dict[str, Step], turns: int,
+    weight_bytes: int, peak_flops: int,
+) -> store.Row:  # fmt: skip
+    kernel, step = fastest(sets, rows)
+    taken: dict[str, list[float]] = {name: [] for name in ("ours", *limits)}
+    for _ in range(turns):
+        for name, way in {"ours": step, **limits}.items():
+            if name == "product":
+                way()  # warm
+            taken[name].append(call_ms(way))
+    ms = {name: statistics.median(values) for name, values in taken.items()}
+    bandwidth = weight_bytes / min(ms[name] for name in limits if name != "product") * 1e3
+    peak = peak_flops / ms["product"] * 1e3
+    return {
+        "cell": f"{dtype} M{rows}", "dtype": dtype, "rows": rows, "kernel": kernel,
+        "ms": ms["ours"], "bandwidth": bandwidth, "peak": peak,
+        "read": weight_bytes / ms["ours"] * 1e3 / bandwidth,
+        "rate": NUM * rows * FLOPS_PER_ROW / ms["ours"] * 1e3 / peak,
+    }  # fmt: skip
 
 
 def cold_sets(dtype: str) -> list[Experts]:
@@ -107,30 +112,38 @@ def fastest(sets: list[Experts], rows: int) -> tuple[str, Step]:
     return best, step
 
 
-def reading(sets: list[Experts]) -> Step:
-    """Reads one set's weights, as fast as they can be: a matrix by a vector."""
-    ones = torch.ones(DIM, dtype=sets[0].fc1.dtype)
-    wide = sets[0].fc1.dtype == torch.float32
+def reading(sets: list[Experts]) -> dict[str, Step]:
+    """Ways to read one set's weights; which is fastest differs from processor to processor."""
+    ones, row = torch.ones(DIM), torch.ones(NUM, 1, DIM)
+    held = [
+        [weight.detach().view(-1).view(torch.float32) for weight in (e.fc1, e.fc2)] for e in sets
+    ]  # the bytes, whatever they mean; kernels may lay out the experts' own anew
 
-    def one(experts: Experts) -> None:
-        for weight in (experts.fc1, experts.fc2):
-            flat = weight.detach().view(-1).view(torch.float32)  # the bytes, whatever they mean
-            torch.mv(flat.view(-1, DIM), ones if wide else ones.float())
+    def reads(way: Callable[[torch.Tensor], object]) -> Step:
+        return turning([lambda h=h: [way(words) for words in h] for h in held])  # type: ignore[misc]
 
-    return turning([lambda e=e: one(e) for e in sets])  # type: ignore[misc]
+    return {
+        "sum": reads(torch.sum),
+        "matrix by vector": reads(lambda words: torch.mv(words.view(-1, DIM), ones)),
+        "vectors by matrices": reads(lambda words: torch.bmm(row, words.view(NUM, DIM, -1))),
+    }
 
 
-def matrix_rate(rows: int, dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest way to multiply `rows` by one expert's first matrix, warm."""
-    if rows < RATE_FROM:
-        return 0.0
-    w_NK, x_MK = torch.randn(2 * HIDDEN, DIM).to(dtype), torch.randn(rows, DIM).to(dtype)
+def fastest_product(dtype: torch.dtype) -> tuple[int, Step]:
+    """FLOPs, and the product of one expert's sizes whose rate is highest, warm."""
+    found: list[tuple[float, int, Step]] = []
+    w_NK = torch.randn(2 * HIDDEN, DIM).to(dtype)
     with torch.inference_mode():
-        ways = products(w_NK)
-        for way in ways:
-            way(x_MK)
-        best_ms = min(call_ms(lambda way=way: way(x_MK)) for way in ways for _ in range(9))  # type: ignore[misc]
-    return 2 * rows * w_NK.numel() / best_ms * 1e3
+        for rows in (n for n in ROWS if n >= RATE_FROM):
+            x_MK = torch.randn(rows, DIM).to(dtype)
+            for way in products(w_NK):
+                step = turning([lambda x=x_MK, way=way: way(x)])  # type: ignore[misc]
+                step()
+                flops = 2 * rows * w_NK.numel()
+                ms = statistics.median(call_ms(step) for _ in range(9))
+                found.append((flops / ms, flops, step))
+    _, flops, step = max(found, key=lambda one: one[0])
+    return flops, step
 
 
 def table() -> str:
@@ -143,14 +156,16 @@ def table() -> str:
          f"{r['rate'] * r['peak'] / 1e9:.0f}", f"{r['rate']:.0%}", said(r))
         for r in rows
     ]  # fmt: skip
-    limits = {
-        r["dtype"]: f"{r['dtype']}: {r['bandwidth'] / 1e9:.1f} GB/s, {r['peak'] / 1e9:.0f} GFLOP/s"
-        for r in rows
-    }
-    over = [r["cell"] for r in rows if max(r["read_most"], r["rate_most"]) > 1]
+    limits = ", ".join(
+        f"{dtype}: {statistics.median(b):.1f} GB/s, {statistics.median(p):.0f} GFLOP/s"
+        for dtype in DTYPES
+        if (b := [r["bandwidth"] / 1e9 for r in rows if r["dtype"] == dtype])
+        and (p := [r["peak"] / 1e9 for r in rows if r["dtype"] == dtype])
+    )
+    over = [r["cell"] for r in rows if max(r["read"], r["rate"]) > 1]
     return (
-        f"Limits calibrated in the same run: {'; '.join(limits.values())}. Cells with a "
-        f"single call over a limit: {', '.join(over) or 'none'}.\n\n" + store.markdown(head, lines)
+        f"Limits calibrated in the same turns, medians too: {limits}. Cells over a limit: "
+        f"{', '.join(over) or 'none'}.\n\n" + store.markdown(head, lines)
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from moe import tuning, weights
+from moe.experts import Experts
 from moe.layer import MoELayer, Reductions, gradient
 from moe.phases import phase
 
@@ -59,6 +60,11 @@ class Fsdp(MoELayer):
 
     def reductions(self) -> Reductions:
         return []
+
+    def make_experts(self) -> Experts:
+        experts = super().make_experts()
+        experts.resident = False
+        return experts
 
     # Sharding.
 

@@ -1,0 +1,83 @@
+"""Experts' weights in the layout that oneDNN chooses, for forward passes on a processor.
+
+The layout is read once, in order, whatever the number of rows; products on it are the fastest there
+are from a single row on. The operators are those that torch.compile puts into frozen models; they
+have no backward pass. Shape letters: P experts, M rows, D in, H hidden, F = H or (gated) 2H, O out.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# How oneDNN names an activation: attribute, scalars, algorithm.
+_FUSED: dict[str, tuple[str, list[float], str]] = {
+    "relu": ("relu", [], ""),
+    "gelu": ("gelu", [], "none"),
+    "identity": ("none", [], ""),
+    "silu_gated": ("swish", [], ""),
+}
+_PLAIN: tuple[str, list[float], str] = ("none", [], "")
+_ops: Any = torch.ops.mkldnn
+
+
+@functools.cache
+def runs(dtype: torch.dtype) -> bool:
+    """Whether this machine and this build of PyTorch have such products for `dtype`."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        return False
+    x_MD, w_FD = torch.ones(2, 32, dtype=dtype), torch.ones(32, 32, dtype=dtype)
+    try:
+        y_MF = product(x_MD, packed(w_FD))
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return False
+    return torch.equal(y_MF, F.linear(x_MD, w_FD))
+
+
+def packed(w_NK: Tensor) -> Tensor:
+    """A tensor that only `product` and `to_dense` know how to read."""
+    made: Tensor = _ops._reorder_linear_weight(w_NK.detach())
+    return made
+
+
+def product(x_MK: Tensor, packed_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
+    """x @ w.T + b, [M, N]."""
+    y_MN: Tensor = _ops._linear_pointwise(x_MK, packed_NK, bias_N, *_PLAIN)
+    return y_MN
+
+
+class Packed:
+    """The matrices of all experts a rank holds, given as kernel `loop` has them."""
+
+    def __init__(self, fc1_PFD: Tensor, fc2_POH: Tensor, activation: str) -> None:
+        self.activation = activation
+        gated = activation == "silu_gated"
+        self.first = [[packed(w) for w in (fc1.chunk(2) if gated else (fc1,))] for fc1 in fc1_PFD]
+        self.second = [packed(fc2) for fc2 in fc2_POH]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
+        """copy.deepcopy cannot copy such tensors by itself."""
+        made = object.__new__(Packed)
+        made.activation = self.activation
+        made.first = [[w.clone() for w in matrices] for matrices in self.first]
+        made.second = [w.clone() for w in self.second]
+        return made
+
+    def plain(self) -> tuple[Tensor, Tensor]:
+        """The weights as they were given, bit by bit."""
+        first = [torch.cat([w.to_dense() for w in matrices]) for matrices in self.first]
+        return torch.stack(first), torch.stack([w.to_dense() for w in self.second])
+
+    def expert(self, x_MD: Tensor, e: int, b1: Tensor | None, b2: Tensor | None) -> Tensor:
+        """[M, O], activation and biases included."""
+        x_MD = x_MD.contiguous()
+        w1, *gate = self.first[e]
+        b1, b3 = (b1, None) if b1 is None or not gate else b1.chunk(2)
+        h_MH = _ops._linear_pointwise(x_MD, w1, b1, *_FUSED[self.activation])
+        if gate:  # silu(x @ w1.T) * (x @ w3.T)
+            h_MH = _ops._linear_pointwise.binary(x_MD, h_MH, gate[0], b3, "mul")
+        return product(h_MH, self.second[e], b2)

@@ -1,0 +1,98 @@
+"""Every way to multiply by the experts gives the same rows, whatever the layout of the weights."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from moe import packed, strategies
+from moe.comm import Comm
+from moe.experts import Experts
+from moe.spec import Cell, Layer, Placement, Strategy, Workload
+
+CPU = torch.device("cpu")
+LAYER = Layer(dim=16, hidden=24, dim_out=8, num_experts=4, topk=2, topk_requested=2)
+LIMIT = {"float32": 2e-6, "bfloat16": 2e-2}
+HALF = torch.bfloat16
+COUNTS = ([3, 0, 1, 40], [2, 2, 2, 2], [0, 0, 5, 0], [0, 0, 0, 0])
+
+
+def experts_of(**changes: object) -> Experts:
+    layer = dataclasses.replace(LAYER, **changes)  # type: ignore[arg-type]
+    made = Experts(layer, range(4), (0, layer.hidden), CPU)
+    made.requires_grad_(False)
+    return made
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("bias", ["none", "random"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "identity", "silu_gated"])
+def test_all_variants_agree(activation: str, bias: str, dtype: str) -> None:
+    experts = experts_of(activation=activation, bias=bias, dtype=dtype)
+    held = dict(experts.named_parameters())
+    x_SD = torch.randn(44, 16, generator=torch.Generator().manual_seed(1)).to(held["fc1"].dtype)
+    names = experts.variants("auto", x_SD.dtype)
+    assert {"loop", "loop_wx", "bmm", "bmm_t", "dense"} < set(names)
+    for counts in COUNTS:
+        part = x_SD[: sum(counts)]
+        wanted = by_hand(held, part, counts, activation)
+        for name in [*names, *names[::-1]]:
+            experts.use(name)
+            with torch.inference_mode():
+                y_SO = experts.rows(part, counts).double()
+            assert y_SO.shape == (sum(counts), 8)
+            error = (y_SO - wanted).norm() / wanted.norm().clamp(min=1e-9)
+            assert error < LIMIT[dtype], (name, counts)
+
+
+def by_hand(
+    held: dict[str, torch.Tensor], x_SD: torch.Tensor, counts: list[int], activation: str
+) -> torch.Tensor:
+    """In float64, row by row."""
+    of_row = [e for e, count in enumerate(counts) for _ in range(count)]
+    rows = [torch.zeros(0, 8, dtype=torch.float64)]
+    wide = {name: tensor.double() for name, tensor in held.items()}
+    for x_D, e in zip(x_SD.double(), of_row, strict=True):
+        h = wide["fc1"][e] @ x_D + (wide["b1"][e] if "b1" in wide else 0)
+        if activation == "silu_gated":
+            h = h[:24] / (1 + torch.exp(-h[:24])) * h[24:]
+        elif activation == "gelu":
+            h = h * (1 + torch.erf(h / 2**0.5)) / 2
+        elif activation == "relu":
+            h = h.clamp(min=0)
+        rows.append((wide["fc2"][e] @ h + (wide["b2"][e] if "b2" in wide else 0))[None])
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+def test_packed_weights_come_back_bit_by_bit(dtype: torch.dtype) -> None:
+    experts = experts_of(activation="silu_gated", dtype=str(dtype).removeprefix("torch."))
+    assert ("packed" in experts.variants("auto", dtype)) == packed.runs(dtype)
+    if not packed.runs(dtype):  # half precision on a processor without AVX-512
+        return
+    before = [p.clone() for p in experts.parameters()]
+    nbytes = sum(p.nbytes for p in experts.parameters())
+    experts.use("packed")
+    assert {p.device.type for n, p in experts.named_parameters() if n[:2] == "fc"} == {"meta"}
+    assert sum(p.nbytes for p in experts.parameters()) == nbytes
+    other = copy.deepcopy(experts)
+    x_SD = torch.randn(4, 16).to(dtype)
+    assert torch.equal(other.rows(x_SD, [1] * 4), experts.rows(x_SD, [1] * 4))
+    for made in (experts, other):
+        made.use("loop")
+        assert all(torch.equal(a, b) for a, b in zip(before, made.parameters(), strict=True))
+
+
+def test_what_packed_weights_cannot_do_is_not_offered() -> None:
+    offered = {}
+    for name, mode in (("simple", "forward"), ("simple", "train"), ("fsdp", "forward")):
+        placement = Placement(world_size=1)
+        cell = Cell(LAYER, Strategy(name), Workload(mode=mode), placement)
+        layer = strategies.build(cell, Comm(CPU, 1, 0))
+        offered[name, mode] = "packed" in layer.experts.variants("auto", torch.float32)
+    assert offered == {
+        ("simple", "forward"): True, ("simple", "train"): False, ("fsdp", "forward"): False
+    }  # fmt: skip
