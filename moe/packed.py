@@ -19,9 +19,8 @@ _FUSED: dict[str, tuple[str, list[float], str]] = {
     "relu": ("relu", [], ""),
     "gelu": ("gelu", [], "none"),
     "identity": ("none", [], ""),
-    "silu_gated": ("swish", [], ""),
 }
-_PLAIN: tuple[str, list[float], str] = ("none", [], "")
+_PLAIN = _FUSED["identity"]
 _ops: Any = torch.ops.mkldnn
 
 
@@ -55,29 +54,26 @@ class Packed:
 
     def __init__(self, fc1_PFD: Tensor, fc2_POH: Tensor, activation: str) -> None:
         self.activation = activation
-        gated = activation == "silu_gated"
-        self.first = [[packed(w) for w in (fc1.chunk(2) if gated else (fc1,))] for fc1 in fc1_PFD]
+        self.first = [packed(fc1) for fc1 in fc1_PFD]
         self.second = [packed(fc2) for fc2 in fc2_POH]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
         """copy.deepcopy cannot copy such tensors by itself."""
         made = object.__new__(Packed)
         made.activation = self.activation
-        made.first = [[w.clone() for w in matrices] for matrices in self.first]
-        made.second = [w.clone() for w in self.second]
+        made.first, made.second = ([w.clone() for w in ws] for ws in (self.first, self.second))
         return made
 
     def plain(self) -> tuple[Tensor, Tensor]:
         """The weights as they were given, bit by bit."""
-        first = [torch.cat([w.to_dense() for w in matrices]) for matrices in self.first]
-        return torch.stack(first), torch.stack([w.to_dense() for w in self.second])
+        first, second = ([w.to_dense() for w in ws] for ws in (self.first, self.second))
+        return torch.stack(first), torch.stack(second)
 
     def expert(self, x_MD: Tensor, e: int, b1: Tensor | None, b2: Tensor | None) -> Tensor:
         """[M, O], activation and biases included."""
-        x_MD = x_MD.contiguous()
-        w1, *gate = self.first[e]
-        b1, b3 = (b1, None) if b1 is None or not gate else b1.chunk(2)
-        h_MH = _ops._linear_pointwise(x_MD, w1, b1, *_FUSED[self.activation])
-        if gate:  # silu(x @ w1.T) * (x @ w3.T)
-            h_MH = _ops._linear_pointwise.binary(x_MD, h_MH, gate[0], b3, "mul")
-        return product(h_MH, self.second[e], b2)
+        attribute = _FUSED.get(self.activation, _PLAIN)
+        h_MF = _ops._linear_pointwise(x_MD.contiguous(), self.first[e], b1, *attribute)
+        if self.activation == "silu_gated":  # one product is faster than a fused one for each half
+            gate_MH, up_MH = h_MF.chunk(2, dim=-1)
+            h_MF = F.silu(gate_MH).mul_(up_MH)
+        return product(h_MF, self.second[e], b2)
