@@ -19,6 +19,7 @@ Shape letters: T tokens, S slots here, D in, H hidden, F = H or (gated) 2H, O ou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from moe import weights
 from moe.packed import Packed, runs
 from moe.spec import Layer
+from moe.trained import ExpertRows
 
 TRANSPOSED = {"bmm_t": (True, True), "dense": (False, True)}
 VARIANTS = {"loop": ("loop", "loop_wx", "packed", "wide"), "bmm": ("bmm", "bmm_t"),
@@ -131,6 +133,8 @@ class Experts(nn.Module):
             # training, where every widened matrix would be kept for the backward pass.
             "wide": forward_on_cpu and dtype != torch.float32,
             "packed": forward_on_cpu and self.resident and runs(dtype),
+            # A backward pass through it would be autograd's, all experts' gradients for each.
+            "loop_wx": not self.fc1.requires_grad,
         }
         return [n for n in names if fits.get(n, True)]
 
@@ -184,6 +188,12 @@ class Experts(nn.Module):
         return fc1.T if first else fc1, fc2.T if second else fc2
 
     def _loop(self, x_SD: Tensor, counts: list[int]) -> Tensor:
+        if torch.is_grad_enabled() and self.fc1.requires_grad and self.kernel == "loop":
+            activation = partial(activate, name=self.layer.activation)
+            made: Tensor = ExpertRows.apply(
+                x_SD, self.fc1, self.b1, self.fc2, self.b2, counts, activation
+            )
+            return made
         busy = [e for e, count in enumerate(counts) if count] or [0]
         if len(busy) == 1:
             return self._expert(x_SD, busy[0])

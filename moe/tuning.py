@@ -65,6 +65,8 @@ def _expert_stage(layer: MoELayer, x_TD: Tensor) -> tuple[Callable[[], None], se
     with torch.no_grad(), layer.watching() as seen:
         layer(x_TD)
     stage = seen.stage
+    if train and stage is not None:
+        stage.args[0].requires_grad_()  # the rows' gradient is part of a step
 
     def call() -> None:
         if stage is None:
@@ -72,7 +74,9 @@ def _expert_stage(layer: MoELayer, x_TD: Tensor) -> tuple[Callable[[], None], se
         with torch.set_grad_enabled(train):
             y = stage()
             if train and y.requires_grad:
-                torch.autograd.grad(y, list(layer.experts.parameters()), torch.ones_like(y))
+                y.backward(torch.ones_like(y))
+                for leaf in (stage.args[0], *layer.experts.parameters()):
+                    leaf.grad = None
 
     rows = 0 if stage is None else stage.args[0].shape[0] * len(layer.experts.ids)
     work = rows * layer.experts.fc1.shape[1:].numel()

@@ -31,7 +31,7 @@ PEERS = (
 )
 SHAPE = ("model.dim=256", "model.hidden=512", "model.dim_out=256", "model.activation=silu_gated",
          "model.bias=none", "tokens=sharded")  # fmt: skip
-MEASURE = ("measure.samples=10", "measure.samples_max=20", "measure.wall_limit_s=240",
+MEASURE = ("measure.samples=8", "measure.samples_max=16", "measure.wall_limit_s=90",
            "measure.wave_cells=1000", "measure.phases=0", "measure.calibrate=false",
            "measure.anchors=0", "measure.block_floors=5")  # fmt: skip
 MEAN_TARGET, LEAST = 1.5, 0.97

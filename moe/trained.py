@@ -1,0 +1,107 @@
+"""Experts one after the other with a backward pass that writes every weight's gradient once.
+
+Autograd by itself makes a gradient of all experts' weights for each expert, mostly zeros, and adds
+them up. Shape letters: S rows in expert order, M rows of one expert, P experts, D in, H hidden,
+F = H or (gated) 2H, O out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from moe import packed
+
+Activate = Callable[[Tensor], Tensor]
+
+_LARGE = 1 << 20  # elements of a matrix from which oneDNN's products are the fastest in float32 ...
+_MANY = 128  # ... or rows, whatever the matrix
+_SOME = 4  # rows from which they are for a product with the matrix as it is stored
+
+
+class ExpertRows(torch.autograd.Function):
+    """apply(x_SD, fc1_PFD, b1_PF, fc2_POH, b2_PO, counts, activate) -> y_SO; biases may be None."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_SD: Tensor, fc1: Tensor, b1: Tensor | None, fc2: Tensor, b2: Tensor | None,
+        counts: Sequence[int], activate: Activate,
+    ) -> Tensor:  # fmt: skip
+        h_SF = _each(x_SD, fc1, b1, counts)
+        with torch.enable_grad():
+            h_SF.requires_grad_()
+            a_SH = activate(h_SF)
+        ctx.hidden, ctx.counts, ctx.biased = (h_SF, a_SH), counts, (b1 is not None, b2 is not None)
+        ctx.save_for_backward(x_SD, fc1, fc2)
+        return _each(a_SH.detach(), fc2, b2, counts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_SO: Tensor) -> tuple[Tensor | None, ...]:
+        x_SD, fc1, fc2 = ctx.saved_tensors
+        h_SF, a_SH = ctx.hidden
+        counts, (biased1, biased2) = ctx.counts, ctx.biased
+        dy_SO = dy_SO.contiguous()
+        da_SH = _each_back(dy_SO, fc2, counts)
+        dfc2, db2 = _of_weights(dy_SO, a_SH.detach(), fc2, counts, biased2)
+        (dh_SF,) = torch.autograd.grad(a_SH, h_SF, da_SH)
+        ctx.hidden = None
+        dx_SD = _each_back(dh_SF, fc1, counts) if ctx.needs_input_grad[0] else None
+        dfc1, db1 = _of_weights(dh_SF, x_SD, fc1, counts, biased1)
+        return dx_SD, dfc1, db1, dfc2, db2, None, None
+
+
+def _each(x_SI: Tensor, weight: Tensor, bias: Tensor | None, counts: Sequence[int]) -> Tensor:
+    """x @ W.T + b, expert by expert."""
+    parts = [
+        _product(x, weight[e], None if bias is None else bias[e])
+        for e, x in enumerate(x_SI.split(list(counts)))
+        if x.shape[0]
+    ]
+    return torch.cat(parts) if parts else x_SI.new_empty((0, weight.shape[1]))
+
+
+def _product(x_MK: Tensor, w_NK: Tensor, bias_N: Tensor | None) -> Tensor:
+    if x_MK.is_cuda or x_MK.dtype != torch.float32:
+        return F.linear(x_MK, w_NK, bias_N)
+    if (w_NK.numel() >= _LARGE or x_MK.shape[0] >= _MANY) and packed.runs(x_MK.dtype):
+        return packed.product(x_MK.contiguous(), w_NK, bias_N)
+    y_MN = (w_NK @ x_MK.T).T
+    return y_MN if bias_N is None else y_MN + bias_N
+
+
+def _each_back(dy_SN: Tensor, weight_PNK: Tensor, counts: Sequence[int]) -> Tensor:
+    """dy @ W, expert by expert."""
+    parts = [
+        _back(dy, weight_PNK[e]) for e, dy in enumerate(dy_SN.split(list(counts))) if dy.shape[0]
+    ]
+    return torch.cat(parts) if parts else dy_SN.new_empty((0, weight_PNK.shape[2]))
+
+
+def _back(dy_MN: Tensor, w_NK: Tensor) -> Tensor:
+    large = w_NK.numel() >= _LARGE and dy_MN.shape[0] >= _SOME
+    if large and not dy_MN.is_cuda and dy_MN.dtype == torch.float32 and packed.runs(dy_MN.dtype):
+        return packed.product(dy_MN, w_NK.T)
+    return dy_MN @ w_NK
+
+
+def _of_weights(
+    dy_SN: Tensor, x_SK: Tensor, weight_PNK: Tensor, counts: Sequence[int], biased: bool
+) -> tuple[Tensor, Tensor | None]:
+    """dW = dy.T @ x and db = sum of dy, of every expert; zeros for those without rows."""
+    dweight = torch.empty_like(weight_PNK)
+    dbias = dy_SN.new_zeros(weight_PNK.shape[:2]) if biased else None
+    split = list(counts)
+    for e, (dy, x) in enumerate(zip(dy_SN.split(split), x_SK.split(split), strict=True)):
+        if not dy.shape[0]:
+            dweight[e].zero_()
+            continue
+        torch.mm(dy.T, x, out=dweight[e])
+        if dbias is not None:
+            torch.sum(dy, 0, out=dbias[e])
+    return dweight, dbias
