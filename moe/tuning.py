@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from moe.router import Routing
+
 if TYPE_CHECKING:
     from moe.layer import MoELayer
 
@@ -65,8 +67,11 @@ def _expert_stage(layer: MoELayer, x_TD: Tensor) -> tuple[Callable[[], None], se
     with torch.no_grad(), layer.watching() as seen:
         layer(x_TD)
     stage = seen.stage
-    if train and stage is not None:
-        stage.args[0].requires_grad_()  # the rows' gradient is part of a step
+    leaves: list[Tensor] = list(layer.experts.parameters())
+    if train and stage is not None:  # gradients of rows and gates are part of a step
+        leaves += [stage.args[0], *(a.gates_TK for a in stage.args if isinstance(a, Routing))]
+        for leaf in leaves:
+            leaf.requires_grad_()
 
     def call() -> None:
         if stage is None:
@@ -75,7 +80,7 @@ def _expert_stage(layer: MoELayer, x_TD: Tensor) -> tuple[Callable[[], None], se
             y = stage()
             if train and y.requires_grad:
                 y.backward(torch.ones_like(y))
-                for leaf in (stage.args[0], *layer.experts.parameters()):
+                for leaf in leaves:
                     leaf.grad = None
 
     rows = 0 if stage is None else stage.args[0].shape[0] * len(layer.experts.ids)
