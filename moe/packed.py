@@ -1,8 +1,8 @@
 """Experts' weights in the layout that oneDNN chooses, for forward passes on a processor.
 
-The layout is read once, in order, whatever the number of rows; products on it are the fastest there
-are from a single row on. The operators are those that torch.compile puts into frozen models; they
-have no backward pass. Shape letters: P experts, M rows, D in, H hidden, F = H or (gated) 2H, O out.
+A matrix is then read once, in order, whatever the number of rows. The operators are those that
+torch.compile puts into frozen models; they have no backward pass. Shape letters: P experts, M rows,
+D in, H hidden, F = H or (gated) 2H, O out.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """How much of the memory bandwidth and of the matrix rate the experts reach, on one rank.
 
 Cold: every call takes the next of several layers, which together are over twice the last-level
-cache. The limits are calibrated in the same run, between the samples: a matrix by a vector and
-a sum over the same cold weights, and products of one expert's sizes in every way `runners.probe`
-knows, whichever is best in any turn.
+cache. The limits are calibrated in turns with the samples, and are medians too: the best of three
+ways to read the same cold weights, and the best product of one expert's sizes, warm, of all that
+`runners.probe` knows.
 """
 
 from __future__ import annotations
