@@ -189,7 +189,8 @@ class Experts(nn.Module):
 
     def _loop(self, x_SD: Tensor, counts: list[int]) -> Tensor:
         if torch.is_grad_enabled() and self.fc1.requires_grad and self.kernel == "loop":
-            activation = partial(activate, name=self.layer.activation)
+            name = self.layer.activation
+            activation = F.relu if name == "relu" else partial(activate, name=name)
             made: Tensor = ExpertRows.apply(
                 x_SD, self.fc1, self.b1, self.fc2, self.b2, counts, activation
             )

@@ -33,24 +33,31 @@ class ExpertRows(torch.autograd.Function):
         counts: Sequence[int], activate: Activate,
     ) -> Tensor:  # fmt: skip
         h_SF = _each(x_SD, fc1, b1, counts)
-        with torch.enable_grad():
-            h_SF.requires_grad_()
-            a_SH = activate(h_SF)
-        ctx.hidden, ctx.counts, ctx.biased = (h_SF, a_SH), counts, (b1 is not None, b2 is not None)
-        ctx.save_for_backward(x_SD, fc1, fc2)
-        return _each(a_SH.detach(), fc2, b2, counts)
+        ctx.hidden = None
+        if activate is F.relu:  # whose backward pass needs its result only
+            a_SH = h_SF.relu_()
+        else:
+            with torch.enable_grad():
+                h_SF.requires_grad_()
+                ctx.hidden = h_SF, activate(h_SF)
+            a_SH = ctx.hidden[1].detach()
+        ctx.counts, ctx.biased = counts, (b1 is not None, b2 is not None)
+        ctx.save_for_backward(x_SD, fc1, fc2, a_SH)
+        return _each(a_SH, fc2, b2, counts)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_SO: Tensor) -> tuple[Tensor | None, ...]:
-        x_SD, fc1, fc2 = ctx.saved_tensors
-        h_SF, a_SH = ctx.hidden
+        x_SD, fc1, fc2, a_SH = ctx.saved_tensors
         counts, (biased1, biased2) = ctx.counts, ctx.biased
         dy_SO = dy_SO.contiguous()
         da_SH = _each_back(dy_SO, fc2, counts)
-        dfc2, db2 = _of_weights(dy_SO, a_SH.detach(), fc2, counts, biased2)
-        (dh_SF,) = torch.autograd.grad(a_SH, h_SF, da_SH)
-        ctx.hidden = None
+        dfc2, db2 = _of_weights(dy_SO, a_SH, fc2, counts, biased2)
+        if ctx.hidden is None:
+            dh_SF = torch.ops.aten.threshold_backward(da_SH, a_SH, 0)
+        else:
+            (dh_SF,) = torch.autograd.grad(ctx.hidden[1], ctx.hidden[0], da_SH)
+            ctx.hidden = None
         dx_SD = _each_back(dh_SF, fc1, counts) if ctx.needs_input_grad[0] else None
         dfc1, db1 = _of_weights(dh_SF, x_SD, fc1, counts, biased1)
         return dx_SD, dfc1, db1, dfc2, db2, None, None

@@ -106,9 +106,9 @@ def test_a_damaged_cache_is_named_and_set_aside(tmp_path: Path, damage: bytes) -
 
 def test_the_ways_to_multiply_agree() -> None:
     x, w = torch.randn(3, 8), torch.randn(5, 8)
-    one, two, three = (way(x) for way in probe.products(w))
-    torch.testing.assert_close(one, two)
-    torch.testing.assert_close(one, three.t())
+    one, two, three, *packed = (way(x) for way in probe.products(w))
+    for other in (two, three.t(), *packed):
+        torch.testing.assert_close(one, other)
 
 
 def test_cold_reads_never_repeat_a_chunk_while_others_are_left() -> None:
