@@ -179,11 +179,16 @@ class Assembler:
     def culprit(self, failures: list[dict[str, Any]]) -> tuple[int, int, str]:
         """(rank, cell, message) of what ended the launch.
 
-        In this order: a rank killed by a signal, one that failed without a word (the watchdog
-        ends it so), the earliest error that is not the loss of a peer, a rank that left early.
+        In this order: a rank killed by a signal (but one that has said what went wrong can abort
+        on its way out), one that failed without a word (the watchdog ends it so), the earliest
+        error that is not the loss of a peer, a rank that left early.
         """
+        own = [n for n, r in enumerate(self.ranks)
+               if r.error and not LOST_PEER.search(self._message(n))]  # fmt: skip
+        own.sort(key=lambda n: (self.ranks[n].error or {})["clock_ns"])
         for failure in failures:
-            if failure["exitcode"] < 0 and failure["exitcode"] != -15:
+            signalled = failure["exitcode"] < 0 and failure["exitcode"] != -15
+            if signalled and failure["rank"] not in own:
                 return self._blame(failure["rank"], f"died of signal {-failure['exitcode']}")
         silent = [n for n, r in enumerate(self.ranks) if r.error is None and not r.exited]
         codes = {f["rank"]: f["exitcode"] for f in failures if f["exitcode"] > 0}
@@ -191,12 +196,11 @@ class Assembler:
             if rank in codes:
                 stage = self.ranks[rank].stage
                 return self._blame(rank, f"ended with exit code {codes[rank]} during {stage}")
-        errors = sorted((r.error["clock_ns"], n) for n, r in enumerate(self.ranks) if r.error)
-        own = [n for _, n in errors if not LOST_PEER.search(self._message(n))]
         if own:
             return self._blame(own[0], self._message(own[0]))
         if silent:
             return self._blame(silent[0], f"ended early during {self.ranks[silent[0]].stage}")
+        errors = sorted((r.error["clock_ns"], n) for n, r in enumerate(self.ranks) if r.error)
         first = errors[0][1] if errors else 0
         return self._blame(first, self._message(first) if errors else "ended without a word")
 

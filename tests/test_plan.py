@@ -135,6 +135,8 @@ def test_too_few_rounds_are_an_interrupted_attempt(tmp_path: Path) -> None:
         ({0: "RuntimeError: Connection closed by peer"}, (), [(0, 1)], 1, "ended early"),
         # the agent ended the other one by SIGTERM: not its fault
         ({1: "MemoryError: here"}, (), [(0, -15), (1, 1)], 1, "here"),
+        # said why, then aborted in the interpreter's end, as C++ threads may
+        ({0: "Connection closed by peer", 1: "ValueError: no"}, (), [(1, -6), (0, 1)], 1, "no"),
     ],
 )
 def test_the_culprit_is_the_rank_that_caused_the_death(
