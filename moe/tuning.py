@@ -67,10 +67,10 @@ def _expert_stage(layer: MoELayer, x_TD: Tensor) -> tuple[Callable[[], None], se
     with torch.no_grad(), layer.watching() as seen:
         layer(x_TD)
     stage = seen.stage
-    leaves: list[Tensor] = list(layer.experts.parameters())
+    inputs: list[Tensor] = []
     if train and stage is not None:  # gradients of rows and gates are part of a step
-        leaves += [stage.args[0], *(a.gates_TK for a in stage.args if isinstance(a, Routing))]
-        for leaf in leaves:
+        inputs = [stage.args[0], *(a.gates_TK for a in stage.args if isinstance(a, Routing))]
+        for leaf in inputs:
             leaf.requires_grad_()
 
     def call() -> None:
@@ -80,7 +80,7 @@ def _expert_stage(layer: MoELayer, x_TD: Tensor) -> tuple[Callable[[], None], se
             y = stage()
             if train and y.requires_grad:
                 y.backward(torch.ones_like(y))
-                for leaf in leaves:
+                for leaf in (*inputs, *layer.experts.parameters()):  # a kernel may replace its own
                     leaf.grad = None
 
     rows = 0 if stage is None else stage.args[0].shape[0] * len(layer.experts.ids)
