@@ -17,22 +17,18 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple
 
 from runners import record as records
 from runners import track_ledger as ledger
 from runners.bound import die_with_parent
+from runners.interrupt import Interrupted, Interruption
 from runners.track_client import LAUNCHER, MODES, ROOT, redact, resolve_mode
 from runners.track_fields import ROWS_FIELD, Run, run_of
 from runners.track_summary import NoSummary, summary_id, summary_run
 from runners.track_writer import Gap, OnServer, Writer, prepare_environment
 
 ENDED = ("finished", "failed")  # a server's words for a run that has said that it ends
-
-
-class Interrupted(BaseException):
-    """SIGTERM: the run being written is finished, then the tracker ends."""
 
 
 @dataclass
@@ -90,17 +86,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     report = Report(options.mode, replay=_replay_command(options))
     if options.mode != "disabled":
         prepare_environment()
-        signal.signal(signal.SIGTERM, _interrupt)
+        interruption = Interruption(lambda: _interrupted(report))
+        interruption.listen()
         if launcher := os.environ.get(LAUNCHER):
             die_with_parent(int(launcher), signal.SIGTERM)
         try:
             for source in options.source or [str(ROOT / "outputs" / "latest")]:
-                _track(Path(source).resolve(), options, report)
+                _track(Path(source).resolve(), options, report, interruption)
         except Interrupted:
-            report.failed += 1
-            report.warn("tracker: interrupted; run it again for the rest")
+            _interrupted(report)
+            return 1
     print(report.as_json(), flush=True)
     return 1 if report.failed else 0
+
+
+def _interrupted(report: Report) -> None:
+    report.failed += 1
+    report.warn("tracker: interrupted; run it again for the rest")
+    print(report.as_json(), flush=True)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -122,11 +125,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise Interrupted
-
-
-def _track(sweep: Path, options: argparse.Namespace, report: Report) -> None:
+def _track(
+    sweep: Path, options: argparse.Namespace, report: Report, interruption: Interruption
+) -> None:
     """One sweep; whatever keeps it from being tracked becomes a warning."""
     folder = (options.dir or sweep).resolve()
     report.folders += [folder] if folder not in report.folders else []
@@ -136,7 +137,9 @@ def _track(sweep: Path, options: argparse.Namespace, report: Report) -> None:
     with tempfile.TemporaryDirectory(prefix="summary-") as scratch:
         if options.summary:
             runs += _summary(sweep, folder, runs, Path(scratch), report)
-        _track_runs(folder, runs, options, report)
+        online = options.mode == "online"
+        writer = Writer(folder, options.project, options.entity, online, interruption)
+        _track_runs(writer, runs, report)
 
 
 def _summary(
@@ -154,16 +157,17 @@ def _summary(
         return []
 
 
-def _track_runs(folder: Path, runs: list[Run], options: argparse.Namespace, report: Report) -> None:
-    writer = Writer(folder, options.project, options.entity, options.mode == "online")
+def _track_runs(writer: Writer, runs: list[Run], report: Report) -> None:
     try:
-        with ledger.locked(folder):
+        with ledger.locked(writer.folder):
             written: list[Written] = []
             try:
                 _write_all(writer, runs, written, report)
             finally:
-                writer.close()
-                _read_back(written, report)
+                try:
+                    writer.close()
+                finally:
+                    _read_back(written, report)
     except ledger.Unusable as error:
         report.failed += len(runs)
         report.warn(str(error))

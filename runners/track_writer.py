@@ -7,14 +7,13 @@ not asked for, the log is flushed at once, and every wait for a server is bounde
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from runners.track_client import descendants
+from runners.interrupt import Interruption, end_children
 from runners.track_fields import Run
 
 # Bounds on every wait for a server, in seconds, under W&B's own names: unset means these.
@@ -52,11 +51,19 @@ class Gap(RuntimeError):
 class Writer:
     """Writes runs below `folder`/wandb, one at a time."""
 
-    def __init__(self, folder: Path, project: str, entity: str | None, online: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        project: str,
+        entity: str | None,
+        online: bool,
+        interruption: Interruption,
+    ) -> None:
         self.folder = folder
         self.project = project
         self.entity = entity
         self.online = online
+        self.interruption = interruption
 
     def write(self, run: Run, there: OnServer | None = None) -> Path:
         """Returns the path of the run's log; raises what W&B raises, and TimeoutError
@@ -66,6 +73,10 @@ class Writer:
         What is `there` from an interrupted tracker is completed: its rows are not sent again.
         Raises Gap where the server's rows end before the step from which W&B lets us go on.
         """
+        with self.interruption.kept_back():
+            return self._write(run, there)
+
+    def _write(self, run: Run, there: OnServer | None) -> Path:
         import wandb
 
         active = wandb.init(
@@ -89,8 +100,11 @@ class Writer:
             active.define_metric("*", summary="none")  # the summary is ours alone
             active.summary.update(run.summary)
             for step in range(active.starting_step, len(run.history)):
+                if self.interruption.asked:
+                    break
                 active.log(run.history[step], step=step)
-            done = True
+            else:
+                done = True
         finally:
             active.finish(exit_code=run.exit_code if done else 1)
         if there and active.starting_step > there.lines:
@@ -99,6 +113,10 @@ class Writer:
 
     def on_server(self, ids: list[str]) -> dict[str, OnServer]:
         """Which of these runs the server has, by id; one request per page."""
+        with self.interruption.kept_back():
+            return self._on_server(ids)
+
+    def _on_server(self, ids: list[str]) -> dict[str, OnServer]:
         import wandb
 
         api = wandb.Api(timeout=_timeout_s("WANDB_HTTP_TIMEOUT"))
@@ -122,10 +140,11 @@ class Writer:
         """
         wandb = sys.modules.get("wandb")
         if wandb is not None:
-            overdue = threading.Timer(TEARDOWN_S, _end_children)
+            overdue = threading.Timer(TEARDOWN_S, end_children)
             overdue.daemon = True
             overdue.start()
-            with suppress(Exception, SystemExit):  # it exits where its process had to be ended
+            # It exits where its process had to be ended.
+            with self.interruption.kept_back(), suppress(Exception, SystemExit):
                 wandb.teardown()
             overdue.cancel()
 
@@ -138,12 +157,6 @@ def media(pages: dict[str, Path], pictures: dict[str, Path]) -> dict[str, Any]:
         key: wandb.Html(path.read_text("utf-8"), inject=False) for key, path in pages.items()
     }
     return {**row, **{key: wandb.Image(str(path)) for key, path in pictures.items()}}
-
-
-def _end_children() -> None:
-    for pid in descendants(os.getpid()):
-        with suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def _timeout_s(name: str) -> int:
