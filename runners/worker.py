@@ -69,7 +69,8 @@ class Worker:
     def run(self) -> None:
         self._describe()
         for number, wave in enumerate(self.plan.waves):
-            self._wave(number, wave)
+            if not self._wave(number, wave):
+                break
             self.log.write("wave_end", wave=number, after=environment.snapshot())
             if number + 1 < len(self.plan.waves):
                 self._wait_for_go(number)
@@ -92,11 +93,16 @@ class Worker:
             found = calibrate_ranks(nodes=self.plan.placement.nodes)
             self.log.write("calibration", value=found)
 
-    def _wave(self, number: int, wave: list[int]) -> None:
+    def _wave(self, number: int, wave: list[int]) -> bool:
+        """False when the user asked to stop before its first round: what follows is left."""
         self.enter(-1, "floor")
         self.engine.measure_floor()
-        resident = self.plan.resident[number]
-        timed = [cell for index in wave if (cell := self._prepare(index, resident))]
+        resident, timed = self.plan.resident[number], []
+        for index in wave:
+            if self.engine.asked_to_stop():
+                return False
+            if cell := self._prepare(index, resident):
+                timed.append(cell)
         gc.collect()
         gc.freeze()  # what is built now stays: later collections look at what rounds leave only
         if timed:
@@ -106,6 +112,7 @@ class Worker:
             self.log.write("stop", wave=number, rule=rule)
         gc.unfreeze()
         self.ready.drop(wave)
+        return True
 
     def _progress(self, wave: int) -> Callable[[int], None]:
         def tell(done: int) -> None:
@@ -160,7 +167,7 @@ class Worker:
 
 
 class StoppableEngine(Engine):
-    """Ends a wave after the round in which the launcher's stop file appears."""
+    """Ends a wave after the cell's gate or the round in which the launcher's stop file appears."""
 
     def __init__(self, *arguments: Any) -> None:
         *rest, self.stop_file = arguments
@@ -168,6 +175,10 @@ class StoppableEngine(Engine):
 
     def interrupted(self) -> bool:
         return bool(self.stop_file.exists())
+
+    def asked_to_stop(self) -> bool:
+        """The same on every rank, as rank 0 sees it."""
+        return bool(self.ranks.decide(int(self.interrupted())))
 
 
 def watch(limit_s: float) -> None:

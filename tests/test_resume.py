@@ -151,6 +151,30 @@ def test_a_killed_launcher_is_gone_on_with(tmp_path: Path) -> None:
     assert len(list(sweep.glob("launches/*"))) == launches
 
 
+@pytest.mark.dist
+def test_ctrl_c_does_not_wait_for_the_gates_of_the_other_cells(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    process = bench(
+        "-m", "strategy=simple,tp,ep", "topk=1,2,3,4", "world_size=2", "tracker=none",
+        "report=false", "measure=quick", "measure.wave_cells=12", "measure.warmup=20",
+        f"hydra.sweep.dir={sweep}", folder=tmp_path,
+    )  # fmt: skip
+    lines = sweep / "launches" / "0" / "samples" / "rank1.jsonl"
+    deadline = time.monotonic() + 200
+    while not (lines.exists() and '"stage":"warm-up"' in lines.read_text()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    code, end, err = ended(process)
+    assert (code, end["interrupted"], end["measured"]) == (130, 12, 0), err
+    assert 1 <= lines.read_text().count('"stage":"gate"') < 12
+    assert '"stage":"round"' not in lines.read_text()
+
+    code, end, err = ended(bench(f"resume={sweep}", folder=tmp_path))
+    assert (code, end["measured"]) == (0, 12), err
+
+
 @pytest.mark.parametrize("where", ["nowhere", "latest"])
 def test_there_must_be_something_to_go_on_with(tmp_path: Path, where: str) -> None:
     code, _, err = ended(bench(f"resume={where}", folder=tmp_path))
