@@ -32,7 +32,7 @@ class ExpertRows(torch.autograd.Function):
         ctx: Any, x_SD: Tensor, fc1: Tensor, b1: Tensor | None, fc2: Tensor, b2: Tensor | None,
         counts: Sequence[int], activate: Activate,
     ) -> Tensor:  # fmt: skip
-        h_SF = _each(x_SD, fc1, b1, counts)
+        h_SF = _linear(x_SD, fc1, b1, counts)
         ctx.hidden = None
         if activate is F.relu:  # whose backward pass needs its result only
             a_SH = h_SF.relu_()
@@ -43,7 +43,7 @@ class ExpertRows(torch.autograd.Function):
             a_SH = ctx.hidden[1].detach()
         ctx.counts, ctx.biased = counts, (b1 is not None, b2 is not None)
         ctx.save_for_backward(x_SD, fc1, fc2, a_SH)
-        return _each(a_SH, fc2, b2, counts)
+        return _linear(a_SH, fc2, b2, counts)
 
     @staticmethod
     @once_differentiable
@@ -51,26 +51,36 @@ class ExpertRows(torch.autograd.Function):
         x_SD, fc1, fc2, a_SH = ctx.saved_tensors
         counts, (biased1, biased2) = ctx.counts, ctx.biased
         dy_SO = dy_SO.contiguous()
-        da_SH = _each_back(dy_SO, fc2, counts)
+        da_SH = _each(dy_SO, counts, fc2.shape[2], lambda e, dy: _back(dy, fc2[e]))
         dfc2, db2 = _of_weights(dy_SO, a_SH, fc2, counts, biased2)
         if ctx.hidden is None:
             dh_SF = torch.ops.aten.threshold_backward(da_SH, a_SH, 0)
         else:
             (dh_SF,) = torch.autograd.grad(ctx.hidden[1], ctx.hidden[0], da_SH)
             ctx.hidden = None
-        dx_SD = _each_back(dh_SF, fc1, counts) if ctx.needs_input_grad[0] else None
+        dx_SD = None
+        if ctx.needs_input_grad[0]:
+            dx_SD = _each(dh_SF, counts, fc1.shape[2], lambda e, dh: _back(dh, fc1[e]))
         dfc1, db1 = _of_weights(dh_SF, x_SD, fc1, counts, biased1)
         return dx_SD, dfc1, db1, dfc2, db2, None, None
 
 
-def _each(x_SI: Tensor, weight: Tensor, bias: Tensor | None, counts: Sequence[int]) -> Tensor:
+def _each(
+    rows: Tensor, counts: Sequence[int], width: int, product: Callable[[int, Tensor], Tensor]
+) -> Tensor:
+    """product(e, the rows of expert e), one below the other."""
+    parts = [product(e, part) for e, part in enumerate(rows.split(list(counts))) if part.shape[0]]
+    return torch.cat(parts) if parts else rows.new_empty((0, width))
+
+
+def _linear(x_SK: Tensor, w_PNK: Tensor, b_PN: Tensor | None, counts: Sequence[int]) -> Tensor:
     """x @ W.T + b, expert by expert."""
-    parts = [
-        _product(x, weight[e], None if bias is None else bias[e])
-        for e, x in enumerate(x_SI.split(list(counts)))
-        if x.shape[0]
-    ]
-    return torch.cat(parts) if parts else x_SI.new_empty((0, weight.shape[1]))
+    return _each(
+        x_SK,
+        counts,
+        w_PNK.shape[1],
+        lambda e, x: _product(x, w_PNK[e], None if b_PN is None else b_PN[e]),
+    )
 
 
 def _product(x_MK: Tensor, w_NK: Tensor, bias_N: Tensor | None) -> Tensor:
@@ -80,14 +90,6 @@ def _product(x_MK: Tensor, w_NK: Tensor, bias_N: Tensor | None) -> Tensor:
         return packed.product(x_MK.contiguous(), w_NK, bias_N)
     y_MN = (w_NK @ x_MK.T).T
     return y_MN if bias_N is None else y_MN + bias_N
-
-
-def _each_back(dy_SN: Tensor, weight_PNK: Tensor, counts: Sequence[int]) -> Tensor:
-    """dy @ W, expert by expert."""
-    parts = [
-        _back(dy, weight_PNK[e]) for e, dy in enumerate(dy_SN.split(list(counts))) if dy.shape[0]
-    ]
-    return torch.cat(parts) if parts else dy_SN.new_empty((0, weight_PNK.shape[2]))
 
 
 def _back(dy_MN: Tensor, w_NK: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runners import resume
-from runners.cell import ConfigError, safe_name
+from runners.fields import ConfigError, safe_name
 from runners.jobs import Asked, run_asked
 from runners.sweep import SweepResult
 from runners.track_client import redact

@@ -9,14 +9,13 @@ from typing import Any
 from moe import peers, spec
 from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
 from moe.strategies.checks import DISPATCH
+from runners.fields import ConfigError, boolean, choice, integer, label_of, number, only_keys
 from runners.files import small_text
 from runners.hardware import usable_cores
 from runners.mpi_start import available
 from runners.topology import BY_NODE, over_nodes
 from runners.traces import SHAPE, Trace, TraceError, read_trace
 
-MAX_SIZE = 2**31 - 1
-LABEL_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 KEYS = {  # what each node of the config may hold
     "": "model strategy workload measure tracker experiment batch_size topk num_experts world_size "
     "dtype tokens mode seed threads backend label topk_overflow name isolation on_invalid on_error "
@@ -30,10 +29,6 @@ KEYS = {  # what each node of the config may hold
     "hosts": "nnodes node_rank ranks_per_node rdzv_endpoint interface run wait_s cores gpus "
     "memory_gib",
 }
-
-
-class ConfigError(ValueError):
-    """Bad input, found before anything is started: one line, exit code 2."""
 
 
 @dataclass(frozen=True)
@@ -55,79 +50,6 @@ class Request:
     notes: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
     trace: Trace | None = field(default=None, repr=False)  # what workload.trace_sha256 names
-
-
-def integer(config: Mapping[str, Any], name: str, minimum: int = 1, key: str = "") -> int:
-    """config[key or name] as an int of at least `minimum`; raises ConfigError naming `name`."""
-    value = config[key or name.rsplit(".", 1)[-1]]
-    if type(value) is not int or not minimum <= value <= MAX_SIZE:
-        raise ConfigError(
-            f"{name}={value!r}: allowed are whole numbers from {minimum} to {MAX_SIZE}; "
-            f"set {name} to one of them"
-        )
-    return value
-
-
-def number(config: Mapping[str, Any], name: str, minimum: float = 0.0) -> float:
-    """A finite float of at least `minimum`; raises ConfigError."""
-    value = config[name.rsplit(".", 1)[-1]]
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not minimum <= value < float("inf"):
-        raise ConfigError(
-            f"{name}={value!r}: allowed are finite numbers of at least {minimum}; "
-            f"set {name} to one of them"
-        )
-    return float(value)
-
-
-def choice(config: Mapping[str, Any], name: str, allowed: Sequence[str]) -> str:
-    value = config[name.rsplit(".", 1)[-1]]
-    if value not in allowed:
-        raise ConfigError(
-            f"{name}={value!r}: allowed are {', '.join(allowed)}; set {name} to one of them"
-        )
-    return str(value)
-
-
-def boolean(config: Mapping[str, Any], name: str) -> bool:
-    value = config[name.rsplit(".", 1)[-1]]
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name}={value!r}: allowed are true, false; set {name} to one of them")
-    return value
-
-
-def only_keys(config: Mapping[str, Any], name: str, known: str) -> None:
-    """Raises ConfigError for a key that nothing would read."""
-    node: Any = config
-    for part in filter(None, name.split(".")):
-        node = node[part]
-    unknown = sorted(set(node) - set(known.split()))
-    if unknown:
-        where = f"{name}." if name else ""
-        raise ConfigError(
-            f"{where}{unknown[0]}={node[unknown[0]]!r}: no such key; allowed are "
-            f"{', '.join(known.split())}; leave it out"
-        )
-
-
-def safe_name(name: object) -> str:
-    """The sweep's name as part of a folder's: nothing that could lead elsewhere."""
-    text = str(name)
-    if not 0 < len(text) <= 80 or not set(text) <= LABEL_CHARACTERS:
-        raise ConfigError(
-            f"name={text!r}: allowed are 1 to 80 letters, digits, '_' and '-'; rename the sweep"
-        )
-    return text
-
-
-def label_of(config: Mapping[str, Any]) -> str:
-    value = config.get("label", "")
-    text = "" if value is None else str(value)
-    if len(text) > 40 or not set(text) <= LABEL_CHARACTERS:
-        raise ConfigError(
-            f"label={text!r}: allowed are up to 40 letters, digits, '_' and '-'; rename the label"
-        )
-    return text
 
 
 def request(config: Mapping[str, Any], machine: Machine, overrides: Sequence[str] = ()) -> Request:

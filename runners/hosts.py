@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runners.cell import ConfigError, Machine, integer, number, safe_name
+from runners.cell import Machine
+from runners.fields import ConfigError, integer, number, safe_name
 
 PORTS = range(1, 65536)
 

@@ -9,20 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from runners import resume
-from runners.cell import (
-    KEYS,
-    ConfigError,
-    Machine,
-    Unsupported,
-    boolean,
-    choice,
-    integer,
-    number,
-    only_keys,
-    request,
-    safe_name,
-    usable_cores,
-)
+from runners.cell import KEYS, Machine, Unsupported, request, usable_cores
+from runners.fields import ConfigError, boolean, choice, integer, number, only_keys, safe_name
 from runners.hosts import hosts_of
 from runners.hosts import machine as node_of
 from runners.launch import slurm as clusters

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moe import cost, peers
-from runners.cell import ConfigError
+from runners.fields import ConfigError
 from runners.hardware import memory_bytes
 from runners.plan import Job
 

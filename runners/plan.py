@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from moe.spec import Cell, Placement
-from runners.cell import ConfigError, Request
+from runners.cell import Request
+from runners.fields import ConfigError
 from runners.record import RecordError, cell_from_dict, cell_key, read_sealed, sealed, write_atomic
 
 

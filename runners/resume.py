@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from runners import environment
 from runners import record as records
-from runners.cell import ConfigError
+from runners.fields import ConfigError
 from runners.plan import Job
 from runners.record import Record
 

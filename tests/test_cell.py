@@ -12,7 +12,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import runners.bench  # registers the resolver that conf/ uses
-from runners.cell import ConfigError, Machine, request
+from runners.cell import Machine, request
+from runners.fields import ConfigError
 from runners.jobs import measure_of
 from runners.record import cell_from_dict, cell_key
 

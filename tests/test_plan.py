@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from moe.spec import Cell, Layer, Placement
 from runners.assemble import Assembler
-from runners.cell import ConfigError, Request
+from runners.cell import Request
+from runners.fields import ConfigError
 from runners.plan import Job, LaunchPlan, Measure, groups, load, save, unique, waves
 from runners.ranklog import RankLog, RankReader, rank_path
 

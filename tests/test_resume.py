@@ -15,7 +15,8 @@ import pytest
 
 from moe.spec import Cell, Layer
 from runners import record, resume
-from runners.cell import ConfigError, Request
+from runners.cell import Request
+from runners.fields import ConfigError
 from runners.plan import Job, Measure
 from runners.record import Record
 

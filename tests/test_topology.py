@@ -17,7 +17,8 @@ from test_cell import BASE
 
 from moe.spec import Cell, Placement, Unsupported
 from runners import hardware, hosts, topology
-from runners.cell import ConfigError, Machine, Request, request
+from runners.cell import Machine, Request, request
+from runners.fields import ConfigError
 from runners.launch import address, freeze, plain, slurm, srun, srun_rank
 from runners.measure import makespan_ns
 from runners.plan import Job, LaunchPlan, Measure

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 import runners.traces
 from moe.comm import Comm
 from moe.spec import Cell, Layer, Placement, Strategy, Workload
-from runners.cell import ConfigError, Machine, Request, request
+from runners.cell import Machine, Request, request
+from runners.fields import ConfigError
 from runners.launch import follow
 from runners.launch.start import Started
 from runners.plan import Job, LaunchPlan, Measure, load, save

@@ -17,7 +17,8 @@ from typing import Any
 
 from moe.spec import Cell, Layer, Placement, Strategy, Workload
 from runners import assemble, record, resume
-from runners.cell import ConfigError, Request
+from runners.cell import Request
+from runners.fields import ConfigError
 from runners.launch import patience, start
 from runners.plan import Job, Measure
 from runners.progress import Progress

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runners.cell import ConfigError
+from runners.fields import ConfigError
 from runners.hosts import Hosts
 from runners.launch.address import own_address, resolve, use_interface
 from runners.launch.start import Started, rank_environment, start

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from runners import record, resume
-from runners.cell import ConfigError, Machine
+from runners.cell import Machine
+from runners.fields import ConfigError
 from runners.launch import freeze
 from runners.launch.allocation import Allocation
 from runners.launch.srun import ask

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from runners import record
+from tests import started
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 240.0
@@ -27,20 +28,7 @@ QUICK = ["measure=quick", "measure.block_ms=1", "measure.block_floors=2", "repor
 ADDRESSES = ("10.231.77.1", "10.231.77.2")
 INSTALL = "apt-get update && apt-get install -y iproute2, and run as root"
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(400)]
-STARTED: list[subprocess.Popen[str]] = []
-
-
-@pytest.fixture(autouse=True)
-def nothing_stays() -> Iterator[None]:
-    """Whatever a failing test leaves behind is ended by its process id."""
-    yield
-    for process in STARTED:
-        if process.poll() is None:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=30)
-        process.kill()
-    STARTED.clear()
+nothing_stays = started.nothing_stays
 
 
 def ip(*words: str) -> str:
@@ -95,11 +83,11 @@ def bench(net: Net, host: int, folder: Path, *overrides: str) -> subprocess.Pope
         "RDZV_ENDPOINT": f"{ADDRESSES[0]}:29411",
     }  # fmt: skip
     program = [sys.executable, str(ROOT / "runners" / "bench.py")]
-    STARTED.append(subprocess.Popen(
+    started.STARTED.append(subprocess.Popen(
         net.run(host, *program, *overrides, "hosts=many"), cwd=folder, env=variables, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ))  # fmt: skip
-    return STARTED[-1]
+    return started.STARTED[-1]
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:

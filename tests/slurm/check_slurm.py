@@ -3,7 +3,6 @@ Slurm cannot be started; the file's name keeps it out of `make test`."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from runners import estimate, record
+from tests import started
 from tests.slurm.cluster import Cluster, NoSlurm, running
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,20 +25,7 @@ README_SWEEP = ["strategy=simple,tp,ep", "topk=2,4,8"]
 ON_SLURM = ["hydra/launcher=slurm", "hosts.ranks_per_node=2"]
 QUICK = ["measure=quick", "measure.block_ms=1", "measure.block_floors=2", "report=false"]
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
-STARTED: list[subprocess.Popen[str]] = []
-
-
-@pytest.fixture(autouse=True)
-def nothing_stays() -> Iterator[None]:
-    """Whatever a failing test leaves behind is ended by its process id."""
-    yield
-    for process in STARTED:
-        if process.poll() is None:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=30)
-        process.kill()
-    STARTED.clear()
+nothing_stays = started.nothing_stays
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +42,11 @@ def bench(slurm: Cluster, folder: Path, *overrides: str) -> subprocess.Popen[str
     sweep = f"hydra.sweep.dir={folder}/sweep"
     where = [] if any(word.startswith("resume=") for word in overrides) else [sweep]
     program = [sys.executable, str(ROOT / "runners" / "bench.py")]
-    STARTED.append(subprocess.Popen(
+    started.STARTED.append(subprocess.Popen(
         [*program, *overrides, *ON_SLURM[:1], *where], cwd=folder, env=slurm.variables,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ))  # fmt: skip
-    return STARTED[-1]
+    return started.STARTED[-1]
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
