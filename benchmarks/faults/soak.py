@@ -152,9 +152,11 @@ def soak(disk: Disk, options: argparse.Namespace) -> list[str]:
 
 
 def leaks(peaks: list[tuple[int, int]]) -> list[str]:
-    """A later launcher that takes much more than the first, which has had as many cells."""
-    first, most = peaks[0], max(peaks)
-    return [f"a launcher grew from {first} to {most}"] if most[0] > GROWTH * first[0] > 0 else []
+    """A later launcher that takes much more than the first, which has had as many cells. Those that
+    were killed before they could be looked at do not count."""
+    seen = [peak for peak in peaks if peak[0]] or [(0, 0)]
+    first, most = seen[0], max(seen)
+    return [f"a launcher grew from {first} to {most}"] if most[0] > GROWTH * first[0] else []
 
 
 def told(
@@ -170,8 +172,8 @@ def told(
     print(f"{len(one.wanted)} cells in {took_s:.0f} s, {one.starts} launchers; records: "
           f"{dict(outcomes)}; at the end: {end}")  # fmt: skip
     print(f"killed: {dict(watch.killed)}; disk full {disk.full} times")
-    resident = [peak[0] >> 10 for peak in watch.peaks]
-    print(f"launchers' memory, MiB: first {resident[0]}, last {resident[-1]}, most {max(resident)}")
+    resident = [peak[0] >> 10 for peak in watch.peaks if peak[0]]
+    print(f"launchers' memory, MiB: {resident}")
     after = system(one.mark)
     for name, value in before.items():
         print(f"{name}: {value} before, {after[name]} after")
