@@ -84,6 +84,15 @@ class Assembler:
     def wave_ended(self, wave: int) -> bool:
         return all(wave in rank.waves_ended for rank in self.ranks)
 
+    def forget(self, wave: int) -> None:
+        """What the ranks said of a wave, floor included: the records have it, and it would grow."""
+        gone = {-1, *self.plan.waves[wave]}
+        for rank in self.ranks:
+            for index in gone & rank.info.keys():
+                del rank.info[index]
+            for key in [key for key in rank.samples if key[0] in gone]:
+                del rank.samples[key]
+
     def record(self, index: int, wave: int, calibration: dict[str, Any] | None) -> Record:
         """The record of one cell as far as the ranks have come; outcome measured, wrong or
         interrupted (the caller knows of failures)."""

@@ -85,7 +85,8 @@ def read_plan(folder: Path) -> dict[str, Any]:
 
 
 def read_past(folder: Path) -> Past:
-    """Damaged records are named and left where they are; their cells count as missing."""
+    """All attempts, without their figures. Damaged records are named and left where they are; their
+    cells count as missing."""
     past = Past()
     numbers = [int(p.name) for p in folder.glob("launches/*") if p.name.isdigit()]
     for path in records.paths(folder):
@@ -96,12 +97,19 @@ def read_past(folder: Path) -> Past:
             number = path.stem.removeprefix("record-")
             numbers += [int(number)] if number.isdigit() else []
             continue
-        past.records.setdefault(found.cell_id, []).append(found)
+        past.records.setdefault(found.cell_id, []).append(_without_figures(found))
         numbers.append(found.launch)
     for attempts in past.records.values():
         attempts.sort(key=lambda one: one.launch)
     past.next_launch = max(numbers, default=-1) + 1
     return past
+
+
+def _without_figures(found: Record) -> Record:
+    """What says which attempt it was and how it ended: a sweep may have tens of thousands."""
+    found.samples = records.Samples()
+    found.floor = found.anchors = found.phases = found.calibration = None
+    return found
 
 
 def version_of(environment: Mapping[str, Any]) -> Version:

@@ -112,6 +112,8 @@ def test_records_hold_the_samples_that_every_rank_wrote(tmp_path: Path) -> None:
     assert good.samples.end_ns == [[20, 25], [21, 26]]
     assert (wrong.outcome, wrong.samples.steps) == ("wrong", [])  # no time anywhere
     assert good.stop == {"rule": "fixed", "rounds": 2, "target": 0.03}
+    lines.forget(0)
+    assert not any(rank.samples or rank.info for rank in lines.ranks)
 
 
 def test_too_few_rounds_are_an_interrupted_attempt(tmp_path: Path) -> None:

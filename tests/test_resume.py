@@ -69,11 +69,17 @@ def test_states(
 
 def test_a_damaged_record_is_named_and_its_launch_number_is_not_used_again(tmp_path: Path) -> None:
     good, bad = job(2), job(4)
-    record.write(tmp_path, attempt(good, "failed", 0))
+    whole = attempt(good, "failed", 0)
+    ranks = [0] * good.cell.placement.world_size
+    whole.samples = record.Samples([0], [0], [1], [False], [ranks], [ranks])
+    record.write(tmp_path, whole)
     path = record.write(tmp_path, attempt(bad, "failed", 7))
     path.write_text(path.read_text()[:-9])
     past = resume.read_past(tmp_path)
     assert list(past.records) == [good.cell_id]
+    (kept,) = past.records[good.cell_id]
+    assert (kept.outcome, kept.attempt_id) == ("failed", whole.attempt_id)
+    assert kept.samples == record.Samples()  # figures would fill the memory
     assert past.next_launch == 8
     assert len(past.damaged) == 1
     assert str(path) in past.damaged[0]

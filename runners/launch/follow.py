@@ -129,6 +129,7 @@ class Launch:
             self._keep_calibration()
             found = [self.lines.record(index, number, self.calibration) for index in wave]
             self._write(found)
+            self.lines.forget(number)
             within("the launch's folder", (Path(self.plan.launch_dir) / f"go-{number}").touch)
             finished = True
         return finished
