@@ -192,9 +192,8 @@ class Assembler:
         on its way out), one that failed without a word (the watchdog ends it so), the earliest
         error that is not the loss of a peer, a rank that left early.
         """
-        own = [n for n, r in enumerate(self.ranks)
-               if r.error and not LOST_PEER.search(self._message(n))]  # fmt: skip
-        own.sort(key=lambda n: (self.ranks[n].error or {})["clock_ns"])
+        errors = sorted((r.error["clock_ns"], n) for n, r in enumerate(self.ranks) if r.error)
+        own = [n for _, n in errors if not LOST_PEER.search(self._message(n))]
         for failure in failures:
             signalled = failure["exitcode"] < 0 and failure["exitcode"] != -15
             if signalled and failure["rank"] not in own:
@@ -209,7 +208,6 @@ class Assembler:
             return self._blame(own[0], self._message(own[0]))
         if silent:
             return self._blame(silent[0], f"ended early during {self.ranks[silent[0]].stage}")
-        errors = sorted((r.error["clock_ns"], n) for n, r in enumerate(self.ranks) if r.error)
         first = errors[0][1] if errors else 0
         return self._blame(first, self._message(first) if errors else "ended without a word")
 

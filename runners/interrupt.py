@@ -10,10 +10,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 
-from runners.track_client import GRACE_S, descendants
+from runners.track_client import GRACE_S, descendants, end_all
 
 OVERDUE_S = 0.8 * GRACE_S  # after that W&B's code is not waited for; the launcher kills at GRACE_S
 
@@ -67,6 +67,4 @@ class Interruption:
 
 
 def end_children() -> None:
-    for pid in descendants(os.getpid()):
-        with suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+    end_all(descendants(os.getpid()))

@@ -109,10 +109,7 @@ def _end(process: subprocess.Popen[str]) -> None:
     with suppress(subprocess.TimeoutExpired):
         process.communicate(timeout=GRACE_S)
         return
-    family = [process.pid, *descendants(process.pid)]
-    for pid in family:
-        with suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+    end_all([process.pid, *descendants(process.pid)])
     process.communicate()
 
 
@@ -123,6 +120,12 @@ def descendants(pid: int) -> list[int]:
         for task in Path(f"/proc/{pid}/task").iterdir():
             children += [int(word) for word in (task / "children").read_text().split()]
     return [*children, *(deeper for child in children for deeper in descendants(child))]
+
+
+def end_all(pids: Sequence[int]) -> None:
+    for pid in pids:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def redact(text: str) -> str:

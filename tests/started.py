@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import pytest
 
 STARTED: list[subprocess.Popen[str]] = []
+
+
+def start(command: Sequence[str], cwd: Path, env: Mapping[str, str]) -> subprocess.Popen[str]:
+    STARTED.append(subprocess.Popen(
+        command, cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ))  # fmt: skip
+    return STARTED[-1]
 
 
 @pytest.fixture(autouse=True)

@@ -83,11 +83,9 @@ def bench(net: Net, host: int, folder: Path, *overrides: str) -> subprocess.Pope
         "RDZV_ENDPOINT": f"{ADDRESSES[0]}:29411",
     }  # fmt: skip
     program = [sys.executable, str(ROOT / "runners" / "bench.py")]
-    started.STARTED.append(subprocess.Popen(
-        net.run(host, *program, *overrides, "hosts=many"), cwd=folder, env=variables, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ))  # fmt: skip
-    return started.STARTED[-1]
+    return started.start(
+        net.run(host, *program, *overrides, "hosts=many"), cwd=folder, env=variables
+    )
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:

@@ -42,11 +42,8 @@ def bench(slurm: Cluster, folder: Path, *overrides: str) -> subprocess.Popen[str
     sweep = f"hydra.sweep.dir={folder}/sweep"
     where = [] if any(word.startswith("resume=") for word in overrides) else [sweep]
     program = [sys.executable, str(ROOT / "runners" / "bench.py")]
-    started.STARTED.append(subprocess.Popen(
-        [*program, *overrides, *ON_SLURM[:1], *where], cwd=folder, env=slurm.variables,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ))  # fmt: skip
-    return started.STARTED[-1]
+    command = [*program, *overrides, *ON_SLURM[:1], *where]
+    return started.start(command, cwd=folder, env=slurm.variables)
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
