@@ -19,34 +19,22 @@ Shape letters: T tokens, S slots here, D in, H hidden, F = H or (gated) 2H, O ou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe import weights
+from moe.activations import activate
 from moe.packed import Packed, runs
 from moe.spec import Layer
-from moe.trained import ExpertRows
+from moe.trained import ExpertRows, Room
 
 TRANSPOSED = {"bmm_t": (True, True), "dense": (False, True)}
 VARIANTS = {"loop": ("loop", "loop_wx", "packed", "wide"), "bmm": ("bmm", "bmm_t"),
             "dense": ("dense",), "grouped": ("grouped",)}  # fmt: skip
 
 FEW_ROWS = 32  # up to which W @ x.T beats x @ W.T in float32
-
-
-def activate(h: Tensor, name: str) -> Tensor:
-    """Over the last dimension; the gated kind halves it: silu(first half) * second half."""
-    if name == "relu":
-        return F.relu(h)
-    if name == "gelu":
-        return F.gelu(h)
-    if name == "silu_gated":
-        first, second = h.chunk(2, dim=-1)
-        return F.silu(first) * second
-    return h
 
 
 class Experts(nn.Module):
@@ -67,6 +55,7 @@ class Experts(nn.Module):
         self.kernel = "loop"
         self.wide: Tensor | None = None  # room for one matrix in float32
         self.packed: Packed | None = None  # in place of fc1 and fc2, which then hold no memory
+        self.room = Room()  # of the gradients of kernel `loop`
         self.resident = True  # whether the weights are here between steps
         held = {n: weights.stacked(layer, ids, n, columns) for n in weights.names(layer)}
         fc1, b1 = held["w1"], held.get("b1")
@@ -95,7 +84,7 @@ class Experts(nn.Module):
                 data = parameter.data.transpose(1, 2).contiguous()
                 setattr(self, name, nn.Parameter(data, parameter.requires_grad))
         self.kernel = kernel
-        self.wide = None
+        self.wide, self.room = None, Room()
         if kernel == "wide":  # made here, because what inference mode makes cannot be reused
             size = max(self.fc1.shape[1:].numel(), self.fc2.shape[1:].numel())
             self.wide = torch.empty(size, device=self.device)
@@ -189,10 +178,15 @@ class Experts(nn.Module):
 
     def _loop(self, x_SD: Tensor, counts: list[int]) -> Tensor:
         if torch.is_grad_enabled() and self.fc1.requires_grad and self.kernel == "loop":
-            name = self.layer.activation
-            activation = F.relu if name == "relu" else partial(activate, name=name)
             made: Tensor = ExpertRows.apply(
-                x_SD, self.fc1, self.b1, self.fc2, self.b2, counts, activation
+                x_SD,
+                self.fc1,
+                self.b1,
+                self.fc2,
+                self.b2,
+                counts,
+                self.layer.activation,
+                self.room,
             )
             return made
         busy = [e for e, count in enumerate(counts) if count] or [0]

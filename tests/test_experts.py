@@ -96,3 +96,64 @@ def test_what_packed_weights_cannot_do_is_not_offered() -> None:
     assert offered == {
         ("simple", "forward"): True, ("simple", "train"): False, ("fsdp", "forward"): False
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("bias", ["none", "random"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "identity", "silu_gated"])
+def test_every_variant_trains_as_float64_would(activation: str, bias: str, dtype: str) -> None:
+    experts = experts_of(activation=activation, bias=bias, dtype=dtype).requires_grad_()
+    held = {n: p.detach().double().requires_grad_() for n, p in experts.named_parameters()}
+    generator = torch.Generator().manual_seed(1)
+    x_SD, cotangent_SO = (
+        torch.randn(44, n, generator=generator).to(experts.fc1.dtype) for n in (16, 8)
+    )
+    for counts in ([3, 0, 1, 40], [2, 2, 2, 2], [0, 0, 12, 0]):
+        part, dy_SO = x_SD[: sum(counts)].requires_grad_(), cotangent_SO[: sum(counts)]
+        wide = part.detach().double().requires_grad_()
+        y_SO = by_hand(held, wide, counts, activation)
+        wanted = torch.autograd.grad(y_SO, [wide, *held.values()], dy_SO.double())
+        experts.use("loop")
+        of_experts = flat(experts, dict(zip(held, wanted[1:], strict=True)))
+        for name in experts.variants("auto", part.dtype):
+            experts.use(name)
+            for _ in range(2):  # the second time in memory that has been used
+                experts.zero_grad()
+                part.grad = None
+                experts.rows(part, counts).backward(dy_SO)
+                assert off(part.grad, wanted[0]) < LIMIT[dtype], (name, counts)
+                grads = {n: p.grad for n, p in experts.named_parameters()}
+                for found, want in zip(flat(experts, grads), of_experts, strict=True):
+                    assert off(found, want) < LIMIT[dtype], (name, counts)
+
+
+def flat(experts: Experts, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    return [t for _, parts in experts.by_expert(tensors) for _, t in sorted(parts.items())]
+
+
+def off(found: torch.Tensor | None, want: torch.Tensor) -> float:
+    assert found is not None
+    return float((found.double() - want).norm() / want.norm().clamp(min=1e-9))
+
+
+def test_gradients_are_written_where_the_last_were_unless_somebody_has_them() -> None:
+    experts = experts_of().requires_grad_()
+    x_SD = torch.randn(8, 16)
+
+    def step() -> torch.Tensor:
+        experts.zero_grad()
+        experts.rows(x_SD, [2] * 4).sum().backward()
+        assert experts.fc1.grad is not None
+        return experts.fc1.grad
+
+    place = step().data_ptr()
+    kept = step()
+    before = kept.clone()
+    assert kept.data_ptr() == place
+    x_SD = x_SD + 1
+    other = step()
+    assert other.data_ptr() != place
+    assert torch.equal(kept, before)
+    assert not torch.equal(other, before)
+    experts.rows(x_SD, [2] * 4).sum().backward()  # added to what is there
+    assert torch.allclose(experts.fc1.grad, 2 * step())  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe import weights
-from moe.experts import activate
+from moe.activations import activate
 from moe.peers.base import Gate, Matrices, PeerLayer, View
 from moe.peers.watch import Part
 
