@@ -131,8 +131,8 @@ def activation_bytes(cell: Cell, load: Load, rank: int = 0) -> float:
         shared    + h T' N U (forward: (F + U) T' N after the experts, if that is more)
         router    + T (4 E + 32 K), and 4 T D where the dtype is not float32
 
-    h = 1 for relu and identity, 2 for gelu, 4 for silu_gated: the tensors of U columns that
-    autograd keeps. Kernels that pad (bmm) keep more.
+    h = 1 for relu and identity, 2 for gelu, 4 (kernel=loop: 3) for silu_gated: the tensors of U
+    columns that autograd keeps. Kernels that pad (bmm) keep more.
     """
     layer, size = cell.layer, DTYPE_BYTES[cell.layer.dtype]
     units, train = layer.hidden // degrees(cell).tp, cell.workload.mode == "train"
@@ -140,7 +140,8 @@ def activation_bytes(cell: Cell, load: Load, rank: int = 0) -> float:
     made = first_width(layer, units) + (0 if layer.activation == "identity" else units)
     held = load.slots * layer.dim + tokens * layer.dim
     if train:
-        hidden = KEPT_HIDDEN[layer.activation] * units
+        gated_loop = layer.activation == "silu_gated" and cell.strategy.kernel == "loop"
+        hidden = (3 if gated_loop else KEPT_HIDDEN[layer.activation]) * units
         held += (load.slots + shared) * hidden + tokens * layer.topk * layer.dim_out
     else:
         held += max(load.slots, shared) * made
