@@ -96,6 +96,8 @@ class Worker:
     def _wave(self, number: int, wave: list[int]) -> bool:
         """False when the user asked to stop before its first round: what follows is left."""
         self.enter(-1, "floor")
+        gc.collect()
+        gc.freeze()  # or every cell's collection would look at all that was imported, for 80 ms
         self.engine.measure_floor()
         resident, timed = self.plan.resident[number], []
         for index in wave:
@@ -104,7 +106,7 @@ class Worker:
             if cell := self._prepare(index, resident):
                 timed.append(cell)
         gc.collect()
-        gc.freeze()  # what is built now stays: later collections look at what rounds leave only
+        gc.freeze()  # what is built now stays too: rounds' collections look at what they leave only
         if timed:
             rounds = self._progress(number)
             seed = f"{self.plan.measure.order_seed}:{self.plan.launch}:{number}"
