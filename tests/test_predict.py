@@ -68,6 +68,23 @@ def test_cold_and_warm_reads_meet() -> None:
     assert made.read_rate(1e9) == 1e11
 
 
+def test_much_that_is_freed_has_to_be_mapped_again() -> None:
+    """4 (D + 2 H + O) = 1536 bytes a slot; all-to-all: 4 (D + O) a row on either side as well."""
+    here = dataclasses.replace(TWO_TIERS, calibrated=True)
+
+    def fresh(made: Cell, on: Machine = here) -> float | None:
+        return terms.terms(terms.busiest(made), on).get(("experts", "fresh"))
+
+    assert fresh(cell("simple", 1, 8192)) is None  # 25 MB
+    large = cell("simple", 1, 16384)
+    assert fresh(large) == pytest.approx(32768 * 1536 / 1e11)
+    assert fresh(large, TWO_TIERS) is None
+    on_gpu = dataclasses.replace(large.placement, device="cuda")
+    assert fresh(dataclasses.replace(large, placement=on_gpu)) is None
+    both_ways = 16384 * 1536 + 2 * 16384 * 512
+    assert fresh(cell("ep", 4, 32768)) == pytest.approx(both_ways / 1e11)
+
+
 @pytest.mark.parametrize("name", ["ep", "tp", "simple"])
 def test_more_work_never_takes_less_time(name: str) -> None:
     coefficients = Coefficients(KNOWN)

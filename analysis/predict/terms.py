@@ -7,11 +7,15 @@ A time is the sum over all (phase, term) of coefficient x value:
     matrix       FLOPs / matrix rate                     coefficient: 1 / efficiency
     read         weight bytes / bandwidth                coefficient: 1 / efficiency
     move         bytes of tokens and slots / bandwidth   coefficient: 1 / efficiency
+    fresh        bytes mapped anew / bandwidth           coefficient: 1 / efficiency
     alpha, wire  collectives, see `network`              coefficient: 1 / efficiency
 
 Where coefficients are fitted, matrix and read times are added, not maximised: products with few
 rows m reach m / (m + h) of the matrix rate, and flops / rate x (1 + h / m) is a term in FLOPs plus
 one in weights read.
+
+Memory is mapped anew, page by page, where a step on a processor frees so much that glibc returns it
+to the system: beyond GIVEN_BACK, taken as twice a large block (mallopt(3), M_TRIM_THRESHOLD).
 
 A machine that only states its rates (data sheets) gets a roofline for each kernel instead, as a GPU
 with fused kernels runs them: a grouped product takes the longer of its FLOPs and of all the bytes
@@ -44,6 +48,7 @@ PHASES = ("router", "permute", "dispatch", "experts", "combine", "unpermute", "b
 OPERATIONS = {"router": 4, "permute": 5, "experts": 3, "unpermute": 3}
 DISPATCH_OPERATIONS = 8  # more permuting on both sides of an exchange
 BACKWARD = 2.0  # times the forward pass's arithmetic
+GIVEN_BACK = 32 << 20  # bytes
 MOVED_BACK_ONCE = ("permute", "unpermute")  # their gradients are moved once, as they were
 
 
@@ -111,10 +116,13 @@ def _local(step: Step, machine: Machine) -> dict[Key, float]:
     bandwidth = machine.read_bytes_per_s if not machine.read_warm else machine.read_warm[-1][1]
     dispatch_operations = DISPATCH_OPERATIONS * copies
     experts_bytes, moved_in, moved_out = weights, 2 * permuted, 2 * unpermuted
+    width = first_width(layer, units)
+    made = size * (step.slots + shared) * (layer.dim + width + units + layer.dim_out)
+    sent = copies * (rows + tokens * layer.topk) * (layer.dim + layer.dim_out)
+    fresh = made + size * sent
+    kept = fresh <= GIVEN_BACK or not machine.calibrated or cell.placement.device == "cuda"
     if not machine.calibrated:
-        width = first_width(layer, units)
-        inside = layer.dim + width + units + layer.dim_out
-        experts_bytes += size * (step.slots + shared) * inside
+        experts_bytes += made
         hidden = (step.slots + shared) * (width + units)
         moved_in, moved_out = _fused_moves(step)
     return {
@@ -128,6 +136,7 @@ def _local(step: Step, machine: Machine) -> dict[Key, float]:
         ("experts", "matrix"): arithmetic / machine.matrix_rate(layer.dtype),
         ("experts", "read"): experts_bytes / read,
         ("experts", "move"): size * hidden / bandwidth,
+        ("experts", "fresh"): 0.0 if kept else fresh / bandwidth,
         ("unpermute", "operations"): OPERATIONS["unpermute"] + dispatch_operations / 2,
         ("unpermute", "move"): size * moved_out / bandwidth,
     }

@@ -136,7 +136,27 @@ def table() -> str:
          f"{r['ratio']:.2f}", spread(r), store.verdict(not peer_wins(r)))
         for r in rows
     ]  # fmt: skip
-    return "\n".join(summaries(rows)) + "\n\n" + store.markdown(head, lines)
+    parts = ["\n".join(summaries(rows)), overview(rows), store.markdown(head, lines)]
+    return "\n\n".join(parts)
+
+
+def overview(rows: list[store.Row]) -> str:
+    """README's table: geometric mean (least, most) of the ratios."""
+    columns = sorted({(r["mode"], r["ranks"]) for r in rows})
+    head = ("tokens", *(f"{mode}, {ranks} rank{'s' * (ranks > 1)}" for mode, ranks in columns))
+    lines = [
+        (tokens, *(in_short([r["ratio"] for r in rows
+                             if (r["mode"], r["ranks"], r["tokens"]) == (*column, tokens)])
+                   for column in columns))
+        for tokens in sorted({r["tokens"] for r in rows})
+    ]  # fmt: skip
+    return store.markdown(head, lines)
+
+
+def in_short(ratios: list[float]) -> str:
+    if not ratios:
+        return "-"
+    return f"{store.geometric_mean(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})"
 
 
 def spread(found: store.Row) -> str:
