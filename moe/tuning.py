@@ -15,10 +15,10 @@ from moe.router import Routing
 if TYPE_CHECKING:
     from moe.layer import MoELayer
 
-_BUDGET_NS = 40_000_000  # per candidate, after one call to warm up
+_LOOK_NS = 8_000_000  # a first look at each candidate, after one call to warm up
+_BUDGET_NS = 40_000_000  # each of the passes over those that are near the best
 _MIN_CALLS, _MAX_CALLS = 3, 50
-_FINALS = 2  # further passes over the kernels that are near the best
-_NEAR = 1.2
+_NEAR = (1.5, 1.2)  # times the best: at the first look, at the first pass
 _MUCH_WORK = 100_000_000  # multiplications
 _WASTE = 4  # all experts on all rows, over what is asked of them
 _TIE = 1.02  # within it the first in the list is taken
@@ -28,8 +28,9 @@ def tune(layer: MoELayer, x_TD: Tensor) -> dict[str, Any]:
     """Every rank times each candidate on its own part at the same time; the slowest rank's median
     counts, so all choose alike. Collective: it runs one forward.
 
-    Those near the best are timed again, in the other order: a choice that noise made would be
-    another one in every launch, and differ by more than what a sweep sets out to tell apart.
+    A short look leaves those near the best, which are timed at length, twice, in either order: a
+    choice that noise made would be another one in every launch, and differ by more than what a
+    sweep sets out to tell apart.
     """
     asked = layer.cell.strategy.kernel
     names = layer.experts.variants(asked, x_TD.dtype)
@@ -38,24 +39,28 @@ def tune(layer: MoELayer, x_TD: Tensor) -> dict[str, Any]:
         return {"name": names[0], "how": "asked for", "candidates_ms": {}}
     call, hopeless = _expert_stage(layer, x_TD)
     names = [name for name in names if name not in hopeless]
-    found = _time(layer, call, names)
-    for _ in range(_FINALS):
-        near = [name for name in names if found[name] < _NEAR * min(found.values())]
+    found = _time(layer, call, names, _LOOK_NS)
+    seen: dict[str, float] = {}
+    for limit in _NEAR:
+        near = [name for name in names if found[name] < limit * min(found.values())]
         if len(near) == 1:
             break
-        for name, again_ms in _time(layer, call, near[::-1]).items():
-            found[name] = min(found[name], again_ms)
+        again = _time(layer, call, near if seen else near[::-1], _BUDGET_NS)
+        seen |= {name: min(ms, seen.get(name, ms)) for name, ms in again.items()}
+        found |= seen
     best = next(name for name in names if found[name] <= _TIE * min(found.values()))
     layer.use(best)
     return {"name": best, "how": "measured", "candidates_ms": found}
 
 
-def _time(layer: MoELayer, call: Callable[[], None], names: Sequence[str]) -> dict[str, float]:
+def _time(
+    layer: MoELayer, call: Callable[[], None], names: Sequence[str], budget_ns: int
+) -> dict[str, float]:
     """Median ms of each kernel on the slowest rank."""
     times_ms = torch.zeros(len(names), device=layer.comm.device)
     for i, name in enumerate(names):
         layer.use(name)
-        times_ms[i] = _median_ms(call, layer)
+        times_ms[i] = _median_ms(call, layer, budget_ns)
     layer.comm.world.combine_(times_ms, "max")
     return dict(zip(names, times_ms.tolist(), strict=True))
 
@@ -91,7 +96,7 @@ def _expert_stage(layer: MoELayer, x_TD: Tensor) -> tuple[Callable[[], None], se
     return call, {"dense"} if anywhere.item() else set()
 
 
-def _median_ms(call: Callable[[], None], layer: MoELayer) -> float:
+def _median_ms(call: Callable[[], None], layer: MoELayer, budget_ns: int) -> float:
     times = []
     begin = time.monotonic_ns()
     for turn in range(_MAX_CALLS + 1):
@@ -101,6 +106,6 @@ def _median_ms(call: Callable[[], None], layer: MoELayer) -> float:
             torch.cuda.synchronize(layer.comm.device)
         if turn:
             times.append((time.monotonic_ns() - start) / 1e6)
-        if turn >= _MIN_CALLS and time.monotonic_ns() - begin > _BUDGET_NS:
+        if turn >= _MIN_CALLS and time.monotonic_ns() - begin > budget_ns:
             break
     return statistics.median(times)
