@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,16 @@ def test_a_killed_launcher_is_gone_on_with(tmp_path: Path) -> None:
     assert len(list(sweep.glob("launches/*"))) == launches
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What a shell starts in the background ignores Ctrl-C, and so would all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.dist
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_does_not_wait_for_the_gates_of_the_other_cells(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     process = bench(
