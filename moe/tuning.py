@@ -40,14 +40,12 @@ def tune(layer: MoELayer, x_TD: Tensor) -> dict[str, Any]:
     call, hopeless = _expert_stage(layer, x_TD)
     names = [name for name in names if name not in hopeless]
     found = _time(layer, call, names, _LOOK_NS)
-    seen: dict[str, float] = {}
-    for limit in _NEAR:
+    for again, limit in enumerate(_NEAR):
         near = [name for name in names if found[name] < limit * min(found.values())]
         if len(near) == 1:
             break
-        again = _time(layer, call, near if seen else near[::-1], _BUDGET_NS)
-        seen |= {name: min(ms, seen.get(name, ms)) for name, ms in again.items()}
-        found |= seen
+        for name, ms in _time(layer, call, near if again else near[::-1], _BUDGET_NS).items():
+            found[name] = min(ms, found[name]) if again else ms
     best = next(name for name in names if found[name] <= _TIE * min(found.values()))
     layer.use(best)
     return {"name": best, "how": "measured", "candidates_ms": found}

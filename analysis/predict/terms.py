@@ -118,8 +118,7 @@ def _local(step: Step, machine: Machine) -> dict[Key, float]:
     experts_bytes, moved_in, moved_out = weights, 2 * permuted, 2 * unpermuted
     width = first_width(layer, units)
     made = size * (step.slots + shared) * (layer.dim + width + units + layer.dim_out)
-    sent = copies * (rows + tokens * layer.topk) * (layer.dim + layer.dim_out)
-    fresh = made + size * sent
+    fresh = made + size * copies * (rows + returned) * (layer.dim + layer.dim_out)
     kept = fresh <= GIVEN_BACK or not machine.calibrated or cell.placement.device == "cuda"
     if not machine.calibrated:
         experts_bytes += made

@@ -20,6 +20,7 @@ TRAIN_FACTOR = 3
 ROUTER_BYTES = 4  # its weights and logits are float32 whatever the dtype
 INDEX_BYTES = 8
 KEPT_HIDDEN = {"relu": 1, "identity": 1, "gelu": 2, "silu_gated": 4}
+KEPT_BY_LOOP = {**KEPT_HIDDEN, "silu_gated": 3}
 
 
 def first_width(layer: Layer, hidden: int) -> int:
@@ -140,8 +141,8 @@ def activation_bytes(cell: Cell, load: Load, rank: int = 0) -> float:
     made = first_width(layer, units) + (0 if layer.activation == "identity" else units)
     held = load.slots * layer.dim + tokens * layer.dim
     if train:
-        gated_loop = layer.activation == "silu_gated" and cell.strategy.kernel == "loop"
-        hidden = (3 if gated_loop else KEPT_HIDDEN[layer.activation]) * units
+        kept = KEPT_BY_LOOP if cell.strategy.kernel == "loop" else KEPT_HIDDEN
+        hidden = kept[layer.activation] * units
         held += (load.slots + shared) * hidden + tokens * layer.topk * layer.dim_out
     else:
         held += max(load.slots, shared) * made
