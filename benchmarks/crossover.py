@@ -151,7 +151,7 @@ def picture(rows: Sequence[tuple[Measured, list[float]]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     pyplot.style.use(ROOT / "analysis" / "style.mplstyle")
     figure, panels = pyplot.subplots(1, len(HIDDEN), figsize=(9, 3.6), layout="constrained")
@@ -166,7 +166,9 @@ def picture(rows: Sequence[tuple[Measured, list[float]]], path: Path) -> None:
                     draw(TOPKS, ratio, style, color=colour, label=label)
         panel.axhline(1.0, color="0.4", linewidth=0.8)
         panel.set(title=f"hidden {hidden}", xlabel="top-k", ylabel="ratio of times", yscale="log")
-    panels[0].legend(fontsize=7)
+        for level in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+            level(ticker.FormatStrFormatter("%g"))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path)
     print(f"\n{path.relative_to(ROOT)}")
 

@@ -192,8 +192,14 @@ class Experts(nn.Module):
         busy = [e for e, count in enumerate(counts) if count] or [0]
         if len(busy) == 1:
             return self._expert(x_SD, busy[0])
-        parts = x_SD.split([counts[e] for e in busy])
-        return torch.cat([self._expert(part, e) for part, e in zip(parts, busy, strict=True)])
+        sizes = [counts[e] for e in busy]
+        if torch.is_grad_enabled():
+            parts = zip(x_SD.split(sizes), busy, strict=True)
+            return torch.cat([self._expert(part, e) for part, e in parts])
+        y_SO = x_SD.new_empty((x_SD.shape[0], self.layer.dim_out))
+        for x_MD, y_MO, e in zip(x_SD.split(sizes), y_SO.split(sizes), busy, strict=True):
+            y_MO.copy_(self._expert(x_MD, e))  # while it is in the cache
+        return y_SO
 
     def _bmm(self, x_SD: Tensor, counts: list[int]) -> Tensor:
         most = max(counts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -48,6 +49,9 @@ def unpermute(y_SO: Tensor, gates_TK: Tensor, slots: Slots) -> Tensor:
     if y_SO.shape[0] == tokens * topk:  # every slot is here: gather instead of scattering
         inverse = torch.empty_like(slots.order_S)
         inverse[slots.order_S] = torch.arange(inverse.numel(), device=inverse.device)
+        if not torch.is_grad_enabled() and y_SO.device.type == "cpu":  # no copy of the rows
+            bags_TK = inverse.view(tokens, topk)
+            return F.embedding_bag(bags_TK, y_SO, mode="sum", per_sample_weights=gates)
         y_TKO = y_SO.index_select(0, inverse).view(tokens, topk, y_SO.shape[1])
         return torch.bmm(gates.unsqueeze(1), y_TKO).squeeze(1)
     gate_S = gates.reshape(-1).index_select(0, slots.order_S)
