@@ -30,6 +30,7 @@ DETAILS = (
         "busbw_bytes_max",
     ),
     *("sent_bytes_total", "sent_bytes_by_collective", "peak_bytes_max", "weights_bytes_max"),
+    "step_bytes_max",
     *("calibration", "floor_ms", "stop_rule", "error_message", "error_log", "gate_error"),
     *("notes", "drift"),
 )

@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   python -m analysis compare outputs/before outputs/after
   python -m analysis compare --group strategy
   python -m analysis compare --group workload --filter strategy=ep
+  python -m analysis beside outputs/latest --format markdown
   python -m analysis check
   python -m analysis status
   python -m analysis plot --name speed_vs_ranks --name roofline
@@ -40,6 +41,7 @@ EXAMPLES = """examples:
 VERBS = {
     "show": "tables of a sweep with intervals, and what they say",
     "compare": "two sweeps, or the strategies or commits of one: which is faster",
+    "beside": "ours against the best of other systems, setting by setting",
     "check": "what limits the numbers, and what to do next",
     "status": "cells by outcome, failures and their logs",
     "plot": "pictures as PNG and SVG",
@@ -60,13 +62,13 @@ def parser() -> argparse.ArgumentParser:
     )
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     made = {name: _verb(verbs, name, about) for name, about in VERBS.items()}
-    for name in ("show", "compare", "check", "status", "predict", "advise"):
+    for name in ("show", "compare", "beside", "check", "status", "predict", "advise"):
         made[name].add_argument("--format", choices=("text", "markdown", "csv"), default="text")
     for name in ("show", "compare", "plot"):
         made[name].add_argument("--group", default="", help="axis or column to arrange by")
     for name in ("show", "plot"):
         made[name].add_argument("--metric", default="", help="column to show; default duration")
-    for name in ("show", "compare", "report"):
+    for name in ("show", "compare", "beside", "report"):
         made[name].add_argument(
             "--threshold", type=float, default=None, help="noise threshold, such as 0.02"
         )

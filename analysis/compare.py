@@ -27,6 +27,7 @@ from analysis.panels import (
     title_of,
 )
 from analysis.verdict import Verdict
+from moe.spec import PEER
 
 HEADER = ("cell", "A", "B", "A ms", "B ms", "B / A", "verdict")
 COMMIT = ("git_sha", "git_dirty")
@@ -104,23 +105,32 @@ def _commit(row: pd.Series[Any]) -> str:
     return str(row["git_sha"])[:10] + (f"+{row['git_dirty']}" if row["git_dirty"] else "")
 
 
-def _by_config(frame: pd.DataFrame, name: str) -> list[Pair]:
-    cells = summarize(frame)
-    free = {name, *COMPANIONS.get(name, ())} | (set(VARIANT) if name == "strategy" else set())
-    free |= set(LOAD_PARTS) if name == "workload" else set()
-    same = [c for c in (*CONFIG, "host", "label") if c not in free]
-    if name == "strategy":
-        cells = cells.assign(group_name=series_names(cells))
-    else:
-        shown = "load" if name == "workload" else name
-        cells = cells.assign(group_name=[f"{name}={hashable(v)}" for v in cells[shown]])
-    tested = cells[cells["strategy"] != SERIAL] if name == "strategy" else cells
-    groups: dict[tuple[Any, ...], list[pd.Series[Any]]] = {}
-    for _, cell in tested.iterrows():
-        groups.setdefault(tuple(hashable(cell[c]) for c in same), []).append(cell)
+def beside(frame: pd.DataFrame, threshold: float) -> list[Comparison]:
+    """At every setting the fastest of our strategies (A) against the fastest peer (B).
+
+    Raises InputError where no setting has both.
+    """
+    cells = _named(summarize(frame), "strategy")
+    tested = cells[(cells["strategy"] != SERIAL) & (cells["outcome"] == "measured")]
     found: list[Pair] = []
-    for _, members in sorted(groups.items(), key=lambda item: [sort_key(v) for v in item[0]]):
-        members.sort(key=lambda cell: series_order(str(cell["group_name"])))
+    for members in _alike(tested, "strategy"):
+        sides = [[c for c in members if _is_peer(c) == side] for side in (False, True)]
+        if all(sides):
+            a, b = (min(side, key=lambda cell: float(cell["median_ms"])) for side in sides)
+            names = (str(a["group_name"]), str(b["group_name"]))
+            found.append((_words(b, tested, "strategy"), names, frame, a, frame, b))
+    return _judged(found, threshold, "ours and peers")
+
+
+def _is_peer(cell: pd.Series[Any]) -> bool:
+    return str(cell["strategy"]).startswith(PEER)
+
+
+def _by_config(frame: pd.DataFrame, name: str) -> list[Pair]:
+    cells = _named(summarize(frame), name)
+    tested = cells[cells["strategy"] != SERIAL] if name == "strategy" else cells
+    found: list[Pair] = []
+    for members in _alike(tested, name):
         if name == "strategy":
             members = [*(row for _, row in serial_of(cells, members[0]).iterrows()), *members]
         for a, b in itertools.combinations(members, 2):
@@ -128,6 +138,29 @@ def _by_config(frame: pd.DataFrame, name: str) -> list[Pair]:
             if names[0] != names[1]:
                 found.append((_words(b, tested, name), names, frame, a, frame, b))
     return found
+
+
+def _named(cells: pd.DataFrame, name: str) -> pd.DataFrame:
+    """With what the cells are called where they are compared by this column."""
+    if name == "strategy":
+        return cells.assign(group_name=series_names(cells))
+    shown = "load" if name == "workload" else name
+    return cells.assign(group_name=[f"{name}={hashable(v)}" for v in cells[shown]])
+
+
+def _alike(cells: pd.DataFrame, name: str) -> list[list[pd.Series[Any]]]:
+    """Cells that are the same in all but this column and what goes with it, in order."""
+    free = {name, *COMPANIONS.get(name, ())} | (set(VARIANT) if name == "strategy" else set())
+    free |= set(LOAD_PARTS) if name == "workload" else set()
+    same = [c for c in (*CONFIG, "host", "label") if c not in free]
+    groups: dict[tuple[Any, ...], list[pd.Series[Any]]] = {}
+    for _, cell in cells.iterrows():
+        groups.setdefault(tuple(hashable(cell[c]) for c in same), []).append(cell)
+    ordered = sorted(groups.items(), key=lambda item: [sort_key(v) for v in item[0]])
+    return [
+        sorted(members, key=lambda cell: series_order(str(cell["group_name"])))
+        for _, members in ordered
+    ]
 
 
 def _words(cell: pd.Series[Any], cells: pd.DataFrame, without: str = "") -> str:

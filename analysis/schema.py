@@ -77,6 +77,7 @@ collective_calls_max int collectives of a step on the busiest rank
 traffic list every rank's collectives of a step
 peak_bytes_max int peak memory of the largest rank
 weights_bytes_max int weights of the largest rank
+step_bytes_max int most bytes of tensors alive at once that a step adds, of the largest rank
 memory_method text how peak memory was read
 host text salted hash of the host: tells machines apart, names none
 cpu_model text model of the processor

@@ -13,6 +13,7 @@ import pandas as pd
 
 import analysis
 from analysis import (
+    beside,
     bounds,
     caption,
     cells,
@@ -166,6 +167,18 @@ def compare_(options: argparse.Namespace) -> int:
     return 0
 
 
+def beside_(options: argparse.Namespace) -> int:
+    data, threshold = load(options), _threshold(options)
+    found = compare.beside(data.frame, threshold)
+    parts = [
+        render.lines(caption.banners(data.frame), options.format),
+        render.simple(beside.HEADER, beside.rows(found, data.cells), options.format),
+        render.lines(beside.told(found, threshold), options.format),
+    ]
+    write_output("\n\n".join(part for part in parts if part), options.output)
+    return 0
+
+
 def _two_names(sources: list[str]) -> tuple[str, str]:
     names = [Path(s).resolve().name if Path(s).exists() else s for s in sources]
     return (names[0], names[1]) if names[0] != names[1] else (sources[0], sources[1])
@@ -239,6 +252,7 @@ def predict_(options: argparse.Namespace) -> int:
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "show": show,
     "compare": compare_,
+    "beside": beside_,
     "check": check_,
     "status": status_,
     "plot": plot,

@@ -8,11 +8,13 @@ boot are stored as salted short hashes, enough to tell two machines apart.
     fingerprint(env)         what a calibration belongs to
     pin(...)                 give a local rank its own cores
     reset_peak_memory(...), peak_memory_bytes(...)   peak memory, with the method that was used
+    step_memory_bytes(...)   what one step allocates at once
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -21,6 +23,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -247,6 +250,26 @@ def reset_peak_memory(device: str = "cpu") -> bool:
     except OSError:
         _reset_worked = False
     return _reset_worked
+
+
+def step_memory_bytes(step: Callable[[], None], device: str = "cpu") -> int:
+    """Most bytes of tensors that were alive at once in a step, beyond those before it, by what
+    torch's allocator was asked for: unlike the resident set it does not depend on what the process
+    did before. What libraries allocate for themselves (oneDNN, MPI) is not in it."""
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device)) - int(before)
+    with torch.autograd.profiler.profile(use_kineto=True, profile_memory=True) as seen:
+        step()
+    assert seen.kineto_results is not None
+    events = [event for event in seen.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(changes, initial=0))
 
 
 def peak_memory_bytes(device: str = "cpu") -> dict[str, Any]:

@@ -258,6 +258,9 @@ def _memory(record: Record) -> dict[str, Any]:
     return {
         "peak_bytes_max": max((rank.get("peak_bytes") or 0 for rank in ranks), default=None),
         "weights_bytes_max": max((rank.get("weights_bytes") or 0 for rank in ranks), default=None),
+        "step_bytes_max": max(
+            (rank["step_bytes"] for rank in ranks if "step_bytes" in rank), default=None
+        ),
         "memory_method": methods[0] if methods else None,
     }
 

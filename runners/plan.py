@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from moe.spec import Cell, Placement
+from moe.spec import Cell, Placement, shard_bounds
 from runners.cell import Request
 from runners.fields import ConfigError
 from runners.record import RecordError, cell_from_dict, cell_key, read_sealed, sealed, write_atomic
@@ -127,15 +127,35 @@ def groups(jobs: Iterable[Job], isolation: str) -> list[Group]:
     return list(found.values())
 
 
-def waves(jobs: Sequence[Job], size: int) -> list[list[Job]]:
-    """Consecutive jobs, at most `size` together, in waves of nearly equal length."""
-    count = -(-len(jobs) // size)
-    base, extra = divmod(len(jobs), max(count, 1))
-    found, start = [], 0
-    for number in range(count):
-        end = start + base + (number < extra)
-        found.append(list(jobs[start:end]))
-        start = end
+def waves(jobs: Sequence[Job], size: int) -> list[list[int]]:
+    """Indices of jobs, at most `size` together, in few waves of nearly equal length.
+
+    Jobs that differ only in their strategy or label are what gets compared, so they share a wave
+    wherever the sweep names them, unless they are more than `size`.
+    """
+    points: dict[Any, list[int]] = {}
+    for index, job in enumerate(jobs):
+        points.setdefault((job.cell.layer, job.cell.workload), []).append(index)
+    pieces = [
+        one[slice(*shard_bounds(len(one), parts, part))]
+        for one in points.values()
+        for parts in [-(-len(one) // size)]
+        for part in range(parts)
+    ]
+    least = max(map(len, pieces), default=0)
+    found = _filled(pieces, size)
+    shorter = (_filled(pieces, limit) for limit in range(least, size))
+    return next((one for one in shorter if len(one) == len(found)), found)
+
+
+def _filled(pieces: Iterable[list[int]], limit: int) -> list[list[int]]:
+    """Consecutive pieces put together as long as they are at most `limit`."""
+    found: list[list[int]] = []
+    for piece in pieces:
+        if found and len(found[-1]) + len(piece) <= limit:
+            found[-1].extend(piece)
+        else:
+            found.append(list(piece))
     return found
 
 

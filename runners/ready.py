@@ -126,11 +126,11 @@ class Ready:
         with self.comm.counting() as rows:
             step()
         self.log.write("info", cell=index, name="traffic", value=rows)
-        self.log.write("info", cell=index, name="memory", value=self._memory(index))
+        self.log.write("info", cell=index, name="memory", value=self._memory(index, step))
         if self.plan.measure.phases:
             self.log.write("info", cell=index, name="phases", value=self._phases(step))
 
-    def _memory(self, index: int) -> dict[str, object]:
+    def _memory(self, index: int, step: Step) -> dict[str, object]:
         found = environment.peak_memory_bytes(self.comm.device.type)
         built = self.built[index]
         return {
@@ -138,6 +138,7 @@ class Ready:
             "restarted": self._restarted,
             "before_bytes": self._baseline["current_bytes"],
             "weights_bytes": built.layer.weights_bytes(),
+            "step_bytes": environment.step_memory_bytes(step, self.comm.device.type),
         }
 
     def _phases(self, step: Step) -> dict[str, object]:

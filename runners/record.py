@@ -60,7 +60,7 @@ class Record:
                  total_ns: [ns per step per rank]}
     traffic      per rank: [{collective, group, calls, sent_bytes, received_bytes,
                  busbw_bytes} ...] of one step; bytes exclude what stays on the rank
-    memory       per rank: {peak_bytes, weights_bytes, method}
+    memory       per rank: {peak_bytes, before_bytes, weights_bytes, step_bytes, method}
     skew         {expert_slots: [E], rank_slots: [R]}
     kernel       name of the kernel that ran, and how it was chosen
     anchors      {key, first, middle, last}: the wave's anchor cell, Samples as dicts; the same in

@@ -140,7 +140,15 @@ def measured(
         "warmup": {"samples": 2, "steady": True, "detail": ""},
         "phases": phases(center, ranks, of.workload.mode),
         "traffic": traffic(of),
-        "memory": [{"peak_bytes": 1 << 28, "weights_bytes": 1 << 20, "method": "VmHWM"}] * ranks,
+        "memory": [
+            {
+                "peak_bytes": 1 << 28,
+                "weights_bytes": 1 << 20,
+                "step_bytes": 1 << 21,
+                "method": "VmHWM",
+            }
+        ]
+        * ranks,
         "skew": {"expert_slots": [3, 1] * 4, "rank_slots": slots(of)},
         "kernel": {"name": "bmm"},
         "environment": {**ENVIRONMENT, "local_ranks": ranks},

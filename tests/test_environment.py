@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from runners import environment, hardware
 
@@ -174,3 +175,18 @@ def test_importing_environment_needs_neither_torch_nor_numpy() -> None:
         "from runners import environment, limits, mpi_start; print(environment.capture()['cores'])"
     )
     assert int(run_here(code)) >= 1
+
+
+def test_what_a_step_adds_does_not_depend_on_what_was_freed_before() -> None:
+    kept: list[torch.Tensor] = []
+
+    def step() -> None:
+        first = torch.empty(3 << 20, dtype=torch.uint8)
+        second = torch.empty(4 << 20, dtype=torch.uint8)
+        del first
+        torch.empty(1 << 20, dtype=torch.uint8)
+        kept[:] = [second]
+
+    for _ in range(2):
+        kept.clear()
+        assert environment.step_memory_bytes(step) == 7 << 20

@@ -51,9 +51,27 @@ def test_repeats_need_labels_only_when_measured_differently() -> None:
 def test_waves_keep_every_job_once_in_nearly_equal_parts(count: int, size: int) -> None:
     jobs = [job(label=f"l{n}") for n in range(count)]
     split = waves(jobs, size)
-    assert [j for wave in split for j in wave] == jobs
+    assert [j for wave in split for j in wave] == list(range(count))
     lengths = [len(wave) for wave in split]
     assert not lengths or (max(lengths) <= size and max(lengths) - min(lengths) <= 1)
+
+
+@given(st.lists(st.integers(1, 9), max_size=60), st.integers(1, 20))
+def test_what_is_compared_shares_a_wave(topks: list[int], size: int) -> None:
+    jobs = [job(topk, label=f"l{n}") for n, topk in enumerate(topks)]
+    split = waves(jobs, size)
+    assert sorted(j for wave in split for j in wave) == list(range(len(jobs)))
+    assert max(map(len, split), default=0) <= size
+    for topk in set(topks):
+        where = [n for n, wave in enumerate(split) for j in wave if topks[j] == topk]
+        assert len(set(where)) == -(-len(where) // size)
+
+
+def test_a_sweep_that_names_strategies_first_keeps_them_together() -> None:
+    jobs = [job(topk, label=label) for label in "abc" for topk in (2, 4, 8)]
+    assert waves(jobs, 8) == [[0, 3, 6, 1, 4, 7], [2, 5, 8]]
+    assert waves(jobs, 6) == [[0, 3, 6, 1, 4, 7], [2, 5, 8]]
+    assert waves(jobs, 2) == [[0, 3], [6], [1, 4], [7], [2, 5], [8]]
 
 
 def test_a_plan_survives_its_file(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ PLOTS = {
     "skew": ("grids", "slots of every rank over the mean"),
     "roofline": ("roofline", "arithmetic rate against intensity, under the calibrated roof"),
     "forest": ("forest", "ratios of durations with their intervals"),
+    "beside": ("forest", "ours over the best of other systems, setting by setting"),
     "traces": ("traces", "every sample in the order taken, warm-up shaded"),
 }
 

@@ -16,7 +16,19 @@ LOOKS = {FASTER: ("#D55E00", "s"), SLOWER: ("#0072B2", "o")}
 
 def forest(scene: Scene) -> Figure | None:
     """B / A: left of 1, B is faster; hollow where no difference is shown."""
-    found, what = _comparisons(scene)
+    return _drawn(scene, "forest", *_comparisons(scene))
+
+
+def beside(scene: Scene) -> Figure | None:
+    """The same of the fastest of ours (A) and the fastest of other systems (B), by setting."""
+    try:
+        found = compare.beside(scene.frame, NOISE_THRESHOLD)
+    except InputError:
+        return None
+    return _drawn(scene, "beside", found, "A: the fastest of ours. B: the fastest other system")
+
+
+def _drawn(scene: Scene, name: str, found: list[compare.Comparison], what: str) -> Figure | None:
     every = compare.ratio_rows(found)
     rows = every[:MAX_ROWS]
     if not rows:
@@ -42,7 +54,7 @@ def forest(scene: Scene) -> Figure | None:
     text += f"Intervals hold together at 95% (Bonferroni over {len(found)})."
     left = len(every) - len(rows)
     text += f" {len(rows)} of {len(every)} comparisons; --filter chooses others." if left else ""
-    return canvas.finish(made, scene, "forest", [text])
+    return canvas.finish(made, scene, name, [text])
 
 
 def _comparisons(scene: Scene) -> tuple[list[compare.Comparison], str]:

@@ -156,17 +156,18 @@ def phases(scene: Scene) -> Figure | None:
 
 
 def memory(scene: Scene) -> Figure | None:
-    """Peak and weights of the largest rank in MiB, each on an axis of its own."""
+    """Peak, weights and a step's tensors of the largest rank in MiB, each on an axis of its own."""
     every = scene.cells[pd.to_numeric(scene.cells["peak_bytes_max"]).notna()]
     if every.empty:
         return None
     rows = Rows(every)
     made = canvas.figure(width=8.0, height=1.2 + 0.29 * rows.height)
-    axes = made.subplots(1, 2, sharey=True)
+    axes = made.subplots(1, 3, sharey=True)
     columns = (("peak_bytes_max", "peak of the process", "#56B4E9", ""),
-               ("weights_bytes_max", "weights", "#D55E00", "//"))  # fmt: skip
+               ("weights_bytes_max", "weights", "#D55E00", "//"),
+               ("step_bytes_max", "most a step adds", "#009E73", "xx"))  # fmt: skip
     for ax, (name, title, color, hatch) in zip(axes, columns, strict=True):
-        values = [float(v or 0) / 2**20 for v in rows.cells[name]]
+        values = [float(v) / 2**20 for v in pd.to_numeric(rows.cells[name]).fillna(0)]
         ax.barh(rows.places, values, color=color, hatch=hatch, edgecolor="white", linewidth=0.4)
         ax.set_title(title)
         ax.set_xlabel("MiB, largest rank")

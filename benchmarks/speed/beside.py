@@ -64,11 +64,11 @@ def measure(
     sweep: Sweep, dtype: str, topks: tuple[int, ...], tokens: tuple[int, ...]
 ) -> list[store.Row]:
     mode, ranks, experts, skew = sweep
-    # A wave holds whole points. Those of 64 experts on 4 ranks do not all fit in memory at once.
-    cells = POINT_CELLS[dtype] * (4 if ranks * experts > 128 else 1000)
+    # Of 64 experts on 4 ranks not all points fit in memory at once.
+    points = 1000 if ranks * experts <= 128 else 4 if mode == "forward" else 2
     command = [
         sys.executable, "runners/bench.py", "-m", *SHAPE, *MEASURE, f"mode={mode}",
-        f"measure.wave_cells={cells}",
+        f"measure.wave_cells={points * POINT_CELLS[dtype]}",
         f"world_size={ranks}", f"num_experts={experts}", f"workload={skew}", f"dtype={dtype}",
         f"topk={','.join(map(str, topks))}", f"batch_size={','.join(map(str, tokens))}",
         f"strategy={OURS[ranks]},{PEERS}", "name=beside", "tracker=none", "report=false",

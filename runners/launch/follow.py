@@ -58,7 +58,6 @@ class Launch:
     def _plan(self) -> LaunchPlan:
         measure = self.jobs[0].measure
         split = waves(self.jobs, measure.wave_cells)
-        bounds = [sum(len(w) for w in split[:n]) for n in range(len(split))]
         return LaunchPlan(
             launch=self.number,
             launch_dir=str(self.sweep.sweep_dir.resolve() / "launches" / str(self.number)),
@@ -66,8 +65,8 @@ class Launch:
             placement=self.jobs[0].cell.placement,
             cells=[job.cell for job in self.jobs],
             labels=[job.request.label for job in self.jobs],
-            waves=[list(range(b, b + len(w))) for b, w in zip(bounds, split, strict=True)],
-            resident=[fits_together(w) for w in split],
+            waves=split,
+            resident=[fits_together([self.jobs[index] for index in wave]) for wave in split],
             calibrate=measure.calibrate and self.calibration is None,
             kernels=self.sweep.kernels,
             git=self.sweep.git,
