@@ -30,6 +30,7 @@ from analysis.verdict import Verdict
 from moe.spec import PEER
 
 HEADER = ("cell", "A", "B", "A ms", "B ms", "B / A", "verdict")
+SIZES = ("dim", "hidden", "dim_out", "num_experts", "topk_requested", "activation")
 COMMIT = ("git_sha", "git_dirty")
 
 
@@ -119,6 +120,11 @@ def beside(frame: pd.DataFrame, threshold: float) -> list[Comparison]:
             a, b = (min(side, key=lambda cell: float(cell["median_ms"])) for side in sides)
             names = (str(a["group_name"]), str(b["group_name"]))
             found.append((_words(b, tested, "strategy"), names, frame, a, frame, b))
+    if not found:
+        raise InputError(
+            "beside: no setting has both a strategy of ours and a peer; allowed are sweeps of "
+            "both, such as strategy=simple,peer_transformers or experiment=peers_cpu"
+        )
     return _judged(found, threshold, "ours and peers")
 
 
@@ -170,10 +176,20 @@ def _words(cell: pd.Series[Any], cells: pd.DataFrame, without: str = "") -> str:
         left_out |= {"strategy", *VARIANT}
     if without == "workload":
         left_out.add("load")
-    names = [n for n in varying(cells, DESCRIBED) if n not in left_out]
+    names = _by_model(cells, [n for n in varying(cells, DESCRIBED) if n not in left_out])
     words = [] if without or len(set(cells["group_name"])) == 1 else [str(cell["group_name"])]
-    words += [str(cell[n]) if n == "strategy" else f"{title_of(n)} {cell[n]}" for n in names]
+    bare = ("strategy", "model", "dtype", "load")  # whose values say what they are
+    words += [str(cell[n]) if n in bare else f"{title_of(n)} {cell[n]}" for n in names]
     return ", ".join(words) or str(cell["cell_id"])
+
+
+def _by_model(cells: pd.DataFrame, names: list[str]) -> list[str]:
+    """With the model's name in place of the sizes that follow from it."""
+    models = cells["model"].fillna("")
+    if models.nunique() < 2 or not models.all():
+        return names
+    sizes = [n for n in SIZES if n in names and cells.groupby(models)[n].nunique().max() == 1]
+    return ["model", *(n for n in names if n not in sizes)] if sizes else names
 
 
 def _judged(found: Sequence[Pair], threshold: float, what: str) -> list[Comparison]:

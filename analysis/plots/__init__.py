@@ -26,7 +26,10 @@ PLOTS = {
     "strong_scaling": ("scaling", "speed-up against ranks, with the ideal and the serial baseline"),
     "weak_scaling": ("scaling", "efficiency where the batch grows with the ranks"),
     "phases": ("stacks", "where the time of a step goes"),
-    "memory": ("stacks", "peak memory and weights of the largest rank"),
+    "memory": (
+        "stacks",
+        "peak memory, weights, and the most that a step adds, of the largest rank",
+    ),
     "crossover": ("grids", "which strategy is fastest where"),
     "skew": ("grids", "slots of every rank over the mean"),
     "roofline": ("roofline", "arithmetic rate against intensity, under the calibrated roof"),

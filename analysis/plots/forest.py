@@ -33,7 +33,8 @@ def _drawn(scene: Scene, name: str, found: list[compare.Comparison], what: str) 
     rows = every[:MAX_ROWS]
     if not rows:
         return None
-    made = canvas.figure(width=7.5, height=1.3 + 0.26 * len(rows))
+    longest = max(len(row[0]) for row in rows)
+    made = canvas.figure(width=7.5 + 0.05 * max(0, longest - 50), height=1.3 + 0.26 * len(rows))
     ax = made.subplots()
     ax.axvspan(1 / (1 + NOISE_THRESHOLD), 1 + NOISE_THRESHOLD, color="#e4e4e4", linewidth=0)
     ax.axvline(1.0, color="#555555", linewidth=1)
