@@ -36,7 +36,7 @@ def _of_limit(cell: pd.Series[Any]) -> str:
 
 def _mebibytes(cell: pd.Series[Any]) -> str:
     both = cell["weights_bytes_max"], cell["step_bytes_max"]
-    return "-" if any(pd.isna(part) for part in both) else f"{sum(both) / 2**20:,.0f}"
+    return "-" if any(pd.isna(part) for part in both) else numbers.short(sum(both) / 2**20)
 
 
 def _ratio(one: Comparison) -> str:

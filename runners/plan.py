@@ -142,8 +142,8 @@ def waves(jobs: Sequence[Job], size: int) -> list[list[int]]:
         for parts in [-(-len(one) // size)]
         for part in range(parts)
     ]
-    least = max(map(len, pieces), default=0)
     found = _filled(pieces, size)
+    least = max([-(-len(jobs) // max(len(found), 1)), *map(len, pieces)])
     shorter = (_filled(pieces, limit) for limit in range(least, size))
     return next((one for one in shorter if len(one) == len(found)), found)
 

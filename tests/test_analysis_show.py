@@ -245,7 +245,7 @@ def test_beside_meets_the_fastest_of_either_side(
     words = [one.found.word if one.found else "" for one in found]
     assert words == ["faster", "slower"]
     rows = beside.rows(found, cells.summarize(frame))
-    assert [row[4] for row in rows] == ["3", "3"]  # 1 MiB of weights and 2 of a step
+    assert [row[4] for row in rows] == ["3.00", "3.00"]  # 1 MiB of weights and 2 of a step
     assert cli.main(["beside", str(tmp_path), "--format", "markdown"]) == 0
     said = capsys.readouterr().out
     assert "faster than the best peer at 1 of 2 settings, slower at 1" in said
