@@ -25,7 +25,7 @@ def rows(found: Sequence[Comparison], cells: pd.DataFrame) -> list[list[str]]:
             [name, numbers.short(ms), _of_limit(by_id[cell]), _mebibytes(by_id[cell])]
             for name, ms, cell in zip(one.names, one.medians_ms, one.cell_ids, strict=True)
         ]
-        lines.append([one.cell, *sides[0], *sides[1], _ratio(one)])
+        lines.append([one.cell, *sides[0], *sides[1], one.ratio(digits=2)])
     return lines
 
 
@@ -37,13 +37,6 @@ def _of_limit(cell: pd.Series[Any]) -> str:
 def _mebibytes(cell: pd.Series[Any]) -> str:
     both = cell["weights_bytes_max"], cell["step_bytes_max"]
     return "-" if any(pd.isna(part) for part in both) else numbers.short(sum(both) / 2**20)
-
-
-def _ratio(one: Comparison) -> str:
-    if not one.found:
-        return "-"
-    back = one.found.inverted()
-    return f"{back.ratio:.2f} [{back.low:.2f}, {back.high:.2f}]"
 
 
 def told(found: Sequence[Comparison], threshold: float) -> list[str]:

@@ -44,16 +44,19 @@ class Comparison:
     found: Verdict | None
     cell_ids: tuple[str, str]
 
+    def ratio(self, digits: int = 3) -> str:
+        """B / A with its interval."""
+        if not self.found:
+            return "-"
+        back = self.found.inverted()
+        return f"{back.ratio:.{digits}f} [{back.low:.{digits}f}, {back.high:.{digits}f}]"
+
     def row(self, threshold: float) -> list[str]:
-        ratio = "-"
-        if self.found:
-            back = self.found.inverted()
-            ratio = f"{back.ratio:.3f} [{back.low:.3f}, {back.high:.3f}]"
         return [
             self.cell,
             *self.names,
             *(numbers.short(v) for v in self.medians_ms),
-            ratio,
+            self.ratio(),
             verdict.sentence(*self.names, self.found, threshold),
         ]
 
@@ -106,13 +109,14 @@ def _commit(row: pd.Series[Any]) -> str:
     return str(row["git_sha"])[:10] + (f"+{row['git_dirty']}" if row["git_dirty"] else "")
 
 
-def beside(frame: pd.DataFrame, threshold: float) -> list[Comparison]:
-    """At every setting the fastest of our strategies (A) against the fastest peer (B).
+def beside(frame: pd.DataFrame, cells: pd.DataFrame, threshold: float) -> list[Comparison]:
+    """At every setting the fastest of our strategies (A) against the fastest peer (B); `cells` are
+    those of the frame (`summarize`).
 
     Raises InputError where no setting has both.
     """
-    cells = _named(summarize(frame), "strategy")
-    tested = cells[(cells["strategy"] != SERIAL) & (cells["outcome"] == "measured")]
+    named = _named(cells, "strategy")
+    tested = named[(named["strategy"] != SERIAL) & (named["outcome"] == "measured")]
     found: list[Pair] = []
     for members in _alike(tested, "strategy"):
         sides = [[c for c in members if _is_peer(c) == side] for side in (False, True)]

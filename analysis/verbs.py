@@ -169,7 +169,7 @@ def compare_(options: argparse.Namespace) -> int:
 
 def beside_(options: argparse.Namespace) -> int:
     data, threshold = load(options), _threshold(options)
-    found = compare.beside(data.frame, threshold)
+    found = compare.beside(data.frame, data.cells, threshold)
     parts = [
         render.lines(caption.banners(data.frame), options.format),
         render.simple(beside.HEADER, beside.rows(found, data.cells), options.format),

@@ -31,11 +31,11 @@ Records = list[record.Record]
 
 
 def sweep(args: argparse.Namespace, strategies: str, *overrides: str) -> Records:
-    """Records of one sweep; its order is such that every wave has whole points."""
+    """Records of one sweep."""
     how = ["measure=quick"] if args.tiny else ["measure.samples=15", "measure.calibrate=false"]
     command = [
         sys.executable, "runners/bench.py", "-m", *overrides, *how, f"backend={args.backend}",
-        f"strategy={strategies}", "strategy.dispatcher=local,alltoall", "measure.wave_cells=1000",
+        f"strategy={strategies}", "strategy.dispatcher=local,alltoall",
         "name=seed_explained", "tracker=none", "report=false", "on_invalid=skip",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)

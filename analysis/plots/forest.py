@@ -22,7 +22,7 @@ def forest(scene: Scene) -> Figure | None:
 def beside(scene: Scene) -> Figure | None:
     """The same of the fastest of ours (A) and the fastest of other systems (B), by setting."""
     try:
-        found = compare.beside(scene.frame, NOISE_THRESHOLD)
+        found = compare.beside(scene.frame, scene.cells, NOISE_THRESHOLD)
     except InputError:
         return None
     return _drawn(scene, "beside", found, "A: the fastest of ours. B: the fastest other system")

@@ -34,7 +34,6 @@ SHAPE = ("model.dim=256", "model.hidden=512", "model.dim_out=256", "model.activa
 MEASURE = ("measure.samples=8", "measure.samples_max=16", "measure.wall_limit_s=90",
            "measure.phases=0", "measure.calibrate=false", "measure.anchors=0",
            "measure.block_floors=5")  # fmt: skip
-POINT_CELLS = {"float32": 7, "bfloat16": 8}  # strategies that run at a point of 4 ranks
 MEAN_TARGET, LEAST = 1.5, 0.97
 Sweep = tuple[str, int, int, str]
 
@@ -66,12 +65,13 @@ def measure(
     mode, ranks, experts, skew = sweep
     # Of 64 experts on 4 ranks not all points fit in memory at once.
     points = 1000 if ranks * experts <= 128 else 4 if mode == "forward" else 2
+    strategies = f"{OURS[ranks]},{PEERS}"
     command = [
         sys.executable, "runners/bench.py", "-m", *SHAPE, *MEASURE, f"mode={mode}",
-        f"measure.wave_cells={points * POINT_CELLS[dtype]}",
+        f"measure.wave_cells={points * len(strategies.split(','))}",
         f"world_size={ranks}", f"num_experts={experts}", f"workload={skew}", f"dtype={dtype}",
         f"topk={','.join(map(str, topks))}", f"batch_size={','.join(map(str, tokens))}",
-        f"strategy={OURS[ranks]},{PEERS}", "name=beside", "tracker=none", "report=false",
+        f"strategy={strategies}", "name=beside", "tracker=none", "report=false",
         "on_invalid=skip",
     ]  # fmt: skip
     ended = subprocess.run(command, cwd=store.ROOT, stdout=subprocess.PIPE, text=True)
