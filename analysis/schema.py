@@ -29,22 +29,29 @@ created text when the record was written, ISO 8601, UTC
 model text name of the layer shape the user asked for
 scale float divisor the model's sizes were asked with
 overrides text the overrides of the command line that gave this cell
-median_duration_ms float headline: median over rounds of the round's median makespan per step
+metric text what the times are: steady state, or the mean of a block (docs/measuring.md)
+median_duration_ms float headline: median over rounds of the round's median time of a step
 median_low_ms float lower end of its order-statistic interval
 median_high_ms float upper end
 median_confidence float confidence that interval reaches
-avg_duration_ms float mean over samples (the seed's figure)
-std_duration_ms float standard deviation over samples
-min_duration_ms float shortest sample
-max_duration_ms float longest sample
+avg_duration_ms float mean over all times of a step (the seed's figure)
+std_duration_ms float their standard deviation
+min_duration_ms float shortest of them
+max_duration_ms float longest of them
 avg_throughput float tokens per second: batch_size / (avg_duration_ms / 1000)
-num_samples int samples without warm-up
-num_rounds int rounds without warm-up
-floor_ms float median makespan of an empty block: the resolution of the clock on these ranks
-round_medians_ms list median makespan of every round, in the order of round_numbers
+num_samples int times of a step: pairs of a short and a long block, or blocks of a fixed length
+num_rounds int rounds with at least one of them
+latency_ms float one step alone, from a start after a barrier to the last rank's end: median
+latency_low_ms float lower end of its order-statistic interval
+latency_high_ms float upper end
+start_ms float what a block costs beside its steps
+start_growth_low float fraction of a step's time that the start may still hold: lower end
+start_growth_high float upper end
+floor_ms float median makespan of an empty block among the others: what the barrier leaves
+round_medians_ms list median time of a step in every round, in the order of round_numbers
 round_numbers list numbers of those rounds; cells of one wave share them, so rounds pair up
-timed_seconds float wall time inside samples, warm-up included
-steps_per_sample int steps in one timed block
+timed_seconds float wall time inside samples of every kind
+steps_per_sample int steps in the longest timed block
 flags list what limits the use of the figures
 notes list remarks of the harness, such as a clamped top-k
 error_message text why a failed attempt failed
@@ -96,9 +103,10 @@ calibration dict what the machine can do, as measured on it
 """
 
 SAMPLES = (
-    Column("sample_ms", "list", "makespan per step of every sample, in the order taken"),
+    Column("sample_ms", "list", "makespan per step of every sample, by kind in the order taken"),
     Column("sample_round", "list", "round of every sample"),
-    Column("sample_warmup", "list", "whether the sample is warm-up"),
+    Column("sample_steps", "list", "steps of every sample"),
+    Column("sample_kind", "list", "warmup, short, long, latency or fixed, of every sample"),
 )
 IDENTITY_COUNT = 12  # columns of _OTHERS that come before the config
 

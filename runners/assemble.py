@@ -5,15 +5,15 @@ from __future__ import annotations
 import datetime
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runners import topology
+from runners import estimate, topology
 from runners.plan import Job, LaunchPlan
 from runners.ranklog import RankReader, rank_path
-from runners.record import Record, Samples
+from runners.record import KINDS, Record, Samples
 
 LOST_PEER = re.compile(r"closed by peer|reset by peer|Connection (was )?(closed|reset)", re.I)
 
@@ -99,7 +99,7 @@ class Assembler:
         job, measure, first = self.jobs[index], self.plan.measure, self.ranks[0]
         info = first.info[index]
         samples = self._samples(index)
-        rounds = len({r for r, w in zip(samples.round, samples.warmup, strict=True) if not w})
+        rounds = len(estimate.round_medians_ms(samples))
         rule = first.stop_rules.get(wave, "interrupted")
         gate = info.get("gate")
         outcome = "measured" if rounds >= measure.rounds_min else "interrupted"
@@ -116,7 +116,7 @@ class Assembler:
             notes=[*job.request.notes, *self._damage()],
             gate=gate,
             samples=samples,
-            floor=asdict(self._columns([("floor", False)], -1)),
+            floor=asdict(self._columns(["floor"], -1)),
             stop={"rule": rule, "rounds": rounds, "target": measure.precision},
             warmup=info.get("warmup"),
             phases=self._phases(index),
@@ -137,12 +137,13 @@ class Assembler:
         return [f"{lines} damaged lines of rank {n} were left out" for n, lines in found if lines]
 
     def _samples(self, index: int) -> Samples:
-        return self._columns([("warmup", True), ("round", False)], index)
+        return self._columns(KINDS, index)
 
-    def _columns(self, kinds: list[tuple[str, bool]], index: int) -> Samples:
-        """Samples that every rank has written; a rank's own start and end side by side."""
+    def _columns(self, kinds: Iterable[str], index: int) -> Samples:
+        """Samples that every rank has written; a rank's own start and end side by side. Those of
+        the floor and of anchors count as blocks of a fixed length."""
         found, node_of = Samples(), self.ranks[0].launch.get("nodes", ())
-        for kind, warm in kinds:
+        for kind in kinds:
             for row in _rows([rank.samples[index, kind] for rank in self.ranks]):
                 starts, ends = topology.on_one_clock(
                     [line["start_ns"] for line in row], [line["end_ns"] for line in row], node_of
@@ -150,7 +151,7 @@ class Assembler:
                 found.round.append(row[0]["round"])
                 found.position.append(row[0]["position"])
                 found.steps.append(row[0]["steps"])
-                found.warmup.append(warm)
+                found.kind.append(kind if kind in KINDS else "fixed")
                 found.start_ns.append(starts)
                 found.end_ns.append(ends)
         return found
@@ -159,7 +160,7 @@ class Assembler:
         anchors: dict[str, Any] = {}
         for index in self.plan.waves[wave]:
             for place in ("first", "middle", "last"):
-                found = self._columns([(f"anchor-{place}", False)], index)
+                found = self._columns([f"anchor-{place}"], index)
                 if found.round:
                     anchors["key"] = self.jobs[index].key
                     anchors[place] = asdict(found)

@@ -12,6 +12,10 @@ from runners.record import Record, Samples
 CONFIDENCE = 0.95
 DRIFT_THRESHOLD = 0.10  # anchors further apart than this put a banner on every table
 FLOOR_MULTIPLE = 10.0  # cells under this many floors are flagged
+GROWTH_LIMIT = 0.02  # of a step's time that a start which has not levelled off may hold, unflagged
+STEADY = "steady state"
+BLOCK_MEAN = "mean of a block, its start included"  # of records of schema 2
+COUNTED = ("short", "long", "fixed")
 
 
 class Interval(NamedTuple):
@@ -39,36 +43,98 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
     return Interval(ordered[depth - 1], ordered[count - depth], 1 - 2 * tail)
 
 
-def makespans_ms(samples: Samples, warmup: bool = False) -> list[float]:
-    """Per sample: (last end - first start over the ranks) / steps, in ms; warm-up left out."""
+def step_ms(short: int, short_ms: float, long: int, long_ms: float) -> float:
+    """Time of a step from two blocks of `short` and `long` steps: what a block takes beside its
+    steps is in both and drops out."""
+    return (long_ms - short_ms) / (long - short)
+
+
+def makespans_ms(samples: Samples, kinds: Sequence[str] = COUNTED) -> list[float]:
+    """Of the samples of these kinds: (last end - first start over the ranks) / steps, in ms."""
+    return [span / steps for _, steps, span in _blocks(samples, kinds)]
+
+
+def _blocks(samples: Samples, kinds: Sequence[str]) -> list[tuple[int, int, float]]:
+    """(round, steps, makespan in ms) of the samples of these kinds, in the order taken."""
     return [
-        (last - first) / steps / 1e6
-        for first, last, steps, warm in zip(
+        (number, steps, (last - first) / 1e6)
+        for number, steps, kind, first, last in zip(
+            samples.round,
+            samples.steps,
+            samples.kind,
             map(min, samples.start_ns),
             map(max, samples.end_ns),
-            samples.steps,
-            samples.warmup,
             strict=True,
         )
-        if warm == warmup
+        if kind in kinds
     ]
 
 
-def round_medians_ms(samples: Samples) -> list[float]:
-    """The median makespan of each round, in round order: the unit of the interval."""
+def step_times_ms(samples: Samples) -> list[tuple[int, float]]:
+    """(round, time of a step): of a round's n-th short and n-th long block by their difference;
+    where the length is fixed, of every block its mean."""
+    fixed = [(number, span / steps) for number, steps, span in _blocks(samples, ("fixed",))]
+    shorts: dict[int, list[tuple[int, float]]] = {}
+    for number, steps, span in _blocks(samples, ("short",)):
+        shorts.setdefault(number, []).append((steps, span))
+    found = fixed
+    for number, steps, span in _blocks(samples, ("long",)):
+        if shorts.get(number):
+            found.append((number, step_ms(*shorts[number].pop(0), steps, span)))
+    return found
+
+
+def round_medians_ms(samples: Samples) -> dict[int, float]:
+    """The median time of a step in each round, by its number: the unit of the interval."""
     rounds: dict[int, list[float]] = {}
-    timed = [r for r, warm in zip(samples.round, samples.warmup, strict=True) if not warm]
-    for number, value in zip(timed, makespans_ms(samples), strict=True):
+    for number, value in step_times_ms(samples):
         rounds.setdefault(number, []).append(value)
-    return [statistics.median(rounds[number]) for number in sorted(rounds)]
+    return {number: statistics.median(rounds[number]) for number in sorted(rounds)}
+
+
+def metric(record: Record) -> str:
+    """What the record's time of a step is. Times of different metrics are never compared."""
+    if steps := record.measure.get("block"):
+        return f"fixed block of {steps} step" + ("s" if steps > 1 else "")
+    return STEADY if record.schema > 2 else BLOCK_MEAN
 
 
 def floor_ms(record: Record) -> float | None:
-    """Median makespan of an empty block: the resolution of the clock on these ranks."""
+    """Median makespan of an empty block among the cells' blocks: what the barrier leaves."""
     if not record.floor:
         return None
     values = makespans_ms(Samples(**record.floor))
     return statistics.median(values) if values else None
+
+
+def latency_ms(samples: Samples) -> tuple[float, Interval | None] | None:
+    """One step from a start after a barrier to the last rank's end: median and interval."""
+    values = makespans_ms(samples, ("latency",))
+    return (statistics.median(values), median_interval(values)) if values else None
+
+
+def start_ms(samples: Samples, step: float) -> float | None:
+    """What a block costs beside its steps, with `step` the time of a step: the median over the
+    short blocks of their makespan less that of their steps."""
+    values = [span - steps * step for _, steps, span in _blocks(samples, ("short",))]
+    return statistics.median(values) if values else None
+
+
+def start_growth(samples: Samples, step: float) -> Interval | None:
+    """How much of the time of a step the start may still hold, as a fraction, with an interval.
+
+    What a block costs beside its steps should be the same for one step as for the short block. How
+    much it grows between them bounds how much it grows between the short and the long one, as
+    long as it levels off; that, over the steps between these two, is in the time of a step.
+    """
+    single = {number: span for number, _, span in _blocks(samples, ("latency",))}
+    longs = [steps for _, steps, _ in _blocks(samples, ("long",))]
+    found = [
+        (span - single[number] - (steps - 1) * step) / ((longs[0] - steps) * step)
+        for number, steps, span in _blocks(samples, ("short",))
+        if number in single and longs and step > 0
+    ]
+    return median_interval(found)
 
 
 def anchor_medians_ms(record: Record) -> dict[str, float]:
@@ -103,7 +169,7 @@ def _anchors(record: Record) -> list[dict[str, Any]]:
 
 
 def timed_ns(samples: Samples) -> int:
-    """Wall time spent inside samples, warm-up included."""
+    """Wall time spent inside samples of every kind."""
     return sum(map(max, samples.end_ns)) - sum(map(min, samples.start_ns))
 
 
@@ -118,11 +184,14 @@ def flags(record: Record) -> list[str]:
     if record.cell.layer.topk != record.cell.layer.topk_requested:
         found.append("clamped")
     floor = floor_ms(record)
-    values = makespans_ms(record.samples)
-    if values and floor is not None:
-        block = statistics.median(values) * statistics.median(record.samples.steps)
-        if block < FLOOR_MULTIPLE * floor:
-            found.append("under_floor")
+    blocks = [span for _, _, span in _blocks(record.samples, ("long", "fixed"))]
+    if blocks and floor is not None and statistics.median(blocks) < FLOOR_MULTIPLE * floor:
+        found.append("under_floor")
+    rounds = round_medians_ms(record.samples)
+    if rounds:
+        growth = start_growth(record.samples, statistics.median(rounds.values()))
+        if growth and growth.low > GROWTH_LIMIT:
+            found.append("start_grows")
     if record.warmup and not record.warmup.get("steady", True):
         found.append("no_steady_state")
     moved = drift(record)
@@ -142,17 +211,20 @@ def headline(record: Record) -> dict[str, Any]:
     """The figures every reader shows: durations in ms per step, throughput in tokens per second.
 
     Empty unless the record is of a correct, measured cell. `median_*` come from the medians of
-    rounds; `avg_duration_ms` is the mean over samples and
-    avg_throughput = batch_size / (avg_duration_ms / 1000).
+    rounds; `avg_duration_ms` is the mean over all times of a step and
+    avg_throughput = batch_size / (avg_duration_ms / 1000). Latency, start and its growth are None
+    where the length of a block is fixed.
     """
-    values = makespans_ms(record.samples)
+    values = [value for _, value in step_times_ms(record.samples)]
     if record.outcome != "measured" or not values or not (record.gate or {}).get("ok"):
         return {}
-    rounds = round_medians_ms(record.samples)
-    interval = median_interval(rounds)
+    rounds = list(round_medians_ms(record.samples).values())
+    median, interval = statistics.median(rounds), median_interval(rounds)
     mean = statistics.fmean(values)
+    latency, latency_interval = latency_ms(record.samples) or (None, None)
+    growth = start_growth(record.samples, median)
     return {
-        "median_duration_ms": statistics.median(rounds),
+        "median_duration_ms": median,
         "median_low_ms": interval.low if interval else None,
         "median_high_ms": interval.high if interval else None,
         "median_confidence": interval.confidence if interval else None,
@@ -163,5 +235,11 @@ def headline(record: Record) -> dict[str, Any]:
         "avg_throughput": record.cell.workload.batch_size / (mean / 1000),
         "num_samples": len(values),
         "num_rounds": len(rounds),
+        "latency_ms": latency,
+        "latency_low_ms": latency_interval.low if latency_interval else None,
+        "latency_high_ms": latency_interval.high if latency_interval else None,
+        "start_ms": start_ms(record.samples, median),
+        "start_growth_low": growth.low if growth else None,
+        "start_growth_high": growth.high if growth else None,
         "floor_ms": floor_ms(record),
     }

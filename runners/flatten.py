@@ -38,6 +38,12 @@ HEADLINE = (
     "avg_throughput",
     "num_samples",
     "num_rounds",
+    "latency_ms",
+    "latency_low_ms",
+    "latency_high_ms",
+    "start_ms",
+    "start_growth_low",
+    "start_growth_high",
     "floor_ms",
 )
 # Row name -> where the environment of a launch holds it.
@@ -125,7 +131,7 @@ def row(record: Record, samples: bool = False) -> dict[str, Any]:
 
 
 def sample_columns(record: Record) -> dict[str, list[Any]]:
-    """Every sample in the order it was taken, warm-up included and flagged: makespan per step.
+    """Every sample, by kind in the order it was taken: makespan per step.
 
     Empty unless the cell was measured and right: nothing else may show a time.
     """
@@ -138,7 +144,8 @@ def sample_columns(record: Record) -> dict[str, list[Any]]:
     return {
         "sample_ms": spans,
         "sample_round": list(taken.round),
-        "sample_warmup": list(taken.warmup),
+        "sample_steps": list(taken.steps),
+        "sample_kind": list(taken.kind),
     }
 
 
@@ -161,10 +168,10 @@ def _identity(record: Record) -> dict[str, Any]:
 
 def _headline(record: Record) -> dict[str, Any]:
     figures = estimate.headline(record)
-    values = {name: figures.get(name) for name in HEADLINE}
-    values["round_medians_ms"] = estimate.round_medians_ms(record.samples) if figures else []
-    timed = {r for r, w in zip(record.samples.round, record.samples.warmup, strict=True) if not w}
-    values["round_numbers"] = sorted(timed) if figures else []
+    values = {"metric": estimate.metric(record), **{name: figures.get(name) for name in HEADLINE}}
+    rounds = estimate.round_medians_ms(record.samples) if figures else {}
+    values["round_medians_ms"] = list(rounds.values())
+    values["round_numbers"] = list(rounds)
     values["timed_seconds"] = estimate.timed_ns(record.samples) / 1e9
     values["steps_per_sample"] = max(record.samples.steps, default=None)
     return values

@@ -1,5 +1,12 @@
 """The measuring engine: barriers, blocks, rounds and the rule that ends them.
 
+**Two lengths of block.** A block of n steps takes start + n * step: its first steps find cold
+caches and ranks that begin apart, its last ones ranks that are already done. A round therefore
+times a short and a long block of every cell, each after another cell's block, and the time of a
+step is the difference of the two over the difference of their steps: whatever a block costs
+beside its steps is in both and drops out. One step alone is timed beside them: the latency. With
+`measure.block=N` every block has exactly N steps, and its mean is the time: the start is in it.
+
 Where ranks are on several nodes there is no clock that all of them share. A sample then ends with a
 barrier of its own: each node's ranks see, on their node's clock, how long it took from their first
 start until the last rank of all had ended; the longest of these is the makespan. The floor has the
@@ -13,6 +20,7 @@ decided by rank 0 and handed to all, so that ranks can never disagree on a count
 from __future__ import annotations
 
 import gc
+import math
 import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +28,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from runners.estimate import median_interval
+from runners.estimate import median_interval, step_ms
 from runners.plan import Measure
 
 STEADY = 0.10  # relative difference of the two halves of the warm-up below which it has settled
+SHORT_SHARE = 4  # the long block over the short one, in time
+SHORT_STEPS = 2  # of the short block, at least
+LONG_SHORT = 2.5  # steps of the long block over those of the short one, at least
+SHORT_TURNS = 2  # turns of all ranks on their core that the short block lasts, at least
 MAX_STEPS = 1_000_000
 RULES = ("", "fixed", "precision", "maximum", "wall", "interrupted")
 
@@ -42,14 +54,22 @@ class Ranks(Protocol):
 
 @dataclass
 class Timed:
-    """A cell that is ready to be timed. `active` makes it so, for cells built anew each round."""
+    """A cell that is ready to be timed. `active` makes it so; a cell that is not `resident` is
+    built anew there, and all its blocks of a round are taken at once."""
 
     index: int
     step: Callable[[], None]
     active: Callable[[], AbstractContextManager[None]] = nullcontext
-    steps: int = 1
-    rounds_ms: list[float] = field(default_factory=list)  # median makespan per step, by round
+    resident: bool = True
+    short: int = 0  # steps of the short block; 0: every block has `steps`
+    steps: int = 1  # steps of the long block
+    rounds_ms: list[float] = field(default_factory=list)  # median time of a step, by round
     warmup_ms: list[float] = field(default_factory=list)
+
+    def steps_of(self, kind: str) -> int:
+        if kind == "latency":
+            return 1
+        return self.short if kind == "short" else self.steps
 
 
 @dataclass(frozen=True)
@@ -57,7 +77,7 @@ class Sample:
     """One line of a rank's log: its own start and end of one block."""
 
     cell: int
-    kind: str  # floor | warmup | round | anchor-first | anchor-middle | anchor-last
+    kind: str  # floor | a kind of runners.record.KINDS | anchor-first | anchor-middle | anchor-last
     round: int
     position: int
     steps: int
@@ -70,6 +90,9 @@ Emit = Callable[[Sample], None]
 
 def idle() -> None:
     """The empty step: what is left is the skew of the barrier."""
+
+
+EMPTY = Timed(-1, idle)
 
 
 @contextmanager
@@ -121,12 +144,16 @@ class Engine:
         self.emit = emit
         self.flush = flush
         self.floor_ms = 0.0
+        self.turn_ms = 0.0  # until all ranks that share a core have had it; 0: none share one
         self.node_of: tuple[int, ...] = ()  # of every rank, where there are several nodes
 
-    def take(self, cell: Timed, kind: str, round_: int, position: int = 0) -> tuple[int, int]:
+    def take(
+        self, cell: Timed, kind: str, round_: int, position: int = 0, steps: int = 0
+    ) -> tuple[int, int]:
         """One block of a cell, on this rank's clock; what the others saw is asked for later."""
-        start, end = block(self.ranks, cell.step, cell.steps, bool(self.node_of))
-        self.emit(Sample(cell.index, kind, round_, position, cell.steps, start, end))
+        steps = steps or cell.steps_of(kind)
+        start, end = block(self.ranks, cell.step, steps, bool(self.node_of))
+        self.emit(Sample(cell.index, kind, round_, position, steps, start, end))
         return start, end
 
     def makespans_ms(self, taken: Sequence[tuple[int, int]]) -> list[float]:
@@ -137,42 +164,44 @@ class Engine:
             for i in range(0, 2 * len(taken), 2)
         ]
 
-    def sample(self, cell: Timed, kind: str, round_: int) -> float:
+    def sample(self, cell: Timed, kind: str, round_: int, steps: int) -> float:
         """One block of a cell; returns its makespan per step in ms."""
-        return self.makespans_ms([self.take(cell, kind, round_)])[0] / cell.steps
+        return self.makespans_ms([self.take(cell, kind, round_, steps=steps)])[0] / steps
 
     def measure_floor(self, samples: int = 21) -> None:
-        """The empty block between the same barriers, before a wave."""
-        empty = Timed(-1, idle)
+        """The empty block, to size blocks by; the floor that is recorded is taken in rounds."""
         with quiet():
-            taken = [self.take(empty, "floor", number) for number in range(samples)]
+            taken = [self.take(EMPTY, "sizing", number) for number in range(samples)]
         self.floor_ms = statistics.median(self.makespans_ms(taken))
         self.flush()
 
     def size_block(self, cell: Timed) -> None:
-        """Doubles the block until it is well above the floor; rank 0's clock decides."""
+        """Lengthens the block until it is well above the floor; rank 0's clock decides."""
         if self.measure.block:
             cell.steps = self.measure.block
             return
-        target_ms = max(self.measure.block_ms, self.measure.block_floors * self.floor_ms)
-        cell.steps = 1
-        while True:
-            took_ms = self.sample(cell, "sizing", 0) * cell.steps
-            wanted = cell.steps * 2
-            if took_ms > 0:
-                wanted = min(round(cell.steps * target_ms / took_ms), cell.steps * 10)
-            more = took_ms < 0.7 * target_ms and cell.steps < MAX_STEPS
-            decided = self.ranks.decide(max(wanted, cell.steps + 1) if more else 0)
-            if not decided:
-                return
-            cell.steps = min(decided, MAX_STEPS)
+        target_ms = max(
+            self.measure.block_ms,
+            self.measure.block_floors * self.floor_ms,
+            SHORT_SHARE * SHORT_TURNS * self.turn_ms,
+        )
+        steps, more = 1, 1
+        while more:
+            took_ms = self.sample(cell, "sizing", 0, steps) * steps
+            wanted = min(target_ms / took_ms, 10.0) * steps if took_ms > 0 else 2.0 * steps
+            more = self.ranks.decide(int(took_ms < 0.7 * target_ms and steps < MAX_STEPS))
+            if more:
+                steps = self.ranks.decide(min(max(round(wanted), steps + 1), MAX_STEPS))
+        cell.short = max(SHORT_STEPS, round(steps / SHORT_SHARE))
+        cell.steps = max(math.ceil(LONG_SHORT * cell.short), steps)
 
     def warm_up(self, cell: Timed) -> bool:
         """At least `warmup` samples, more while it has not settled; True when it has."""
         limit = max(self.measure.warmup, self.measure.warmup_max)
+        steps = cell.short or cell.steps
         steady = 1
         for number in range(limit):
-            cell.warmup_ms.append(self.sample(cell, "warmup", number))
+            cell.warmup_ms.append(self.sample(cell, "warmup", number, steps))
             if number + 1 >= self.measure.warmup:
                 steady = self.ranks.decide(int(settled(cell.warmup_ms)))
                 if steady:
@@ -188,20 +217,59 @@ class Engine:
 
     def run_round(self, cells: Sequence[Timed], number: int, seed: str) -> None:
         """Every cell once, in this round's order; ranks exchange times only at its end."""
+        generator = random.Random(f"{seed}:{number}")
         order = list(cells)
         if self.measure.order == "random":
-            random.Random(f"{seed}:{number}").shuffle(order)
-        taken = []
+            generator.shuffle(order)
+        taken: list[tuple[int, str, tuple[int, int]]] = []
         with quiet():
-            for position, cell in enumerate(order):
+            self._lead_in(order[-1])
+            for position, (cell, kinds) in enumerate(self._visits(order, generator)):
                 with cell.active():
-                    for _ in range(self.measure.per_round):
-                        taken.append(self.take(cell, "round", number, position))
-        spans = iter(self.makespans_ms(taken))
+                    for kind in kinds:
+                        span = self.take(cell, kind, number, position)
+                        taken.append((cell.index, kind, span))
+        spans: dict[tuple[int, str], list[float]] = {}
+        found = self.makespans_ms([span for _, _, span in taken])
+        for (index, kind, _), span_ms in zip(taken, found, strict=True):
+            spans.setdefault((index, kind), []).append(span_ms)
         for cell in order:
-            values = [next(spans) / cell.steps for _ in range(self.measure.per_round)]
+            if cell.short:
+                pairs = zip(spans[cell.index, "short"], spans[cell.index, "long"], strict=True)
+                values = [step_ms(cell.short, one, cell.steps, two) for one, two in pairs]
+            else:
+                values = [span_ms / cell.steps for span_ms in spans[cell.index, "fixed"]]
             cell.rounds_ms.append(statistics.median(values))
         self.flush()
+
+    def _lead_in(self, last: Timed) -> None:
+        """One unrecorded step, so that a round's first block too begins after another cell's
+        work, not after the collection and the writing between rounds."""
+        self.ranks.barrier()
+        if last.resident:
+            last.step()
+
+    def _visits(
+        self, order: Sequence[Timed], generator: random.Random
+    ) -> Iterator[tuple[Timed, list[str]]]:
+        """A round's blocks in turn. Cells go in twos (the last three together): a's block of one
+        kind, then b's of the same kind, then a's of the next. So a cell's two lengths are timed
+        close to each other, and each after another cell's block. The kinds' order is random, and
+        an empty block is somewhere among them."""
+        visits: list[tuple[Timed, list[str]]] = []
+        while order:
+            size = 1 if not order[0].resident else 3 if len(order) == 3 else 2
+            together, order = order[:size], order[size:]
+            kinds = ["fixed"] if not together[0].short else ["short", "long"]
+            kinds = kinds * self.measure.per_round
+            kinds += ["latency"] if together[0].short else []
+            generator.shuffle(kinds)
+            if together[0].resident:
+                visits += [(cell, [kind]) for kind in kinds for cell in together]
+            else:
+                visits += [(together[0], kinds)]
+        visits.insert(generator.randrange(1, len(visits) + 1), (EMPTY, ["floor"]))
+        return iter(visits)
 
     def run(
         self, cells: Sequence[Timed], seed: str, progress: Callable[[int], None] = lambda n: None
@@ -210,6 +278,7 @@ class Engine:
         if self.measure.order == "product":
             return self._run_product(cells, seed, progress)
         began = self.ranks.now_ns()
+        limit_ns = self.measure.wall_limit_s * len(cells) * 1e9
         self._anchor(cells, "first")
         number, check, rule = 0, self.measure.rounds_min, ""
         while not rule:
@@ -218,7 +287,8 @@ class Engine:
             progress(number)
             if number == -(-self.measure.rounds_min // 2):
                 self._anchor(cells, "middle")
-            rule = self._stop(cells, number, number == check, self.ranks.now_ns() - began)
+            late = self.ranks.now_ns() - began > limit_ns
+            rule = self._stop(cells, number, number == check, late)
             if number == check:
                 check = max(check + 1, -(-check * 3 // 2))
         self._anchor(cells, "last")
@@ -239,10 +309,12 @@ class Engine:
         return "fixed"
 
     def _anchor(self, cells: Sequence[Timed], place: str) -> None:
+        """Of the cell whose block is shortest."""
         if self.measure.anchors:
-            self.anchor(cells[0], place)
+            took_ms = [c.steps * min(c.warmup_ms, default=0.0) for c in cells]
+            self.anchor(cells[self.ranks.decide(took_ms.index(min(took_ms)))], place)
 
-    def _stop(self, cells: Sequence[Timed], number: int, check: bool, elapsed_ns: int) -> str:
+    def _stop(self, cells: Sequence[Timed], number: int, check: bool, late: bool) -> str:
         """The rule that ends the wave after `number` rounds, or "". Precision is looked at only
         at geometric sizes: looking after every round would bias the interval."""
         measure, found = self.measure, ""
@@ -252,7 +324,7 @@ class Engine:
             found = "precision"
         elif number >= measure.rounds_max:
             found = "fixed" if measure.rounds_min == measure.rounds_max else "maximum"
-        elif number >= measure.rounds_min and elapsed_ns > measure.wall_limit_s * 1e9:
+        elif number >= measure.rounds_min and late:
             found = "wall"
         return RULES[self.ranks.decide(RULES.index(found))]
 
@@ -274,6 +346,6 @@ def settled(values_ms: Sequence[float]) -> bool:
 def precise(values_ms: Sequence[float], target: float) -> bool:
     """Whether the median's interval is narrower than target * median to either side."""
     interval = median_interval(values_ms)
-    if interval is None:
+    if interval is None or interval.low <= 0:
         return False
     return interval.high - interval.low <= 2 * target * statistics.median(values_ms)

@@ -19,14 +19,14 @@ from runners.record import RecordError, cell_from_dict, cell_key, read_sealed, s
 class Measure:
     """conf/measure: how a cell is timed. Not part of a cell's key, except `cache`."""
 
-    samples: int = 10
+    samples: int = 6  # values of a step's time, at least
     samples_max: int = 40
     per_round: int = 1
     precision: float = 0.03
-    wall_limit_s: float = 30.0
-    block: int = 0  # steps in a sample; 0 sizes it by the floor and block_ms
+    wall_limit_s: float = 1.2  # of rounds, times the cells of the wave
+    block: int = 0  # steps in every block; 0: two lengths, by the floor and block_ms
     block_floors: float = 20.0
-    block_ms: float = 10.0
+    block_ms: float = 20.0  # of the long block
     warmup: int = 2
     warmup_max: int = 8
     order: str = "random"

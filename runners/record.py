@@ -25,7 +25,11 @@ from typing import Any
 
 from moe.spec import Cell, Layer, Placement, Router, Strategy, Workload
 
-SCHEMA = 2  # 2: every file carries the checksum of its content
+# 2: every file carries the checksum of its content; a time is the mean over a block of steps
+# 3: every sample has a kind; a time is a step's in steady state, by two lengths of block
+SCHEMA = 3
+READABLE = (2, SCHEMA)  # older ones are refused by name
+KINDS = ("warmup", "short", "long", "latency", "fixed")
 CHECKSUM = "sha256"  # last field of the file, over the JSON text of everything before it
 OUTCOMES = ("measured", "wrong", "failed", "skipped", "interrupted")
 
@@ -37,12 +41,16 @@ class RecordError(ValueError):
 @dataclass
 class Samples:
     """Columnar: one entry per sample; start and end have one entry per rank, in ns of the host's
-    shared monotonic clock. A sample is `steps` steps between two barriers."""
+    shared monotonic clock. A sample is a block of `steps` steps between two barriers.
+
+    kind: warmup (kept, never counted); short and long, whose difference is the time of a step;
+    latency (one step); fixed (measure.block=N: exactly N steps, nothing else is taken).
+    """
 
     round: list[int] = field(default_factory=list)
     position: list[int] = field(default_factory=list)  # place within its round's random order
     steps: list[int] = field(default_factory=list)
-    warmup: list[bool] = field(default_factory=list)
+    kind: list[str] = field(default_factory=list)
     start_ns: list[list[int]] = field(default_factory=list)
     end_ns: list[list[int]] = field(default_factory=list)
 
@@ -52,7 +60,7 @@ class Record:
     """One attempt. Dict payloads, all optional unless the outcome is "measured":
 
     gate         {ok, error, tolerance, tokens_checked, detail}
-    floor        Samples of the empty block (start skew), as a dict
+    floor        Samples of the empty block, taken among the cells' blocks, as a dict
     stop         {rule, rounds, samples_per_round, target}; rule in fixed | precision | maximum |
                  wall | interrupted
     warmup       {samples, steady: bool, detail}
@@ -149,8 +157,14 @@ def from_dict(data: dict[str, Any]) -> Record:
     """Checks shape and types of what a reader relies on; raises RecordError."""
     try:
         fields = dict(data)
-        if fields.get("schema") != SCHEMA:
-            raise RecordError(f"schema {fields.get('schema')!r}, this version reads {SCHEMA}")
+        if fields.get("schema") not in READABLE:
+            known = " and ".join(map(str, READABLE))
+            raise RecordError(
+                f"schema {fields.get('schema')!r}: this version reads {known}; measure again, or "
+                "read it with the version that wrote it"
+            )
+        if fields["schema"] == 2:
+            fields = _from_schema_2(fields)
         fields["cell"] = cell_from_dict(fields["cell"])
         fields["samples"] = Samples(**fields["samples"])
         record = Record(**fields)
@@ -160,6 +174,21 @@ def from_dict(data: dict[str, Any]) -> Record:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RecordError(f"not a record: {error}") from error
     return record
+
+
+def _from_schema_2(fields: dict[str, Any]) -> dict[str, Any]:
+    """Samples flagged as warm-up or not get a kind; what was counted was a block of its own."""
+
+    def renamed(samples: dict[str, Any]) -> dict[str, Any]:
+        found = dict(samples)
+        found["kind"] = ["warmup" if warm else "fixed" for warm in found.pop("warmup")]
+        return found
+
+    anchors = fields.get("anchors")
+    if anchors:
+        anchors = {n: renamed(v) if isinstance(v, dict) else v for n, v in anchors.items()}
+    floor = renamed(fields["floor"]) if fields.get("floor") else None
+    return {**fields, "samples": renamed(fields["samples"]), "floor": floor, "anchors": anchors}
 
 
 def _check(record: Record) -> None:
@@ -180,6 +209,8 @@ def _check(record: Record) -> None:
             raise RecordError("a sample ends before it starts")
     if any(type(n) is not int or n < 1 for n in record.samples.steps):
         raise RecordError("a sample has no steps")
+    if unknown := [kind for kind in record.samples.kind if kind not in KINDS]:
+        raise RecordError(f"a sample's kind {unknown[0]!r} is none of {', '.join(KINDS)}")
     if record.cell is not None and cell_key(record.cell) != record.key:
         raise RecordError(f"key {record.key} does not belong to its cell")
 
@@ -258,7 +289,7 @@ def unsealed(data: bytes, always: bool = False) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RecordError("no JSON object")
     wanted = content.pop(CHECKSUM, None)
-    if (always or content.get("schema") == SCHEMA) and wanted is None:
+    if (always or content.get("schema") in READABLE) and wanted is None:
         raise RecordError(f"no {CHECKSUM}: the file is damaged or was edited")
     seal = len(f',"{CHECKSUM}":"{wanted}"}}')
     found = hashlib.sha256(data[:-seal] + b"}").hexdigest()

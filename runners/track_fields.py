@@ -99,7 +99,7 @@ def samples(record: Record) -> list[dict[str, Any]]:
         {
             "makespan_ms": span,
             "round": taken.round[index],
-            "warmup": taken.warmup[index],
+            "kind": taken.kind[index],
             "steps": taken.steps[index],
             "rank_duration_ms": [
                 (end - start) / taken.steps[index] / 1e6

@@ -22,6 +22,7 @@ import torch
 
 from moe.comm import Comm
 from runners import bound, environment
+from runners.hardware import usable_cores
 from runners.measure import Engine, Sample, Timed, idle
 from runners.mpi_start import export_environment
 from runners.plan import LaunchPlan, load
@@ -31,6 +32,7 @@ from runners.ready import Ready
 
 GO_POLL_S = 0.05
 DUMP_S = 10.0  # to write the stacks in, after the limit; then the kernel ends the rank
+SLICE_MS = 3.0  # for which Linux lets one of several threads have a core
 REBUILT_STEPS = 2  # unmeasured steps after a heavy cell was built again
 
 
@@ -48,6 +50,8 @@ class Worker:
         self.engine = StoppableEngine(
             self.ranks, plan.measure, self.emit, self.tidy, self.launch_dir / "stop"
         )
+        if plan.placement.device == "cpu":
+            self.engine.turn_ms = turn_ms(where.local_ranks * plan.placement.threads)
         if plan.placement.nodes > 1:
             self.engine.node_of = tuple(row[0] for row in self.ranks.gather([where.node]))
         self.ready = Ready(plan, self.comm, self.ranks, log)
@@ -127,7 +131,7 @@ class Worker:
         self.enter(index, "gate")
         if not self.ready.prove(index):
             return None
-        timed = Timed(index, self.ready.step(index))
+        timed = Timed(index, self.ready.step(index), resident=resident)
         timed.active = lambda: self._active(timed, resident)
         self.enter(index, "warm-up")
         self.engine.size_block(timed)
@@ -166,6 +170,13 @@ class Worker:
                 raise TimeoutError(f"no word from the launcher after wave {wave}")
             time.sleep(GO_POLL_S)
         self.ranks.barrier()
+
+
+def turn_ms(threads: int) -> float:
+    """How long all of a node's threads take to get their share of a core once; 0 where every one
+    has a core of its own."""
+    cores = usable_cores()
+    return SLICE_MS * -(-threads // cores) if threads > cores else 0.0
 
 
 class StoppableEngine(Engine):

@@ -8,10 +8,12 @@ from typing import Any
 
 from moe.spec import Cell
 from runners import flatten
+from runners.estimate import BLOCK_MEAN
 from runners.record import OUTCOMES, Record
 from runners.track_fields import EXACT_FIELD, ROWS_FIELD, SUMMARY_FIELD, exact
 
-SAMPLE_COLUMNS = {"sample_ms": "makespan_ms", "sample_round": "round", "sample_warmup": "warmup"}
+SAMPLE_COLUMNS = {"sample_ms": "makespan_ms", "sample_round": "round", "sample_steps": "steps",
+                  "sample_kind": "kind"}  # fmt: skip
 
 
 class NoRow(ValueError):
@@ -42,6 +44,7 @@ def row_of(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, A
         both = {**exact(config), **exact(summary)}
     except (TypeError, ValueError) as error:
         raise NoRow(f"its {EXACT_FIELD} is damaged: {error}") from error
+    both.setdefault("metric", BLOCK_MEAN)  # a run of before there was more than one
     return {name: both.get(name) for name in row_names()}
 
 
@@ -52,8 +55,17 @@ def sample_columns(
     if len(history) != summary[ROWS_FIELD]:
         raise NoRow(f"{len(history)} of its {summary[ROWS_FIELD]} samples are there")
     try:
-        columns = {name: [r[field] for r in history] for name, field in SAMPLE_COLUMNS.items()}
+        columns = {
+            name: [_field(r, field) for r in history] for name, field in SAMPLE_COLUMNS.items()
+        }
     except KeyError as error:
         raise NoRow(f"a sample has no {error}") from error
     columns["sample_ms"] = [float(value) for value in columns["sample_ms"]]
     return columns
+
+
+def _field(row: Mapping[str, Any], name: str) -> Any:
+    """Rows of before samples had kinds say whether they are warm-up."""
+    if name == "kind" and "warmup" in row:
+        return "warmup" if row["warmup"] else "fixed"
+    return row[name]

@@ -110,7 +110,7 @@ def minutes(jobs: Sequence[Job], isolation: str, tracker_limit_s: float = TRACK_
         measure = group.measure
         launch_s = START_S
         for wave in waves(group.jobs, measure.wave_cells):
-            launch_s += measure.wall_limit_s + CELL_S * len(wave) + min(tracker_limit_s, TRACK_S)
+            launch_s += (measure.wall_limit_s + CELL_S) * len(wave) + min(tracker_limit_s, TRACK_S)
         total_s += measure.launches * launch_s
     return max(LEAST_MIN, -(-int(MARGIN * total_s) // 60))
 
