@@ -1,0 +1,152 @@
+"""Does the time of a step depend on how it is sampled? Every cell by four lengths of block, and alone.
+
+    python benchmarks/block_length.py                       # all settings, about 20 minutes
+    python benchmarks/block_length.py gloo2 mixtral --rounds 40
+    python benchmarks/block_length.py --from outputs/block_length-gloo2     # an earlier sweep
+
+In one launch a setting's cells are measured in the same random rounds under five labels:
+`measure.block_ms` of 10, 30, 100 and 300, and "alone", which is 30 with a block of the same cell
+run unrecorded before each of its blocks, as if no other cell were there. Ratios are medians over
+the rounds that both were in, with a 95% order-statistic interval. A ratio agrees when it is within
+2% of 1, or within 5% where its interval reaches further than 2% to a side. "block mean" is the
+ratio of 10 to 300 by the mean of the long block, its start included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+from hydra import compose, initialize_config_dir
+
+from runners import record
+from runners.bench import resolve
+from runners.estimate import Interval, makespans_ms, median_interval, round_medians_ms
+from runners.estimate import flags as flags_of
+from runners.jobs import Asked, settings_of, validate
+from runners.launch.start import start
+from runners.progress import Progress
+from runners.record import Record
+from runners.sweep import Sweep
+
+LENGTHS_MS = (10, 30, 100, 300)
+ALONE = "alone"
+LABELS = (*(f"block{ms}" for ms in LENGTHS_MS), ALONE)
+README = [[f"strategy={s}", f"topk={k}"] for k in (2, 4, 8) for s in ("simple", "tp", "ep")]
+MIXTRAL = [
+    ["model=mixtral_8x7b", "model.scale=8", "world_size=2", f"strategy={s}", f"batch_size={b}"]
+    for b in (16, 128, 512)
+    for s in ("simple", "tp", "ep")
+]
+SETTINGS = {
+    "mpi8": [[*cell, "world_size=8", "backend=mpi"] for cell in README],
+    "gloo2": [[*cell, "world_size=2"] for cell in README],
+    "mpi2": [[*cell, "world_size=2", "backend=mpi"] for cell in README],
+    "one": [[*cell, "world_size=1"] for cell in README],
+    "mixtral": MIXTRAL,
+}
+HOW = ["measure.precision=0", "measure.wall_limit_s=1000", "measure.anchors=0", "measure.phases=0",
+       "measure.calibrate=false", "measure.wave_cells=64", "tracker=none"]  # fmt: skip
+CLOSE, NEAR = 0.02, 0.05
+
+
+def measure(setting: str, rounds: int) -> Path:
+    """The setting's cells under every label, in one launch; the sweep's folder."""
+    how = [*HOW, f"measure.samples={rounds}", f"measure.samples_max={rounds}"]
+    words = [[*cell, *how, f"label={label}"] for cell in SETTINGS[setting] for label in LABELS]
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        asked = [Asked(n, resolve(compose("config", w)), w) for n, w in enumerate(words)]
+    folder = ROOT / "outputs" / f"block_length-{setting}"
+    number = 0
+    while folder.exists():
+        number += 1
+        folder = folder.with_name(f"block_length-{setting}-{number}")
+    jobs, errors = validate(asked)
+    if errors:
+        raise SystemExit(f"{setting}: {next(iter(errors.values()))}")
+    settings = settings_of(asked, folder, f"python benchmarks/block_length.py {setting}")
+    begin = partial(start, worker="benchmarks.block_length_worker")
+    result = Sweep(list(jobs.values()), settings, Progress(), begin).run()
+    if result.exit_code:
+        raise SystemExit(result.exit_code)
+    return folder
+
+
+def ratio(a: dict[int, float], b: dict[int, float]) -> tuple[float, Interval]:
+    """A over B: median over the rounds of both, with its interval."""
+    values = [a[n] / b[n] for n in a if n in b and b[n] > 0]
+    found = median_interval(values)
+    if found is None:
+        raise SystemExit("too few rounds for an interval; allowed are 6 or more (--rounds)")
+    return statistics.median(values), found
+
+
+def agreement(found: tuple[float, Interval]) -> str:
+    """ "2%", "5%" where the interval is wide and that is all that can be asked, or "no"."""
+    value, interval = found
+    if abs(value - 1) <= CLOSE:
+        return "2%"
+    wide = max(interval.high - value, value - interval.low) > CLOSE
+    return "5%" if wide and abs(value - 1) <= NEAR else "no"
+
+
+def text(found: tuple[float, Interval]) -> str:
+    value, interval = found
+    return f"{value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def report(folder: Path) -> list[str]:
+    """The table's lines, one per cell, and the count of agreements."""
+    cells: dict[str, dict[str, Record]] = {}
+    for path in record.paths(folder):
+        one = record.read(path)
+        cells.setdefault(one.key, {})[one.label] = one
+    names = [*(f"{ms} / 300" for ms in LENGTHS_MS[:-1]), "alone / 30", "block mean 10 / 300"]
+    lines = [f"| {folder.name.removeprefix('block_length-')} | ms at 300 | "
+             + " | ".join(names) + " | agrees within | flags |"]  # fmt: skip
+    lines.append("|" + "---|" * (len(names) + 4))
+    counts: dict[str, int] = {}
+    for labels in cells.values():
+        rounds = {label: round_medians_ms(one.samples) for label, one in labels.items()}
+        longest = rounds["block300"]
+        ratios = [ratio(rounds[f"block{ms}"], longest) for ms in LENGTHS_MS[:-1]]
+        ratios.append(ratio(rounds[ALONE], rounds["block30"]))
+        words = [agreement(one) for one in ratios]
+        worst = max(words, key=("2%", "5%", "no").index)
+        counts[worst] = counts.get(worst, 0) + 1
+        long = [dict(enumerate(makespans_ms(labels[n].samples, ("long",)))) for n in
+                ("block10", "block300")]  # fmt: skip
+        cell = next(iter(labels.values())).cell
+        what = f"{cell.strategy.name} k={cell.layer.topk} batch={cell.workload.batch_size}"
+        flagged = sorted({f for one in labels.values() for f in flags_of(one)} & {"start_grows"})
+        row = [what, f"{statistics.median(longest.values()):.3g}", *map(text, ratios),
+               text(ratio(*long)), worst, ", ".join(flagged)]  # fmt: skip
+        lines.append("| " + " | ".join(row) + " |")
+    told = ", ".join(f"{word}: {counts[word]}" for word in ("2%", "5%", "no") if word in counts)
+    return [*lines, "", f"{folder.name}: {len(longest)} rounds; cells that agree within {told}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("settings", nargs="*", help=f"of {', '.join(SETTINGS)}; all if none")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--from", dest="folders", type=Path, nargs="+")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.settings) - set(SETTINGS):
+        parser.error(f"{unknown.pop()}: allowed are {', '.join(SETTINGS)}")
+    for folder in arguments.folders or ():
+        print("\n".join(report(folder)) + "\n")
+    for setting in () if arguments.folders else arguments.settings or SETTINGS:
+        print("\n".join(report(measure(setting, arguments.rounds))) + "\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
