@@ -107,8 +107,9 @@ def statistics(cells: pd.DataFrame) -> str:
         "launches": "median over launches, 95% t-interval of log medians",
     }
     texts = [words.get(b, f"median, with the {b}: all they cover, not a confidence") for b in bases]
-    mean = "Averages and throughput are from the mean over samples (the seed's definition)"
-    return f"Durations: {'; or '.join(texts) or 'none measured'}. {mean}."
+    kinds = "/".join(dict.fromkeys(str(m) for m in cells["metric"]))
+    mean = "Averages and throughput are from the mean over rounds (the seed's definition)"
+    return f"Durations of a step, {kinds}: {'; or '.join(texts) or 'none measured'}. {mean}."
 
 
 def flag_counts(cells: pd.DataFrame) -> str:

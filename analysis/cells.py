@@ -15,7 +15,7 @@ from analysis.verdict import MIN_LAUNCHES, logs, paired_interval, t_quantile
 from runners.estimate import CONFIDENCE
 
 CONFIG = tuple(column.name for column in schema.config_columns())
-COPIED = (*CONFIG, "key", "label", "model", "host", "cpu_model", "gpu_model", "cores")
+COPIED = (*CONFIG, "metric", "key", "label", "model", "host", "cpu_model", "gpu_model", "cores")
 # What the tokens are routed like: told together, in one column of the cells.
 LOAD_PARTS = ("workload", "workload_parameter", "workload_nominal_ep", "trace_sha256")
 # Details that do not differ between attempts of one cell, or of which the newest will do.
@@ -39,21 +39,26 @@ SEVERITY = ("wrong", "measured", "failed", "interrupted", "skipped")
 USED = (
     *("median_duration_ms", "median_low_ms", "median_high_ms", "avg_duration_ms"),
     *("std_duration_ms", "num_samples", "num_rounds", "batch_size"),
+    *("latency_ms", "latency_low_ms", "latency_high_ms", "start_ms"),
 )
-FIGURES = ("median_ms", "low_ms", "high_ms", "mean_ms", "mean_low_ms", "mean_high_ms")
+FIGURES = (
+    *("median_ms", "low_ms", "high_ms", "mean_ms", "mean_low_ms", "mean_high_ms"),
+    *("latency_ms", "latency_low_ms", "latency_high_ms", "start_ms"),
+)
 
 
 def summarize(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per cell and host: config, details, figures over its launches, flags of all.
+    """One row per cell, host and metric: config, details, figures over its launches, flags of all.
 
     Columns beside those copied: load (the workload with its parameter), outcome, attempts (ids),
     sweeps, launches (measured), rounds, median_ms with low_ms and high_ms, mean_ms with
-    mean_low_ms and mean_high_ms, throughput with throughput_low and throughput_high (tokens per
-    second), basis, flags, index (rows of the frame).
+    mean_low_ms and mean_high_ms, latency_ms with its ends, start_ms, throughput with
+    throughput_low and throughput_high (tokens per second), basis, flags, index (rows of the frame).
     """
-    groups: dict[tuple[str, str], list[int]] = {}
-    for position, (cell, host) in enumerate(zip(frame["cell_id"], frame["host"], strict=True)):
-        groups.setdefault((str(cell), str(host)), []).append(position)
+    groups: dict[tuple[str, ...], list[int]] = {}
+    names = zip(frame["cell_id"], frame["host"], frame["metric"], strict=True)
+    for position, name in enumerate(names):
+        groups.setdefault(tuple(map(str, name)), []).append(position)
     rows = [_cell(frame.iloc[positions], positions) for positions in groups.values()]
     return pd.DataFrame(rows)
 
@@ -105,10 +110,25 @@ def _figures(measured: pd.DataFrame) -> dict[str, Any]:
     batch = int(attempts[0]["batch_size"])
     return {
         **figures,
+        **_latency(attempts),
         "throughput": batch / (figures["mean_ms"] / 1000),
         "throughput_low": batch / (figures["mean_high_ms"] / 1000),
         "throughput_high": _over(batch, figures["mean_low_ms"] / 1000),
         "rounds": sum(int(a["num_rounds"]) for a in attempts),
+    }
+
+
+def _latency(attempts: list[dict[str, Any]]) -> dict[str, float]:
+    """Of one launch with its interval; of several their median and all that they span. With what
+    a block costs beside its steps."""
+    known = [[plain(a[name]) for a in attempts] for name in
+             ("latency_ms", "latency_low_ms", "latency_high_ms", "start_ms")]  # fmt: skip
+    middle, low, high, start = ([v for v in values if v is not None] for values in known)
+    return {
+        "latency_ms": statistics.median(middle) if middle else math.nan,
+        "latency_low_ms": min([*low, *middle]) if low else math.nan,
+        "latency_high_ms": max([*high, *middle]) if high else math.nan,
+        "start_ms": statistics.median(start) if start else math.nan,
     }
 
 

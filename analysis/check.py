@@ -49,6 +49,7 @@ def _of_cell(cell: pd.Series[Any], frame: pd.DataFrame) -> list[tuple[str, str]]
     return [
         *_few(cell, attempts),
         *_unstable(cell, attempts),
+        *_growing(attempts),
         *_straggling(cell, attempts),
         *_flagged(cell),
     ]
@@ -85,6 +86,16 @@ def _unstable(cell: pd.Series[Any], attempts: pd.DataFrame) -> list[tuple[str, s
     return found
 
 
+def _growing(attempts: pd.DataFrame) -> list[tuple[str, str]]:
+    """Short and long block still disagree: how much of the start the time may hold."""
+    grown = attempts[[("start_grows" in flags) for flags in attempts["flags"]]]
+    if grown.empty:
+        return []
+    low, high = grown["start_growth_low"].min(), grown["start_growth_high"].max()
+    said = f"the start of a block may still be {low:.0%} to {high:.0%} of the time of a step"
+    return [(said, marks.MARKS["start_grows"].remedy)]
+
+
 def _straggling(cell: pd.Series[Any], attempts: pd.DataFrame) -> list[tuple[str, str]]:
     """Only where every rank has a core: else whoever has none at the moment is the straggler."""
     if "oversubscribed" in cell["flags"]:
@@ -99,5 +110,6 @@ def _straggling(cell: pd.Series[Any], attempts: pd.DataFrame) -> list[tuple[str,
 
 def _flagged(cell: pd.Series[Any]) -> list[tuple[str, str]]:
     unknown = marks.Mark("", "", "see docs/analysis.md")
-    found = [(flag, marks.MARKS.get(flag, unknown)) for flag in cell["flags"]]
+    flags = [flag for flag in cell["flags"] if flag != "start_grows"]  # told with its size
+    found = [(flag, marks.MARKS.get(flag, unknown)) for flag in flags]
     return [(mark.about or flag, mark.remedy) for flag, mark in found]

@@ -43,6 +43,7 @@ class Comparison:
     medians_ms: tuple[float, float]
     found: Verdict | None
     cell_ids: tuple[str, str]
+    metric: str = ""
 
     def ratio(self, digits: int = 3) -> str:
         """B / A with its interval."""
@@ -67,12 +68,21 @@ Pair = tuple[str, tuple[str, str], pd.DataFrame, pd.Series, pd.DataFrame, pd.Ser
 def sweeps(
     a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str], threshold: float
 ) -> list[Comparison]:
-    """Cells that both frames measured; raises InputError where there is none."""
+    """Cells that both frames measured, as the same metric; raises InputError where there is
+    none."""
     cells_a, cells_b = summarize(a), summarize(b)
+    kinds_a, kinds_b = (set(cells["metric"]) for cells in (cells_a, cells_b))
+    if not kinds_a & kinds_b:
+        raise InputError(
+            f"compare {names[0]} and {names[1]}: their times are not the same metric: "
+            f"{'/'.join(sorted(kinds_a))} and {'/'.join(sorted(kinds_b))}; allowed are sources "
+            "that were measured alike; measure the older one again"
+        )
     cells_a = cells_a.assign(group_name=series_names(cells_a))
     found: list[Pair] = []
     for cell in sorted((c for _, c in cells_a.iterrows()), key=_order):
-        match = cells_b[cells_b["cell_id"] == cell["cell_id"]]
+        alike = (cells_b["cell_id"] == cell["cell_id"]) & (cells_b["metric"] == cell["metric"])
+        match = cells_b[alike]
         if not match.empty:
             found.append((_words(cell, cells_a), names, a, cell, b, match.iloc[0]))
     return _judged(found, threshold, f"{names[0]} and {names[1]}")
@@ -162,7 +172,7 @@ def _alike(cells: pd.DataFrame, name: str) -> list[list[pd.Series[Any]]]:
     """Cells that are the same in all but this column and what goes with it, in order."""
     free = {name, *COMPANIONS.get(name, ())} | (set(VARIANT) if name == "strategy" else set())
     free |= set(LOAD_PARTS) if name == "workload" else set()
-    same = [c for c in (*CONFIG, "host", "label") if c not in free]
+    same = [c for c in (*CONFIG, "host", "label", "metric") if c not in free]
     groups: dict[tuple[Any, ...], list[pd.Series[Any]]] = {}
     for _, cell in cells.iterrows():
         groups.setdefault(tuple(hashable(cell[c]) for c in same), []).append(cell)
@@ -215,6 +225,7 @@ def _judged(found: Sequence[Pair], threshold: float, what: str) -> list[Comparis
                 threshold=threshold,
             ),
             (str(a["cell_id"]), str(b["cell_id"])),
+            str(a["metric"]),
         )
         for words, names, frame_a, a, frame_b, b in usable
     ]
@@ -232,8 +243,9 @@ def summary(found: Sequence[Comparison], threshold: float) -> list[str]:
     said = ", ".join(f"{words.get(w, w)} in {n}" for w, n in counts.most_common())
     bases = sorted({verdict.scope(c.found) for c in found if c.found})
     unpaired = sum(not c.found.paired for c in found if c.found)
+    kinds = "/".join(dict.fromkeys(c.metric for c in found))
     return [
-        f"Of {len(found)} comparisons: {said}.",
+        f"Of {len(found)} comparisons of the duration of a step, {kinds}: {said}.",
         f"Intervals of the ratio hold together at 95% (Bonferroni over {len(found)}), "
         f"{' or '.join(bases)}; {unpaired} unpaired; a difference counts from {threshold:.0%}.",
     ]

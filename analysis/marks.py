@@ -28,6 +28,11 @@ MARKS = {
         "under the floor: a timed block is shorter than ten times what an empty block takes",
         "use longer blocks (measure.block_ms) or a larger layer",
     ),
+    "start_grows": Mark(
+        "s",
+        "the start of a block has not levelled off: a part of it may be in the time",
+        "use longer blocks (measure.block_ms), or fewer ranks than cores",
+    ),
     "no_steady_state": Mark(
         "w",
         "no steady state was seen in warm-up",

@@ -18,7 +18,8 @@ Unit = tuple[str, str, int]  # host, sweep, launch
 
 
 class Series:
-    """Measured attempts of one cell by launch."""
+    """Measured attempts of one cell by launch. A round in which noise made the short block no
+    shorter than the long one has no ratio to anything, and is left out."""
 
     def __init__(self, attempts: pd.DataFrame) -> None:
         self.medians: dict[Unit, float] = {}
@@ -31,7 +32,9 @@ class Series:
             values: Iterable[Any] = row.round_medians_ms  # type: ignore[assignment]
             keys = [(int(row.wave), int(n)) for n in numbers]  # type: ignore[arg-type]
             self.medians[unit] = float(row.median_duration_ms)  # type: ignore[arg-type]
-            self.rounds[unit] = dict(zip(keys, values, strict=True))
+            self.rounds[unit] = {
+                key: value for key, value in zip(keys, values, strict=True) if value > 0
+            }
 
     def all_rounds(self) -> list[float]:
         return [value for rounds in self.rounds.values() for value in rounds.values()]

@@ -125,7 +125,7 @@ def panels(cells: pd.DataFrame, axis: str, minimum: int = 2) -> list[Panel]:
     companions = COMPANIONS.get(axis, ())
     free = (axis, "strategy", *companions, *VARIANT)
     described = CONFIG if axis in LOAD_PARTS else DESCRIBED
-    context = [n for n in varying(tested, (*described, "host")) if n not in free]
+    context = [n for n in varying(tested, (*described, "host", "metric")) if n not in free]
     found = []
     for fixed, group in grouped(tested, context):
         for extra, part in _without_conflicts(group, axis, companions):
@@ -198,9 +198,9 @@ _SAME_WORK = tuple(
 
 
 def serial_of(cells: pd.DataFrame, row: pd.Series[Any]) -> pd.DataFrame:
-    """The serial cell that does the same work on the same host: at most one row."""
+    """The serial cell that does the same work on the same host, timed alike: at most one row."""
     rows = where(where(cells, "strategy", SERIAL), "host", row["host"])
-    for name in (*_SAME_WORK, "device"):
+    for name in (*_SAME_WORK, "device", "metric"):
         rows = where(rows, name, row[name])
     return rows.iloc[:1]
 
@@ -234,7 +234,7 @@ def setting(panel: Panel) -> str:
     fixed = dict(panel.fixed)
     words = []
     for name in (*SETTINGS, *(n for n in fixed if n not in (*SETTINGS, "topk"))):
-        if name == panel.axis:
+        if name in (panel.axis, "metric"):  # a table's heading names the metric
             continue
         value = fixed.get(name, panel.fixed_of(name))
         if name == "num_experts" and panel.axis == "world_size" and value is None:

@@ -90,7 +90,7 @@ class Standings:
 
 
 def _id(cell: pd.Series[Any]) -> str:
-    return f"{cell['cell_id']}@{cell['host']}"
+    return f"{cell['cell_id']}@{cell['host']}@{cell['metric']}"
 
 
 def _places(panel: Panel) -> list[Place]:

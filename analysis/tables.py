@@ -25,21 +25,29 @@ class Metric:
     low: str = ""
     high: str = ""
     scale: float = 1.0
+    of_step: bool = False  # made of the time of a step, which can be of more than one kind
 
     @property
     def heading(self) -> str:
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
+    def heading_of(self, cells: pd.DataFrame) -> str:
+        """With what the times of these cells are: "Duration (ms), steady state"."""
+        kinds = list(dict.fromkeys(str(m) for m in cells["metric"])) if self.of_step else []
+        return ", ".join([self.heading, *(["/".join(kinds)] if kinds else [])])
 
-DURATION = Metric("median_ms", "Duration", "ms", "low_ms", "high_ms")
-MEAN = Metric("mean_ms", "Average duration", "ms", "mean_low_ms", "mean_high_ms")
+
+DURATION = Metric("median_ms", "Duration", "ms", "low_ms", "high_ms", of_step=True)
+MEAN = Metric("mean_ms", "Average duration", "ms", "mean_low_ms", "mean_high_ms", of_step=True)
 THROUGHPUT = Metric(
-    "throughput", "Throughput", "10^3 samples/s", "throughput_low", "throughput_high", 1e-3
+    "throughput", "Throughput", "10^3 samples/s", "throughput_low", "throughput_high", 1e-3, True
 )
+LATENCY = Metric("latency_ms", "Latency", "ms", "latency_low_ms", "latency_high_ms")
 METRICS = {
     "median_duration_ms": DURATION,
     "avg_duration_ms": MEAN,
     "avg_throughput": THROUGHPUT,
+    "latency_ms": LATENCY,
 }
 # The seed's tables and throughput by batch, duration first. Other axes get a duration table.
 SEED = (
@@ -121,7 +129,8 @@ def panel_table(panel: Panel, metric: Metric) -> Table:
         for series in panel.series
     }
     where = setting(panel)
-    title = f"{metric.heading} by {title_of(panel.axis)}" + (f"; {where}" if where else "")
+    title = f"{metric.heading_of(panel.cells)}, by {title_of(panel.axis)}"
+    title += f"; {where}" if where else ""
     return Table(title, title_of(panel.axis), list(labels.values()), panel.series, entries)
 
 
@@ -160,13 +169,12 @@ def flat_table(cells: pd.DataFrame, metric: Metric) -> Table:
         ids = cells["cell_id"].tolist()
         names = [f"{name} {cell_id}" for name, cell_id in zip(names, ids, strict=True)]
     entries: dict[tuple[str, str], Entry] = {}
-    columns = [metric] if metric is not DURATION else [DURATION, MEAN, THROUGHPUT]
+    columns = [metric] if metric is not DURATION else [DURATION, LATENCY, MEAN, THROUGHPUT]
     for name, (_, cell) in zip(names, cells.iterrows(), strict=True):
         for column in columns:
-            entries[(name, column.heading)] = entry(cell, column)
-    return Table(
-        _flat_title(cells), "strategy", names, [column.heading for column in columns], entries
-    )
+            entries[(name, column.heading_of(cells))] = entry(cell, column)
+    headings = [column.heading_of(cells) for column in columns]
+    return Table(_flat_title(cells), "strategy", names, headings, entries)
 
 
 def _flat_title(cells: pd.DataFrame) -> str:

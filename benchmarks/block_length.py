@@ -1,4 +1,4 @@
-"""Does the time of a step depend on how it is sampled? Every cell by four lengths of block, and alone.
+"""Does the time of a step depend on how it is sampled? By four lengths of block, and alone.
 
     python benchmarks/block_length.py                       # all settings, about 20 minutes
     python benchmarks/block_length.py gloo2 mixtral --rounds 40
@@ -27,7 +27,7 @@ from hydra import compose, initialize_config_dir
 
 from runners import record
 from runners.bench import resolve
-from runners.estimate import Interval, makespans_ms, median_interval, round_medians_ms
+from runners.estimate import Interval, makespans_ms, median_interval, round_medians_ms, round_ratios
 from runners.estimate import flags as flags_of
 from runners.jobs import Asked, settings_of, validate
 from runners.launch.start import start
@@ -51,6 +51,15 @@ SETTINGS = {
     "one": [[*cell, "world_size=1"] for cell in README],
     "mixtral": MIXTRAL,
 }
+ON_GPU = {
+    "gpu": [
+        ["model=mixtral_8x7b", "model.scale=4", "dtype=bfloat16", "world_size=1", "backend=nccl",
+         f"strategy={s}", f"batch_size={b}"]
+        for b in (16, 512, 8192)
+        for s in ("simple", "ep")
+    ],
+    "gpu_small": [[*cell, "world_size=1", "backend=nccl"] for cell in README],
+}  # fmt: skip
 HOW = ["measure.precision=0", "measure.wall_limit_s=1000", "measure.anchors=0", "measure.phases=0",
        "measure.calibrate=false", "measure.wave_cells=64", "tracker=none"]  # fmt: skip
 CLOSE, NEAR = 0.02, 0.05
@@ -59,7 +68,9 @@ CLOSE, NEAR = 0.02, 0.05
 def measure(setting: str, rounds: int) -> Path:
     """The setting's cells under every label, in one launch; the sweep's folder."""
     how = [*HOW, f"measure.samples={rounds}", f"measure.samples_max={rounds}"]
-    words = [[*cell, *how, f"label={label}"] for cell in SETTINGS[setting] for label in LABELS]
+    words = [
+        [*cell, *how, f"label={label}"] for cell in (SETTINGS | ON_GPU)[setting] for label in LABELS
+    ]
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         asked = [Asked(n, resolve(compose("config", w)), w) for n, w in enumerate(words)]
     folder = ROOT / "outputs" / f"block_length-{setting}"
@@ -78,9 +89,8 @@ def measure(setting: str, rounds: int) -> Path:
     return folder
 
 
-def ratio(a: dict[int, float], b: dict[int, float]) -> tuple[float, Interval]:
-    """A over B: median over the rounds of both, with its interval."""
-    values = [a[n] / b[n] for n in a if n in b and b[n] > 0]
+def ratio(values: list[float]) -> tuple[float, Interval]:
+    """The median of the rounds' ratios, with its interval."""
     found = median_interval(values)
     if found is None:
         raise SystemExit("too few rounds for an interval; allowed are 6 or more (--rounds)")
@@ -113,20 +123,20 @@ def report(folder: Path) -> list[str]:
     lines.append("|" + "---|" * (len(names) + 4))
     counts: dict[str, int] = {}
     for labels in cells.values():
-        rounds = {label: round_medians_ms(one.samples) for label, one in labels.items()}
-        longest = rounds["block300"]
-        ratios = [ratio(rounds[f"block{ms}"], longest) for ms in LENGTHS_MS[:-1]]
-        ratios.append(ratio(rounds[ALONE], rounds["block30"]))
+        taken = {label: one.samples for label, one in labels.items()}
+        longest = round_medians_ms(taken["block300"])
+        pairs = [(f"block{ms}", "block300") for ms in LENGTHS_MS[:-1]] + [(ALONE, "block30")]
+        ratios = [ratio(round_ratios(taken[a], taken[b])) for a, b in pairs]
         words = [agreement(one) for one in ratios]
         worst = max(words, key=("2%", "5%", "no").index)
         counts[worst] = counts.get(worst, 0) + 1
-        long = [dict(enumerate(makespans_ms(labels[n].samples, ("long",)))) for n in
-                ("block10", "block300")]  # fmt: skip
+        means = [makespans_ms(taken[name], ("long",)) for name in ("block10", "block300")]
         cell = next(iter(labels.values())).cell
         what = f"{cell.strategy.name} k={cell.layer.topk} batch={cell.workload.batch_size}"
         flagged = sorted({f for one in labels.values() for f in flags_of(one)} & {"start_grows"})
-        row = [what, f"{statistics.median(longest.values()):.3g}", *map(text, ratios),
-               text(ratio(*long)), worst, ", ".join(flagged)]  # fmt: skip
+        ratios.append(ratio([a / b for a, b in zip(*means, strict=True)]))
+        middle = f"{statistics.median(longest.values()):.3g}"
+        row = [what, middle, *map(text, ratios), worst, ", ".join(flagged)]
         lines.append("| " + " | ".join(row) + " |")
     told = ", ".join(f"{word}: {counts[word]}" for word in ("2%", "5%", "no") if word in counts)
     return [*lines, "", f"{folder.name}: {len(longest)} rounds; cells that agree within {told}"]
@@ -136,12 +146,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("settings", nargs="*", help=f"of {', '.join(SETTINGS)}; all if none")
+    known = [*SETTINGS, *ON_GPU]
+    parser.add_argument(
+        "settings", nargs="*", help=f"of {', '.join(known)}; none: those without a GPU"
+    )
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--from", dest="folders", type=Path, nargs="+")
     arguments = parser.parse_args()
-    if unknown := set(arguments.settings) - set(SETTINGS):
-        parser.error(f"{unknown.pop()}: allowed are {', '.join(SETTINGS)}")
+    if unknown := set(arguments.settings) - set(known):
+        parser.error(f"{unknown.pop()}: allowed are {', '.join(known)}")
     for folder in arguments.folders or ():
         print("\n".join(report(folder)) + "\n")
     for setting in () if arguments.folders else arguments.settings or SETTINGS:

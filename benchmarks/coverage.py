@@ -2,8 +2,9 @@
 
     python benchmarks/coverage.py [--series 2000]
 
-Drives the real engine under a fake clock with series whose true median is known, and prints the
-share of stated intervals that contain it, per distribution and stop rule.
+Drives the real engine under a fake clock, where every block begins with 0.5 ms and its first two
+steps take 30% longer, with series whose true median is known, and prints the share of stated
+intervals that contain it, per distribution and stop rule.
 """
 
 from __future__ import annotations
@@ -14,43 +15,23 @@ import math
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.simulated import Draw, SimulatedEngine, StartUp
 from runners.estimate import median_interval
-from runners.measure import Engine, Timed
 from runners.plan import Measure
 
-SCALE_NS = 1e6
-Draw = Callable[[random.Random], float]
-
-
-class OneRank:
-    """A single rank whose clock moves by what the step says."""
-
-    rank = 0
-
-    def __init__(self) -> None:
-        self.clock_ns = 0
-
-    def barrier(self) -> None: ...
-    def sync(self) -> None: ...
-    def now_ns(self) -> int:
-        return self.clock_ns
-
-    def decide(self, value: int) -> int:
-        return value
-
-    def gather(self, values: Sequence[int]) -> list[list[int]]:
-        return [list(values)]
+STEP_MS = 5.0
+SAMPLES = Measure().samples
+START = StartUp(block_ms=0.5, share=0.30, steps=2)
 
 
 @dataclass(frozen=True)
 class Series:
-    """`draw` gives one round's effect, `noise` a sample's own; `median` of their product."""
+    """`draw` gives one round's effect, `noise` a block's own; `median` of their product."""
 
     draw: Draw
     median: float
@@ -82,30 +63,20 @@ SERIES = {
 
 def one(series: Series, seed: int, measure: Measure) -> tuple[bool, str, int]:
     """(interval covers the truth, stop rule, rounds) of one simulated wave."""
-    ranks, generator = OneRank(), random.Random(seed)
-    engine = Engine(ranks, measure, lambda sample: None, lambda: None)
-    taken, effect = 0, 1.0
-
-    def step() -> None:
-        nonlocal taken, effect
-        if taken % measure.per_round == 0:
-            effect = series.draw(generator)
-        taken += 1
-        ranks.clock_ns += round(SCALE_NS * effect * series.noise(generator))
-
-    cell = Timed(0, step)
+    engine = SimulatedEngine(measure, random.Random(seed), series.draw)
+    cell = engine.cell(0, STEP_MS, START, series.noise)
     rule = engine.run([cell], str(seed))
     interval = median_interval(cell.rounds_ms)
     assert interval is not None
-    truth = series.median * SCALE_NS / 1e6
+    truth = series.median * STEP_MS
     return interval.low <= truth <= interval.high, rule, len(cell.rounds_ms)
 
 
 def simulate(name: str, count: int, precision: float, seed: int = 0) -> dict[str, object]:
     per_round = 3 if name == "correlated" else 1
     measure = Measure(
-        precision=precision, samples=10 * per_round, samples_max=40 * per_round,
-        per_round=per_round, block=1, anchors=0, wall_limit_s=1e9,
+        precision=precision, samples=SAMPLES * per_round, samples_max=40 * per_round,
+        per_round=per_round, anchors=0, wall_limit_s=1e9,
     )  # fmt: skip
     found = [one(SERIES[name], seed * 1_000_003 + n, measure) for n in range(count)]
     return {

@@ -61,7 +61,7 @@ def wait_for_half(folder: Path, process: subprocess.Popen[bytes]) -> None:
     lines = folder / "launches" / "0" / "samples" / "rank0.jsonl"
     deadline = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline and process.poll() is None:
-        done = lines.read_text().count('"kind":"round"') if lines.exists() else 0
+        done = lines.read_text().count('"kind":"long"') if lines.exists() else 0
         if done >= len(PLANTED) * SAMPLES / 2:
             return
         time.sleep(0.02)

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.speed.store import ROOT, markdown
 from moe.spec import Cell
 from runners import record
-from runners.estimate import median_interval, round_medians_ms
+from runners.estimate import median_interval, round_medians_ms, round_ratios
 from runners.mpi_start import available
 
 OURS, SEED = "simple,tp,ep", "peer_seed,peer_seed_tp,peer_seed_ep"
@@ -57,7 +57,7 @@ def form(cell: Cell) -> str:
 
 
 def median_ms(found: record.Record) -> float:
-    values = sorted(round_medians_ms(found.samples))
+    values = sorted(round_medians_ms(found.samples).values())
     return values[len(values) // 2]
 
 
@@ -117,8 +117,7 @@ def split(records: Records) -> str:
     for batch in sorted({r.cell.workload.batch_size for r in records}):
         held = {r.cell.workload.tokens: r for r in records if r.cell.workload.batch_size == batch}
         whole, shares = held["replicated"], held["sharded"]
-        pairs = zip(round_medians_ms(whole.samples), round_medians_ms(shares.samples), strict=False)
-        ratios = sorted(a / b for a, b in pairs)
+        ratios = sorted(round_ratios(whole.samples, shares.samples))
         found = median_interval(ratios)
         lines.append((whole.cell.placement.world_size, batch, f"{median_ms(whole):.3f}",
                       f"{median_ms(shares):.3f}", f"{ratios[len(ratios) // 2]:.2f}",

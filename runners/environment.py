@@ -205,13 +205,18 @@ def pin(local_rank: int, local_ranks: int, threads: int) -> list[int] | None:
     """Binds this process, and threads started later, to its own cores; returns them, else None.
 
     Cores are dealt out one hardware thread per physical core first, so that ranks share a physical
-    core only when there are more threads than physical cores. Nothing is done, and None returned,
-    where local_ranks * threads exceeds the usable cores or the system does not let us.
+    core only when there are more threads than physical cores. With more threads than cores they
+    are dealt out again and again, as long as every core gets as many: left to themselves, ranks
+    gather on one core and spread again over hundreds of ms, longer than a block. Nothing is done,
+    and None returned, where the threads do not come out even or the system does not let us.
     """
-    if local_ranks * threads > usable_cores() or not hasattr(os, "sched_setaffinity"):
-        return None
     order = sorted(launch_affinity(), key=_core_order)
-    cores = sorted(order[local_rank * threads : (local_rank + 1) * threads])
+    wanted = local_ranks * threads
+    uneven = wanted % len(order) or usable_cores() < len(order)
+    if (wanted > usable_cores() and uneven) or not hasattr(os, "sched_setaffinity"):
+        return None
+    first = local_rank * threads
+    cores = sorted({order[n % len(order)] for n in range(first, first + threads)})
     try:
         os.sched_setaffinity(0, cores)
     except OSError:

@@ -92,6 +92,14 @@ def round_medians_ms(samples: Samples) -> dict[int, float]:
     return {number: statistics.median(rounds[number]) for number in sorted(rounds)}
 
 
+def round_ratios(a: Samples, b: Samples) -> list[float]:
+    """A over B, of every round that both were timed in; a round whose difference of blocks is not
+    positive has no ratio."""
+    ours, theirs = round_medians_ms(a), round_medians_ms(b)
+    both = [n for n in ours if n in theirs and min(ours[n], theirs[n]) > 0]
+    return [ours[n] / theirs[n] for n in both]
+
+
 def metric(record: Record) -> str:
     """What the record's time of a step is. Times of different metrics are never compared."""
     if steps := record.measure.get("block"):

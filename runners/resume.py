@@ -112,6 +112,11 @@ def _without_figures(found: Record) -> Record:
     return found
 
 
+def is_current(one: Record, here: Version) -> bool:
+    """Whether this version would have measured the same: its records mean what ours do."""
+    return one.schema == records.SCHEMA and version_of(one.environment) == here
+
+
 def version_of(environment: Mapping[str, Any]) -> Version:
     """What must be alike for two attempts at a cell to be pooled: code, libraries, machine."""
     git, versions = environment.get("git") or {}, environment.get("versions") or {}
@@ -157,7 +162,7 @@ def state(attempts: Sequence[Record], here: Version, launches: int) -> str:
     measured = [one for one in ended if one.outcome == "measured"]
     if not measured:
         return ended[-1].outcome
-    current = [one for one in measured if version_of(one.environment) == here]
+    current = [one for one in measured if is_current(one, here)]
     if len(current) < len(measured):
         return "measured" if len(current) >= launches else "stale"
     return "measured" if len(measured) >= launches else "missing"
@@ -171,7 +176,7 @@ def left(jobs: Sequence[Job], past: Past, here: Version, mode: str) -> dict[str,
         wanted = job.measure.launches
         known = state(attempts, here, wanted)
         done = [one for one in attempts if one.outcome == "measured"]
-        current = [one for one in done if version_of(one.environment) == here]
+        current = [one for one in done if is_current(one, here)]
         again = {"failed": ("failed", "wrong"), "stale": ("stale",)}.get(mode, ())
         if mode == "force" or known in again:
             found[job.cell_id] = wanted - (len(current) if known == "stale" else 0)

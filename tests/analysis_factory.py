@@ -22,6 +22,7 @@ ENVIRONMENT: dict[str, Any] = {
     "versions": {"python": "3.11.9", "torch": "2.13.0", "project": "0.1.0"},
     "git": {"sha": "a" * 40, "dirty": None},
 }
+START_MS = 0.25  # what a block costs beside its steps
 BASE_MS = {"serial": 0.4, "simple": 1.0, "dp": 0.9, "tp": 4.0, "ep": 2.0,
            "ep_tp": 3.0, "dp_ep": 1.6, "fsdp": 5.0}  # fmt: skip
 
@@ -89,18 +90,26 @@ def samples(
     warmup: int = 2,
     steps: int = 10,
     skew_ns: int = 1000,
+    fixed: bool = False,
 ) -> Samples:
-    """One sample a round whose makespans are the given ones; warm-up is twice as slow."""
+    """A round for each of the given times of a step, which a short block of `steps` and a long one
+    of four times as many steps differ by; blocks begin with START_MS. A latency of one step and
+    that start. Warm-up is twice as slow. With `fixed` one block without a start instead."""
     made, clock = Samples(), rng.randrange(10**12)
-    series = [(n, True, 2 * medians_ms[0]) for n in range(warmup)]
-    series += [(n, False, m) for n, m in enumerate(medians_ms)]
-    for number, warm, value in series:
-        length = round(value * 1e6 * steps)
+    series = [(n, "warmup", steps, 2 * medians_ms[0] * steps) for n in range(warmup)]
+    for n, m in enumerate(medians_ms):
+        if fixed:
+            series += [(n, "fixed", steps, m * steps)]
+            continue
+        blocks = {"short": steps, "long": 4 * steps, "latency": 1}
+        series += [(n, kind, count, m * count + START_MS) for kind, count in blocks.items()]
+    for number, kind, count, value in series:
+        length = round(value * 1e6)
         late = [0, *(rng.randrange(min(skew_ns, length)) for _ in range(ranks - 1))]
         made.round.append(number)
         made.position.append(0)
-        made.steps.append(steps)
-        made.warmup.append(warm)
+        made.steps.append(count)
+        made.kind.append(kind)
         made.start_ns.append([clock + wait for wait in late])
         made.end_ns.append([clock + length - wait for wait in late])
         clock += length + 10**6
@@ -135,7 +144,7 @@ def measured(
         "sweep": sweep,
         "gate": {"ok": True, "error": 1e-6, "tolerance": 1e-4, "tokens_checked": 8},
         "samples": samples(values, ranks, rng),
-        "floor": dataclasses.asdict(samples([0.01] * 5, ranks, rng, warmup=0, steps=1)),
+        "floor": dataclasses.asdict(samples([0.01] * 5, ranks, rng, warmup=0, steps=1, fixed=True)),
         "stop": {"rule": "fixed", "rounds": rounds, "samples_per_round": 1, "target": None},
         "warmup": {"samples": 2, "steady": True, "detail": ""},
         "phases": phases(center, ranks, of.workload.mode),
@@ -191,7 +200,7 @@ def anchors(first_ms: float, last_ms: float, ranks: int = 8) -> dict[str, Any]:
     rng = random.Random(0)
     places = {"first": first_ms, "middle": (first_ms + last_ms) / 2, "last": last_ms}
     taken = {
-        place: dataclasses.asdict(samples([value] * 3, ranks, rng, warmup=0))
+        place: dataclasses.asdict(samples([value] * 3, ranks, rng, warmup=0, fixed=True))
         for place, value in places.items()
     }
     return {"key": "anchor", **taken}

@@ -41,9 +41,12 @@ def test_every_row_survives_json_and_has_the_schema_s_columns() -> None:
 
 def test_samples_come_when_asked() -> None:
     row = flatten.row(factory.measured(factory.cell(), rounds=4), samples=True)
-    assert row["sample_warmup"] == [True, True, False, False, False, False]
-    assert row["sample_ms"][2:] == pytest.approx(row["round_medians_ms"])
-    assert list(row)[-3:] == [column.name for column in schema.SAMPLES]
+    assert row["sample_kind"] == ["warmup"] * 2 + ["short", "long", "latency"] * 4
+    assert row["sample_steps"] == [10, 10] + [10, 40, 1] * 4
+    blocks = [ms * n for ms, n in zip(row["sample_ms"], row["sample_steps"], strict=True)]
+    pairs = zip(blocks[2::3], blocks[3::3], strict=True)
+    assert row["round_medians_ms"] == pytest.approx([(b - a) / 30 for a, b in pairs])
+    assert list(row)[-4:] == [column.name for column in schema.SAMPLES]
 
 
 def test_a_wrong_cell_has_no_figure_in_its_row() -> None:
@@ -132,7 +135,9 @@ def test_a_record_laid_out_anew_is_still_whole(tmp_path: Path) -> None:
     with pytest.raises(record.RecordError, match="no sha256"):
         record.read(path)
     path.write_text(json.dumps({**content, "schema": 1}))
-    with pytest.raises(record.RecordError, match="schema 1, this version reads 2"):
+    with pytest.raises(
+        record.RecordError, match=r"schema 1: this version reads 2 and 3; measure again"
+    ):
         record.read(path)
 
 

@@ -106,20 +106,22 @@ def run_here(code: str) -> str:
     return done.stdout
 
 
-def test_pin_gives_each_rank_its_own_core_and_refuses_when_oversubscribed() -> None:
+def test_pin_gives_each_rank_its_own_core_and_each_core_as_many_ranks() -> None:
     code = (
         "import os, json\n"
         "from runners.environment import pin, usable_cores\n"
         "n = usable_cores()\n"
         "sets = [pin(r, n, 1) for r in range(n)]\n"
         "last = sorted(os.sched_getaffinity(0))\n"
-        "print(json.dumps([n, sets, last, pin(0, n + 1, 1), pin(0, 1, n)]))"
+        "shared = [pin(r, 3 * n, 1) for r in range(3 * n)]\n"
+        "print(json.dumps([n, sets, last, pin(0, n + 1, 1), shared, pin(0, 1, n)]))"
     )
-    cores, sets, last, oversubscribed, whole = json.loads(run_here(code))
+    cores, sets, last, uneven, shared, whole = json.loads(run_here(code))
     assert sorted(core for pinned in sets for core in pinned) == sorted(whole)
     assert all(len(pinned) == 1 for pinned in sets)
     assert last == sets[-1]
-    assert oversubscribed is None
+    assert uneven is None or cores == 1  # with one core everything is even
+    assert shared == 3 * sets
     assert len(whole) == cores
 
 

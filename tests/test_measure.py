@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import threading
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import start_up
+from benchmarks.simulated import SimulatedEngine
+from runners.estimate import COUNTED
 from runners.measure import Engine, Sample, Timed, precise, settled
 from runners.plan import Measure
+from runners.record import KINDS
 
 
 class World:
@@ -101,7 +109,7 @@ def shape(samples: list[Sample]) -> list[tuple[int, str, int, int, int]]:
 def test_fixed_rounds_give_that_many_samples_of_every_cell() -> None:
     measure = Measure(samples=4, samples_max=4, block=3, anchors=2, warmup=1, warmup_max=1)
     samples, rules = run_world(measure, [[[100], [200]], [[150], [50]]])
-    rounds = [s for s in samples[0] if s.kind == "round"]
+    rounds = [s for s in samples[0] if s.kind in COUNTED]
     assert rules == ["fixed", "fixed"]
     assert sorted((s.round, s.cell) for s in rounds) == [(r, c) for r in range(4) for c in (0, 1)]
     assert all(s.steps == 3 for s in rounds)
@@ -111,14 +119,78 @@ def test_fixed_rounds_give_that_many_samples_of_every_cell() -> None:
         *["anchor-last"] * 2,
     ]
     assert all(s.end_ns - s.start_ns == 3 * (100 if s.cell == 0 else 200) for s in rounds)
+    assert not [s for s in samples[0] if s.kind in ("short", "long", "latency")]
 
 
-def test_a_block_lasts_many_floors_and_the_minimum_time() -> None:
+def test_the_long_block_lasts_the_minimum_time_and_the_short_one_a_quarter() -> None:
     measure = Measure(samples=2, samples_max=2, block_ms=1.0, anchors=0)
     samples, _ = run_world(measure, [[[1_000]], [[1_000]]])
-    steps = {s.steps for s in samples[0] if s.kind == "round"}
-    assert len(steps) == 1
-    assert 700 <= steps.pop() <= 2_000  # 1 us steps, 1 ms blocks
+    steps = {k: {s.steps for s in samples[0] if s.kind == k} for k in ("short", "long", "latency")}
+    assert {kind: len(found) for kind, found in steps.items()} == dict.fromkeys(steps, 1)
+    short, long, latency = (found.pop() for found in steps.values())
+    assert 700 <= long <= 2_000  # 1 us steps, 1 ms blocks
+    assert (short, latency) == (round(long / 4), 1)
+
+
+def test_long_steps_are_timed_by_two_and_five_of_them() -> None:
+    samples, _ = run_world(Measure(samples=1, samples_max=1, anchors=0), [[[50_000_000]]])
+    assert [(s.kind, s.steps) for s in sorted(samples[0], key=lambda s: s.kind)
+            if s.cell == 0 and s.kind in KINDS and s.kind != "warmup"] == [
+        ("latency", 1), ("long", 5), ("short", 2)]  # fmt: skip
+
+
+def test_ranks_that_share_a_core_get_blocks_of_two_turns_and_more() -> None:
+    engine = SimulatedEngine(Measure(block_ms=1.0), random.Random(0))
+    engine.turn_ms = 12.0
+    cell = engine.cell(0, 1.0)
+    assert (cell.short, cell.steps) == (24, 96)
+
+
+@pytest.mark.parametrize("cells", [2, 3, 4, 5, 9])
+def test_every_block_of_a_round_follows_one_of_another_cell(cells: int) -> None:
+    measure = Measure(samples=6, samples_max=6, block_ms=0.01, anchors=0, per_round=2)
+    samples, _ = run_world(measure, [[[1_000]] * cells])
+    for number in range(6):
+        order = [s for s in samples[0] if s.round == number and s.kind in (*KINDS[1:], "floor")]
+        assert [s.position for s in order] == list(range(5 * cells + 1))
+        assert sum(s.kind == "floor" for s in order) == 1
+        timed = [s.cell for s in order if s.kind != "floor"]
+        assert all(a != b for a, b in itertools.pairwise(timed))
+        kinds = Counter((s.cell, s.kind) for s in order if s.kind != "floor")
+        wanted = {"short": 2, "long": 2, "latency": 1}
+        assert kinds == {(c, k): n for c in range(cells) for k, n in wanted.items()}
+
+
+def test_a_cell_that_is_built_anew_has_its_blocks_of_a_round_at_once() -> None:
+    engine = SimulatedEngine(Measure(anchors=0, samples=3, samples_max=3), random.Random(0))
+    taken: list[Sample] = []
+    engine.emit = taken.append
+    built: list[int] = []
+    cells = [engine.cell(index, 1.0) for index in range(2)]
+    for cell in cells:
+        cell.resident = False
+        cell.active = lambda cell=cell: built.append(cell.index) or nullcontext()  # type: ignore[misc]
+    engine.run(cells, "seed")
+    assert sorted(built) == [0, 0, 0, 1, 1, 1]
+    assert len({(s.cell, s.round, s.position) for s in taken if s.kind == "long"}) == 6
+
+
+@pytest.mark.parametrize("step_ms", start_up.STEPS_MS)
+def test_what_a_block_costs_at_its_start_is_not_in_the_time_of_a_step(step_ms: float) -> None:
+    """0.5 ms a block and 30% on its first two steps; exact without noise, within 1% with it."""
+    engine = SimulatedEngine(Measure(anchors=0), random.Random(0))
+    cell = engine.cell(0, step_ms, start_up.START)
+    engine.run([cell], "seed")
+    assert cell.rounds_ms == pytest.approx([step_ms] * 6)
+    found = start_up.bias(step_ms, 40)
+    assert abs(found["bias"]) < 0.01 < found["bias_of_block_mean"]
+
+
+def test_a_planted_difference_is_found_though_starts_differ_and_none_is_made_up() -> None:
+    planted = Counter(start_up.comparison(0.05, seed) for seed in range(40))
+    alike = Counter(start_up.comparison(0.0, seed) for seed in range(40))
+    assert planted["slower"] >= 36
+    assert alike["faster"] + alike["slower"] <= 2
 
 
 def test_precision_ends_a_quiet_wave_at_the_minimum_and_noise_goes_to_the_maximum() -> None:
@@ -127,21 +199,21 @@ def test_precision_ends_a_quiet_wave_at_the_minimum_and_noise_goes_to_the_maximu
     samples, noisy = run_world(measure, [[[1000, 5000, 200, 9000, 30]]])
     assert quiet == ["precision"]
     assert noisy == ["maximum"]
-    assert len([s for s in samples[0] if s.kind == "round"]) == 12
+    assert len([s for s in samples[0] if s.kind in COUNTED]) == 12
 
 
 def test_the_wall_limit_ends_a_wave_that_has_its_minimum() -> None:
     measure = Measure(samples=6, samples_max=99, block=1, anchors=0, wall_limit_s=1e-6, precision=0)
     samples, rules = run_world(measure, [[[1000, 5000, 200]]])
     assert rules == ["wall"]
-    assert len([s for s in samples[0] if s.kind == "round"]) == 6
+    assert len([s for s in samples[0] if s.kind in COUNTED]) == 6
 
 
 def test_random_order_differs_between_rounds_and_is_the_same_on_every_rank() -> None:
     measure = Measure(samples=6, samples_max=6, block=1, anchors=0)
     samples, _ = run_world(measure, [[[100]] * 5, [[300]] * 5])
     orders = [
-        [[s.cell for s in rank if s.kind == "round" and s.round == r] for r in range(6)]
+        [[s.cell for s in rank if s.kind in COUNTED and s.round == r] for r in range(6)]
         for rank in samples
     ]
     assert orders[0] == orders[1]
@@ -152,7 +224,7 @@ def test_random_order_differs_between_rounds_and_is_the_same_on_every_rank() -> 
 def test_product_order_measures_one_cell_after_the_other() -> None:
     measure = Measure(samples=3, samples_max=3, block=1, anchors=0, order="product")
     samples, _ = run_world(measure, [[[100]] * 3])
-    assert [s.cell for s in samples[0] if s.kind == "round"] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert [s.cell for s in samples[0] if s.kind in COUNTED] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
 @settings(max_examples=40, deadline=None)

@@ -113,11 +113,11 @@ def test_records_hold_the_samples_that_every_rank_wrote(tmp_path: Path) -> None:
     jobs = [job(1), job(2)]
     zero, one = logs(tmp_path)
     for number in range(2):
-        sample(zero, 0, "round", number, 10 + number, 20 + number)
-        sample(one, 0, "round", number, 11 + number, 25 + number)
-    sample(zero, 0, "round", 2, 50, 60)  # rank 1 died before it wrote this one
-    sample(zero, 1, "round", 0, 1, 2)
-    sample(one, 1, "round", 0, 1, 3)
+        sample(zero, 0, "fixed", number, 10 + number, 20 + number)
+        sample(one, 0, "fixed", number, 11 + number, 25 + number)
+    sample(zero, 0, "fixed", 2, 50, 60)  # rank 1 died before it wrote this one
+    sample(zero, 1, "fixed", 0, 1, 2)
+    sample(one, 1, "fixed", 0, 1, 3)
     for log in (zero, one):
         log.write("info", cell=0, name="gate", value={"ok": True})
         log.write("info", cell=1, name="gate", value={"ok": False})
@@ -137,7 +137,7 @@ def test_records_hold_the_samples_that_every_rank_wrote(tmp_path: Path) -> None:
 def test_too_few_rounds_are_an_interrupted_attempt(tmp_path: Path) -> None:
     zero, one = logs(tmp_path)
     for log in (zero, one):
-        sample(log, 0, "round", 0, 1, 2)
+        sample(log, 0, "fixed", 0, 1, 2)
     lines = Assembler(plan_of(tmp_path, [job()]), [job()], "sweep")
     lines.update()
     assert lines.record(0, 0, None).outcome == "interrupted"

@@ -72,7 +72,7 @@ def test_a_damaged_record_is_named_and_its_launch_number_is_not_used_again(tmp_p
     good, bad = job(2), job(4)
     whole = attempt(good, "failed", 0)
     ranks = [0] * good.cell.placement.world_size
-    whole.samples = record.Samples([0], [0], [1], [False], [ranks], [ranks])
+    whole.samples = record.Samples([0], [0], [1], ["fixed"], [ranks], [ranks])
     record.write(tmp_path, whole)
     path = record.write(tmp_path, attempt(bad, "failed", 7))
     path.write_text(path.read_text()[:-9])

@@ -20,7 +20,7 @@ def samples(ranks: int, count: int, base_ns: int) -> Samples:
         taken.round.append(index // 2)
         taken.position.append(0)
         taken.steps.append(2)
-        taken.warmup.append(index == 0)
+        taken.kind.append("warmup" if index == 0 else "fixed")
         taken.start_ns.append(start)
         taken.end_ns.append([t + base_ns + 337 * index for t in start])
     return taken

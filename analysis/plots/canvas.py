@@ -126,7 +126,7 @@ def caption_lines(
 def shown_in(panels: Sequence[Panel]) -> pd.DataFrame:
     """The cells of several panels, each once."""
     rows = pd.concat([panel.cells for panel in panels], ignore_index=True)
-    return rows.drop_duplicates(["cell_id", "host"], ignore_index=True)
+    return rows.drop_duplicates(["cell_id", "host", "metric"], ignore_index=True)
 
 
 def _wrapped(lines: Sequence[str], width: int) -> list[str]:

@@ -1,9 +1,8 @@
-"""Every sample in the order it was taken, warm-up shaded: is there a steady state?"""
+"""Every long block in the order it was taken, after the warm-up: is there a steady state?"""
 
 from __future__ import annotations
 
 import math
-import statistics
 import textwrap
 from typing import Any
 
@@ -39,7 +38,7 @@ def traces(scene: Scene) -> Figure | None:
     made.supxlabel("sample, in the order taken", size=10)
     made.supylabel("ms per step", size=10)
     hidden = len(frame) - len(order)
-    text = "Grey: warm-up. Line: median of the rest." + (
+    text = "Points: mean of a block, its start included. Grey: warm-up. Line: time of a step." + (
         f" The {len(order)} most scattered of {len(frame)} attempts." if hidden else ""
     )
     return canvas.finish(made, scene, "traces", [text])
@@ -51,14 +50,14 @@ def _spread(row: Any) -> float:
 
 
 def _trace(ax: Axes, row: Any, name: str) -> None:
-    values, warm = row["sample_ms"], row["sample_warmup"]
+    taken = zip(row["sample_ms"], row["sample_kind"], strict=True)
+    blocks = [(value, kind) for value, kind in taken if kind in ("warmup", "long", "fixed")]
+    values = [value for value, _ in blocks]
     ax.plot(range(len(values)), values, color="#0072B2", marker=".", markersize=4, linewidth=0.8)
-    for x, is_warm in enumerate(warm):
-        if is_warm:
+    for x, (_, kind) in enumerate(blocks):
+        if kind == "warmup":
             ax.axvspan(x - 0.5, x + 0.5, color="#cccccc", linewidth=0)
-    timed = [v for v, w in zip(values, warm, strict=True) if not w]
-    if timed:
-        ax.axhline(statistics.median(timed), color="#D55E00", linewidth=1)
+    ax.axhline(float(row["median_duration_ms"]), color="#D55E00", linewidth=1)
     ax.set_ylim(bottom=0)
     label = ax.set_title("\n".join(textwrap.wrap(name, 38)), size=7.5, weight="normal")
     label.set_parse_math(False)

@@ -14,11 +14,14 @@ from moe.cost.load import dispatches
 from moe.degrees import degrees
 from moe.spec import PEER, Cell
 from runners import flatten
+from runners.estimate import STEADY
 
 
 def measured(cells: pd.DataFrame) -> list[Measured]:
-    """Those with a time whose record has a calibration for their number of ranks."""
-    rows = [{str(k): v for k, v in row.items()} for row in cells.to_dict("records")]
+    """Those with a time in steady state whose record has a calibration for their number of
+    ranks."""
+    steady = cells[cells["metric"] == STEADY]
+    rows = [{str(k): v for k, v in row.items()} for row in steady.to_dict("records")]
     return [found for row in rows if (found := _one(row)) is not None]
 
 

@@ -78,7 +78,7 @@ def _other_digit(data: bytes, dice: random.Random) -> bytes:
 
 def a_record() -> Record:
     samples = Samples(
-        round=list(range(6)), position=[0] * 6, steps=[2] * 6, warmup=[False] * 6,
+        round=list(range(6)), position=[0] * 6, steps=[2] * 6, kind=["fixed"] * 6,
         start_ns=[[10**9 * n, 10**9 * n + 5] for n in range(6)],
         end_ns=[[10**9 * n + 5000, 10**9 * n + 6000] for n in range(6)],
     )  # fmt: skip
@@ -166,7 +166,7 @@ def _rank_log(folder: Path) -> Format:
         log = RankLog(rank_path(folder, rank))
         for number in range(40):
             times = {"start_ns": 10**9 * number + rank, "end_ns": 10**9 * number + 5000 + rank}
-            log.write("sample", cell=0, kind="round", round=number, position=0, steps=2, **times)
+            log.write("sample", cell=0, kind="fixed", round=number, position=0, steps=2, **times)
         log.close()
 
     def read() -> list[Any]:

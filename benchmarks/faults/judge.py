@@ -62,9 +62,10 @@ def changed(before: dict[Path, bytes]) -> list[str]:
 
 
 def unrecorded(folder: Path, records: list[record.Record]) -> list[str]:
-    """Samples that all ranks of a launch have on disk and no record has; a wrong cell has none."""
+    """Blocks of a fixed length that all ranks of a launch have on disk and no record has; a wrong
+    cell has none."""
     kept = {
-        (one.cell_id, one.launch): one.samples.warmup.count(False)
+        (one.cell_id, one.launch): one.samples.kind.count("fixed")
         for one in records
         if one.outcome != "wrong"
     }
@@ -84,7 +85,7 @@ def _sampled(path: Path) -> dict[tuple[str, int], int]:
     for rank in range(plan.placement.world_size):
         mine: dict[int, set[tuple[int, int]]] = {}
         for line in RankReader(rank_path(path.parent, rank)).new():
-            if line["event"] == "sample" and line["kind"] == "round":
+            if line["event"] == "sample" and line["kind"] == "fixed":
                 mine.setdefault(line["cell"], set()).add((line["round"], line["position"]))
         ranks.append(mine)
     return {

@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.speed import store
 from moe.spec import PEER
 from runners import record
-from runners.estimate import median_interval, round_medians_ms
+from runners.estimate import median_interval, round_medians_ms, round_ratios
 
 MODES, RANKS, EXPERTS = ("forward", "train"), (1, 2, 4), (8, 64)
 SKEWS, TOPKS, TOKENS = ("balanced", "zipf"), (2, 8), (8, 128, 1024, 4096)
@@ -31,7 +31,7 @@ PEERS = (
 )
 SHAPE = ("model.dim=256", "model.hidden=512", "model.dim_out=256", "model.activation=silu_gated",
          "model.bias=none", "tokens=sharded")  # fmt: skip
-MEASURE = ("measure.samples=8", "measure.samples_max=16", "measure.wall_limit_s=90",
+MEASURE = ("measure.samples=8", "measure.samples_max=16", "measure.wall_limit_s=3",
            "measure.phases=0", "measure.calibrate=false", "measure.anchors=0",
            "measure.block_floors=5")  # fmt: skip
 MEAN_TARGET, LEAST = 1.5, 0.97
@@ -104,13 +104,12 @@ def best(records: list[record.Record]) -> record.Record:
 
 
 def median_ms(found: record.Record) -> float:
-    values = sorted(round_medians_ms(found.samples))
+    values = sorted(round_medians_ms(found.samples).values())
     return values[len(values) // 2]
 
 
 def row(point: tuple[Any, ...], ours: record.Record, theirs: record.Record) -> store.Row:
-    mine, other = round_medians_ms(ours.samples), round_medians_ms(theirs.samples)
-    ratios = sorted(b / a for a, b in zip(mine, other, strict=False))
+    ratios = sorted(round_ratios(theirs.samples, ours.samples))
     interval = median_interval(ratios)
     names = ("mode", "ranks", "experts", "topk", "skew", "tokens", "dtype")
     return {

@@ -132,7 +132,7 @@ def test_a_rank_that_dies_on_the_other_host_fails_its_cell_only(net: Net, tmp_pa
     second, first = (bench(net, host, tmp_path, *words) for host in (1, 0))
     lines = tmp_path / "outputs" / "together" / "launches" / "0" / "samples" / "rank3.jsonl"
     deadline = time.monotonic() + LIMIT_S
-    while not (lines.exists() and '"kind":"round"' in lines.read_text()):
+    while not (lines.exists() and '"kind":"long"' in lines.read_text()):
         assert first.poll() is None, ended(first)
         assert time.monotonic() < deadline
         time.sleep(0.02)

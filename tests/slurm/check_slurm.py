@@ -165,7 +165,7 @@ def test_allocations_of_two_shapes_run_beside_each_other(slurm: Cluster, tmp_pat
 def test_a_rank_that_dies_fails_its_cell_only(slurm: Cluster, tmp_path: Path) -> None:
     process = slow_sweep(slurm, tmp_path)
     lines = tmp_path / "sweep" / "launches" / "0" / "samples" / "rank3.jsonl"
-    wait_for(lambda: lines.exists() and '"kind":"round"' in lines.read_text(), process)
+    wait_for(lambda: lines.exists() and '"kind":"long"' in lines.read_text(), process)
     os.kill(json.loads(lines.read_text().splitlines()[0])["pid"], signal.SIGKILL)
     code, end, err = ended(process)
     assert (code, end["measured"], end["failed"]) == (1, 5, 1), err
