@@ -12,7 +12,7 @@ from analysis import marks, straggler
 from analysis.panels import series_names
 from analysis.verdict import MIN_LAUNCHES
 
-MIN_SAMPLES = 10
+MIN_SAMPLES = 6
 UNSTABLE = 0.10  # half-width of the interval, or spread of the samples, over the middle
 SPREAD = 0.50  # how far the extremes may lie from the mean
 
