@@ -31,10 +31,9 @@ class Metric:
     def heading(self) -> str:
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
-    def heading_of(self, cells: pd.DataFrame) -> str:
-        """With what the times of these cells are: "Duration (ms), steady state"."""
-        kinds = list(dict.fromkeys(str(m) for m in cells["metric"])) if self.of_step else []
-        return ", ".join([self.heading, *(["/".join(kinds)] if kinds else [])])
+    def kind(self, cells: pd.DataFrame) -> str:
+        """What the times of these cells are: "steady state"."""
+        return "/".join(dict.fromkeys(str(m) for m in cells["metric"])) if self.of_step else ""
 
 
 DURATION = Metric("median_ms", "Duration", "ms", "low_ms", "high_ms", of_step=True)
@@ -129,8 +128,8 @@ def panel_table(panel: Panel, metric: Metric) -> Table:
         for series in panel.series
     }
     where = setting(panel)
-    title = f"{metric.heading_of(panel.cells)}, by {title_of(panel.axis)}"
-    title += f"; {where}" if where else ""
+    title = f"{metric.heading} by {title_of(panel.axis)}"
+    title = "; ".join(part for part in (title, where, metric.kind(panel.cells)) if part)
     return Table(title, title_of(panel.axis), list(labels.values()), panel.series, entries)
 
 
@@ -172,9 +171,10 @@ def flat_table(cells: pd.DataFrame, metric: Metric) -> Table:
     columns = [metric] if metric is not DURATION else [DURATION, LATENCY, MEAN, THROUGHPUT]
     for name, (_, cell) in zip(names, cells.iterrows(), strict=True):
         for column in columns:
-            entries[(name, column.heading_of(cells))] = entry(cell, column)
-    headings = [column.heading_of(cells) for column in columns]
-    return Table(_flat_title(cells), "strategy", names, headings, entries)
+            entries[(name, column.heading)] = entry(cell, column)
+    headings = [column.heading for column in columns]
+    title = "; ".join(part for part in (_flat_title(cells), columns[0].kind(cells)) if part)
+    return Table(title, "strategy", names, headings, entries)
 
 
 def _flat_title(cells: pd.DataFrame) -> str:

@@ -8,13 +8,15 @@ In one launch a setting's cells are measured in the same random rounds under fiv
 `measure.block_ms` of 10, 30, 100 and 300, and "alone", which is 30 with a block of the same cell
 run unrecorded before each of its blocks, as if no other cell were there. Ratios are medians over
 the rounds that both were in, with a 95% order-statistic interval. A ratio agrees when it is within
-2% of 1, or within 5% where its interval reaches further than 2% to a side. "block mean" is the
+2% of 1, or within 5% where its interval reaches further than 2% to a side. The last line is the
+geometric mean over all cells, with a t-interval. "block mean" is the
 ratio of 10 to 300 by the mean of the long block, its start included.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 from functools import partial
@@ -25,6 +27,7 @@ sys.path[0] = str(ROOT)
 
 from hydra import compose, initialize_config_dir
 
+from analysis.verdict import logs, paired_interval
 from runners import record
 from runners.bench import resolve
 from runners.estimate import Interval, makespans_ms, median_interval, round_medians_ms, round_ratios
@@ -111,6 +114,14 @@ def text(found: tuple[float, Interval]) -> str:
     return f"{value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
+def overall(ratios: list[float]) -> str:
+    """Geometric mean over the cells, with Student's t interval of the logarithms."""
+    found = paired_interval(logs(ratios), 0.95)
+    assert found is not None
+    center, low, high = (math.exp(v) for v in (found.center, found.low, found.high))
+    return f"{center:.3f} [{low:.3f}, {high:.3f}]"
+
+
 def report(folder: Path) -> list[str]:
     """The table's lines, one per cell, and the count of agreements."""
     cells: dict[str, dict[str, Record]] = {}
@@ -122,6 +133,7 @@ def report(folder: Path) -> list[str]:
              + " | ".join(names) + " | agrees within | flags |"]  # fmt: skip
     lines.append("|" + "---|" * (len(names) + 4))
     counts: dict[str, int] = {}
+    columns: list[list[float]] = []
     for labels in cells.values():
         taken = {label: one.samples for label, one in labels.items()}
         longest = round_medians_ms(taken["block300"])
@@ -135,9 +147,12 @@ def report(folder: Path) -> list[str]:
         what = f"{cell.strategy.name} k={cell.layer.topk} batch={cell.workload.batch_size}"
         flagged = sorted({f for one in labels.values() for f in flags_of(one)} & {"start_grows"})
         ratios.append(ratio([a / b for a, b in zip(*means, strict=True)]))
+        columns.append([value for value, _ in ratios])
         middle = f"{statistics.median(longest.values()):.3g}"
         row = [what, middle, *map(text, ratios), worst, ", ".join(flagged)]
         lines.append("| " + " | ".join(row) + " |")
+    means = [overall([row[n] for row in columns]) for n in range(len(names))]
+    lines.append("| " + " | ".join(["all cells", "", *means, "", ""]) + " |")
     told = ", ".join(f"{word}: {counts[word]}" for word in ("2%", "5%", "no") if word in counts)
     return [*lines, "", f"{folder.name}: {len(longest)} rounds; cells that agree within {told}"]
 

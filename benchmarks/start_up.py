@@ -32,6 +32,7 @@ from runners.plan import Measure
 START = StartUp(block_ms=0.5, share=0.30, steps=2)
 STEPS_MS = (0.05, 0.5, 5.0, 50.0)
 PLANTED = 0.05
+NOISE = 0.03  # of a block, beside what all blocks of a round share
 LAUNCHES = Measure(samples=10, samples_max=200, precision=0.02, wall_limit_s=4.0, anchors=0)
 
 
@@ -41,7 +42,7 @@ def bias(step_ms: float, series: int) -> dict[str, float]:
     for seed in range(series):
         generator = random.Random(seed)
         measure = Measure(samples=20, samples_max=20, anchors=0, precision=0.0)
-        engine = SimulatedEngine(measure, generator, lambda g: g.lognormvariate(0.0, 0.1))
+        engine = SimulatedEngine(measure, generator, lambda g: g.lognormvariate(0.0, 0.03))
         cell = engine.cell(0, step_ms, START, lambda g: g.lognormvariate(0.0, 0.02))
         taken: list[Sample] = []
         engine.emit = taken.append
@@ -68,7 +69,7 @@ def comparison(planted: float, seed: int) -> str:
         ):
             own = generator.lognormvariate(0.0, 0.005)  # as two labels of one cell differ
             cells.append(
-                engine.cell(index, step_ms * own, start, lambda g: g.lognormvariate(0.0, 0.05))
+                engine.cell(index, step_ms * own, start, lambda g: g.lognormvariate(0.0, NOISE))
             )
         engine.run(cells, str(launch))
         for label, cell in zip(rows, cells, strict=True):

@@ -199,7 +199,7 @@ def test_check_says_what_to_do_next(tmp_path: Path) -> None:
     few = factory.measured(factory.cell("ep"), rounds=3)
     frame = analysis.load(factory.write_all(tmp_path / "few", [few]))
     lines = [f.line() for f in check.findings(frame, cells.summarize(frame))]
-    for word in ("fewer than 10 samples", "too few rounds", "one launch", "oversubscribed"):
+    for word in ("fewer than 6 samples", "too few rounds", "one launch", "oversubscribed"):
         assert any(word in line and "next: " in line for line in lines), word
     fine = [factory.measured(factory.cell("ep", ranks=2), launch=n, noise=0.005) for n in range(5)]
     frame = analysis.load(factory.write_all(tmp_path / "fine", fine))

@@ -67,7 +67,7 @@ def test_more_than_one_pair_in_a_round_go_together_in_their_order() -> None:
         (0, "long", 5, 10.0), (0, "short", 2, 4.0), (0, "short", 2, 1.0), (0, "long", 5, 10.0),
         (1, "short", 2, 4.0),
     )  # fmt: skip
-    assert estimate.step_times_ms(taken) == pytest.approx([(0, 2.0), (0, 3.0)])
+    assert estimate.step_times_ms(taken) == [(0, pytest.approx(2.0)), (0, pytest.approx(3.0))]
     assert estimate.round_medians_ms(taken) == {0: pytest.approx(2.5)}
 
 

@@ -183,14 +183,14 @@ def test_what_a_block_costs_at_its_start_is_not_in_the_time_of_a_step(step_ms: f
     engine.run([cell], "seed")
     assert cell.rounds_ms == pytest.approx([step_ms] * 6)
     found = start_up.bias(step_ms, 40)
-    assert abs(found["bias"]) < 0.01 < found["bias_of_block_mean"]
+    assert abs(found["bias"]) < 0.005 < found["bias_of_block_mean"]
 
 
 def test_a_planted_difference_is_found_though_starts_differ_and_none_is_made_up() -> None:
-    planted = Counter(start_up.comparison(0.05, seed) for seed in range(40))
-    alike = Counter(start_up.comparison(0.0, seed) for seed in range(40))
-    assert planted["slower"] >= 36
-    assert alike["faster"] + alike["slower"] <= 2
+    planted = Counter(start_up.comparison(0.05, seed) for seed in range(20))
+    alike = Counter(start_up.comparison(0.0, seed) for seed in range(20))
+    assert planted["slower"] >= 18
+    assert alike["faster"] + alike["slower"] <= 1
 
 
 def test_precision_ends_a_quiet_wave_at_the_minimum_and_noise_goes_to_the_maximum() -> None:
