@@ -285,8 +285,8 @@ def test_what_a_job_asks_for(tmp_path: Path) -> None:
     assert (found["exclusive"], found["partition"], found["use_srun"]) == (True, "p", False)
     assert found["additional_parameters"]["switches"] == 1
     assert "qos" not in found
-    # Two launches of 120 s + a wave of 30 s at most + 20 s for the cell + 30 s for records, twice.
-    assert found["time"] == slurm.minutes(jobs, "group") == 14
+    # Two launches of 120 s + 1.2 s of rounds + 20 s for the cell + 30 s for records, twice.
+    assert found["time"] == slurm.minutes(jobs, "group") == 12
     assert slurm.parameters(slurm.Slurm(time_min=5), jobs, settings)["time"] == 5
 
 
