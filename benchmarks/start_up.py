@@ -33,7 +33,7 @@ START = StartUp(block_ms=0.5, share=0.30, steps=2)
 STEPS_MS = (0.05, 0.5, 5.0, 50.0)
 PLANTED = 0.05
 NOISE = 0.03  # of a block, beside what all blocks of a round share
-LAUNCHES = Measure(samples=10, samples_max=200, precision=0.02, wall_limit_s=4.0, anchors=0)
+LAUNCHES = Measure(samples=10, samples_max=200, precision=0.02, wall_limit_s=10.0, anchors=0)
 
 
 def bias(step_ms: float, series: int) -> dict[str, float]:

@@ -20,7 +20,6 @@ decided by rank 0 and handed to all, so that ranks can never disagree on a count
 from __future__ import annotations
 
 import gc
-import math
 import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +33,7 @@ from runners.plan import Measure
 STEADY = 0.10  # relative difference of the two halves of the warm-up below which it has settled
 SHORT_SHARE = 4  # the long block over the short one, in time
 SHORT_STEPS = 2  # of the short block, at least
-LONG_SHORT = 2.5  # steps of the long block over those of the short one, at least
+LONG_SHORT = 4  # steps of the long block over those of the short one, at least
 SHORT_TURNS = 2  # turns of all ranks on their core that the short block lasts, at least
 MAX_STEPS = 1_000_000
 RULES = ("", "fixed", "precision", "maximum", "wall", "interrupted")
@@ -145,6 +144,7 @@ class Engine:
         self.flush = flush
         self.floor_ms = 0.0
         self.turn_ms = 0.0  # until all ranks that share a core have had it; 0: none share one
+        self.least_ms = 0.0  # that a long block lasts, whatever measure.block_ms says
         self.node_of: tuple[int, ...] = ()  # of every rank, where there are several nodes
 
     def take(
@@ -182,6 +182,7 @@ class Engine:
             return
         target_ms = max(
             self.measure.block_ms,
+            self.least_ms,
             self.measure.block_floors * self.floor_ms,
             SHORT_SHARE * SHORT_TURNS * self.turn_ms,
         )
@@ -193,7 +194,7 @@ class Engine:
             if more:
                 steps = self.ranks.decide(min(max(round(wanted), steps + 1), MAX_STEPS))
         cell.short = max(SHORT_STEPS, round(steps / SHORT_SHARE))
-        cell.steps = max(math.ceil(LONG_SHORT * cell.short), steps)
+        cell.steps = max(LONG_SHORT * cell.short, steps)
 
     def warm_up(self, cell: Timed) -> bool:
         """At least `warmup` samples, more while it has not settled; True when it has."""

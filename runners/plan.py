@@ -26,7 +26,8 @@ class Measure:
     wall_limit_s: float = 1.2  # of rounds, times the cells of the wave
     block: int = 0  # steps in every block; 0: two lengths, by the floor and block_ms
     block_floors: float = 20.0
-    block_ms: float = 100.0  # of the long block
+    block_ms: float = 20.0  # of the long block
+    block_gloo_ms: float = 100.0  # of the long block where ranks sleep while they wait
     warmup: int = 2
     warmup_max: int = 8
     order: str = "random"

@@ -52,6 +52,8 @@ class Worker:
         )
         if plan.placement.device == "cpu":
             self.engine.turn_ms = turn_ms(where.local_ranks * plan.placement.threads)
+        if plan.placement.backend == "gloo" and where.world_size > 1:
+            self.engine.least_ms = plan.measure.block_gloo_ms
         if plan.placement.nodes > 1:
             self.engine.node_of = tuple(row[0] for row in self.ranks.gather([where.node]))
         self.ready = Ready(plan, self.comm, self.ranks, log)

@@ -132,11 +132,11 @@ def test_the_long_block_lasts_the_minimum_time_and_the_short_one_a_quarter() -> 
     assert (short, latency) == (round(long / 4), 1)
 
 
-def test_long_steps_are_timed_by_two_and_five_of_them() -> None:
+def test_long_steps_are_timed_by_two_and_eight_of_them() -> None:
     samples, _ = run_world(Measure(samples=1, samples_max=1, anchors=0), [[[50_000_000]]])
     assert [(s.kind, s.steps) for s in sorted(samples[0], key=lambda s: s.kind)
             if s.cell == 0 and s.kind in KINDS and s.kind != "warmup"] == [
-        ("latency", 1), ("long", 5), ("short", 2)]  # fmt: skip
+        ("latency", 1), ("long", 8), ("short", 2)]  # fmt: skip
 
 
 def test_ranks_that_share_a_core_get_blocks_of_two_turns_and_more() -> None:
