@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYER = Layer(32, 64, 32, 8, 2, 2, "silu_gated", "none")
 CELL = Cell(LAYER, Strategy("peer_transformers"), Workload(12), Placement(2))
 SQUARE = ["model.dim_out=32", "model.activation=silu_gated", "model.bias=none"]
-QUICK = ["measure=quick", "measure.block_ms=1", "measure.block_gloo_ms=1", "measure.block_floors=2", "report=false",
-         "tracker=none", "world_size=2"]  # fmt: skip
+QUICK = ["measure=quick", "measure.block_ms=1", "measure.block_gloo_ms=1", "measure.block_floors=2",
+         "report=false", "tracker=none", "world_size=2"]  # fmt: skip
 
 
 def changed(**changes: Any) -> Cell:
