@@ -31,6 +31,7 @@ from runners.estimate import median_interval, step_ms
 from runners.plan import Measure
 
 STEADY = 0.10  # relative difference of the two halves of the warm-up below which it has settled
+PRECISE_ROUNDS = 8  # before which no interval is narrow enough: six may all be of one mode
 SHORT_SHARE = 4  # the long block over the short one, in time
 SHORT_STEPS = 2  # of the short block, at least
 LONG_SHORT = 4  # steps of the long block over those of the short one, at least
@@ -281,7 +282,7 @@ class Engine:
         began = self.ranks.now_ns()
         limit_ns = self.measure.wall_limit_s * len(cells) * 1e9
         self._anchor(cells, "first")
-        number, check, rule = 0, self.measure.rounds_min, ""
+        number, check, rule = 0, max(self.measure.rounds_min, PRECISE_ROUNDS), ""
         while not rule:
             self.run_round(cells, number, seed)
             number += 1
