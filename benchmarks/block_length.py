@@ -28,6 +28,7 @@ sys.path[0] = str(ROOT)
 from hydra import compose, initialize_config_dir
 
 from analysis.verdict import logs, paired_interval
+from benchmarks.block_length_worker import ALONE
 from runners import record
 from runners.bench import resolve
 from runners.estimate import Interval, makespans_ms, median_interval, round_medians_ms, round_ratios
@@ -39,7 +40,6 @@ from runners.record import Record
 from runners.sweep import Sweep
 
 LENGTHS_MS = (10, 30, 100, 300)
-ALONE = "alone"
 LABELS = (*(f"block{ms}" for ms in LENGTHS_MS), ALONE)
 README = [[f"strategy={s}", f"topk={k}"] for k in (2, 4, 8) for s in ("simple", "tp", "ep")]
 MIXTRAL = [

@@ -18,18 +18,18 @@ class Worker(worker.Worker):
         label = self.plan.labels[index]
         block_ms = ALONE_MS if label == ALONE else float(label.removeprefix("block"))
         self.engine.measure = dataclasses.replace(self.plan.measure, block_ms=block_ms)
-        found = super()._prepare(index, resident)
+        timed = super()._prepare(index, resident)
         self.engine.measure = self.plan.measure
-        if found and label == ALONE:
-            active, timed = found.active, found
+        if timed and label == ALONE:
+            active = timed.active
 
             def after_itself() -> object:
                 for _ in range(timed.short):
                     timed.step()
                 return active()
 
-            found.active = after_itself  # type: ignore[assignment]
-        return found
+            timed.active = after_itself  # type: ignore[assignment]
+        return timed
 
 
 if __name__ == "__main__":

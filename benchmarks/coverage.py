@@ -20,13 +20,12 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.simulated import Draw, SimulatedEngine, StartUp
+from benchmarks.simulated import START, Draw, SimulatedEngine
 from runners.estimate import median_interval
 from runners.plan import Measure
 
 STEP_MS = 5.0
 SAMPLES = Measure().samples
-START = StartUp(block_ms=0.5, share=0.30, steps=2)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ class StartUp:
     steps: int = 2
 
 
+START = StartUp(block_ms=0.5, share=0.30, steps=2)
+
+
 class OneRank:
     """A single rank under a fake clock; `since` counts the steps since the last barrier."""
 

@@ -25,11 +25,10 @@ import pandas as pd
 
 from analysis.pairs import Series, compare
 from analysis.verdict import MIN_LAUNCHES
-from benchmarks.simulated import SimulatedEngine, StartUp
+from benchmarks.simulated import START, SimulatedEngine, StartUp
 from runners.measure import Sample
 from runners.plan import Measure
 
-START = StartUp(block_ms=0.5, share=0.30, steps=2)
 STEPS_MS = (0.05, 0.5, 5.0, 50.0)
 PLANTED = 0.05
 NOISE = 0.03  # of a block, beside what all blocks of a round share

@@ -253,7 +253,7 @@ class Engine:
 
     def _visits(
         self, order: Sequence[Timed], generator: random.Random
-    ) -> Iterator[tuple[Timed, list[str]]]:
+    ) -> list[tuple[Timed, list[str]]]:
         """A round's blocks in turn. Cells go in twos (the last three together): a's block of one
         kind, then b's of the same kind, then a's of the next. So a cell's two lengths are timed
         close to each other, and each after another cell's block. The kinds' order is random, and
@@ -271,7 +271,7 @@ class Engine:
             else:
                 visits += [(together[0], kinds)]
         visits.insert(generator.randrange(1, len(visits) + 1), (EMPTY, ["floor"]))
-        return iter(visits)
+        return visits
 
     def run(
         self, cells: Sequence[Timed], seed: str, progress: Callable[[int], None] = lambda n: None

@@ -9,6 +9,13 @@ from pathlib import Path
 
 import pytest
 
+QUICK = [  # of a sweep that only has to run
+    "measure=quick",
+    "measure.block_ms=1",
+    "measure.block_gloo_ms=1",
+    "measure.block_floors=2",
+    "report=false",
+]
 STARTED: list[subprocess.Popen[str]] = []
 
 

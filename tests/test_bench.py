@@ -15,16 +15,11 @@ from typing import Any
 import pytest
 
 from runners import record
+from tests import started
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 240
-QUICK = [
-    "measure=quick",
-    "measure.block_ms=1",
-    "measure.block_gloo_ms=1",
-    "measure.block_floors=2",
-    "report=false",
-]
+QUICK = started.QUICK
 
 
 def bench(*overrides: str, folder: Path, root: Path = ROOT) -> subprocess.CompletedProcess[str]:

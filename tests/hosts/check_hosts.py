@@ -24,13 +24,7 @@ from tests import started
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 240.0
-QUICK = [
-    "measure=quick",
-    "measure.block_ms=1",
-    "measure.block_gloo_ms=1",
-    "measure.block_floors=2",
-    "report=false",
-]
+QUICK = started.QUICK
 ADDRESSES = ("10.231.77.1", "10.231.77.2")
 INSTALL = "apt-get update && apt-get install -y iproute2, and run as root"
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(400)]

@@ -23,13 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 240.0
 README_SWEEP = ["strategy=simple,tp,ep", "topk=2,4,8"]
 ON_SLURM = ["hydra/launcher=slurm", "hosts.ranks_per_node=2"]
-QUICK = [
-    "measure=quick",
-    "measure.block_ms=1",
-    "measure.block_gloo_ms=1",
-    "measure.block_floors=2",
-    "report=false",
-]
+QUICK = started.QUICK
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 nothing_stays = started.nothing_stays
 
