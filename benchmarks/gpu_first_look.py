@@ -29,10 +29,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grouped_mm, silu
 
-from moe import gate, strategies, workload
+from moe import strategies, workload
 from moe.comm import Comm
 from moe.spec import Cell, Layer, Placement, Strategy, Unsupported, Workload
-from moe.step import make_step
+from moe.step import Step
+from moe.verify.verifier import verify
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda", 0) if CUDA else torch.device("cpu")
@@ -156,8 +157,9 @@ def _gate(cell: Cell) -> dict[str, Any]:
         comm = Comm(DEVICE, 1, 0)
         x_TD = workload.inputs(cell, 0, DEVICE)
         built = strategies.build(cell, comm)
-        verdict = gate.check(cell, built, comm, x_TD)
-        return {"ok": bool(verdict.ok), "waits": waits(make_step(cell, built, x_TD))}
+        step = Step(cell, built, x_TD)
+        verdict = verify(cell, step, comm)
+        return {"ok": verdict.ok, "waits": waits(step)}
     except Unsupported as why:
         return {"refused": str(why)}
     except Exception as error:
@@ -193,7 +195,7 @@ def _speed(cell: Cell) -> dict[str, Any]:
         row["plain_grouped_experts_ms"] = median_ms(plain_grouped(built, x_TD, layer))
         for kernel in ("grouped", "loop", "dense") if few else ("grouped", "loop"):
             built.use(kernel)
-            step = make_step(cell, built, x_TD)
+            step = Step(cell, built, x_TD)
             row[f"{kernel}_ms"] = median_ms(step)
             row[f"{kernel}_waits"] = waits(step)
     return row

@@ -31,21 +31,23 @@ def normalized(logits_TE: Tensor, score: str) -> Tensor:
 
 
 def shares(layer: Layer, scope: Scope, indices_TK: Tensor) -> Tensor:
-    """[T, E]: for every token here, the shares f_e of its extent's slots times E."""
+    """[T, E]: for every token here E * f_e, where f_e are the slots that expert e has per token of
+    the extent: they sum to K."""
 
     def share(indices: Tensor) -> Tensor:
         counts_E = torch.bincount(indices.reshape(-1), minlength=layer.num_experts)
-        each = counts_E * (layer.num_experts / max(indices.numel(), 1))
+        each = counts_E * (layer.num_experts / max(indices.shape[0], 1))
         return each.float().expand(indices.shape[0], -1)
 
     return scope.each(share, indices_TK)
 
 
 def loss(layer: Layer, scope: Scope, shares_TE: Tensor, probabilities_TE: Tensor) -> Tensor:
-    """This rank's part of coefficient * sum over extents of (tokens / B) * E * sum_e f_e P_e
-    (Switch Transformer, arXiv 2101.03961, equations 4 to 6), f without a gradient.
+    """This rank's part of coefficient * sum over extents of (tokens / B) * E * sum_e f_e P_e, f
+    without a gradient (Switch Transformer, arXiv 2101.03961, equations 4 to 6, for K experts a
+    token as in transformers' load_balancing_loss_func: K where the load is even).
 
-    As P_e is a mean over the extent's tokens, each token adds f . p / B.
+    As P_e is a mean over the extent's tokens, each token adds E * f . p / B.
     """
     batch = scope.extents[-1][1]
     return layer.router.aux_loss * (shares_TE * probabilities_TE).sum() / (batch * scope.copies)
@@ -66,6 +68,18 @@ def attach(gates_TK: Tensor, extra: Tensor) -> Tensor:
     return _Attach.apply(gates_TK, extra)  # type: ignore[no-any-return]
 
 
+@functools.lru_cache(maxsize=4)
+def calibration_scores(layer: Layer) -> Tensor:
+    """[N, E] float32 scores of the seeded tokens that the bias is found on."""
+    tokens = BIAS_SLOTS * layer.num_experts // layer.topk
+    flat = torch.empty(tokens * layer.dim)
+    weights.uniform_(flat, layer.weight_seed, TOKENS_OF_BIAS, "tokens").mul_(3**0.5)
+    x_ND = flat.view(tokens, layer.dim).to(weights.dtype_of(layer.dtype)).double()
+    logits_NE = x_ND @ weights.router(layer).double().T
+    sigmoid = layer.router.score == "sigmoid"
+    return (logits_NE.sigmoid() if sigmoid else logits_NE.softmax(dim=1)).float()
+
+
 @functools.lru_cache(maxsize=16)
 def selection_bias(layer: Layer) -> Tensor:
     """[E] float32 that evens out the choice on seeded tokens: raised where an expert has less than
@@ -73,13 +87,8 @@ def selection_bias(layer: Layer) -> Tensor:
 
     In steps that are powers of two, so that every rank finds the same.
     """
-    tokens = BIAS_SLOTS * layer.num_experts // layer.topk
-    flat = torch.empty(tokens * layer.dim)
-    weights.uniform_(flat, layer.weight_seed, TOKENS_OF_BIAS, "tokens").mul_(3**0.5)
-    x_ND = flat.view(tokens, layer.dim).to(weights.dtype_of(layer.dtype)).double()
-    logits_NE = x_ND @ weights.router(layer).double().T
+    scores_NE = calibration_scores(layer)
     sigmoid = layer.router.score == "sigmoid"
-    scores_NE = (logits_NE.sigmoid() if sigmoid else logits_NE.softmax(dim=1)).float()
     unit = 1.0 if sigmoid else 2.0 ** -(layer.num_experts - 1).bit_length()
     bias_E = torch.zeros(layer.num_experts)
     for steps, rate in zip(BIAS_STEPS, BIAS_RATES, strict=True):

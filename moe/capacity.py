@@ -63,13 +63,24 @@ class Scope:
         return torch.cat(found) if found else rule(*(table[:0] for table in tables))
 
 
-def keep_first(indices_TK: Tensor, order_TK: Tensor | None, experts: int, places: int) -> Tensor:
-    """[T, K], true for the first `places` slots of every expert: in the order of tokens, or of
-    falling `order_TK` and among equals of tokens."""
+def keep_first(
+    indices_TK: Tensor, weight_TK: Tensor | None, experts: int, places: int, drop: str = "position"
+) -> Tensor:
+    """[T, K], true for the first `places` slots of every expert. `drop` says who comes first:
+
+    position       earlier tokens, a token's slots together
+    first_choices  the first choices of all tokens, then the second ones, ... (GShard, arXiv
+                   2006.16668, algorithm 1)
+    probability    larger `weight_TK`, of equals earlier tokens (batch-prioritized routing, arXiv
+                   2106.05974, section 2.4)
+    """
     flat_S = indices_TK.reshape(-1)
     by = torch.arange(flat_S.numel(), device=flat_S.device)
-    if order_TK is not None:
-        by = torch.sort(order_TK.reshape(-1), descending=True, stable=True)[1]
+    if drop == "first_choices":
+        by = by.view_as(indices_TK).T.reshape(-1)
+    elif drop == "probability":
+        assert weight_TK is not None
+        by = torch.sort(weight_TK.reshape(-1), descending=True, stable=True)[1]
     order = by[torch.argsort(flat_S[by], stable=True)]
     counts_E = torch.bincount(flat_S, minlength=experts)
     start_E = counts_E.cumsum(0) - counts_E

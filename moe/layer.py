@@ -31,7 +31,7 @@ from moe.spec import Cell, shard_bounds
 
 @dataclass
 class Seen:
-    """What one forward did on this rank, for the gate and the skew."""
+    """What one forward did on this rank, for the correctness check and the skew."""
 
     rows: tuple[int, int] = (0, 0)
     routing: Routing | None = None
@@ -255,10 +255,9 @@ class MoELayer(nn.Module):
         """Bytes of the weights this rank keeps between steps."""
         return sum(parameter.nbytes for parameter in self.parameters())
 
-    def skew(self, x_TD: Tensor) -> dict[str, list[int]]:
-        """Global slots per expert, and per rank the rows its experts computed; collective."""
-        with torch.no_grad(), self.watching() as seen:
-            self(x_TD)
+    def skew(self, seen: Seen) -> dict[str, list[int]]:
+        """Global slots per expert, and per rank the rows its experts computed, of a forward that
+        was watched; collective."""
         experts = torch.zeros(self.layer.num_experts, dtype=torch.int64)
         ranks = torch.zeros(self.comm.world_size, dtype=torch.int64)
         ranks[self.comm.rank] = seen.slots
@@ -303,10 +302,16 @@ class MoELayer(nn.Module):
 
     def named_gradients(self) -> dict[str, Tensor]:
         """Of all weights this rank works with, by the name of the parameter; collective."""
-        return {name: gradient(parameter) for name, parameter in self.named_parameters()}
+        return {name: known_gradient(parameter) for name, parameter in self.named_parameters()}
+
+
+def known_gradient(parameter: nn.Parameter) -> Tensor:
+    """Zeros where a step has left none; the parameter stays as it is."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def gradient(parameter: nn.Parameter) -> Tensor:
+    """The parameter's own, made where there is none."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad

@@ -95,7 +95,7 @@ class Router(nn.Module):
             masked_TE = logits_TE.masked_fill(~self.allowed_TE, -torch.inf)
         ranked_TE, scores_TE = self._ranked(masked_TE.detach())
         indices_TK = top_indices(scores_TE, self.layer.topk)
-        gates_TK = self._gates(masked_TE, indices_TK)
+        gates_TK = self._gates(logits_TE, indices_TK)
         if self.rule.aux_loss and torch.is_grad_enabled():
             gates_TK = self._balanced(gates_TK, logits_TE, indices_TK)
         routing = Routing(logits_TE, scores_TE, indices_TK, gates_TK, None, ranked_TE)
@@ -126,7 +126,8 @@ class Router(nn.Module):
         return ranked_TE, ranked_TE.masked_fill(~balance.eligible(ranked_TE, rule), -torch.inf)
 
     def _gates(self, logits_TE: Tensor, indices_TK: Tensor) -> Tensor:
-        """softmax over the chosen equals softmax over all, renormalised: one operation less."""
+        """softmax over the chosen equals softmax over all, renormalised: one operation less. A
+        prescribed choice changes no logits: without renormalising, gates are shares of all experts."""
         rule = self.rule
         if rule.score == "sigmoid":
             gates_TK = logits_TE.gather(1, indices_TK).sigmoid()
@@ -142,11 +143,12 @@ class Router(nn.Module):
         """Slots beyond an expert's capacity are dropped; what is left keeps its gates."""
         layer, scope = self.layer, self.scope
         assert scope is not None
-        indices_TK, by_gate = routing.indices_TK, self.rule.drop == "probability"
+        indices_TK, drop = routing.indices_TK, self.rule.drop
+        by_gate = drop == "probability"
 
         def keep(indices: Tensor, gates: Tensor | None = None) -> Tensor:
             places = places_per_expert(layer, indices.shape[0])
-            return keep_first(indices, gates, layer.num_experts, places)
+            return keep_first(indices, gates, layer.num_experts, places, drop)
 
         weight_TK = routing.gates_TK.detach()
         kept_TK = scope.each(keep, *((indices_TK, weight_TK) if by_gate else (indices_TK,)))

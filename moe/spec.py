@@ -21,6 +21,7 @@ WORKLOADS = (
     "learned", "balanced", "zipf", "k_hot", "hot_rank", "imbalance", "trace"
 )  # fmt: skip
 SCOPES = ("rank", "global")
+DROPS = ("position", "first_choices", "probability")
 BACKENDS = ("gloo", "nccl", "mpi")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -43,14 +44,14 @@ class Router:
     kind: str = "token_choice"  # token_choice | expert_choice
     score: str = "softmax"  # softmax | sigmoid
     order: str = "before"  # before | after
-    normalize: bool = True  # renormalise the K weights to sum to 1
+    normalize: bool = True  # a token's gates are divided by their sum
     scale: float = 1.0
     groups: int = 1  # group-limited top-k: experts in `groups` groups ...
     group_topk: int = 1  # ... of which the best `group_topk` are eligible
     selection_bias: str = "none"  # none | balanced (auxiliary-loss-free: bias on selection only)
-    aux_loss: float = 0.0  # coefficient of the balancing loss, mode=train only
+    aux_loss: float = 0.0  # coefficient of the balancing loss, as in transformers; mode=train only
     capacity_factor: float = 0.0  # 0 is dropless
-    drop: str = "position"  # position | probability: which slots go over capacity
+    drop: str = "position"  # position | first_choices | probability: who is served first
     scope: str = "rank"  # rank | global: extent of capacity, expert choice, balancing loss
 
 

@@ -1,9 +1,10 @@
-"""One step of a cell, as the thing that is timed."""
+"""One step of a cell: the thing that is checked, and the thing that is timed."""
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,55 +15,74 @@ from moe.phases import phase
 from moe.spec import Cell
 
 
-def make_step(cell: Cell, layer: MoELayer, x_TD: Tensor) -> Callable[[], None]:
-    """Forward in inference mode, or forward, backward and the gradients' reduction.
+class Step:
+    """Forward in inference mode, or forward, backward and the gradients' reduction, on `x_TD`.
 
-    `strategy.slowdown` adds, on every rank, busy work of that fraction of its own step's time.
+    `output` is what the last call returned, by reference; gradients are where they always are, in
+    x and the parameters. `strategy.slowdown` adds, on every rank, busy work of that fraction of
+    its own step's time.
     """
-    if cell.workload.mode == "forward":
-        step = _forward(layer, x_TD)
-    else:
-        bounds = workload.start_rows(cell, layer.comm.rank)
-        step = _train(layer, x_TD, workload.cotangent(cell, bounds).to(x_TD.device))
-    if not cell.strategy.slowdown:
-        return step
-    return _slowed(step, cell.strategy.slowdown, layer.comm.device)
+
+    def __init__(self, cell: Cell, layer: MoELayer, x_TD: Tensor) -> None:
+        self.layer, self.x_TD = layer, x_TD
+        self.output: Tensor | None = None
+        if cell.workload.mode == "forward":
+            call = _forward(layer, x_TD)
+        else:
+            bounds = workload.start_rows(cell, layer.comm.rank)
+            call = _train(layer, x_TD, workload.cotangent(cell, bounds).to(x_TD.device))
+        if cell.strategy.slowdown:
+            call = _slowed(call, cell.strategy.slowdown, layer.comm.device)
+        self._call = call
+
+    def __call__(self) -> None:
+        self.output = None  # or two outputs would be in memory at once
+        self.output = self._call()
 
 
-def _forward(layer: MoELayer, x_TD: Tensor) -> Callable[[], None]:
+class Rotation:
+    """Each call runs the next of several steps; `last` is the one that ran."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.last = steps[-1]
+        self._following = itertools.cycle(steps).__next__
+
+    def __call__(self) -> None:
+        self.last = self._following()
+        self.last()
+
+
+def _forward(layer: MoELayer, x_TD: Tensor) -> Callable[[], Tensor]:
     forward, inference = layer.forward, torch.inference_mode  # no hooks to be called
 
-    def step() -> None:
+    def call() -> Tensor:
         with inference():
-            forward(x_TD)
+            return forward(x_TD)
 
-    return step
-
-
-def train_once(layer: MoELayer, x_TD: Tensor, cotangent_TO: Tensor) -> Tensor:
-    """Forward and backward of the loss; leaves gradients in x and the parameters."""
-    layer.zero_grad(set_to_none=True)
-    x_TD.grad = None
-    y_TO = layer(x_TD)
-    with phase("backward"):
-        if y_TO.requires_grad:
-            y_TO.backward(cotangent_TO[: y_TO.shape[0]])
-    with phase("gradients"):
-        layer.finish_gradients()
-    return y_TO.detach()
+    return call
 
 
-def _train(layer: MoELayer, x_TD: Tensor, cotangent_TO: Tensor) -> Callable[[], None]:
-    def step() -> None:
-        train_once(layer, x_TD, cotangent_TO)
+def _train(layer: MoELayer, x_TD: Tensor, cotangent_TO: Tensor) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        layer.zero_grad(set_to_none=True)
+        x_TD.grad = None
+        y_TO = layer(x_TD)
+        with phase("backward"):
+            if y_TO.requires_grad:
+                y_TO.backward(cotangent_TO[: y_TO.shape[0]])
+        with phase("gradients"):
+            layer.finish_gradients()
+        return y_TO.detach()
 
-    return step
+    return call
 
 
-def _slowed(step: Callable[[], None], fraction: float, device: torch.device) -> Callable[[], None]:
-    def slowed() -> None:
+def _slowed(
+    call: Callable[[], Tensor], fraction: float, device: torch.device
+) -> Callable[[], Tensor]:
+    def slowed() -> Tensor:
         start_ns = time.monotonic_ns()
-        step()
+        output = call()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         with phase("experts"):
@@ -70,5 +90,6 @@ def _slowed(step: Callable[[], None], fraction: float, device: torch.device) -> 
             end_ns = now_ns + int(fraction * (now_ns - start_ns))
             while time.monotonic_ns() < end_ns:
                 pass
+        return output
 
     return slowed

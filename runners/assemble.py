@@ -15,6 +15,7 @@ from runners.plan import Job, LaunchPlan
 from runners.ranklog import RankReader, rank_path
 from runners.record import KINDS, Record, Samples
 
+PLACES = ("first", "middle", "last")  # of anchors in a wave
 LOST_PEER = re.compile(r"closed by peer|reset by peer|Connection (was )?(closed|reset)", re.I)
 
 
@@ -101,10 +102,13 @@ class Assembler:
         samples = self._samples(index)
         rounds = len(estimate.round_medians_ms(samples))
         rule = first.stop_rules.get(wave, "interrupted")
-        gate = info.get("gate")
+        gate, notes = self._gate(index), [*job.request.notes, *self._damage()]
         outcome = "measured" if rounds >= measure.rounds_min else "interrupted"
-        if gate and not gate["ok"]:
+        wrong = self._wrong(index)
+        if wrong:
             outcome, samples = "wrong", Samples()
+        elif outcome == "measured" and "after" not in (gate or {}):
+            notes.append("it ended before it was checked again on other tokens")
         return Record(
             key=job.key,
             cell=job.cell,
@@ -113,13 +117,13 @@ class Assembler:
             wave=wave,
             sweep=self.sweep,
             outcome=outcome,
-            notes=[*job.request.notes, *self._damage()],
+            notes=notes,
             gate=gate,
             samples=samples,
             floor=asdict(self._columns(["floor"], -1)),
             stop={"rule": rule, "rounds": rounds, "target": measure.precision},
             warmup=info.get("warmup"),
-            phases=self._phases(index),
+            phases=None if wrong else self._phases(index),
             traffic=self._per_rank(index, "traffic"),
             memory=self._per_rank(index, "memory"),
             skew=info.get("skew"),
@@ -131,6 +135,27 @@ class Assembler:
             calibration=calibration or first.launch.get("calibration"),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
+
+    def _gate(self, index: int) -> dict[str, Any] | None:
+        """The check before timing, and what came of it later."""
+        info = self.ranks[0].info[index]
+        if not info.get("gate"):
+            return None
+        found, after = dict(info["gate"]), info.get("gate_after")
+        if after:
+            found["after"] = after
+            if not after["ok"]:
+                found |= {"ok": False, "detail": f"checked again after timing: {after['detail']}"}
+        for number, rank in enumerate(self.ranks):
+            if changed := rank.info[index].get("changed"):
+                text = f"{changed['text']} on rank {number}, {changed['when']}"
+                found |= {"ok": False, "detail": f"right at first, then {text}", "changed": changed}
+                break
+        return found
+
+    def _wrong(self, index: int) -> bool:
+        gate = self._gate(index)
+        return gate is not None and not gate["ok"]
 
     def _damage(self) -> list[str]:
         found = [(n, rank.reader.damaged) for n, rank in enumerate(self.ranks)]
@@ -157,13 +182,15 @@ class Assembler:
         return found
 
     def _anchors(self, wave: int) -> dict[str, Any] | None:
+        """Of the cell that was the anchor most often: where one turns out wrong, another follows."""
         anchors: dict[str, Any] = {}
         for index in self.plan.waves[wave]:
-            for place in ("first", "middle", "last"):
-                found = self._columns([f"anchor-{place}"], index)
-                if found.round:
-                    anchors["key"] = self.jobs[index].key
-                    anchors[place] = asdict(found)
+            if self._wrong(index):
+                continue
+            columns = {place: self._columns([f"anchor-{place}"], index) for place in PLACES}
+            found = {place: asdict(part) for place, part in columns.items() if part.round}
+            if len(found) + 1 > max(len(anchors), 1):
+                anchors = {"key": self.jobs[index].key, **found}
         return anchors or None
 
     def _per_rank(self, index: int, name: str) -> list[Any] | None:

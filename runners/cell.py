@@ -115,18 +115,22 @@ def _scaled(model: Mapping[str, Any], name: str, scale: int) -> int:
 
 
 def _router(config: Mapping[str, Any]) -> Router:
+    kind = choice(config, "model.router.kind", ("token_choice", "expert_choice"))
+    by_kind = config["normalize"] is None
     return Router(
-        kind=choice(config, "model.router.kind", ("token_choice", "expert_choice")),
+        kind=kind,
         score=choice(config, "model.router.score", ("softmax", "sigmoid")),
         order=choice(config, "model.router.order", ("before", "after")),
-        normalize=boolean(config, "model.router.normalize"),
+        normalize=(
+            kind == "token_choice" if by_kind else boolean(config, "model.router.normalize", "null")
+        ),
         scale=number(config, "model.router.scale"),
         groups=integer(config, "model.router.groups"),
         group_topk=integer(config, "model.router.group_topk"),
         selection_bias=choice(config, "model.router.selection_bias", ("none", "balanced")),
         aux_loss=number(config, "model.router.aux_loss"),
         capacity_factor=number(config, "model.router.capacity_factor"),
-        drop=choice(config, "model.router.drop", ("position", "probability")),
+        drop=choice(config, "model.router.drop", spec.DROPS),
         scope=choice(config, "model.router.scope", spec.SCOPES),
     )
 

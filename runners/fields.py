@@ -45,10 +45,12 @@ def choice(config: Mapping[str, Any], name: str, allowed: Sequence[str]) -> str:
     return str(value)
 
 
-def boolean(config: Mapping[str, Any], name: str) -> bool:
+def boolean(config: Mapping[str, Any], name: str, *others: str) -> bool:
+    """`others` are words that the caller takes care of, for the error."""
     value = config[name.rsplit(".", 1)[-1]]
     if not isinstance(value, bool):
-        raise ConfigError(f"{name}={value!r}: allowed are true, false; set {name} to one of them")
+        allowed = ", ".join(("true", "false", *others))
+        raise ConfigError(f"{name}={value!r}: allowed are {allowed}; set {name} to one of them")
     return value
 
 

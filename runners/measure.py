@@ -36,8 +36,10 @@ SHORT_SHARE = 4  # the long block over the short one, in time
 SHORT_STEPS = 2  # of the short block, at least
 LONG_SHORT = 4  # steps of the long block over those of the short one, at least
 SHORT_TURNS = 2  # turns of all ranks on their core that the short block lasts, at least
+CHECK_EVERY = 4  # rounds, in one of which a cell is called without being timed ...
+CHECK_CALLS = 3  # ... 1 to so many times, to look at steps that are no block's last
 MAX_STEPS = 1_000_000
-RULES = ("", "fixed", "precision", "maximum", "wall", "interrupted")
+RULES = ("", "fixed", "precision", "maximum", "wall", "interrupted", "wrong")
 
 
 class Ranks(Protocol):
@@ -55,11 +57,16 @@ class Ranks(Protocol):
 @dataclass
 class Timed:
     """A cell that is ready to be timed. `active` makes it so; a cell that is not `resident` is
-    built anew there, and all its blocks of a round are taken at once."""
+    built anew there, and all its blocks of a round are taken at once. `check` looks at what the last
+    step left, outside of samples, and is told when that was; False where it is not what was proven.
+    """
 
     index: int
     step: Callable[[], None]
     active: Callable[[], AbstractContextManager[None]] = nullcontext
+    check: Callable[[str], bool] | None = None
+    fine: bool = True  # as far as this rank has looked
+    right: bool = True  # on all ranks, as of the last time they told each other
     resident: bool = True
     short: int = 0  # steps of the short block; 0: every block has `steps`
     steps: int = 1  # steps of the long block
@@ -151,15 +158,27 @@ class Engine:
     def take(
         self, cell: Timed, kind: str, round_: int, position: int = 0, steps: int = 0
     ) -> tuple[int, int]:
-        """One block of a cell, on this rank's clock; what the others saw is asked for later."""
+        """One block of a cell, on this rank's clock; what the others saw is asked for later. What its
+        last step left is looked at when the block has ended."""
         steps = steps or cell.steps_of(kind)
         start, end = block(self.ranks, cell.step, steps, bool(self.node_of))
         self.emit(Sample(cell.index, kind, round_, position, steps, start, end))
+        self._look(cell, f"after a block ({kind}) of round {round_ + 1}")
         return start, end
 
-    def makespans_ms(self, taken: Sequence[tuple[int, int]]) -> list[float]:
-        """Of blocks that every rank took in the same order."""
-        rows = self.ranks.gather([value for pair in taken for value in pair])
+    def _look(self, cell: Timed, when: str) -> None:
+        if cell.check is not None:
+            cell.fine = cell.check(when) and cell.fine
+
+    def makespans_ms(
+        self, taken: Sequence[tuple[int, int]], cells: Sequence[Timed] = ()
+    ) -> list[float]:
+        """Of blocks that every rank took in the same order. The ranks also tell each other which of
+        `cells` are still right."""
+        spans = [value for pair in taken for value in pair]
+        rows = self.ranks.gather([*spans, *(int(cell.fine) for cell in cells)])
+        for place, cell in enumerate(cells, len(spans)):
+            cell.right = all(row[place] for row in rows)
         return [
             makespan_ns([row[i] for row in rows], [row[i + 1] for row in rows], self.node_of) / 1e6
             for i in range(0, 2 * len(taken), 2)
@@ -167,7 +186,7 @@ class Engine:
 
     def sample(self, cell: Timed, kind: str, round_: int, steps: int) -> float:
         """One block of a cell; returns its makespan per step in ms."""
-        return self.makespans_ms([self.take(cell, kind, round_, steps=steps)])[0] / steps
+        return self.makespans_ms([self.take(cell, kind, round_, steps=steps)], [cell])[0] / steps
 
     def measure_floor(self, samples: int = 21) -> None:
         """The empty block, to size blocks by; the floor that is recorded is taken in rounds."""
@@ -226,13 +245,16 @@ class Engine:
         taken: list[tuple[int, str, tuple[int, int]]] = []
         with quiet():
             self._lead_in(order[-1])
-            for position, (cell, kinds) in enumerate(self._visits(order, generator)):
+            for position, (cell, kinds) in enumerate(self._visits(order, number, generator)):
                 with cell.active():
                     for kind in kinds:
+                        if kind == "check":
+                            self._untimed(cell, generator.randint(1, CHECK_CALLS), number)
+                            continue
                         span = self.take(cell, kind, number, position)
                         taken.append((cell.index, kind, span))
         spans: dict[tuple[int, str], list[float]] = {}
-        found = self.makespans_ms([span for _, _, span in taken])
+        found = self.makespans_ms([span for _, _, span in taken], order)
         for (index, kind, _), span_ms in zip(taken, found, strict=True):
             spans.setdefault((index, kind), []).append(span_ms)
         for cell in order:
@@ -244,6 +266,11 @@ class Engine:
             cell.rounds_ms.append(statistics.median(values))
         self.flush()
 
+    def _untimed(self, cell: Timed, calls: int, number: int) -> None:
+        for _ in range(calls):
+            cell.step()
+            self._look(cell, f"after a call that was not timed, in round {number + 1}")
+
     def _lead_in(self, last: Timed) -> None:
         """One unrecorded step, so that a round's first block too begins after another cell's
         work, not after the collection and the writing between rounds."""
@@ -252,13 +279,14 @@ class Engine:
             last.step()
 
     def _visits(
-        self, order: Sequence[Timed], generator: random.Random
+        self, order: Sequence[Timed], number: int, generator: random.Random
     ) -> list[tuple[Timed, list[str]]]:
         """A round's blocks in turn. Cells go in twos (the last three together): a's block of one
         kind, then b's of the same kind, then a's of the next. So a cell's two lengths are timed
         close to each other, and each after another cell's block. The kinds' order is random, and
-        an empty block is somewhere among them."""
+        an empty block is somewhere among them. Some cells are called at the end without timing."""
         visits: list[tuple[Timed, list[str]]] = []
+        looked = [c for c in order if c.check and (c.index + number) % CHECK_EVERY == 0]
         while order:
             size = 1 if not order[0].resident else 3 if len(order) == 3 else 2
             together, order = order[:size], order[size:]
@@ -266,17 +294,20 @@ class Engine:
             kinds = kinds * self.measure.per_round
             kinds += ["latency"] if together[0].short else []
             generator.shuffle(kinds)
+            if not together[0].resident and together[0] in looked:
+                kinds.append("check")
             if together[0].resident:
                 visits += [(cell, [kind]) for kind in kinds for cell in together]
             else:
                 visits += [(together[0], kinds)]
         visits.insert(generator.randrange(1, len(visits) + 1), (EMPTY, ["floor"]))
-        return visits
+        return [*visits, *((cell, ["check"]) for cell in looked if cell.resident)]
 
     def run(
         self, cells: Sequence[Timed], seed: str, progress: Callable[[int], None] = lambda n: None
     ) -> str:
-        """Rounds until the stop rule ends the wave, anchors around them; names the rule."""
+        """Rounds until the stop rule ends the wave, anchors around them; names the rule. A cell that
+        is no longer right takes part in no further round."""
         if self.measure.order == "product":
             return self._run_product(cells, seed, progress)
         began = self.ranks.now_ns()
@@ -287,6 +318,9 @@ class Engine:
             self.run_round(cells, number, seed)
             number += 1
             progress(number)
+            cells = [cell for cell in cells if cell.right]
+            if not cells:
+                return "wrong"
             if number == -(-self.measure.rounds_min // 2):
                 self._anchor(cells, "middle")
             late = self.ranks.now_ns() - began > limit_ns
@@ -303,7 +337,8 @@ class Engine:
         self._anchor(cells, "first")
         for done, cell in enumerate(cells):
             for number in range(self.measure.rounds_min):
-                self.run_round([cell], number, seed)
+                if cell.right:
+                    self.run_round([cell], number, seed)
             if done == len(cells) // 2:
                 self._anchor(cells, "middle")
             progress((done + 1) * self.measure.rounds_min // len(cells))
@@ -311,8 +346,9 @@ class Engine:
         return "fixed"
 
     def _anchor(self, cells: Sequence[Timed], place: str) -> None:
-        """Of the cell whose block is shortest."""
-        if self.measure.anchors:
+        """Of the cell whose block is shortest, of those that are right."""
+        cells = [cell for cell in cells if cell.right]
+        if self.measure.anchors and cells:
             took_ms = [c.steps * min(c.warmup_ms, default=0.0) for c in cells]
             self.anchor(cells[self.ranks.decide(took_ms.index(min(took_ms)))], place)
 

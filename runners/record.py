@@ -59,7 +59,10 @@ class Samples:
 class Record:
     """One attempt. Dict payloads, all optional unless the outcome is "measured":
 
-    gate         {ok, error, tolerance, tokens_checked, detail}
+    gate         {ok, detail, error, tolerance, rms, rms_limit, gradient_error, gradient_limit,
+                 tokens_checked, rows_compared, near_ties, seed} of the check before timing, and
+                 under "after" the same of the one after it; ok and detail are of both and of all
+                 comparisons between
     floor        Samples of the empty block, taken among the cells' blocks, as a dict
     stop         {rule, rounds, samples_per_round, target}; rule in fixed | precision | maximum |
                  wall | interrupted
@@ -116,11 +119,28 @@ class Record:
 
 def cell_key(cell: Cell) -> str:
     """Twelve hex digits over the canonical JSON of the cell: equal where the same is measured."""
+    return _key(cell, _redefined(cell))
+
+
+def _key(cell: Cell, redefined: dict[str, str]) -> str:
     content = cell_to_dict(cell)
     if content["placement"]["nodes"] == 1:
         del content["placement"]["nodes"]  # keys from before there were nodes stay as they are
+    if redefined:
+        content["redefined"] = redefined
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _redefined(cell: Cell) -> dict[str, str]:
+    """Fields whose meaning has changed since schema 3 began, where the cell has a use for them."""
+    rule, found = cell.layer.router, {}
+    if rule.aux_loss:
+        found["router.aux_loss"] = "slots per token"  # was a share of slots, K times less
+    shares = rule.score == "softmax" and rule.order == "before" and not rule.normalize
+    if shares and cell.workload.kind != "learned":
+        found["router.normalize"] = "of all experts"  # was of the prescribed ones only
+    return found
 
 
 def cell_to_dict(cell: Cell) -> dict[str, Any]:
@@ -212,6 +232,9 @@ def _check(record: Record) -> None:
     if unknown := [kind for kind in record.samples.kind if kind not in KINDS]:
         raise RecordError(f"a sample's kind {unknown[0]!r} is none of {', '.join(KINDS)}")
     if record.cell is not None and cell_key(record.cell) != record.key:
+        if _key(record.cell, {}) == record.key:
+            names = " and ".join(_redefined(record.cell))
+            raise RecordError(f"measured when {names} meant another function; measure it again")
         raise RecordError(f"key {record.key} does not belong to its cell")
 
 

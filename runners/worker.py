@@ -1,4 +1,4 @@
-"""One rank of a launch: builds, gates and times the cells of a frozen plan.
+"""One rank of a launch: builds, checks, times and checks again the cells of a frozen plan.
 
 Started by torchrun, srun or mpiexec as `python -m runners.worker PLAN`; needs nothing but torch.
 Everything it finds goes, flushed, to its own file of JSON lines below the launch's folder; the
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,20 @@ class Worker:
             seed = f"{self.plan.measure.order_seed}:{self.plan.launch}:{number}"
             rule = self.engine.run(timed, seed, rounds)
             self.log.write("stop", wave=number, rule=rule)
+            for cell in timed:
+                self._check_again(cell)
         gc.unfreeze()
-        self.ready.drop(wave)
+        self.ready.forget(wave)
         return True
+
+    def _check_again(self, cell: Timed) -> None:
+        """After the last round, on other tokens: unless the cell has turned out wrong already."""
+        if not cell.right:
+            return
+        self.enter(cell.index, "check")
+        self.ready.prove_again(cell.index)
+        if not cell.resident:
+            self.ready.drop([cell.index])
 
     def _progress(self, wave: int) -> Callable[[int], None]:
         def tell(done: int) -> None:
@@ -133,14 +145,18 @@ class Worker:
         self.enter(index, "gate")
         if not self.ready.prove(index):
             return None
-        timed = Timed(index, self.ready.step(index), resident=resident)
+        timed = Timed(index, self.ready.built[index].call, resident=resident)
         timed.active = lambda: self._active(timed, resident)
+        timed.check = partial(self.ready.compare, index)
         self.enter(index, "warm-up")
         self.engine.size_block(timed)
         steady = self.engine.warm_up(timed)
+        if not timed.right:
+            self.ready.forget([index])
+            return None
         self.log.write("warmup", cell=index, samples=len(timed.warmup_ms), steady=steady)
         self.enter(index, "phases")
-        self.ready.inspect(index, timed.step)
+        self.ready.inspect(index)
         if not resident:
             self._let_go(timed)
         return timed
@@ -153,9 +169,10 @@ class Worker:
             yield
             return
         self.ready.build(timed.index)
-        timed.step = self.ready.step(timed.index)
+        timed.step = self.ready.built[timed.index].call
         for _ in range(REBUILT_STEPS):
             timed.step()
+            self.ready.compare(timed.index, "when it was built again")
         yield
         self._let_go(timed)
 

@@ -18,10 +18,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from moe import gate, spec, workload
+from moe import spec, workload
 from moe.comm import Comm
 from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
+from moe.step import Step
 from moe.strategies import build, supports
+from moe.verify.verifier import verify
 from tests.covering import Row, pairwise
 
 EXPERTS, TOPK, DIM, HIDDEN, OUT = 12, 3, 16, 48, 32
@@ -137,7 +139,8 @@ def main(kind: str) -> None:
     for row in rows:
         cell = cell_of(row, ranks)
         layer = build(cell, comm)
-        found = gate.check(cell, layer, comm, workload.inputs(cell, rank, comm.device)).to_dict()
+        step = Step(cell, layer, workload.inputs(cell, rank, comm.device))
+        found = verify(cell, step, comm).to_dict()
         if cell.layer.dtype == "float32" and not cell.strategy.comm_dtype:
             worst = {name: max(value, found[name] or 0.0) for name, value in worst.items()}
         if not found["ok"]:

@@ -23,7 +23,7 @@ from moe.cost import load as loads
 from moe.cost import traffic, work
 from moe.layer import MoELayer
 from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
-from moe.step import make_step
+from moe.step import Step
 from moe.strategies import build, supports
 
 LAYER = Layer(dim=24, hidden=32, dim_out=40, num_experts=8, topk=3, topk_requested=3)
@@ -152,7 +152,7 @@ def examine(cell: Cell, comm: Comm) -> dict[str, Any]:
     rank, ranks = comm.rank, comm.world_size
     layer, x = build(cell, comm), workload.inputs(cell, comm.rank, comm.device)
     load = counted_load(cell, layer, x, rank, ranks)
-    step = make_step(cell, layer, x)
+    step = Step(cell, layer, x)
     counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED)
     with counter as flops, comm.counting() as counted:
         if cell.workload.mode == "forward":

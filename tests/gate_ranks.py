@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moe import gate, workload
+from moe import workload
 from moe import router as router_module
 from moe.capacity import Scope
 from moe.comm import Comm
@@ -22,11 +22,13 @@ from moe.layer import MoELayer, Reductions
 from moe.router import Router, Routing
 from moe.spec import Cell, Layer, Placement, Strategy, Workload, shard_bounds
 from moe.spec import Router as RouterRule
+from moe.step import Step
 from moe.strategies import build
 from moe.strategies.dp import Dp
 from moe.strategies.ep import Ep
 from moe.strategies.simple import Simple
 from moe.strategies.tp import Tp
+from moe.verify.verifier import verify
 
 BATCHES = (1, 8, 4096)
 DTYPES = ("float32", "bfloat16", "float16")
@@ -223,7 +225,8 @@ def cell_of(
 
 
 def judge(cell: Cell, layer: MoELayer, comm: Comm) -> dict[str, object]:
-    return gate.check(cell, layer, comm, workload.inputs(cell, comm.rank, comm.device)).to_dict()
+    x_TD = workload.inputs(cell, comm.rank, comm.device)
+    return verify(cell, Step(cell, layer, x_TD), comm).to_dict()
 
 
 def main() -> None:

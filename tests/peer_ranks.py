@@ -18,15 +18,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moe import gate, workload
+from moe import workload
 from moe.comm import Comm
 from moe.peers import limits_of, seed, transformers
 from moe.peers.base import PeerLayer
 from moe.peers.watch import Listening
 from moe.router import Routing
 from moe.spec import Cell, Layer, Placement, Strategy, Unsupported, Workload
-from moe.step import make_step
+from moe.step import Step
 from moe.strategies import build, supports
+from moe.verify.verifier import Verifier
 
 Verdicts = dict[str, dict[str, Any]]
 DTYPES = ("float32", "bfloat16")
@@ -86,12 +87,14 @@ def cell_of(strategy: Strategy, ranks: int, **changes: Any) -> Cell:
 
 
 def judge(cell: Cell, layer: Any, comm: Comm) -> dict[str, Any]:
-    x_TD = workload.inputs(cell, comm.rank, comm.device)
-    verdict = gate.check(cell, layer, comm, x_TD).to_dict()
+    step = Step(cell, layer, workload.inputs(cell, comm.rank, comm.device))
+    verifier = Verifier(cell, comm)
+    verdict = verifier.prove([step], 0).to_dict()
+    assert verifier.seen is not None
     with comm.counting() as rows:
-        make_step(cell, layer, x_TD)()
+        step()
     sent = sum(row["sent_bytes"] for row in rows)
-    return verdict | {"sent_bytes": sent, "rank_slots": layer.skew(x_TD)["rank_slots"]}
+    return verdict | {"sent_bytes": sent, "rank_slots": layer.skew(verifier.seen)["rank_slots"]}
 
 
 def right(name: str, comm: Comm) -> Verdicts:

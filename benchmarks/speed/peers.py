@@ -20,7 +20,7 @@ from benchmarks.speed.pairs import call_ms, medians_ms
 from moe import spec, strategies, workload
 from moe.comm import Comm
 from moe.layer import MoELayer
-from moe.step import make_step
+from moe.step import Step
 from runners.hardware import usable_cores
 
 SHAPES = ((256, 512), (1024, 2048), (2048, 1024))
@@ -92,7 +92,7 @@ def measure(layer: MoELayer, block: Any, point: tuple[int, int]) -> store.Row:
     ways = theirs(block, x_TD, topk)
     with torch.inference_mode():
         agree(layer(x_TD), block(x_TD[None])[0], cell.layer.dtype)
-    found = medians_ms({"ours": make_step(cell, layer, x_TD), **ways})
+    found = medians_ms({"ours": Step(cell, layer, x_TD), **ways})
     ours = found.pop("ours")
     best = min(found, key=lambda way: found[way])
     return {

@@ -75,8 +75,9 @@ def main(rounds: int) -> None:
 
 def prepare(cell: tuple[str, int, int], comm: Any, world: Any) -> tuple[Step, Step, str]:
     """The project's step and the baseline's, both proven right and warmed up, and the kernel."""
-    from moe import gate, spec, strategies, workload
-    from moe.step import make_step
+    from moe import spec, strategies, workload
+    from moe.step import Step
+    from moe.verify.verifier import verify
 
     side, batch, topk = cell
     name, _, dispatcher = side.partition("-")
@@ -89,7 +90,7 @@ def prepare(cell: tuple[str, int, int], comm: Any, world: Any) -> tuple[Step, St
     layer = strategies.build(point, comm)
     x_TD = workload.inputs(point, comm.rank, comm.device)
     kernel = layer.tune(x_TD)["name"]
-    found = gate.check(point, layer, comm, x_TD)
+    found = verify(point, Step(point, layer, x_TD), comm)
     if not found.ok:
         raise SystemExit(f"{cell}: {found.to_dict()}")
     args = argparse.Namespace(
@@ -100,7 +101,7 @@ def prepare(cell: tuple[str, int, int], comm: Any, world: Any) -> tuple[Step, St
     error = float(abs(theirs() - base.simple()).max())
     if not error < 1e-4:
         raise SystemExit(f"{cell}: the baseline differs from simple by {error}")
-    ours = make_step(point, layer, x_TD)
+    ours = Step(point, layer, x_TD)
     for step in (ours, theirs):
         seed_style.makespans_ms(world, step, WARMUP)
     return ours, theirs, kernel

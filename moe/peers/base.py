@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from moe import peers, phases, weights
 from moe.comm import Comm
 from moe.experts import Experts
-from moe.layer import MoELayer, gradient
+from moe.layer import MoELayer, known_gradient
 from moe.peers.watch import Listening, Part, timed
 from moe.router import Routing
 from moe.spec import Cell
@@ -42,7 +42,7 @@ class PeerLayer(MoELayer):
 
     def matrices(self, of: View) -> Matrices:
         """`of` the parameters, cut into each expert's matrices (as `weights_of` without the E):
-        how the gate finds gradients. Only asked in mode=train."""
+        how the correctness check finds gradients. Only asked in mode=train."""
         raise NotImplementedError
 
     def timed_parts(self) -> Sequence[Part]:
@@ -95,7 +95,7 @@ class PeerLayer(MoELayer):
 
 
 class Elsewhere(Experts):
-    """No experts here: the system holds them, and the gate is told their gradients."""
+    """No experts here: the system holds them, and the correctness check is told their gradients."""
 
     def __init__(self, layer: PeerLayer) -> None:
         super().__init__(layer.layer, (), (0, layer.layer.hidden), layer.comm.device)
@@ -103,7 +103,7 @@ class Elsewhere(Experts):
 
     def by_expert(self, tensors: Mapping[str, Tensor]) -> Matrices:
         with torch.no_grad():
-            yield from self.matrices(gradient)
+            yield from self.matrices(known_gradient)
 
 
 class Gate(nn.Module):

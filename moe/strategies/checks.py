@@ -78,7 +78,7 @@ def _router(cell: Cell) -> None:
     _one_of("router.score", rule.score, ("softmax", "sigmoid"))
     _one_of("router.order", rule.order, ("before", "after"))
     _one_of("router.selection_bias", rule.selection_bias, ("none", "balanced"))
-    _one_of("router.drop", rule.drop, ("position", "probability"))
+    _one_of("router.drop", rule.drop, spec.DROPS)
     _one_of("router.scope", rule.scope, spec.SCOPES)
     _whole("router.groups", rule.groups, 1)
     _at_least_0("router.capacity_factor", rule.capacity_factor)

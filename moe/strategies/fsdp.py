@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from moe import tuning, weights
 from moe.experts import Experts
-from moe.layer import MoELayer, Reductions, gradient
+from moe.layer import MoELayer, Reductions, known_gradient
 from moe.phases import phase
 
 
@@ -187,7 +187,7 @@ class Fsdp(MoELayer):
     def named_gradients(self) -> dict[str, Tensor]:
         """Gathered from all shards."""
         names = {id(module): name for name, module in self.named_modules()}
-        parts = self._parts(self.gathered(gradient(self.flat)))
+        parts = self._parts(self.gathered(known_gradient(self.flat)))
         return {
             f"{names[id(module)]}.{name}": part
             for (module, name), part in zip(self.owners, parts, strict=True)

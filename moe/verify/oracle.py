@@ -1,7 +1,8 @@
-"""The layer in float64, one process, expert by expert: what every strategy must agree with.
+"""The layer in plain arithmetic, one process, expert by expert: what every strategy must agree with.
 
 It shares with the strategies the weight set (rounded to the layer's dtype), the selection bias and
-the definition of capacity: nothing else that is under test.
+prescribed choices: `moe.verify.definitions` says what must hold of these, and nothing else is shared.
+tests/test_oracle.py holds it against other people's modules.
 Shape letters: N tokens checked, B global batch, D in, H hidden, O out, E experts, K slots of a
 token.
 """
@@ -12,22 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe import balance, capacity, weights
-from moe.cost.load import dispatches
-from moe.degrees import degrees
+from moe import balance, weights
 from moe.spec import Cell, Layer
+from moe.verify import definitions
 
 Matrices = dict[str, Tensor]
 
 
-def expert_matrices(layer: Layer, expert: int, device: torch.device) -> Matrices:
-    """All matrices of one expert in float64."""
-    return {n: weights.matrix(layer, expert, n).to(device).double() for n in weights.names(layer)}
-
-
 def expert_output(layer: Layer, held: Matrices, x_ND: Tensor) -> Tensor:
     """[N, O] of one expert."""
-    h = F.linear(x_ND, held["w1"], held.get("b1"))
+    return expert_second(layer, held, expert_first(layer, held, x_ND), x_ND)
+
+
+def expert_first(layer: Layer, held: Matrices, x_ND: Tensor) -> Tensor:
+    """[N, H] before the activation."""
+    return F.linear(x_ND, held["w1"], held.get("b1"))
+
+
+def expert_second(layer: Layer, held: Matrices, h: Tensor, x_ND: Tensor) -> Tensor:
+    """[N, O] from the hidden units before their activation."""
     if layer.activation == "relu":
         h = h.clamp(min=0)
     elif layer.activation == "gelu":
@@ -37,9 +41,14 @@ def expert_output(layer: Layer, held: Matrices, x_ND: Tensor) -> Tensor:
     return F.linear(h, held["w2"], held.get("b2"))
 
 
+def router_weight(layer: Layer, device: torch.device) -> Tensor:
+    """[E, D] in float64."""
+    return weights.router(layer).to(device).double()
+
+
 def logits(layer: Layer, x_ND: Tensor) -> Tensor:
     """[N, E] router logits of float64 tokens."""
-    return x_ND @ weights.router(layer).to(x_ND.device).double().T
+    return x_ND @ router_weight(layer, x_ND.device).T
 
 
 def probabilities(layer: Layer, logits_NE: Tensor) -> Tensor:
@@ -49,16 +58,10 @@ def probabilities(layer: Layer, logits_NE: Tensor) -> Tensor:
 
 
 def gates(
-    layer: Layer,
-    logits_NE: Tensor,
-    indices_NK: Tensor,
-    allowed_NE: Tensor | None,
-    kept_NK: Tensor | None = None,
+    layer: Layer, logits_NE: Tensor, indices_NK: Tensor, kept_NK: Tensor | None = None
 ) -> Tensor:
     """[N, K] weights of the given choice of experts; what is dropped has none."""
     rule = layer.router
-    if allowed_NE is not None:
-        logits_NE = logits_NE.masked_fill(~allowed_NE, -torch.inf)
     if rule.order == "after":
         gates_NK = torch.softmax(torch.gather(logits_NE, 1, indices_NK), dim=1)
     else:
@@ -96,35 +99,42 @@ def kept(cell: Cell, table_BK: Tensor, weight_BK: Tensor) -> Tensor:
     """[B, K]: which slots of the whole batch stay, counted expert by expert.
 
     `weight_BK` orders slots: gates for router.drop=probability, scores where experts choose.
+    Else the slots of a token come together, or for drop=first_choices all first choices first.
     """
-    rule, found = cell.layer.router, torch.zeros_like(table_BK, dtype=torch.bool)
-    for start, end in capacity.extents(cell):
-        room = capacity.places_per_expert(cell.layer, end - start)
+    rule, stays = cell.layer.router, torch.zeros_like(table_BK, dtype=torch.bool)
+    by_weight = rule.kind == "expert_choice" or rule.drop == "probability"
+    for start, end in definitions.extents(cell):
+        room = definitions.places_per_expert(cell.layer, end - start)
         for expert in range(cell.layer.num_experts):
-            token, slot = (table_BK[start:end] == expert).nonzero(as_tuple=True)
-            if rule.kind == "expert_choice" or rule.drop == "probability":
-                weight = weight_BK[start + token, slot]
-                best = sorted(range(len(token)), key=weight.neg().tolist().__getitem__)[:room]
+            here = table_BK[start:end] == expert
+            if rule.drop == "first_choices" and not by_weight:
+                slot, token = here.T.nonzero(as_tuple=True)
+            else:
+                token, slot = here.nonzero(as_tuple=True)
+            if by_weight:
+                weights_here = weight_BK[start + token, slot].neg().tolist()
+                best = sorted(range(len(token)), key=weights_here.__getitem__)[:room]
                 token, slot = token[best], slot[best]
-            found[start + token[:room], slot[:room]] = True
-    return found
+            stays[start + token[:room], slot[:room]] = True
+    return stays
 
 
 def balancing_loss(
     cell: Cell, logits_NE: Tensor, table_BK: Tensor, rows: tuple[int, int]
 ) -> Tensor:
-    """The part of the balancing loss that the tokens `rows` add, of all tokens' choices."""
+    """The part of the balancing loss that the tokens `rows` add, of all tokens' choices:
+    coefficient * sum over extents of (tokens / B) * E * sum_e (slots of e / tokens) * P_e."""
     layer, batch = cell.layer, cell.workload.batch_size
     scores_NE = probabilities(layer, logits_NE)
     scores_NE = scores_NE / scores_NE.sum(dim=1, keepdim=True)
     loss = logits_NE.new_zeros(())
-    for start, end in capacity.extents(cell):
+    for start, end in definitions.extents(cell):
         first, last = max(start, rows[0]), min(end, rows[1])
         if first >= last:
             continue
         chosen = table_BK[start:end]
         for expert in range(layer.num_experts):
-            share = float((chosen == expert).double().mean()) * layer.num_experts
+            share = float((chosen == expert).sum()) / (end - start) * layer.num_experts
             loss = loss + share * scores_NE[first - rows[0] : last - rows[0], expert].sum() / batch
     return layer.router.aux_loss * loss
 
@@ -144,27 +154,3 @@ def valid_choice(scores_NE: Tensor, topk: int) -> Tensor:
         chosen = ahead.sum(dim=2) < topk
         found.append(chosen.nonzero()[:, 1].view(-1, topk))
     return torch.cat(found) if found else experts.new_empty((0, topk))
-
-
-def as_sent(cell: Cell, x_ND: Tensor) -> Tensor:
-    """Tokens as routed experts get them: rounded where they travel in a coarser dtype. Rounding
-    can push a hidden unit over the kink of its activation, which changes a gradient by much."""
-    if not dispatches(cell) or degrees(cell).ep == 1:
-        return x_ND
-    wire = weights.dtype_of(cell.strategy.comm_dtype or cell.layer.dtype)
-    return x_ND.to(wire).double()
-
-
-def outputs(
-    layer: Layer, x_ND: Tensor, sent_ND: Tensor, indices_NK: Tensor, gates_NK: Tensor
-) -> Tensor:
-    """[N, O], generating one expert's weights at a time; `sent_ND` is what routed experts get."""
-    out = x_ND.new_zeros((x_ND.shape[0], layer.dim_out))
-    for expert in indices_NK[gates_NK != 0].unique().tolist():
-        row, slot = ((indices_NK == expert) & (gates_NK != 0)).nonzero(as_tuple=True)
-        held = expert_matrices(layer, expert, x_ND.device)
-        y = expert_output(layer, held, sent_ND[row])
-        out.index_add_(0, row, y * gates_NK[row, slot].unsqueeze(1))
-    for shared in range(layer.num_experts, layer.num_experts + layer.shared_experts):
-        out += expert_output(layer, expert_matrices(layer, shared, x_ND.device), x_ND)
-    return out

@@ -1,0 +1,111 @@
+"""What a cell is made of, told a second time: shards, capacity, and what must hold of tokens,
+experts and prescribed choices. So that a fault in what the layer and the oracle share is seen.
+
+Shape letters: T tokens, B global batch, D in, E experts, K top-k, G nominal ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from moe import weights
+from moe.cost.load import dispatches
+from moe.degrees import degrees
+from moe.spec import Cell, Layer
+from moe.workload_checks import hot_slots, most_imbalance, nominal_ranks
+
+Rows = tuple[int, int]
+DISTINCT_DIM = 8  # from how many numbers on two rows that are equal cannot be chance
+COMPARED = 64  # first numbers of a token that are compared with the others'
+
+
+def shards(cell: Cell) -> list[Rows]:
+    """Half-open ranges of global token ids, one a rank: as even as can be, larger ones first."""
+    batch, ranks = cell.workload.batch_size, cell.placement.world_size
+    sizes = [len(range(rank, batch, ranks)) for rank in range(ranks)]
+    starts = [sum(sizes[:rank]) for rank in range(ranks)]
+    return [(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+
+
+def output_rows(cell: Cell, rank: int) -> Rows:
+    """Global ids of the tokens whose outputs a rank ends with."""
+    if cell.strategy.name == "serial" and rank:
+        return 0, 0
+    return input_rows(cell, rank)
+
+
+def input_rows(cell: Cell, rank: int) -> Rows:
+    """Global ids of the tokens that a rank starts with."""
+    if cell.workload.tokens == "replicated":
+        return 0, cell.workload.batch_size
+    return shards(cell)[rank]
+
+
+def extents(cell: Cell) -> list[Rows]:
+    """Ranges of tokens that capacity, expert choice and the balancing loss look at together."""
+    if cell.layer.router.scope == "global":
+        return [(0, cell.workload.batch_size)]
+    return [bounds for bounds in shards(cell) if bounds[0] < bounds[1]]
+
+
+def places_per_expert(layer: Layer, tokens: int) -> int:
+    """ceil(factor * K * T / E), exactly in decimals, at most T (GShard, arXiv 2006.16668, section
+    2.2; expert choice, arXiv 2202.09368, section 3.2)."""
+    factor = Fraction(str(layer.router.capacity_factor)) or Fraction(1)
+    return min(tokens, math.ceil(factor * layer.topk * tokens / layer.num_experts))
+
+
+def as_sent(cell: Cell, x_ND: Tensor) -> Tensor:
+    """Tokens as routed experts get them: rounded where they travel in a coarser dtype. Rounding
+    can push a hidden unit over the kink of its activation, which changes a gradient by much."""
+    if not dispatches(cell) or degrees(cell).ep == 1:
+        return x_ND
+    wire = weights.dtype_of(cell.strategy.comm_dtype or cell.layer.dtype)
+    return x_ND.to(wire).to(x_ND.dtype)
+
+
+# What must hold of what the layer and the oracle share.
+
+
+def tokens_differ(cell: Cell, x_BD: Tensor) -> bool:
+    """No two tokens begin with the same numbers, where these are too many for that to be chance."""
+    firsts = x_BD[:, :COMPARED].float()
+    return cell.layer.dim < DISTINCT_DIM or len(firsts.unique(dim=0)) == len(x_BD)
+
+
+def experts_differ(layer: Layer, numbers_EN: Tensor) -> bool:
+    """Of the first numbers of every expert, shared ones included: no two rows are the same."""
+    return layer.dim < DISTINCT_DIM or len(numbers_EN.unique(dim=0)) == len(numbers_EN)
+
+
+def prescribed_right(cell: Cell, allowed_BE: Tensor, trace_NK: Tensor | None) -> bool:
+    """K experts a token, and what the workload's name promises (docs/workloads.md)."""
+    layer, work, ranks = cell.layer, cell.workload, nominal_ranks(cell)
+    batch, experts, topk = work.batch_size, layer.num_experts, layer.topk
+    if allowed_BE.shape != (batch, experts) or bool((allowed_BE.sum(1) != topk).any()):
+        return False
+    counts_E = allowed_BE.sum(0)
+    if work.kind == "balanced":
+        return int(counts_E.max() - counts_E.min()) <= 1
+    if work.kind == "k_hot":  # every token has hot experts first, and all tokens the same ones
+        hot = min(int(work.parameter), topk)
+        every = counts_E.sort(descending=True)[1][: int(work.parameter)]
+        return bool((allowed_BE[:, every].sum(1) == hot).all())
+    if work.kind == "trace":
+        assert trace_NK is not None
+        rows = trace_NK.cpu().long()[torch.arange(batch) % len(trace_NK)]
+        return bool(allowed_BE.gather(1, rows).all())
+    if work.kind == "zipf":  # a shape of chance: pinned by tests, not here
+        return True
+    slots_BG = allowed_BE.view(batch, ranks, -1).sum(2).double()
+    share = float(slots_BG[:, 0].mean()) / topk
+    if work.kind == "hot_rank":
+        want, lowest = hot_slots(cell) / topk, math.floor(hot_slots(cell))
+        rounded = bool(((slots_BG[:, 0] == lowest) | (slots_BG[:, 0] == lowest + 1)).all())
+        return rounded and abs(share - want) <= 5 / math.sqrt(batch * topk**2)
+    target = min(work.parameter, most_imbalance(cell)) / ranks
+    return abs(share - target) <= 4 / (batch * topk)

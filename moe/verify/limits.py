@@ -1,0 +1,77 @@
+"""How far rounding may take a right layer from the oracle: an error model with a factor of safety.
+
+Every rounding of a tensor to a dtype of p significant bits adds a relative error of about
+RMS * 2**-p to each element, independent of the others (a number is rounded by at most 2**-p of
+itself; over mantissas that are evenly spread in their logarithm the root mean square is 0.42 of
+that; Higham, Accuracy and Stability of Numerical Algorithms, section 2.2). A sum of n products in
+float32 adds about sqrt(n) roundings of float32 (the same book, section 2.8). Independent errors add
+up as squares.
+
+Shape letters: T tokens, D in, H hidden, O out, E experts, K slots of a token, R ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from moe.cost.load import dispatches
+from moe.degrees import degrees
+from moe.peers import equivalent
+from moe.spec import Cell
+
+UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+CEILING = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 5e-3}  # no limit is above it
+RMS = 0.42
+# Roundings of hidden units by their activation: of the first product, of what is made of it.
+ACTIVATION = {"relu": 1, "identity": 1, "gelu": 2, "silu_gated": 4}
+AFTER_EXPERTS = 4  # second product, gate, product of both, sum over slots
+BACKWARD = 3  # times the roundings of a forward pass that a gradient has seen
+SAFE_RMS, SAFE_ROW, SAFE_GRADIENT, SAFE_LOGIT = 2.0, 6.0, 10.0, 8.0
+FEW = 64.0  # numbers, below which their root mean square is itself uncertain
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Largest errors that are taken for rounding: of a token's output, of all outputs together
+    (root mean square), and of a gradient's row or matrix."""
+
+    row: float
+    rms: float
+    gradient: float
+
+
+def limits(cell: Cell) -> Limits:
+    """Of the coarser of the layer's dtype and the dtype things are sent in; formula above."""
+    typical = _typical(cell)
+    ceiling = max(CEILING[cell.layer.dtype], CEILING[_wire(cell)])
+    numbers = cell.workload.batch_size * cell.layer.dim_out
+    uncertain = 1.0 + math.sqrt(FEW / numbers)
+    return Limits(
+        row=min(ceiling, SAFE_ROW * typical),
+        rms=min(ceiling, SAFE_RMS * uncertain * typical),
+        gradient=min(ceiling, SAFE_GRADIENT * math.sqrt(BACKWARD) * typical),
+    )
+
+
+def _wire(cell: Cell) -> str:
+    return cell.strategy.comm_dtype or cell.layer.dtype
+
+
+def _typical(cell: Cell) -> float:
+    """Relative root mean square error of an output."""
+    cell = equivalent(cell)
+    layer, found = cell.layer, degrees(cell)
+    roundings = ACTIVATION[layer.activation] + AFTER_EXPERTS + (layer.shared_experts > 0)
+    squares = roundings * UNIT[layer.dtype] ** 2
+    squares += (layer.dim + layer.hidden + layer.topk) * UNIT["float32"] ** 2
+    adding = found.tp if dispatches(cell) else found.tp * found.ep  # ranks whose parts are added
+    sent = (2 if dispatches(cell) else 0) + adding - 1 + (cell.placement.world_size > 1)
+    squares += sent * UNIT[_wire(cell)] ** 2
+    return RMS * math.sqrt(squares)
+
+
+def logit_limit(dim: int) -> float:
+    """Of a float32 logit, over the product of the norms of token and router row divided by
+    sqrt(D), which is about 1: D products are added up."""
+    return SAFE_LOGIT * RMS * UNIT["float32"] * math.sqrt(dim + 16)

@@ -1,0 +1,100 @@
+"""A proven step's output, gradients and input, and what a later step has that differs from them.
+
+On a processor every later step must be equal bit by bit: the same sums in the same order. On a GPU
+some sums are added up in any order (index_add), so there the limits of the cell hold instead.
+Of gradients on a processor a digest is kept, not a copy: they are as large as the weights.
+
+Shape letters: T tokens of this rank, D in, O out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe.step import Step
+from moe.verify.errors import rms_error
+from moe.verify.limits import Limits
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What has changed, and by how much of the proven one (root mean square; for a gradient of which
+    only a digest is kept, by how much its norm has)."""
+
+    what: str
+    relative: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a record: JSON has no infinity."""
+        size = self.relative if math.isfinite(self.relative) else None
+        return {"what": self.what, "relative": size}
+
+    def __str__(self) -> str:
+        size = f"{self.relative:.2g}" if math.isfinite(self.relative) else "no number"
+        return f"{self.what} (relative change {size})"
+
+
+class Snapshot:
+    """Of what `step` has left, right after it was proven."""
+
+    def __init__(self, step: Step, limit: Limits) -> None:
+        self.limit = limit
+        assert step.output is not None
+        self.exact = step.output.device.type == "cpu"
+        self.y_TO = step.output.clone()
+        self.x_TD = step.x_TD.detach().clone()
+        self.gradients = {name: self._kept(grad) for name, grad in local_gradients(step).items()}
+
+    def _kept(self, grad: Tensor) -> Any:
+        return (digest(grad), float(grad.norm())) if self.exact else grad.clone()
+
+    def difference(self, step: Step) -> Difference | None:
+        """The first thing that is not as it was proven; None where all is."""
+        output = step.output
+        if output is None or output.shape != self.y_TO.shape:
+            return Difference("the output's shape", math.inf)
+        if not self._same(output, self.y_TO, self.limit.row):
+            return Difference("the output", rms_error(output, self.y_TO.double()))
+        if not torch.equal(step.x_TD, self.x_TD):
+            return Difference("the input", rms_error(step.x_TD.detach(), self.x_TD.double()))
+        found = local_gradients(step)
+        if found.keys() != self.gradients.keys():
+            return Difference("which weights have gradients", math.inf)
+        for name, grad in found.items():
+            if change := self._gradient_change(grad, self.gradients[name]):
+                return Difference(f"the gradient of {name}", change)
+        return None
+
+    def _same(self, found: Tensor, want: Tensor, limit: float) -> bool:
+        if self.exact:
+            return torch.equal(found, want)
+        return rms_error(found, want.double()) <= limit
+
+    def _gradient_change(self, grad: Tensor, kept: Any) -> float:
+        """0 where it is as it was."""
+        if not self.exact:
+            change = rms_error(grad, kept.double())
+            return change if change > self.limit.gradient else 0.0
+        mark, norm = kept
+        if digest(grad) == mark:
+            return 0.0
+        change = abs(float(grad.norm()) - norm) / norm if norm else math.inf
+        return max(change, 1e-12)  # another direction of the same length is a change too
+
+
+def digest(tensor: Tensor) -> bytes:
+    """SHA-256 of its bytes, in the order of its elements."""
+    flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    return hashlib.sha256(flat.numpy()).digest()
+
+
+def local_gradients(step: Step) -> dict[str, Tensor]:
+    """Of the input and of the parameters of this rank, as the last step left them."""
+    tensors = {"x": step.x_TD, **dict(step.layer.named_parameters())}
+    return {name: t.grad for name, t in tensors.items() if t.grad is not None}
