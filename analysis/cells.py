@@ -31,8 +31,8 @@ DETAILS = (
     ),
     *("sent_bytes_total", "sent_bytes_by_collective", "peak_bytes_max", "weights_bytes_max"),
     "step_bytes_max",
-    *("calibration", "floor_ms", "stop_rule", "error_message", "error_log", "gate_error"),
-    *("notes", "drift"),
+    *("calibration", "floor_ms", "stop_rule", "error_message", "error_log"),
+    *("gate_error", "gate_detail", "notes", "drift"),
 )
 # Worst first: a cell that was wrong once has no time anywhere.
 SEVERITY = ("wrong", "measured", "failed", "interrupted", "skipped")

@@ -57,10 +57,17 @@ notes list remarks of the harness, such as a clamped top-k
 error_message text why a failed attempt failed
 error_rank int rank that failed
 error_log text log to read
-gate_ok bool whether the outputs agreed with the oracle
-gate_error float largest error of a token against the oracle
-gate_tolerance float largest error the gate allows
-gate_tokens_checked int tokens compared
+gate_ok bool whether the cell computed the right thing before, between and after its rounds
+gate_error float largest error of a token's output against the oracle
+gate_tolerance float largest such error that is taken for rounding
+gate_rms float root mean square error of all outputs of a rank, the largest of the ranks
+gate_rms_limit float largest such error that is taken for rounding
+gate_gradient_error float largest error of a gradient (train)
+gate_gradient_limit float largest such error that is taken for rounding
+gate_tokens_checked int tokens compared with float64
+gate_rows_compared int tokens compared in all
+gate_near_ties int tokens that chose otherwise than in float64, within rounding
+gate_detail text what the check found
 stop_rule text rule that ended sampling
 stop_target float relative half-width the stop rule aimed at
 warmup_samples int samples of warm-up

@@ -88,7 +88,8 @@ def failures(frame: pd.DataFrame) -> list[str]:
 def _gate(row: pd.Series[Any]) -> str:
     error, limit = plain(row["gate_error"]), plain(row["gate_tolerance"])
     if error is not None and limit is not None:
-        return f"error {error:.2g} against the oracle, allowed {limit:.2g}"
+        detail = row["gate_detail"] or "outputs disagree with the oracle"
+        return f"{detail}; error before timing {error:.2g}, allowed {limit:.2g}"
     return "; ".join(str(n) for n in row["notes"]) or "no reason recorded"
 
 

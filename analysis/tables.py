@@ -200,7 +200,8 @@ def problems(cells: pd.DataFrame) -> list[str]:
 def _gate_text(cell: pd.Series[Any]) -> str:
     error = plain(cell["gate_error"])
     if cell["outcome"] == "wrong":
-        return "outputs disagree with the oracle" + (f", error {error:.2g}" if error else "")
+        detail = cell["gate_detail"] or "outputs disagree with the oracle"
+        return detail + (f"; largest error of an output before timing {error:.2g}" if error else "")
     return "; ".join(str(note) for note in cell["notes"]) or "no reason recorded"
 
 

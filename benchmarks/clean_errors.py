@@ -2,8 +2,8 @@
 
     python -m benchmarks.clean_errors [--cells 2000] [--seed 0]
 
-Draws cells over strategies, dispatchers, tokens, modes, dtypes, routers, workloads, kernels, ways to
-spread experts, activations, sizes and cold caches, a quarter of them each on 1, 2, 3 and 4 gloo
+Draws cells over strategies, dispatchers, tokens, modes, dtypes, routers, workloads, kernels, ways
+to spread experts, activations, sizes and cold caches, a quarter of them each on 1, 2, 3 and 4 gloo
 ranks. Every cell is proven, stepped and compared a few times, and proven again on other tokens.
 Prints, by dtype, the largest errors and the largest share of the cell's own limit that was used;
 every cell that is called wrong; exit code 1 if there is one. Needs no GPU.
@@ -131,8 +131,9 @@ def on_ranks(cells: int, seed: int, path: str) -> None:
             cell = accepted(generator, ranks)
             for row in check(cell, comm, number):
                 if rank == 0:
-                    file.write(json.dumps({"cell": repr(cell), "dtype": cell.layer.dtype,
-                                           "wire": cell.strategy.comm_dtype, **row}) + "\n")  # fmt: skip
+                    which = {"cell": repr(cell), "dtype": cell.layer.dtype,
+                             "wire": cell.strategy.comm_dtype}  # fmt: skip
+                    file.write(json.dumps({**which, **row}) + "\n")
     dist.destroy_process_group()
 
 

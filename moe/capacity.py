@@ -71,8 +71,8 @@ def keep_first(
     position       earlier tokens, a token's slots together
     first_choices  the first choices of all tokens, then the second ones, ... (GShard, arXiv
                    2006.16668, algorithm 1)
-    probability    larger `weight_TK`, of equals earlier tokens (batch-prioritized routing, arXiv
-                   2106.05974, section 2.4)
+    probability    larger `weight_TK`, of equals earlier tokens (Megatron-LM's
+                   moe_token_drop_policy=probs)
     """
     flat_S = indices_TK.reshape(-1)
     by = torch.arange(flat_S.numel(), device=flat_S.device)

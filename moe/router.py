@@ -127,7 +127,7 @@ class Router(nn.Module):
 
     def _gates(self, logits_TE: Tensor, indices_TK: Tensor) -> Tensor:
         """softmax over the chosen equals softmax over all, renormalised: one operation less. A
-        prescribed choice changes no logits: without renormalising, gates are shares of all experts."""
+        prescribed choice changes no logits: not renormalised, gates are shares of all experts."""
         rule = self.rule
         if rule.score == "sigmoid":
             gates_TK = logits_TE.gather(1, indices_TK).sigmoid()

@@ -182,7 +182,7 @@ class Assembler:
         return found
 
     def _anchors(self, wave: int) -> dict[str, Any] | None:
-        """Of the cell that was the anchor most often: where one turns out wrong, another follows."""
+        """Of the cell that was it most often: where one turns out wrong, another follows."""
         anchors: dict[str, Any] = {}
         for index in self.plan.waves[wave]:
             if self._wrong(index):

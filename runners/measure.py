@@ -57,9 +57,9 @@ class Ranks(Protocol):
 @dataclass
 class Timed:
     """A cell that is ready to be timed. `active` makes it so; a cell that is not `resident` is
-    built anew there, and all its blocks of a round are taken at once. `check` looks at what the last
-    step left, outside of samples, and is told when that was; False where it is not what was proven.
-    """
+    built anew there, and all its blocks of a round are taken at once. `check` looks at what the
+    last step left, outside of samples, and is told when that was; False where it is not what was
+    proven."""
 
     index: int
     step: Callable[[], None]
@@ -158,8 +158,8 @@ class Engine:
     def take(
         self, cell: Timed, kind: str, round_: int, position: int = 0, steps: int = 0
     ) -> tuple[int, int]:
-        """One block of a cell, on this rank's clock; what the others saw is asked for later. What its
-        last step left is looked at when the block has ended."""
+        """One block of a cell, on this rank's clock; what the others saw is asked for later. When
+        the block has ended, what its last step left is looked at."""
         steps = steps or cell.steps_of(kind)
         start, end = block(self.ranks, cell.step, steps, bool(self.node_of))
         self.emit(Sample(cell.index, kind, round_, position, steps, start, end))
@@ -306,8 +306,8 @@ class Engine:
     def run(
         self, cells: Sequence[Timed], seed: str, progress: Callable[[int], None] = lambda n: None
     ) -> str:
-        """Rounds until the stop rule ends the wave, anchors around them; names the rule. A cell that
-        is no longer right takes part in no further round."""
+        """Rounds until the stop rule ends the wave, anchors around them; names the rule. A cell
+        that is no longer right takes part in no further round."""
         if self.measure.order == "product":
             return self._run_product(cells, seed, progress)
         began = self.ranks.now_ns()

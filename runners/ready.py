@@ -73,7 +73,7 @@ class Ready:
         return True
 
     def prove_again(self, index: int) -> None:
-        """After timing, on other tokens; a cell that was built anew for each round is built again."""
+        """After timing, on other tokens; a cell that was dropped between rounds is built again."""
         self.build(index)
         cell, verifier = self.plan.cells[index], self.verifiers[index]
         result = verifier.prove_again(self.built[index].steps, self._sample_seed(cell, 1))
@@ -84,8 +84,8 @@ class Ready:
         return cell.workload.seed * 1_000_003 + 2 * self.plan.launch + turn
 
     def compare(self, index: int, when: str) -> bool:
-        """Whether what the cell's steps have left on this rank was always what was proven. The first
-        time that it is not, this rank writes down what has changed."""
+        """Whether what the cell's steps have left on this rank was always what was proven. The
+        first time that it is not, this rank writes down what has changed."""
         found = self.verifiers[index].compare(self.built[index].last)
         if found is not None and index not in self.changed:
             self.changed.add(index)

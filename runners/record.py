@@ -135,7 +135,7 @@ def _key(cell: Cell, redefined: dict[str, str]) -> str:
 def _redefined(cell: Cell) -> dict[str, str]:
     """Fields whose meaning has changed since schema 3 began, where the cell has a use for them."""
     rule, found = cell.layer.router, {}
-    if rule.aux_loss:
+    if rule.aux_loss and cell.layer.topk > 1:
         found["router.aux_loss"] = "slots per token"  # was a share of slots, K times less
     shares = rule.score == "softmax" and rule.order == "before" and not rule.normalize
     if shares and cell.workload.kind != "learned":

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moe import workload
 from moe import router as router_module
+from moe import workload
 from moe.capacity import Scope
 from moe.comm import Comm
 from moe.experts import Experts

@@ -70,7 +70,7 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"router.score": "relu"}, ("router.score=relu", "softmax|sigmoid")),
     ({"router.order": "never"}, ("router.order=never", "before|after")),
     ({"router.selection_bias": "some"}, ("router.selection_bias=some", "none|balanced")),
-    ({"router.drop": "random"}, ("router.drop=random", "position|probability")),
+    ({"router.drop": "random"}, ("router.drop=random", "position|first_choices|probability")),
     ({"router.scope": "node"}, ("router.scope=node", "rank|global")),
     ({"router.groups": 0}, ("router.groups=0", "from 1")),
     (
@@ -201,6 +201,8 @@ ACCEPTED: list[dict[str, Any]] = [
     {**GROUPS, "layer.topk": 4},
     {**CHOICE},
     {"router.aux_loss": 0.1, "workload.mode": "train"},
+    {"router.drop": "first_choices", "router.capacity_factor": 1.0},
+    {"router.drop": "probability", "router.scope": "global", "router.capacity_factor": 1.0},
     {"router.score": "sigmoid", "router.selection_bias": "balanced"},
     {"strategy.dispatcher": "allgather", "workload.tokens": "sharded"},
     {"strategy.overlap": 3, "strategy.comm_dtype": "bfloat16"},

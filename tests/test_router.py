@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from moe.router import Router, Routing, _ordered_keys, top_indices
 from moe.spec import Cell, Layer, Placement, Strategy, Workload, shard_bounds
 from moe.spec import Router as Rule
 from moe.strategies.serial import Serial
+from moe.verify import oracle
 
 CPU = torch.device("cpu")
 
@@ -111,11 +113,32 @@ def test_of_equal_groups_the_first_is_eligible() -> None:
     assert routing.indices_TK.tolist() == [[1, 0]]
 
 
-def test_a_prescribed_choice_is_made_and_its_gates_are_of_these_experts_alone() -> None:
-    allowed = torch.tensor([[True, False, False, True]])
-    routing = router(4, 2, allowed=allowed)(torch.tensor(EIGHTHS))
-    assert sorted(routing.indices_TK[0].tolist()) == [0, 3]
-    close(routing.gates_TK.detach(), [[0.5, 0.5]])
+@pytest.mark.parametrize(
+    ("rule", "gates"),
+    [
+        ({}, [[2 / 3, 1 / 3]]),  # of these experts alone: 2 and 1 of 3
+        ({"scale": 2.5}, [[5 / 3, 5 / 6]]),
+        ({"normalize": False}, [[2 / 8, 1 / 8]]),  # shares of all experts, as where logits choose
+        ({"normalize": False, "scale": 4.0}, [[1.0, 0.5]]),
+        ({"order": "after"}, [[2 / 3, 1 / 3]]),
+        ({"order": "after", "normalize": False}, [[2 / 3, 1 / 3]]),
+        ({"score": "sigmoid"}, [[4 / 7, 3 / 7]]),  # 2/3 and 1/2
+        ({"score": "sigmoid", "normalize": False}, [[2 / 3, 1 / 2]]),
+    ],
+)
+def test_a_prescribed_choice_and_its_gates_by_hand(
+    rule: dict[str, Any], gates: list[list[float]]
+) -> None:
+    allowed = torch.tensor([[False, True, False, True]])  # not expert 2, which is the best
+    made = router(4, 2, allowed=allowed, **rule)
+    tracked = made(torch.tensor(EIGHTHS))
+    assert tracked.indices_TK.tolist() == [[1, 3]]
+    close(tracked.gates_TK.detach(), gates)
+    with torch.no_grad():
+        close(made(torch.tensor(EIGHTHS)).gates_TK, gates)
+    exact_NE = torch.tensor(EIGHTHS, dtype=torch.float64)
+    told_NK = oracle.gates(made.layer, exact_NE, tracked.indices_TK)
+    torch.testing.assert_close(told_NK, torch.tensor(gates, dtype=torch.float64))
 
 
 # Ties.
@@ -282,6 +305,22 @@ def test_the_loss_is_least_where_the_load_is_even() -> None:
     whole = Scope((0, 4), ((0, 4),))
     assert loss_and_gradient(even, whole)[0] == pytest.approx(COEFFICIENT)
     assert loss_and_gradient([FOUR[0]] * 4, whole)[0] == pytest.approx(COEFFICIENT * 1.5)
+
+
+def test_balancing_loss_of_two_choices_by_hand() -> None:
+    """A token has K = 2 slots, so f sums to 2: an even load has a loss of 2, not of 1."""
+    eighths = [[math.log(4), math.log(2), 0.0, 0.0], [math.log(4), 0.0, math.log(2), 0.0]]
+    whole = Scope((0, 2), ((0, 2),))
+    value, gradient = loss_and_gradient(eighths, whole, topk=2)
+    # f = (1, 1/2, 1/2, 0), P = (8, 3, 3, 2) / 16: E * (f . P) = 4 * 11/16 = 11/4
+    assert value == pytest.approx(COEFFICIENT * 11 / 4)
+    # of a token: coefficient / B * p_e * (4 f_e - sum_i 4 f_i p_i), which sum is
+    # 4 * 4/8 + 2 * 2/8 + 2 * 1/8 = 11/4
+    first = [0.5 * (4 - 2.75), 0.25 * (2 - 2.75), 0.125 * (2 - 2.75), 0.125 * (0 - 2.75)]
+    close(gradient[:1], [[COEFFICIENT / 2 * each for each in first]])
+    ones, twos = [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]
+    even = loss_and_gradient([ones, twos], whole, topk=2)[0]
+    assert even == pytest.approx(COEFFICIENT * 2)  # f and P are 1/2 and 1/4 everywhere
 
 
 def test_scope_rank_and_global_differ_where_shards_do() -> None:

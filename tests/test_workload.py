@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -11,11 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from moe import weights, workload
+from moe.capacity import extents
 from moe.prescribed import _best, _best_k, rank_edges, spread_order
-from moe.spec import Cell, Layer, Placement, Router, Unsupported, Workload
+from moe.spec import Cell, Layer, Placement, Router, Unsupported, Workload, shard_bounds
+from moe.verify import definitions
 from moe.workload import allowed
 from moe.workload_checks import check_workload, is_prescribed, most_imbalance, nominal_ranks
 
+CPU = torch.device("cpu")
 KINDS = [("balanced", 0.0), ("zipf", 1.2), ("k_hot", 3.0), ("hot_rank", 0.5), ("imbalance", 1.5)]
 
 
@@ -312,3 +318,245 @@ def test_routers_that_would_choose_again_are_refused(rule: dict[str, object]) ->
     check_workload(
         dataclasses.replace(changed, workload=dataclasses.replace(of.workload, kind="learned"))
     )
+
+
+# Shards, tokens and experts.
+
+
+@given(st.integers(0, 300), st.integers(1, 40))
+@settings(max_examples=300, deadline=None)
+def test_shards_are_told_twice_alike(batch: int, ranks: int) -> None:
+    of = Cell(workload=Workload(batch), placement=Placement(ranks))
+    want = [shard_bounds(batch, ranks, rank) for rank in range(ranks)]
+    assert definitions.shards(of) == want
+    assert [workload.own_rows(of, rank) for rank in range(ranks)] == want
+    assert definitions.extents(of) == extents(of)
+    whole = dataclasses.replace(of, layer=Layer(router=Router(scope="global")))
+    assert definitions.extents(whole) == extents(whole) == [(0, batch)]
+
+
+@given(
+    st.integers(1, 60), st.integers(1, 7), st.sampled_from(["float32", "bfloat16", "float16"]),
+    st.integers(0, 2**31 - 1),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_ranks_together_start_with_the_batch_and_no_two_tokens_are_alike(
+    batch: int, ranks: int, dtype: str, seed: int
+) -> None:
+    work = Workload(batch, tokens="sharded", seed=seed)
+    of = Cell(Layer(dim=12, dtype=dtype), workload=work, placement=Placement(ranks))
+    whole_BD = workload.tokens(of, (0, batch))
+    parts = [workload.inputs(of, rank, CPU) for rank in range(ranks)]
+    assert torch.equal(torch.cat(parts), whole_BD)
+    assert [len(part) for part in parts] == [b - a for a, b in definitions.shards(of)]
+    assert definitions.tokens_differ(of, whole_BD)
+    everywhere = dataclasses.replace(of, workload=dataclasses.replace(work, tokens="replicated"))
+    for rank in range(ranks):
+        assert torch.equal(workload.inputs(everywhere, rank, CPU), whole_BD)
+        assert definitions.input_rows(everywhere, rank) == (0, batch)
+        assert definitions.input_rows(of, rank) == definitions.shards(of)[rank]
+
+
+def test_ranks_that_all_start_with_the_first_tokens_are_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def first(cell: Cell, rank: int) -> tuple[int, int]:
+        a, b = shard_bounds(cell.workload.batch_size, cell.placement.world_size, rank)
+        return 0, b - a
+
+    of = Cell(workload=Workload(9, tokens="sharded"), placement=Placement(3))
+    assert definitions.tokens_differ(of, torch.cat([workload.inputs(of, r, CPU)
+                                                      for r in range(3)]))  # fmt: skip
+    monkeypatch.setattr(workload, "own_rows", first)
+    wrong_BD = torch.cat([workload.inputs(of, rank, CPU) for rank in range(3)])
+    assert not definitions.tokens_differ(of, wrong_BD)
+
+
+def test_one_token_twice_is_caught() -> None:
+    of = Cell(workload=Workload(30))
+    x_BD = workload.tokens(of, (0, 30))
+    x_BD[17] = x_BD[4]
+    assert not definitions.tokens_differ(of, x_BD)
+
+
+def firsts(layer: Layer) -> Tensor:
+    """[E + shared, 64]: 32 numbers of the first matrix of every expert, and of the last."""
+    rows = []
+    for expert in range(layer.num_experts + layer.shared_experts):
+        parts = [weights.matrix(layer, expert, name).flatten()[:32] for name in ("w1", "w2")]
+        rows.append(torch.cat(parts))
+    return torch.stack(rows).double()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("activation", ["relu", "silu_gated"])
+def test_experts_differ_from_each_other(activation: str, dtype: str) -> None:
+    layer = Layer(num_experts=256, shared_experts=2, activation=activation, dtype=dtype)
+    assert definitions.experts_differ(layer, firsts(layer))
+    for name in weights.names(layer)[: 3 if activation == "silu_gated" else 2]:
+        alike = [weights.matrix(layer, expert, name).flatten()[:16] for expert in range(258)]
+        assert len(torch.stack(alike).unique(dim=0)) == 258
+
+
+@pytest.mark.parametrize(("expert", "copied"), [(1, 0), (7, 3), (8, 2)])
+def test_an_expert_that_is_another_one_is_caught(
+    expert: int, copied: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Expert 8 is the shared one."""
+    layer = Layer(shared_experts=1)
+    right = weights.matrix
+
+    def wrong(layer: Layer, number: int, name: str) -> Tensor:
+        return right(layer, copied if number == expert else number, name)
+
+    monkeypatch.setattr(weights, "matrix", wrong)
+    assert not definitions.experts_differ(layer, firsts(layer))
+
+
+# What a workload's name promises.
+
+SIZES = [
+    (experts, topk, batch, ranks)
+    for experts in (4, 8, 16)
+    for topk in (1, 2, 3)
+    for batch in (1, 3, 8, 64)
+    for ranks in (2, 4)
+]
+
+
+def promised(kind: str, parameter: float, *sizes: int) -> Cell:
+    of = cell(kind, parameter, *sizes)
+    digest = "ab" if kind == "trace" else ""
+    return dataclasses.replace(of, workload=dataclasses.replace(of.workload, trace_sha256=digest))
+
+
+def parameters(kind: str, experts: int, topk: int, batch: int, ranks: int) -> list[float]:
+    """Of many, those that are accepted."""
+    most = most_imbalance(cell(kind, 0.0, experts, topk, ranks, batch))
+    tried = {
+        "zipf": [0.5, 1.0, 2.0],
+        "k_hot": [1.0, 2.0, 3.0, 4.0, float(experts)],
+        "hot_rank": [0.1, 1 / ranks, 0.4, 0.5, 2 / 3, 1.0],
+        "imbalance": [1.0, 1.1, 1.5, 2.0, most],
+    }.get(kind, [0.0])
+    accepted = []
+    for parameter in tried:
+        with contextlib.suppress(Unsupported):
+            check_workload(promised(kind, parameter, experts, topk, ranks, batch))
+            accepted.append(parameter)
+    return accepted
+
+
+def trace_of(experts: int, topk: int, rows: int = 11) -> Tensor:
+    draw = torch.Generator().manual_seed(rows)
+    return torch.rand(rows, experts, generator=draw).argsort(1)[:, :topk]
+
+
+def right(of: Cell, allowed_BE: Tensor | None, trace_NK: Tensor | None = None) -> bool:
+    assert allowed_BE is not None
+    return definitions.prescribed_right(of, allowed_BE, trace_NK)
+
+
+@pytest.mark.parametrize("kind", ["balanced", "zipf", "k_hot", "hot_rank", "imbalance", "trace"])
+def test_what_is_prescribed_is_what_the_name_promises(kind: str) -> None:
+    seen = 0
+    for experts, topk, batch, ranks in SIZES:
+        trace_NK = trace_of(experts, topk) if kind == "trace" else None
+        for parameter in parameters(kind, experts, topk, batch, ranks):
+            for seed in (0, 1, 77):
+                of = promised(kind, parameter, experts, topk, ranks, batch, seed)
+                found_BE = allowed(of, (0, batch), trace_NK)
+                assert right(of, found_BE, trace_NK), of
+                seen += 1
+    assert seen >= 3 * len(SIZES)  # at least one parameter for every size and seed
+
+
+def moved(allowed_BE: Tensor, token: int, away: int, to: int) -> Tensor:
+    """The same choice, but one token visits `to` instead of `away`."""
+    found_BE = allowed_BE.clone()
+    assert bool(found_BE[token, away]) and not bool(found_BE[token, to])
+    found_BE[token, away], found_BE[token, to] = False, True
+    return found_BE
+
+
+def one_hot(experts: int, rows: Sequence[Sequence[int]]) -> Tensor:
+    found = torch.zeros(len(rows), experts, dtype=torch.bool)
+    return found.scatter_(1, torch.tensor(rows), True)
+
+
+def right_rows(of: Cell) -> Tensor:
+    found = rows(of)
+    assert right(of, found)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["balanced", "zipf", "k_hot", "hot_rank", "imbalance"])
+def test_a_token_with_too_many_or_too_few_experts_is_caught(kind: str) -> None:
+    parameter = {"balanced": 0.0, "zipf": 1.0, "k_hot": 3.0, "hot_rank": 0.5, "imbalance": 1.5}
+    of = cell(kind, parameter[kind])
+    found_BE = right_rows(of)
+    less_BE, more_BE = found_BE.clone(), found_BE.clone()
+    less_BE[5, int(found_BE[5].int().argmax())] = False
+    more_BE[5, int(found_BE[5].int().argmin())] = True
+    assert not right(of, less_BE)
+    assert not right(of, more_BE)
+    assert not right(of, found_BE[:-1])
+    assert not right(of, torch.cat([found_BE, found_BE[:, :1]], 1))
+
+
+@pytest.mark.parametrize("batch", [3, 8, 64])
+def test_balanced_on_the_first_experts_is_caught(batch: int) -> None:
+    of = cell("balanced", batch=batch)
+    assert not right(of, one_hot(8, [[0, 1]] * batch))
+
+
+@pytest.mark.parametrize("batch", [8, 64])
+def test_one_slot_that_is_not_balanced_is_caught(batch: int) -> None:
+    """8 experts have batch / 4 slots each; with one slot moved, one has more and one has less."""
+    of = cell("balanced", batch=batch)
+    even_BE = right_rows(of)
+    assert even_BE.sum(0).tolist() == [batch // 4] * 8
+    away, to = int(even_BE[0].int().argmax()), int(even_BE[0].int().argmin())
+    assert not right(of, moved(even_BE, 0, away, to))
+
+
+@pytest.mark.parametrize("hot", [1, 2, 4])
+def test_another_hot_expert_for_one_token_is_caught(hot: int) -> None:
+    of = cell("k_hot", float(hot))
+    found_BE = right_rows(of)
+    hottest_E = found_BE.sum(0).sort(descending=True)[1]
+    token = 20
+    away = next(int(e) for e in hottest_E[:hot] if found_BE[token, e])
+    to = next(int(e) for e in hottest_E[hot:] if not found_BE[token, e])
+    assert not right(of, moved(found_BE, token, away, to))
+
+
+def test_a_hot_rank_that_is_another_one_is_caught() -> None:
+    """With K * share whole, every token has so many slots on rank 0: 2 * 0.5 = 1."""
+    of = cell("hot_rank", 0.5)
+    found_BE = right_rows(of)
+    assert not right(of, found_BE.roll(2, dims=1))  # the same, one rank of 2 experts further
+    assert not right(of, one_hot(8, [[2, 3]] * 64))
+    assert not right(of, one_hot(8, [[0, 1]] * 64))  # all of it, not half
+    one = cell("hot_rank", 1.0)
+    assert not right(one, moved(right_rows(one), 9, 0, 7))
+
+
+def test_a_load_that_is_even_where_it_should_not_be_is_caught() -> None:
+    of = cell("imbalance", 1.5)
+    even_BE = right_rows(cell("balanced"))
+    assert int(even_BE[:, :2].sum()) == 32  # 128 slots over 4 ranks, where 48 should be here
+    assert not right(of, even_BE)
+    assert not right(of, right_rows(cell("imbalance", 2.0)))
+    even = cell("imbalance", 1.0)
+    assert not right(even, right_rows(of))
+
+
+@pytest.mark.parametrize("batch", [3, 8, 64])
+def test_a_trace_that_is_shifted_is_caught(batch: int) -> None:
+    of = promised("trace", 0.0, 8, 2, 4, batch)
+    trace_NK = trace_of(8, 2)
+    right_BE = allowed(of, (0, batch), trace_NK)
+    assert right(of, right_BE, trace_NK)
+    assert not right(of, allowed(of, (1, batch + 1), trace_NK), trace_NK)
+    assert not right(of, allowed(of, (0, batch), trace_NK.roll(1, 0)), trace_NK)

@@ -20,6 +20,7 @@ from moe.workload_checks import hot_slots, most_imbalance, nominal_ranks
 
 Rows = tuple[int, int]
 DISTINCT_DIM = 8  # from how many numbers on two rows that are equal cannot be chance
+FEW_SLOTS = 3  # that rounding may leave a rank above or below its part of the whole batch
 COMPARED = 64  # first numbers of a token that are compared with the others'
 
 
@@ -89,8 +90,13 @@ def prescribed_right(cell: Cell, allowed_BE: Tensor, trace_NK: Tensor | None) ->
     if allowed_BE.shape != (batch, experts) or bool((allowed_BE.sum(1) != topk).any()):
         return False
     counts_E = allowed_BE.sum(0)
+    slots_BG = allowed_BE.view(batch, ranks, -1).sum(2) if experts % ranks == 0 else None
     if work.kind == "balanced":
-        return int(counts_E.max() - counts_E.min()) <= 1
+        even = int(counts_E.max() - counts_E.min()) <= 1
+        if slots_BG is None:
+            return even
+        counts_G = slots_BG.sum(0)
+        return even and int(counts_G.max() - counts_G.min()) <= 1
     if work.kind == "k_hot":  # every token has hot experts first, and all tokens the same ones
         hot = min(int(work.parameter), topk)
         every = counts_E.sort(descending=True)[1][: int(work.parameter)]
@@ -101,11 +107,27 @@ def prescribed_right(cell: Cell, allowed_BE: Tensor, trace_NK: Tensor | None) ->
         return bool(allowed_BE.gather(1, rows).all())
     if work.kind == "zipf":  # a shape of chance: pinned by tests, not here
         return True
-    slots_BG = allowed_BE.view(batch, ranks, -1).sum(2).double()
-    share = float(slots_BG[:, 0].mean()) / topk
+    assert slots_BG is not None
     if work.kind == "hot_rank":
-        want, lowest = hot_slots(cell) / topk, math.floor(hot_slots(cell))
-        rounded = bool(((slots_BG[:, 0] == lowest) | (slots_BG[:, 0] == lowest + 1)).all())
-        return rounded and abs(share - want) <= 5 / math.sqrt(batch * topk**2)
-    target = min(work.parameter, most_imbalance(cell)) / ranks
-    return abs(share - target) <= 4 / (batch * topk)
+        return _is_hot(slots_BG[:, 0], hot_slots(cell))
+    return _falls_off(cell, slots_BG.sum(0))
+
+
+def _is_hot(slots_B: Tensor, wanted: float) -> bool:
+    """Every token has `wanted` slots on the hot rank, rounded down or, by a coin, up; the mean is at
+    most 5 standard deviations of the coin away."""
+    lowest, part = math.floor(wanted), wanted - math.floor(wanted)
+    if part == 0:
+        return bool((slots_B == lowest).all())
+    rounded = bool(((slots_B == lowest) | (slots_B == lowest + 1)).all())
+    chance = 5 * math.sqrt(part * (1 - part) / len(slots_B))
+    return rounded and abs(float(slots_B.double().mean()) - wanted) <= chance
+
+
+def _falls_off(cell: Cell, slots_G: Tensor) -> bool:
+    """Slots fall from rank to rank, by the target on the first; within a few slots, as a token's
+    parts are rounded."""
+    target = min(cell.workload.parameter, most_imbalance(cell))
+    mean = float(slots_G.sum()) / len(slots_G)
+    falling = int(slots_G.diff().max()) <= FEW_SLOTS
+    return falling and abs(float(slots_G[0]) - target * mean) <= FEW_SLOTS

@@ -33,11 +33,12 @@ FAULTS = (
     "gradients differ from the oracle's",
     "the step has changed its input",
     "a copy of the layer computes something else",
-    "a step on tokens that it has seen does less work than on new ones",
+    "a step makes fewer matrix products than its rows need",
     "a later step on the same tokens gives something else",
 )
 (AGREES, INPUT, TOKENS, EXPERTS, PRESCRIBED, BIAS, UNROUTED, RANKS, FINITE, LOGITS, SCORES, CHOICE,
- GATES, KEPT, TIES, SHAPE, OUTPUTS, RMS, GRADIENTS, CHANGED, COPY, WORK, LATER) = range(len(FAULTS))  # fmt: skip
+ GATES, KEPT, TIES, SHAPE, OUTPUTS, RMS, GRADIENTS, CHANGED, COPY, WORK, LATER) = range(
+     len(FAULTS))  # fmt: skip
 
 
 @dataclass

@@ -27,8 +27,11 @@ RMS = 0.42
 ACTIVATION = {"relu": 1, "identity": 1, "gelu": 2, "silu_gated": 4}
 AFTER_EXPERTS = 4  # second product, gate, product of both, sum over slots
 BACKWARD = 3  # times the roundings of a forward pass that a gradient has seen
-SAFE_RMS, SAFE_ROW, SAFE_GRADIENT, SAFE_LOGIT = 2.0, 6.0, 10.0, 8.0
-FEW = 64.0  # numbers, below which their root mean square is itself uncertain
+SAFE_RMS, SAFE_ROW, SAFE_GRADIENT, SAFE_LOGIT = 1.5, 6.0, 10.0, 8.0
+# On a GPU, of both products: torch lets them add up parts in half precision
+# (torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction and its like, on by default).
+PARTS_ON_GPU = 4
+FEW = 16.0  # numbers, below which their root mean square is itself uncertain
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ def _typical(cell: Cell) -> float:
     cell = equivalent(cell)
     layer, found = cell.layer, degrees(cell)
     roundings = ACTIVATION[layer.activation] + AFTER_EXPERTS + (layer.shared_experts > 0)
+    roundings += PARTS_ON_GPU if cell.placement.device == "cuda" else 0
     squares = roundings * UNIT[layer.dtype] ** 2
     squares += (layer.dim + layer.hidden + layer.topk) * UNIT["float32"] ** 2
     adding = found.tp if dispatches(cell) else found.tp * found.ep  # ranks whose parts are added

@@ -1,7 +1,7 @@
-"""The layer in plain arithmetic, one process, expert by expert: what every strategy must agree with.
+"""The layer in plain arithmetic, one process, expert by expert: what strategies must agree with.
 
 It shares with the strategies the weight set (rounded to the layer's dtype), the selection bias and
-prescribed choices: `moe.verify.definitions` says what must hold of these, and nothing else is shared.
+prescribed choices: `moe.verify.definitions` says what must hold of these. Nothing else is shared.
 tests/test_oracle.py holds it against other people's modules.
 Shape letters: N tokens checked, B global batch, D in, H hidden, O out, E experts, K slots of a
 token.

@@ -2,8 +2,8 @@
 
 The weights come from their definition, not from what a strategy holds. Where the batch is small all
 of it is in float64; else all rows are in float32 and a sample of them in float64 beside it, from
-the same pass over the weights. The loss of mode=train is the sum over all B tokens of <y, cotangent>,
-once for all ranks, plus the balancing loss.
+the same pass over the weights. The loss of mode=train is the sum over all B tokens of
+<y, cotangent>, once for all ranks, plus the balancing loss.
 
 Shape letters: M rows of one expert, N sampled tokens, B global batch, D in, H hidden, O out,
 E experts, K slots of a token.
@@ -31,8 +31,8 @@ TakeGradients = Callable[[int, dict[str, Tensor] | None, float], None]
 
 @dataclass
 class Reference:
-    """The same on every rank. `y_BO` is float64 where all rows are, else float32; `exact_NO` are the
-    rows `sampled` in float64."""
+    """The same on every rank. `y_BO` is float64 where all rows are, else float32; `exact_NO` are
+    the rows `sampled` in float64."""
 
     y_BO: Tensor
     sampled: Tensor
@@ -201,10 +201,11 @@ def near_kinks(
     layer: Layer, held: oracle.Matrices, x_MD: Tensor, h_MH: Tensor, into_MO: Tensor
 ) -> tuple[Tensor, float]:
     """How far gradients may be off where a relu's input is so near to 0 that rounding decides its
-    sign: of the rows of x, and of the first matrix and its bias. A unit that is on in one and off in
-    the other changes dx by da * w1 and dw1 by da * x, where da is the gradient of its output; such
-    changes add up as squares, twice that is allowed. A product that is rounded before its bias is
-    added is off by the rounding of what the bias takes away.
+    sign: of the rows of x, and of the first matrix and its bias.
+
+    A unit that is on in one and off in the other changes dx by da * w1 and dw1 by da * x, where da
+    is the gradient of its output; such changes add up as squares, twice that is allowed. A product
+    that is rounded before its bias is added is off by the rounding of what the bias takes away.
     """
     w1_HD = held["w1"].detach()
     size_MH = x_MD.norm(dim=1, keepdim=True) * w1_HD.norm(dim=1) / x_MD.shape[1] ** 0.5

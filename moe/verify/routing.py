@@ -11,7 +11,6 @@ where experts choose).
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -107,8 +106,8 @@ def _check_rows(
                 return
             assert routing.ranked_TE is not None
             ranked_TE = routing.ranked_TE.detach().double()
-            fine = ((ranked_TE - want_TE).abs() <= slack_TE + GATE_ROUNDING).all()
-            collector.require(bool(fine), faults.SCORES)
+            near_TE = (ranked_TE - want_TE).abs() <= slack_TE + GATE_ROUNDING
+            collector.require(bool(near_TE.all()), faults.SCORES)
             want_TE = want_TE.masked_fill(~oracle.eligible(layer, ranked_TE), -torch.inf)
     elif allowed_TE is not None:
         want_TE = logits_TE.masked_fill(~allowed_TE, -torch.inf)
@@ -205,7 +204,6 @@ def check_ties(
     collector.require(not found.fault, faults.TIES)
 
 
-@functools.lru_cache(maxsize=16)
 def bias_evens_out(layer: Layer) -> bool:
     """The selection bias makes the load on its seeded tokens more even than it is without."""
     plain_NE = balance.calibration_scores(layer).double()

@@ -24,8 +24,8 @@ from moe.verify.limits import Limits
 
 @dataclass(frozen=True)
 class Difference:
-    """What has changed, and by how much of the proven one (root mean square; for a gradient of which
-    only a digest is kept, by how much its norm has)."""
+    """What has changed, and by how much of the proven one (root mean square; for a gradient of
+    which only a digest is kept, by how much its norm has)."""
 
     what: str
     relative: float
@@ -91,7 +91,7 @@ class Snapshot:
 def digest(tensor: Tensor) -> bytes:
     """SHA-256 of its bytes, in the order of its elements."""
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
-    return hashlib.sha256(flat.numpy()).digest()
+    return hashlib.sha256(flat.numpy().data).digest()
 
 
 def local_gradients(step: Step) -> dict[str, Tensor]:

@@ -10,13 +10,15 @@ Shape letters: T tokens on this rank, B global batch, D in, O out, K slots of a 
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from moe import workload
 from moe.comm import Comm
@@ -53,7 +55,7 @@ class Verifier:
         self.limit = limits(cell)
         self.train = cell.workload.mode == "train"
         self.seen: Seen | None = None  # of the step that was proven
-        self.products = 0  # numbers that its matrix products made
+        self.products: Counter[tuple[str, tuple[int, ...]]] = Counter()  # of the last watched step
         self.proven: Snapshot | None = None
         allowed_BE = workload.allowed(cell, (0, cell.workload.batch_size), trace_NK)
         self.allowed_BE = None if allowed_BE is None else allowed_BE.to(comm.device)
@@ -115,26 +117,36 @@ class Verifier:
     def _run(self, step: Step, x_BD: Tensor) -> Seen:
         """The step on these tokens, watched."""
         _write(step, self._own(x_BD))
-        with step.layer.watching() as seen:
+        with step.layer.watching() as seen, Products() as products:
             step()
+        self.products = products.made
         return seen
 
+    def _works(self, step: Step, seen: Seen) -> bool:
+        """Whether products beside the router's made a number for each output of the tokens that
+        experts here were given, at least; systems that hold their own experts are not asked."""
+        if not step.layer.experts.ids or seen.routing is None:
+            return True
+        made = sum(math.prod(shape) * times for (_, shape), times in self.products.items())
+        router = seen.routing.logits_TE.numel()
+        slots_a_token = seen.routing.indices_TK.shape[1]
+        return made - router >= seen.slots / slots_a_token * self.cell.layer.dim_out
+
     def _check_work(self, step: Step, collector: FaultCollector) -> None:
-        """On the tokens that were timed: as many products as when they were new, and the same of
-        them. An answer that is remembered by what is in the input needs none."""
+        """On the tokens that were timed: the same products as before timing, and what was proven.
+        An answer that is remembered by what is in the input needs none."""
         assert self.proven is not None
         _write(step, self._own(self._tokens(self.cell)))
         with Products() as products:
             step()
-        collector.require(products.numbers == self.products, faults.WORK)
+        collector.require(products.made == self.products, faults.WORK)
         collector.require(self.proven.difference(step) is None, faults.LATER)
 
     def _judge(self, step: Step, x_BD: Tensor, seed: int, collector: FaultCollector) -> CheckResult:
         """Runs the step on these tokens and holds all of it against the oracle."""
         cell, comm = self.cell, self.comm
-        with Products() as products:
-            self.seen = self._run(step, x_BD)
-        self.products = products.numbers
+        self.seen = self._run(step, x_BD)
+        collector.require(self._works(step, self.seen), faults.WORK)
         collector.require(torch.equal(step.x_TD, self._own(x_BD)), faults.CHANGED)
         sampled = sample(cell, seed).to(comm.device)
         routed = check_routing(cell, comm, self.seen, x_BD.double(), self.allowed_BE, collector)
@@ -186,18 +198,18 @@ class Verifier:
         return replace(result, ok=False, detail=faults.FAULTS[faults.COPY])
 
 
-class Products(TorchDispatchMode):
-    """Counts the numbers that matrix products make inside, of torch alone."""
+class Products(TorchFunctionMode):
+    """Notes the matrix products that Python code asks torch for inside: names and result shapes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.numbers = 0
+        self.made: Counter[tuple[str, tuple[int, ...]]] = Counter()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        name = func.__name__
-        if ("mm" in name or "linear" in name) and isinstance(out, Tensor):
-            self.numbers += out.numel()
+        name = getattr(func, "__name__", "")
+        if isinstance(out, Tensor) and any(word in name for word in ("mm", "linear", "matmul")):
+            self.made[name, tuple(out.shape)] += 1
         return out
 
 
