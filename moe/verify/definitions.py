@@ -114,8 +114,8 @@ def prescribed_right(cell: Cell, allowed_BE: Tensor, trace_NK: Tensor | None) ->
 
 
 def _is_hot(slots_B: Tensor, wanted: float) -> bool:
-    """Every token has `wanted` slots on the hot rank, rounded down or, by a coin, up; the mean is at
-    most 5 standard deviations of the coin away."""
+    """Every token has `wanted` slots on the hot rank, rounded down or, by a coin, up; the mean is
+    at most 5 standard deviations of the coin away."""
     lowest, part = math.floor(wanted), wanted - math.floor(wanted)
     if part == 0:
         return bool((slots_B == lowest).all())
