@@ -6,7 +6,7 @@ import itertools
 import random
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import pytest
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from benchmarks import start_up
 from benchmarks.simulated import SimulatedEngine
 from runners.estimate import COUNTED
-from runners.measure import Engine, Sample, Timed, precise, settled
+from runners.measure import CHECK_CALLS, Engine, Sample, Timed, precise, settled
 from runners.plan import Measure
 from runners.record import KINDS
 
@@ -62,10 +62,14 @@ class FakeRanks:
         return everyone
 
 
+Check = Callable[[int, int, int], bool]  # whether a cell is right, of rank, cell, calls of its own
+
+
 def run_world(
-    measure: Measure, schedules: list[list[list[int]]]
+    measure: Measure, schedules: list[list[list[int]]], check: Check | None = None
 ) -> tuple[list[list[Sample]], list[str]]:
-    """schedules[rank][cell] = ns of successive steps; samples and stop rule of every rank."""
+    """schedules[rank][cell] = ns of successive steps; samples and stop rule of every rank. With
+    `check`, it is asked after every block and every call that is not timed."""
     world = World(len(schedules))
     samples: list[list[Sample]] = [[] for _ in schedules]
     rules = [""] * len(schedules)
@@ -78,13 +82,20 @@ def run_world(
             engine.measure_floor(5)
             cells = []
             for index, schedule in enumerate(schedules[rank]):
-                own = list(schedule)
+                own, calls = list(schedule), [0]
 
-                def step(own: list[int] = own) -> None:
+                def step(own: list[int] = own, calls: list[int] = calls) -> None:
                     ranks.clock_ns += own[ranks.steps % len(own)]
                     ranks.steps += 1
+                    calls[0] += 1
 
                 cells.append(Timed(index, step))
+                if check is not None:
+
+                    def asked(when: str, index: int = index, calls: list[int] = calls) -> bool:
+                        return check(rank, index, calls[0])
+
+                    cells[-1].check = asked
             for cell in cells:
                 engine.size_block(cell)
                 engine.warm_up(cell)
@@ -225,6 +236,51 @@ def test_product_order_measures_one_cell_after_the_other() -> None:
     measure = Measure(samples=3, samples_max=3, block=1, anchors=0, order="product")
     samples, _ = run_world(measure, [[[100]] * 3])
     assert [s.cell for s in samples[0] if s.kind in COUNTED] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_a_cell_that_is_wrong_on_one_rank_takes_part_in_no_further_round() -> None:
+    """Cell 1 is seen to be wrong by rank 1 alone, from its 14th call on."""
+    measure = Measure(samples=6, samples_max=6, block=3, anchors=2, warmup=1, warmup_max=1)
+    samples, rules = run_world(
+        measure,
+        [[[100], [20], [300]]] * 2,
+        lambda rank, cell, calls: (rank, cell) != (1, 1) or calls < 14,
+    )
+    assert rules == ["fixed", "fixed"]
+    assert shape(samples[0]) == shape(samples[1])
+    rounds = {
+        c: {s.round for s in samples[0] if (s.cell, s.kind) == (c, "fixed")} for c in range(3)
+    }
+    assert rounds[0] == rounds[2] == set(range(6))
+    assert rounds[1] == {0, 1}
+    places = {s.kind: s.cell for s in samples[0] if s.kind.startswith("anchor")}
+    assert places == {"anchor-first": 1, "anchor-middle": 0, "anchor-last": 0}
+
+
+def test_a_wave_ends_when_no_cell_is_right() -> None:
+    measure = Measure(samples=6, samples_max=6, block=3, anchors=0, warmup=1, warmup_max=1)
+    samples, rules = run_world(measure, [[[100]]] * 2, lambda rank, cell, calls: calls < 12)
+    assert rules == ["wrong", "wrong"]
+    assert {s.round for s in samples[0] if s.kind == "fixed"} == {0, 1}
+
+
+def test_every_block_is_looked_at_and_calls_between_that_are_not_timed() -> None:
+    asked: list[list[tuple[int, int]]] = [[], []]
+
+    def look(rank: int, cell: int, calls: int) -> bool:
+        asked[rank].append((cell, calls))
+        return True
+
+    measure = Measure(samples=8, samples_max=8, block=5, anchors=1, warmup=1, warmup_max=1)
+    samples, _ = run_world(measure, [[[100], [200]]] * 2, look)
+    assert asked[0] == asked[1]
+    for cell in (0, 1):
+        mine = [calls for index, calls in asked[0] if index == cell]
+        blocks = [s for s in samples[0] if s.cell == cell]
+        extra = len(mine) - len(blocks)
+        assert 2 <= extra <= 2 * CHECK_CALLS  # in two of eight rounds
+        steps = [later - earlier for earlier, later in itertools.pairwise(mine)]
+        assert steps.count(1) >= extra - 2  # of one call each; the lead-in may come before
 
 
 @settings(max_examples=40, deadline=None)

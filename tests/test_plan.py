@@ -134,6 +134,62 @@ def test_records_hold_the_samples_that_every_rank_wrote(tmp_path: Path) -> None:
     assert not any(rank.samples or rank.info for rank in lines.ranks)
 
 
+def changed(log: RankLog, cell: int) -> None:
+    value = {"what": "the output", "relative": 0.5, "when": "after a block (long) of round 3",
+             "text": "the output (relative change 0.5)"}  # fmt: skip
+    log.write("info", cell=cell, name="changed", value=value)
+
+
+def test_a_cell_that_turns_out_wrong_later_has_no_time_and_says_what_changed(
+    tmp_path: Path,
+) -> None:
+    jobs = [job(1), job(2), job(4)]
+    zero, one = logs(tmp_path)
+    for log in (zero, one):
+        for cell in range(3):
+            log.write("info", cell=cell, name="gate", value={"ok": True, "detail": "fine"})
+            log.write("info", cell=cell, name="phases",
+                      value={"passes": 1, "per_phase_ns": {}, "total_ns": 5})  # fmt: skip
+            for number in range(2):
+                sample(log, cell, "fixed", number, 1, 5)
+        sample(log, 1, "anchor-first", 0, 1, 5)  # the anchor was a cell that is wrong ...
+        sample(log, 0, "anchor-middle", 0, 1, 6)  # ... so another one followed
+        sample(log, 0, "anchor-last", 0, 1, 6)
+        log.write("info", cell=0, name="gate_after", value={"ok": True, "detail": "fine"})
+        bad = {"ok": False, "detail": "outputs differ from the oracle"}
+        log.write("info", cell=2, name="gate_after", value=bad)
+    changed(one, 1)
+    lines = Assembler(plan_of(tmp_path, jobs), jobs, "sweep")
+    lines.update()
+    right, later, after = (lines.record(index, 0, None) for index in range(3))
+    assert (right.outcome, len(right.samples.steps), right.notes) == ("measured", 2, [])
+    assert right.anchors is not None
+    assert set(right.anchors) == {"key", "middle", "last"} and right.anchors["key"] == jobs[0].key
+    for wrong in (later, after):
+        assert (wrong.outcome, wrong.samples.steps, wrong.phases) == ("wrong", [], None)
+        assert wrong.gate is not None and wrong.gate["ok"] is False
+    assert (later.gate or {})["detail"] == (
+        "right at first, then the output (relative change 0.5) on rank 1, after a block (long) of "
+        "round 3"
+    )
+    assert (after.gate or {})["detail"] == (
+        "checked again after timing: outputs differ from the oracle"
+    )
+
+
+def test_a_cell_that_ended_before_its_second_check_says_so(tmp_path: Path) -> None:
+    zero, one = logs(tmp_path)
+    for log in (zero, one):
+        log.write("info", cell=0, name="gate", value={"ok": True})
+        for number in range(2):
+            sample(log, 0, "fixed", number, 1, 5)
+    lines = Assembler(plan_of(tmp_path, [job()]), [job()], "sweep")
+    lines.update()
+    found = lines.record(0, 0, None)
+    assert found.outcome == "measured"
+    assert found.notes == ["it ended before it was checked again on other tokens"]
+
+
 def test_too_few_rounds_are_an_interrupted_attempt(tmp_path: Path) -> None:
     zero, one = logs(tmp_path)
     for log in (zero, one):
