@@ -16,7 +16,7 @@ from moe import phases, strategies, workload
 from moe.comm import Comm
 from moe.spec import Cell
 from moe.step import Rotation, Step
-from moe.verify.verifier import Verifier
+from moe.verify.verifier import Verifier, verify_twin
 from runners import environment
 from runners.plan import LaunchPlan, kernel_key
 from runners.ranklog import RankLog
@@ -55,10 +55,16 @@ class Ready:
 
     def prove(self, index: int) -> bool:
         """Builds a cell, chooses its kernel and holds it against the oracle; False if wrong."""
+        cell = self.plan.cells[index]
+        kernel = self._kernel(index, workload.inputs(cell, self.comm.rank, self.comm.device))
+        twin = verify_twin(cell, kernel, self.comm, self.trace(cell))
+        if twin is not None and not twin.ok:
+            self.log.write("info", cell=index, name="gate", value=twin.to_dict())
+            return False
         self._baseline = environment.peak_memory_bytes(self.comm.device.type)
         self._restarted = environment.reset_peak_memory(self.comm.device.type)
         self.build(index)
-        cell, built = self.plan.cells[index], self.built[index]
+        built = self.built[index]
         verifier = self.verifiers[index] = Verifier(cell, self.comm, self.trace(cell))
         result = verifier.prove(built.steps, self._sample_seed(cell, 0))
         self.log.write("info", cell=index, name="gate", value=result.to_dict())

@@ -13,6 +13,7 @@ from moe.verify.limits import Limits
 
 FAULTS = (
     "agrees with the float64 oracle",
+    "shared definitions of weights, tokens or workloads are not what they were",
     "the input is not this rank's tokens",
     "two tokens of the batch are the same",
     "two experts have the same weights",
@@ -33,12 +34,15 @@ FAULTS = (
     "gradients differ from the oracle's",
     "the step has changed its input",
     "a copy of the layer computes something else",
+    "copies of the layer share memory",
+    "weights, input or output are not of the layer's dtype",
+    "gradients that are told are not those that the step has left",
     "a step makes fewer matrix products than its rows need",
     "a later step on the same tokens gives something else",
 )
-(AGREES, INPUT, TOKENS, EXPERTS, PRESCRIBED, BIAS, UNROUTED, RANKS, FINITE, LOGITS, SCORES, CHOICE,
- GATES, KEPT, TIES, SHAPE, OUTPUTS, RMS, GRADIENTS, CHANGED, COPY, WORK, LATER) = range(
-     len(FAULTS))  # fmt: skip
+(AGREES, DEFINITIONS, INPUT, TOKENS, EXPERTS, PRESCRIBED, BIAS, UNROUTED, RANKS, FINITE, LOGITS,
+ SCORES, CHOICE, GATES, KEPT, TIES, SHAPE, OUTPUTS, RMS, GRADIENTS, CHANGED, COPY, SHARED, DTYPE,
+ TOLD, WORK, LATER) = tuple(range(len(FAULTS)))  # fmt: skip
 
 
 @dataclass

@@ -27,7 +27,7 @@ RMS = 0.42
 ACTIVATION = {"relu": 1, "identity": 1, "gelu": 2, "silu_gated": 4}
 AFTER_EXPERTS = 4  # second product, gate, product of both, sum over slots
 BACKWARD = 3  # times the roundings of a forward pass that a gradient has seen
-SAFE_RMS, SAFE_ROW, SAFE_GRADIENT, SAFE_LOGIT = 1.5, 6.0, 10.0, 8.0
+SAFE_RMS, SAFE_ROW, SAFE_GRADIENT, SAFE_LOGIT = 1.6, 7.0, 9.0, 8.0
 # On a GPU, of both products: torch lets them add up parts in half precision
 # (torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction and its like, on by default).
 PARTS_ON_GPU = 4

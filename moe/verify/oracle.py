@@ -9,6 +9,8 @@ token.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +19,7 @@ from moe import balance, weights
 from moe.spec import Cell, Layer
 from moe.verify import definitions
 
-Matrices = dict[str, Tensor]
+Matrices = Mapping[str, Tensor]
 
 
 def expert_output(layer: Layer, held: Matrices, x_ND: Tensor) -> Tensor:

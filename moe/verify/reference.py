@@ -11,7 +11,7 @@ E experts, K slots of a token.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -92,6 +92,23 @@ def reference(
     return found
 
 
+class _Converted(Mapping[str, Tensor]):
+    """An expert's matrices in another dtype, each made when it is asked for, so that of a large
+    expert only one is there at a time."""
+
+    def __init__(self, held: oracle.Matrices, dtype: torch.dtype) -> None:
+        self.held, self.dtype = held, dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.held[name].to(self.dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.held)
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+
 class _Sums:
     """What this rank's experts add to outputs and gradients."""
 
@@ -126,7 +143,7 @@ class _Sums:
             return None, 0.0
         if self.exact_NO.numel():
             self._add_exact(held, row, gate_M, x_MD)
-        held = {name: matrix.to(self.dtype) for name, matrix in held.items()}
+        held = _Converted(held, self.dtype)
         if self.batch.cotangent_BO is None:
             y_MO = oracle.expert_output(layer, held, x_MD)
             self.y_BO.index_add_(0, row, y_MO * gate_M.to(self.dtype).unsqueeze(1))
@@ -138,7 +155,7 @@ class _Sums:
         place_M = self.place_B[row]
         here = place_M >= 0
         if bool(here.any()):
-            exact = {name: matrix.double() for name, matrix in held.items()}
+            exact = _Converted(held, torch.float64)
             y_MO = oracle.expert_output(self.cell.layer, exact, x_MD[here].double())
             self.exact_NO.index_add_(0, place_M[here], y_MO * gate_M[here].unsqueeze(1))
 

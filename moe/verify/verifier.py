@@ -10,9 +10,9 @@ Shape letters: T tokens on this rank, B global batch, D in, O out, K slots of a 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from moe import workload
+from moe import strategies, workload
 from moe.comm import Comm
 from moe.layer import Seen
 from moe.spec import Cell
 from moe.step import Step
-from moe.verify import definitions, faults
+from moe.verify import definitions, faults, golden
 from moe.verify.errors import largest_error, rms_error
 from moe.verify.faults import CheckResult, FaultCollector
 from moe.verify.gradients import ExpertGradients, inputs_error, router_error
@@ -33,8 +33,10 @@ from moe.verify.limits import limits
 from moe.verify.reference import Batch, Reference, reference
 from moe.verify.routing import bias_evens_out, check_routing, check_ties
 from moe.verify.sampling import sample
-from moe.verify.snapshot import Difference, Snapshot
+from moe.verify.snapshot import Difference, Snapshot, local_gradients
+from moe.verify.twin import twin_of
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OTHER_TOKENS = 0x5EED  # added to the seed of the tokens that are used after timing
 
 
@@ -43,6 +45,21 @@ def verify(
 ) -> CheckResult:
     """The check before timing, alone; collective."""
     return Verifier(cell, comm, trace_NK).prove([step], seed)
+
+
+def verify_twin(
+    cell: Cell, kernel: str, comm: Comm, trace_NK: Tensor | None = None
+) -> CheckResult | None:
+    """The check of the cell's twin in float32 with the same kernel; None where there is no twin.
+    Collective."""
+    twin = twin_of(cell)
+    if twin is None:
+        return None
+    layer = strategies.build(twin, comm, trace_NK)
+    layer.use(kernel)
+    x_TD = workload.inputs(twin, comm.rank, comm.device)
+    found = verify(twin, Step(twin, layer, x_TD), comm, trace_NK)
+    return replace(found, detail=f"in float32: {found.detail}")
 
 
 class Verifier:
@@ -56,6 +73,8 @@ class Verifier:
         self.train = cell.workload.mode == "train"
         self.seen: Seen | None = None  # of the step that was proven
         self.products: Counter[tuple[str, tuple[int, ...]]] = Counter()  # of the last watched step
+        self.sent: list[tuple[Any, ...]] = []  # by this rank, in that step
+        self.messages: list[tuple[Any, ...]] = []  # in the last counted one
         self.proven: Snapshot | None = None
         allowed_BE = workload.allowed(cell, (0, cell.workload.batch_size), trace_NK)
         self.allowed_BE = None if allowed_BE is None else allowed_BE.to(comm.device)
@@ -69,6 +88,7 @@ class Verifier:
         for step in steps:
             fine = torch.equal(step.x_TD, self._own(x_BD))
             collector.require(fine, faults.INPUT)
+        collector.require(_apart(steps), faults.SHARED)
         check_ties(self.cell, self._run(first, torch.zeros_like(x_BD)), self.allowed_BE, collector)
         result = self._judge(first, x_BD, seed, collector)
         self.proven = Snapshot(first, self.limit)
@@ -99,6 +119,7 @@ class Verifier:
         return found
 
     def _check_definitions(self, collector: FaultCollector) -> None:
+        collector.require(golden.as_written(), faults.DEFINITIONS)
         if self.allowed_BE is not None:
             allowed_BE = self.allowed_BE.cpu()
             right = definitions.prescribed_right(self.cell, allowed_BE, self.trace_NK)
@@ -117,30 +138,41 @@ class Verifier:
     def _run(self, step: Step, x_BD: Tensor) -> Seen:
         """The step on these tokens, watched."""
         _write(step, self._own(x_BD))
-        with step.layer.watching() as seen, Products() as products:
-            step()
-        self.products = products.made
+        with step.layer.watching() as seen:
+            self.products = self._counted(step)
+        self.sent = self.messages
         return seen
 
     def _works(self, step: Step, seen: Seen) -> bool:
-        """Whether products beside the router's made a number for each output of the tokens that
-        experts here were given, at least; systems that hold their own experts are not asked."""
-        if not step.layer.experts.ids or seen.routing is None:
+        """Whether the products had at least the multiplications that the rows need that experts
+        here were given; systems that hold their own experts are not asked."""
+        experts = step.layer.experts
+        if not experts.ids or seen.routing is None:
             return True
-        made = sum(math.prod(shape) * times for (_, shape), times in self.products.items())
-        router = seen.routing.logits_TE.numel()
-        slots_a_token = seen.routing.indices_TK.shape[1]
-        return made - router >= seen.slots / slots_a_token * self.cell.layer.dim_out
+        layer, units = self.cell.layer, experts.columns[1] - experts.columns[0]
+        first = 2 * units if layer.activation == "silu_gated" else units
+        needed = seen.slots * (first * layer.dim + units * layer.dim_out)
+        needed += seen.routing.logits_TE.numel() * layer.dim
+        return sum(self.products.values()) >= needed
 
     def _check_work(self, step: Step, collector: FaultCollector) -> None:
-        """On the tokens that were timed: the same products as before timing, and what was proven.
-        An answer that is remembered by what is in the input needs none."""
+        """On the tokens that were timed, twice in a row with nobody looking in between: the same
+        products and messages as before timing, and what was proven. An answer that is remembered,
+        by what is in the input or because nothing has happened since, needs none."""
         assert self.proven is not None
         _write(step, self._own(self._tokens(self.cell)))
-        with Products() as products:
-            step()
-        collector.require(products.made == self.products, faults.WORK)
+        for _ in range(2):
+            made = self._counted(step)
+            collector.require((made, self.messages) == (self.products, self.sent), faults.WORK)
         collector.require(self.proven.difference(step) is None, faults.LATER)
+
+    def _counted(self, step: Step) -> Counter[tuple[str, tuple[int, ...]]]:
+        """Runs the step; its products, and in `messages` what this rank has sent and which
+        gradients a backward pass has reached."""
+        with Products() as products, self.comm.counting() as rows, _backward(step) as reached:
+            step()
+        self.messages = [tuple(row.values()) for row in rows] + sorted(reached.items())
+        return products.made
 
     def _judge(self, step: Step, x_BD: Tensor, seed: int, collector: FaultCollector) -> CheckResult:
         """Runs the step on these tokens and holds all of it against the oracle."""
@@ -156,6 +188,10 @@ class Verifier:
             whole = (0, cell.workload.batch_size)
             batch.cotangent_BO = workload.cotangent(cell, whole).to(comm.device)
             experts = ExpertGradients(cell, step.layer, comm, batch.dtype)
+            left = local_gradients(step)
+            told = all(torch.equal(grad, left[name])
+                       for name, grad in experts.gradients.items() if name in left)  # fmt: skip
+            collector.require(told, faults.TOLD)
         ref = reference(cell, comm, batch, experts.take if experts else None)
         collector.require(ref.experts_differ, faults.EXPERTS)
         self._compare_outputs(step, ref, collector)
@@ -173,6 +209,8 @@ class Verifier:
         if not collector.require(shaped, faults.SHAPE):
             return
         assert y_TO is not None
+        held = {t.dtype for t in (y_TO, step.x_TD, *self._own_weights(step))}
+        collector.require(held == {DTYPES[self.cell.layer.dtype]}, faults.DTYPE)
         collector.require(bool(y_TO.isfinite().all()), faults.FINITE)
         norms_B = ref.y_BO.norm(dim=1)
         rows = slice(low, high)
@@ -182,6 +220,11 @@ class Verifier:
         at_N, exact_NO = ref.sampled[here] - low, ref.exact_NO[here]
         norms_N = exact_NO.norm(dim=1)
         collector.largest("error", largest_error(y_TO[at_N], exact_NO, norms_N, norms_B.double()))
+
+    def _own_weights(self, step: Step) -> list[Tensor]:
+        """The experts' weights where they are this project's own."""
+        experts = [experts for experts in (step.layer.experts, step.layer.shared) if experts]
+        return [weight for module in experts for weight in module.parameters()]
 
     def _with_copies(self, result: CheckResult, copies: Sequence[Step]) -> CheckResult:
         """The result, unless a copy of the layer computes something else; collective."""
@@ -199,7 +242,8 @@ class Verifier:
 
 
 class Products(TorchFunctionMode):
-    """Notes the matrix products that Python code asks torch for inside: names and result shapes."""
+    """Notes the matrix products that Python code asks torch for inside: name, shape of the result,
+    and how many multiplications they took."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,8 +253,37 @@ class Products(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         if isinstance(out, Tensor) and any(word in name for word in ("mm", "linear", "matmul")):
-            self.made[name, tuple(out.shape)] += 1
+            operands = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, Tensor)]
+            left = operands[1 if name.startswith(("addmm", "baddbmm")) else 0]
+            self.made[name, tuple(out.shape)] += out.numel() * left.shape[-1]
         return out
+
+
+@contextmanager
+def _backward(step: Step) -> Iterator[Counter[str]]:
+    """Counts how often backward passes inside reach the input and each weight."""
+    reached: Counter[str] = Counter()
+    tensors = {"x": step.x_TD, **dict(step.layer.named_parameters())}
+    hooks = [
+        tensor.register_post_accumulate_grad_hook(lambda _, name=name: reached.update([name]))
+        for name, tensor in tensors.items()
+        if tensor.requires_grad
+    ]
+    try:
+        yield reached
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _apart(steps: Sequence[Step]) -> bool:
+    """Whether no two steps share the memory of their inputs or weights."""
+    places = []
+    for step in steps:
+        tensors = [step.x_TD, *step.layer.parameters()]
+        held = {t.untyped_storage().data_ptr() for t in tensors if t.numel() and not t.is_meta}
+        places += sorted(held)
+    return len(places) == len(set(places))
 
 
 def _write(step: Step, x_TD: Tensor) -> None:

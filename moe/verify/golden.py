@@ -1,0 +1,62 @@
+"""Definitions that layer and oracle share, held against a digest of what they were.
+
+A change of any of them makes every cell another one; whoever means to change them computes the
+digest anew (`python -m moe.verify.golden`) and gives the cells new keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from moe import weights, workload
+from moe.spec import Cell, Layer, Placement, Workload
+
+# kind, parameter, nominal_ep, seed
+PRESCRIBED = (
+    ("balanced", 0.0, 0, 0), ("balanced", 0.0, 4, 7), ("zipf", 1.2, 0, 0), ("zipf", 0.5, 0, 7),
+    ("k_hot", 3.0, 0, 7), ("hot_rank", 0.4, 0, 0), ("hot_rank", 0.5, 4, 7),
+    ("imbalance", 1.4, 0, 7), ("imbalance", 2.0, 4, 0),
+)  # fmt: skip
+LAYERS = (("float32", "relu", 0), ("bfloat16", "silu_gated", 7))  # dtype, activation, seed
+DIGEST = "6dd656a9cc68c1c1f655bd36060c658ae3567cc7e164b2eb5961dc5cce810a69"
+
+
+def shared_definitions() -> Iterator[Tensor]:
+    """Small samples of all of them; not of the selection bias, which is checked by what it does."""
+    for dtype, activation, seed in LAYERS:
+        layer = Layer(16, 12, 8, 8, 2, 2, activation, "random", 1, dtype, seed)
+        yield weights.router(layer)
+        for expert in (5, 8):
+            for name in weights.names(layer):
+                yield weights.matrix(layer, expert, name)
+        cell = Cell(layer, workload=Workload(batch_size=20, seed=seed))
+        yield workload.tokens(cell, (0, 20))
+        yield workload.tokens(cell, (17, 20))
+        yield workload.cotangent(cell, (3, 9))
+    for kind, parameter, nominal, seed in PRESCRIBED:
+        work = Workload(20, "replicated", "forward", kind, parameter, nominal, seed=seed)
+        cell = Cell(Layer(num_experts=16, topk=3), workload=work, placement=Placement(2))
+        allowed = workload.allowed(cell, (0, 20))
+        assert allowed is not None
+        yield allowed
+
+
+def digest() -> str:
+    """SHA-256 over all samples."""
+    found = hashlib.sha256()
+    for sample in shared_definitions():
+        found.update(str((sample.dtype, tuple(sample.shape))).encode())
+        found.update(sample.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def as_written() -> bool:
+    return digest() == DIGEST
+
+
+if __name__ == "__main__":
+    print(digest())
