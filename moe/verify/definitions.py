@@ -20,6 +20,7 @@ from moe.workload_checks import hot_slots, most_imbalance, nominal_ranks
 
 Rows = tuple[int, int]
 DISTINCT_DIM = 8  # from how many numbers on two rows that are equal cannot be chance
+SPREAD = 8.0  # standard deviations that a token's mean square may be from 1
 FEW_SLOTS = 3  # that rounding may leave a rank above or below its part of the whole batch
 COMPARED = 64  # first numbers of a token that are compared with the others'
 
@@ -70,6 +71,13 @@ def as_sent(cell: Cell, x_ND: Tensor) -> Tensor:
 
 
 # What must hold of what the layer and the oracle share.
+
+
+def tokens_spread(x_BD: Tensor) -> bool:
+    """Every token's numbers have a mean square of 1: those of a uniform distribution between
+    -sqrt(3) and sqrt(3), so that their squares have a variance of 0.8."""
+    squares_B = (x_BD.double() ** 2).mean(1)
+    return bool(((squares_B - 1).abs() <= SPREAD * (0.8 / x_BD.shape[1]) ** 0.5).all())
 
 
 def tokens_differ(cell: Cell, x_BD: Tensor) -> bool:

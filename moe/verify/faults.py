@@ -15,7 +15,7 @@ FAULTS = (
     "agrees with the float64 oracle",
     "shared definitions of weights, tokens or workloads are not what they were",
     "the input is not this rank's tokens",
-    "two tokens of the batch are the same",
+    "tokens of the batch are the same, or not spread as they should be",
     "two experts have the same weights",
     "the prescribed choice is not what the workload says",
     "the selection bias does not even out the load",
@@ -37,7 +37,7 @@ FAULTS = (
     "copies of the layer share memory",
     "weights, input or output are not of the layer's dtype",
     "gradients that are told are not those that the step has left",
-    "a step makes fewer matrix products than its rows need",
+    "a step does less work, or sends less, than its tokens need",
     "a later step on the same tokens gives something else",
 )
 (AGREES, DEFINITIONS, INPUT, TOKENS, EXPERTS, PRESCRIBED, BIAS, UNROUTED, RANKS, FINITE, LOGITS,

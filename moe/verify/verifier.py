@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -62,6 +62,17 @@ def verify_twin(
     return replace(found, detail=f"in float32: {found.detail}")
 
 
+@dataclass
+class Done:
+    """What a step did on this rank: calls of torch that take time, multiplications of matrix
+    products, messages, and the gradients that a backward pass has reached."""
+
+    calls: Counter[tuple[str, str]] = field(default_factory=Counter)
+    multiplications: int = 0
+    sent: tuple[tuple[Any, ...], ...] = ()
+    reached: Counter[str] = field(default_factory=Counter)
+
+
 class Verifier:
     """One cell's check on this rank; all ranks call alike. `trace_NK` is the routing of
     workload.kind=trace. What is proven outlives the layer it was proven of, so that a layer that is
@@ -72,9 +83,7 @@ class Verifier:
         self.limit = limits(cell)
         self.train = cell.workload.mode == "train"
         self.seen: Seen | None = None  # of the step that was proven
-        self.products: Counter[tuple[str, tuple[int, ...]]] = Counter()  # of the last watched step
-        self.sent: list[tuple[Any, ...]] = []  # by this rank, in that step
-        self.messages: list[tuple[Any, ...]] = []  # in the last counted one
+        self.done, self.slots = Done(), 0  # by the last watched step on the cell's tokens
         self.proven: Snapshot | None = None
         allowed_BE = workload.allowed(cell, (0, cell.workload.batch_size), trace_NK)
         self.allowed_BE = None if allowed_BE is None else allowed_BE.to(comm.device)
@@ -84,7 +93,8 @@ class Verifier:
         collector = FaultCollector()
         self._check_definitions(collector)
         first, x_BD = steps[0], self._tokens(self.cell)
-        collector.require(definitions.tokens_differ(self.cell, x_BD), faults.TOKENS)
+        fine = definitions.tokens_differ(self.cell, x_BD) and definitions.tokens_spread(x_BD)
+        collector.require(fine, faults.TOKENS)
         for step in steps:
             fine = torch.equal(step.x_TD, self._own(x_BD))
             collector.require(fine, faults.INPUT)
@@ -99,7 +109,8 @@ class Verifier:
         work = self.cell.workload
         other = replace(self.cell, workload=replace(work, seed=work.seed + OTHER_TOKENS))
         collector, first = FaultCollector(), steps[0]
-        self._check_work(first, collector)
+        for step in dict.fromkeys((steps[0], steps[-1])):
+            self._check_work(step, collector)
         x_BD = self._tokens(other)
         result = self._judge(first, x_BD, seed, collector)
         self.proven = Snapshot(first, self.limit)
@@ -139,46 +150,55 @@ class Verifier:
         """The step on these tokens, watched."""
         _write(step, self._own(x_BD))
         with step.layer.watching() as seen:
-            self.products = self._counted(step)
-        self.sent = self.messages
+            self.done = _counted(step)
         return seen
 
     def _works(self, step: Step, seen: Seen) -> bool:
         """Whether the products had at least the multiplications that the rows need that experts
         here were given; systems that hold their own experts are not asked."""
-        experts = step.layer.experts
-        if not experts.ids or seen.routing is None:
+        if not step.layer.experts.ids or seen.routing is None:
             return True
-        layer, units = self.cell.layer, experts.columns[1] - experts.columns[0]
+        needed = seen.slots * self._per_slot(step)
+        needed += seen.routing.logits_TE.numel() * self.cell.layer.dim
+        return self.done.multiplications >= needed
+
+    def _per_slot(self, step: Step) -> int:
+        """Multiplications of one row by the part of an expert that is here."""
+        layer, columns = self.cell.layer, step.layer.experts.columns
+        units = columns[1] - columns[0]
         first = 2 * units if layer.activation == "silu_gated" else units
-        needed = seen.slots * (first * layer.dim + units * layer.dim_out)
-        needed += seen.routing.logits_TE.numel() * layer.dim
-        return sum(self.products.values()) >= needed
+        return first * layer.dim + units * layer.dim_out
+
+    def _as_much(self, step: Step, before: Done, slots: int) -> bool:
+        """Whether the tokens that were timed took as much work as others do, `slots` more or less
+        (kernel dense: on all experts here, or whatever the slots are). Batched products are
+        padded, and in training some are no products to Python: these are not asked."""
+        experts = step.layer.experts
+        if self.train or not experts.ids or experts.kernel.startswith("bmm"):
+            return True
+        more, each = self.done.multiplications - before.multiplications, self._per_slot(step)
+        return more in (0, slots * each, slots * each * len(experts.ids))
 
     def _check_work(self, step: Step, collector: FaultCollector) -> None:
         """On the tokens that were timed, twice in a row with nobody looking in between: the same
-        products and messages as before timing, and what was proven. An answer that is remembered,
-        by what is in the input or because nothing has happened since, needs none."""
+        work and messages as before timing, and what was proven. An answer that is remembered, by
+        what is in the input or because nothing has happened since, needs none."""
         assert self.proven is not None
         _write(step, self._own(self._tokens(self.cell)))
         for _ in range(2):
-            made = self._counted(step)
-            collector.require((made, self.messages) == (self.products, self.sent), faults.WORK)
+            collector.require(_counted(step) == self.done, faults.WORK)
         collector.require(self.proven.difference(step) is None, faults.LATER)
-
-    def _counted(self, step: Step) -> Counter[tuple[str, tuple[int, ...]]]:
-        """Runs the step; its products, and in `messages` what this rank has sent and which
-        gradients a backward pass has reached."""
-        with Products() as products, self.comm.counting() as rows, _backward(step) as reached:
-            step()
-        self.messages = [tuple(row.values()) for row in rows] + sorted(reached.items())
-        return products.made
 
     def _judge(self, step: Step, x_BD: Tensor, seed: int, collector: FaultCollector) -> CheckResult:
         """Runs the step on these tokens and holds all of it against the oracle."""
         cell, comm = self.cell, self.comm
+        before, slots = self.done, self.slots
         self.seen = self._run(step, x_BD)
-        collector.require(self._works(step, self.seen), faults.WORK)
+        self.slots = self.seen.slots
+        enough = self._works(step, self.seen)
+        if self.proven is not None:
+            enough = enough and self._as_much(step, before, self.slots - slots)
+        collector.require(enough, faults.WORK)
         collector.require(torch.equal(step.x_TD, self._own(x_BD)), faults.CHANGED)
         sampled = sample(cell, seed).to(comm.device)
         routed = check_routing(cell, comm, self.seen, x_BD.double(), self.allowed_BE, collector)
@@ -241,21 +261,27 @@ class Verifier:
         return replace(result, ok=False, detail=faults.FAULTS[faults.COPY])
 
 
-class Products(TorchFunctionMode):
-    """Notes the matrix products that Python code asks torch for inside: name, shape of the result,
-    and how many multiplications they took."""
+class Work(TorchFunctionMode):
+    """Notes what Python code asks of torch inside that takes time: names, shapes of results and how
+    often; and the multiplications of matrix products."""
+
+    PRODUCTS = ("mm", "linear", "matmul")
+    NAMES = (*PRODUCTS, "sort", "topk", "softmax", "index_select", "embedding_bag")
 
     def __init__(self) -> None:
         super().__init__()
-        self.made: Counter[tuple[str, tuple[int, ...]]] = Counter()
+        self.calls: Counter[tuple[str, str]] = Counter()
+        self.multiplications = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
-        if isinstance(out, Tensor) and any(word in name for word in ("mm", "linear", "matmul")):
+        if any(word in name for word in self.NAMES):
+            self.calls[name, str(out.shape) if isinstance(out, Tensor) else ""] += 1
+        if isinstance(out, Tensor) and any(word in name for word in self.PRODUCTS):
             operands = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, Tensor)]
             left = operands[1 if name.startswith(("addmm", "baddbmm")) else 0]
-            self.made[name, tuple(out.shape)] += out.numel() * left.shape[-1]
+            self.multiplications += out.numel() * left.shape[-1]
         return out
 
 
@@ -284,6 +310,14 @@ def _apart(steps: Sequence[Step]) -> bool:
         held = {t.untyped_storage().data_ptr() for t in tensors if t.numel() and not t.is_meta}
         places += sorted(held)
     return len(places) == len(set(places))
+
+
+def _counted(step: Step) -> Done:
+    """Runs the step and says what it has done on this rank."""
+    with Work() as work, step.layer.comm.counting() as rows, _backward(step) as reached:
+        step()
+    sent = tuple(tuple(row.values()) for row in rows)
+    return Done(work.calls, work.multiplications, sent, reached)
 
 
 def _write(step: Step, x_TD: Tensor) -> None:
