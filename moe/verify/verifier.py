@@ -83,7 +83,7 @@ class Verifier:
         self.limit = limits(cell)
         self.train = cell.workload.mode == "train"
         self.seen: Seen | None = None  # of the step that was proven
-        self.done, self.slots = Done(), 0  # by the last watched step on the cell's tokens
+        self.done = Done()  # by the last watched step
         self.proven: Snapshot | None = None
         allowed_BE = workload.allowed(cell, (0, cell.workload.batch_size), trace_NK)
         self.allowed_BE = None if allowed_BE is None else allowed_BE.to(comm.device)
@@ -169,16 +169,6 @@ class Verifier:
         first = 2 * units if layer.activation == "silu_gated" else units
         return first * layer.dim + units * layer.dim_out
 
-    def _as_much(self, step: Step, before: Done, slots: int) -> bool:
-        """Whether the tokens that were timed took as much work as others do, `slots` more or less
-        (kernel dense: on all experts here, or whatever the slots are). Batched products are
-        padded, and in training some are no products to Python: these are not asked."""
-        experts = step.layer.experts
-        if self.train or not experts.ids or experts.kernel.startswith("bmm"):
-            return True
-        more, each = self.done.multiplications - before.multiplications, self._per_slot(step)
-        return more in (0, slots * each, slots * each * len(experts.ids))
-
     def _check_work(self, step: Step, collector: FaultCollector) -> None:
         """On the tokens that were timed, twice in a row with nobody looking in between: the same
         work and messages as before timing, and what was proven. An answer that is remembered, by
@@ -192,13 +182,8 @@ class Verifier:
     def _judge(self, step: Step, x_BD: Tensor, seed: int, collector: FaultCollector) -> CheckResult:
         """Runs the step on these tokens and holds all of it against the oracle."""
         cell, comm = self.cell, self.comm
-        before, slots = self.done, self.slots
         self.seen = self._run(step, x_BD)
-        self.slots = self.seen.slots
-        enough = self._works(step, self.seen)
-        if self.proven is not None:
-            enough = enough and self._as_much(step, before, self.slots - slots)
-        collector.require(enough, faults.WORK)
+        collector.require(self._works(step, self.seen), faults.WORK)
         collector.require(torch.equal(step.x_TD, self._own(x_BD)), faults.CHANGED)
         sampled = sample(cell, seed).to(comm.device)
         routed = check_routing(cell, comm, self.seen, x_BD.double(), self.allowed_BE, collector)
