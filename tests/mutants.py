@@ -844,3 +844,186 @@ def gradients_outside_the_sample_zero() -> list[Patch]:
         return original(self, x * mask + (x * (1 - mask)).detach())
 
     return [(sampling, "FLOPS", 1e5), (Simple, "forward", run)]
+
+
+# Found by somebody else, after the check was written to catch what is above.
+
+
+@fault("state", cell("ep", "alltoall"))
+def output_given_again_while_nobody_has_looked() -> list[Patch]:
+    kept: dict[int, tuple[float, Tensor, Tensor]] = {}
+    original = Ep.forward
+
+    def run(self: Ep, x: Tensor) -> Tensor:
+        content, last = float(x.double().sum()), kept.get(id(self))
+        if last is None or last[0] != content or not torch.equal(last[1], last[2]):
+            y = original(self, x)
+            kept[id(self)] = content, y, y.clone()
+        return kept[id(self)][1]
+
+    return [(Ep, "forward", run)]
+
+
+@fault("state", cell("ep", "alltoall"))
+def counts_exchanged_once_for_a_content() -> list[Patch]:
+    kept: dict[Any, Tensor] = {}
+    right = dispatch.exchange_counts
+
+    def remembered(counts: list[int], group: Any) -> Tensor:
+        key = (group.comm.rank, tuple(counts))
+        if key not in kept:
+            kept[key] = right(counts, group)
+        return kept[key]
+
+    return [(dispatch, "exchange_counts", remembered)]
+
+
+@fault("state", cell("tp"))
+def sum_over_ranks_remembered() -> list[Patch]:
+    kept: dict[Any, Tensor] = {}
+
+    def remembered(x: Tensor, group: Any, *rest: Any) -> Tensor:
+        key = (group.comm.rank, float(x.double().sum()))
+        if key not in kept:
+            kept[key] = add_up(x, group, *rest).clone()
+        return kept[key].clone()
+
+    return [(tp_module, "add_up", remembered)]
+
+
+@fault("state", cell(kernel="bmm", **TRAIN))
+def backward_pass_remembered() -> list[Patch]:
+    kept: dict[Any, dict[str, Tensor]] = {}
+    right = Tensor.backward
+
+    def remembered(self: Tensor, gradient: Tensor | None = None, **rest: Any) -> None:
+        key = float(self.detach().double().sum())
+        tensors = {str(i): t for i, t in enumerate(leaves)}
+        if key in kept:
+            for name, tensor in tensors.items():
+                tensor.grad = kept[key].get(name, torch.zeros_like(tensor)).clone()
+            return
+        right(self, gradient, **rest)
+        kept[key] = {n: t.grad.clone() for n, t in tensors.items() if t.grad is not None}
+
+    leaves: list[Tensor] = []
+    original = Simple.forward
+
+    def run(self: Simple, x: Tensor) -> Tensor:
+        leaves[:] = [x, *self.parameters()]
+        return original(self, x)
+
+    return [(Simple, "forward", run), (Tensor, "backward", remembered)]
+
+
+@fault("state", cell())
+def choice_sorted_once_for_a_content() -> list[Patch]:
+    kept: dict[Any, Any] = {}
+    right = layer_module.sort_slots
+
+    def remembered(places: Tensor, held: int) -> Any:
+        key = (held, tuple(places.reshape(-1).tolist()))
+        if key not in kept:
+            kept[key] = right(places, held)
+        return kept[key]
+
+    return [(layer_module, "sort_slots", remembered)]
+
+
+@fault("copies", cell(cache="cold"), cell(cache="cold", mode="train"))
+def copies_that_are_the_layer_itself() -> list[Patch]:
+    return [(MoELayer, "clone", lambda self: self)]
+
+
+@fault("gradients", cell("tp", **TRAIN), cell("ep", "local", **TRAIN))
+def gradients_added_up_for_the_check_alone() -> list[Patch]:
+    finish = MoELayer.finish_gradients
+
+    def told(self: MoELayer) -> dict[str, Tensor]:
+        left = {name: p.grad for name, p in self.named_parameters()}
+        for parameter in self.parameters():
+            parameter.grad = None if parameter.grad is None else parameter.grad.clone()
+        finish(self)
+        found = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
+        for name, parameter in self.named_parameters():
+            parameter.grad = left[name]
+        return found
+
+    return [(MoELayer, "finish_gradients", lambda self: None), (MoELayer, "named_gradients", told)]
+
+
+@fault("definitions", cell())
+def router_rows_all_alike() -> list[Patch]:
+    right = weights.router
+    return [(weights, "router", lambda layer: right(layer)[:1].repeat(layer.num_experts, 1))]
+
+
+@fault("definitions", cell(seed=3), cell(weight_seed=3))
+def seed_ignored() -> list[Patch]:
+    right = weights.uniform_
+
+    def first(out: Tensor, seed: int, *rest: Any, **named: Any) -> Tensor:
+        return right(out, 0, *rest, **named)
+
+    return [(weights, "uniform_", first)]
+
+
+@fault("definitions", cell(**TRAIN))
+def cotangents_of_zero() -> list[Patch]:
+    right = workload.cotangent
+    return [(workload, "cotangent", lambda *a: torch.zeros_like(right(*a)))]
+
+
+@fault("definitions", cell("ep", "alltoall", tokens="sharded", kind="balanced"))
+def balanced_without_traffic() -> list[Patch]:
+    """Counts are even, but a rank's tokens all stay on it."""
+
+    def own(of: Cell, bounds: tuple[int, int]) -> Tensor:
+        batch, experts, topk = of.workload.batch_size, of.layer.num_experts, of.layer.topk
+        marked = torch.zeros(bounds[1] - bounds[0], experts, dtype=torch.bool)
+        for row, token in enumerate(range(*bounds)):
+            half, place = divmod(token, batch // 2)
+            for slot in range(topk):
+                marked[row, half * experts // 2 + (place * topk + slot) % (experts // 2)] = True
+        return marked
+
+    return [(prescribed, "MAKERS", {**prescribed.MAKERS, "balanced": own})]
+
+
+@fault("definitions", cell(kind="zipf", parameter=1.2))
+def zipf_without_its_exponent() -> list[Patch]:
+    right = prescribed.MAKERS["zipf"]
+
+    def flat(of: Cell, bounds: tuple[int, int]) -> Tensor:
+        return right(replace(of, workload=replace(of.workload, parameter=1e-9)), bounds)
+
+    return [(prescribed, "MAKERS", {**prescribed.MAKERS, "zipf": flat})]
+
+
+@fault("definitions", cell(dtype="bfloat16"))
+def half_precision_told_and_not_done() -> list[Patch]:
+    return [(weights, "dtype_of", lambda name: torch.float32)]
+
+
+@fault("tolerance", cell(dtype="bfloat16", activation="gelu"), cell(dtype="float16",
+       activation="gelu"))  # fmt: skip
+def gelu_by_tanh_below_the_rounding() -> list[Patch]:
+    return gelu_by_tanh()
+
+
+@fault("tolerance", cell(dtype="bfloat16", **TRAIN))
+def gradient_two_percent_large() -> list[Patch]:
+    def large(layer: MoELayer, y: Tensor) -> Tensor:
+        if y.requires_grad:
+            y.register_hook(lambda grad: grad * 1.02)
+        return y
+
+    return output_becomes(Simple, large)
+
+
+@fault(
+    "tolerance", cell("ep", "alltoall", dtype="bfloat16"), cell(comm_dtype="float16", strategy="tp")
+)
+def rows_a_little_large() -> list[Patch]:
+    return [one for kind in (Ep, Tp)
+            for one in output_becomes(kind, lambda layer, y: y * 1.004)]  # fmt: skip
