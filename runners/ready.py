@@ -67,7 +67,8 @@ class Ready:
         built = self.built[index]
         verifier = self.verifiers[index] = Verifier(cell, self.comm, self.trace(cell))
         result = verifier.prove(built.steps, self._sample_seed(cell, 0))
-        self.log.write("info", cell=index, name="gate", value=result.to_dict())
+        value = result.to_dict() | ({"float32": twin.to_dict()} if twin else {})
+        self.log.write("info", cell=index, name="gate", value=value)
         if not result.ok:
             self.forget([index])
             return False

@@ -61,8 +61,8 @@ class Record:
 
     gate         {ok, detail, error, tolerance, rms, rms_limit, gradient_error, gradient_limit,
                  tokens_checked, rows_compared, near_ties, seed} of the check before timing, and
-                 under "after" the same of the one after it; ok and detail are of both and of all
-                 comparisons between
+                 under "after" the same of the one after it, under "float32" of the twin of a
+                 cell in half precision; ok and detail are of all and of the comparisons between
     floor        Samples of the empty block, taken among the cells' blocks, as a dict
     stop         {rule, rounds, samples_per_round, target}; rule in fixed | precision | maximum |
                  wall | interrupted
