@@ -48,6 +48,7 @@ class Rotation:
         self._following = itertools.cycle(steps).__next__
 
     def __call__(self) -> None:
+        self.last.output = None  # its memory is the next one's, as it is for a single step
         self.last = self._following()
         self.last()
 
