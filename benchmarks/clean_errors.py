@@ -98,7 +98,7 @@ def check(cell: Cell, comm: Comm, seed: int) -> list[dict[str, Any]]:
         copied = x_TD.detach().clone().requires_grad_(x_TD.requires_grad)
         steps.append(Step(cell, layer.clone(), copied))
     verifier = Verifier(cell, comm)
-    found: list[CheckResult] = [verifier.prove(steps, seed)]
+    results: list[CheckResult] = [verifier.prove(steps, seed)]
     changes = []
     for number in range(3):
         step = steps[number % len(steps)]
@@ -109,13 +109,13 @@ def check(cell: Cell, comm: Comm, seed: int) -> list[dict[str, Any]]:
     again = Step(cell, rebuilt, workload.inputs(cell, comm.rank, comm.device))
     again()
     changes.append(verifier.compare(again))
-    found.append(verifier.prove_again(steps, seed + 1))
+    results.append(verifier.prove_again(steps, seed + 1))
     table = torch.tensor([float(change is not None) for change in changes])
     changed = comm.world.combine_(table, "max").tolist()
-    rows = [one.to_dict() for one in found]
+    rows = [one.to_dict() for one in results]
     if any(changed):
-        mine = "; ".join(map(str, filter(None, changes)))
-        rows.append({"ok": False, "detail": f"changed later: {changed} {mine}"})
+        texts = "; ".join(map(str, filter(None, changes)))
+        rows.append({"ok": False, "detail": f"changed later: {changed} {texts}"})
     return rows
 
 

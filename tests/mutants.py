@@ -106,6 +106,17 @@ def from_call(number: int, change: Callable[[Tensor], Tensor]) -> Callable[[Any,
     return lambda layer, y: change(y) if next(calls) >= number else y
 
 
+def gradient_scaled(kind: type[MoELayer], factor: float) -> list[Patch]:
+    """The output stays, what a backward pass gives back to it does not."""
+
+    def scaled(layer: MoELayer, y: Tensor) -> Tensor:
+        if y.requires_grad:
+            y.register_hook(lambda grad: grad * factor)
+        return y
+
+    return output_becomes(kind, scaled)
+
+
 TRAIN = {"mode": "train"}
 
 
@@ -741,12 +752,7 @@ def outputs_doubled_beside_the_graph() -> list[Patch]:
 
 @fault("gradients", cell("ep", "alltoall", **TRAIN))
 def loss_on_every_rank() -> list[Patch]:
-    def doubled(layer: MoELayer, y: Tensor) -> Tensor:
-        if y.requires_grad:
-            y.register_hook(lambda grad: grad * 2)
-        return y
-
-    return output_becomes(Ep, doubled)
+    return gradient_scaled(Ep, 2.0)
 
 
 @fault("gradients", cell("ep", "local", **TRAIN), cell("tp", **TRAIN))
@@ -1013,12 +1019,7 @@ def gelu_by_tanh_below_the_rounding() -> list[Patch]:
 
 @fault("tolerance", cell(dtype="bfloat16", **TRAIN))
 def gradient_two_percent_large() -> list[Patch]:
-    def large(layer: MoELayer, y: Tensor) -> Tensor:
-        if y.requires_grad:
-            y.register_hook(lambda grad: grad * 1.02)
-        return y
-
-    return output_becomes(Simple, large)
+    return gradient_scaled(Simple, 1.02)
 
 
 @fault(

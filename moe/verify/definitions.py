@@ -19,6 +19,7 @@ from moe.spec import Cell, Layer
 from moe.workload_checks import hot_slots, most_imbalance, nominal_ranks
 
 Rows = tuple[int, int]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DISTINCT_DIM = 8  # from how many numbers on two rows that are equal cannot be chance
 SPREAD = 8.0  # standard deviations that a token's mean square may be from 1
 FEW_SLOTS = 3  # that rounding may leave a rank above or below its part of the whole batch

@@ -97,10 +97,10 @@ class FaultCollector:
     ) -> CheckResult:
         """Collective: the fault that is first in the list, of all ranks, and the largest errors."""
         first = -float(self.fault) if self.fault else -math.inf
-        mine = torch.tensor([first, *self.errors.values()], dtype=torch.float64)
-        found = comm.world.combine_(mine.to(comm.device), "max").tolist()
-        fault = 0 if found[0] == -math.inf else round(-found[0])
-        error, rms, gradient, near_ties = found[1:]
+        local = torch.tensor([first, *self.errors.values()], dtype=torch.float64)
+        first, *errors = comm.world.combine_(local.to(comm.device), "max").tolist()
+        fault = 0 if first == -math.inf else round(-first)
+        error, rms, gradient, near_ties = errors
         if not fault:
             over = [(error > limit.row, OUTPUTS), (rms > limit.rms, RMS),
                     (gradient > limit.gradient, GRADIENTS)]  # fmt: skip

@@ -48,11 +48,11 @@ def shared_definitions() -> Iterator[Tensor]:
 
 def digest() -> str:
     """SHA-256 over all samples."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for sample in shared_definitions():
-        found.update(str((sample.dtype, tuple(sample.shape))).encode())
-        found.update(sample.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        sha256.update(str((sample.dtype, tuple(sample.shape))).encode())
+        sha256.update(sample.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
 
 
 def as_written() -> bool:

@@ -34,9 +34,7 @@ from moe.verify.reference import Batch, Reference, reference
 from moe.verify.routing import bias_evens_out, check_routing, check_ties
 from moe.verify.sampling import sample
 from moe.verify.snapshot import Difference, Snapshot, local_gradients
-from moe.verify.twin import twin_of
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OTHER_TOKENS = 0x5EED  # added to the seed of the tokens that are used after timing
 
 
@@ -47,19 +45,13 @@ def verify(
     return Verifier(cell, comm, trace_NK).prove([step], seed)
 
 
-def verify_twin(
-    cell: Cell, kernel: str, comm: Comm, trace_NK: Tensor | None = None
-) -> CheckResult | None:
-    """The check of the cell's twin in float32 with the same kernel; None where there is no twin.
-    Collective."""
-    twin = twin_of(cell)
-    if twin is None:
-        return None
+def verify_twin(twin: Cell, kernel: str, comm: Comm, trace_NK: Tensor | None = None) -> CheckResult:
+    """The check of a cell's twin in float32 with the cell's kernel; collective."""
     layer = strategies.build(twin, comm, trace_NK)
     layer.use(kernel)
     x_TD = workload.inputs(twin, comm.rank, comm.device)
-    found = verify(twin, Step(twin, layer, x_TD), comm, trace_NK)
-    return replace(found, detail=f"in float32: {found.detail}")
+    result = verify(twin, Step(twin, layer, x_TD), comm, trace_NK)
+    return replace(result, detail=f"in float32: {result.detail}")
 
 
 @dataclass
@@ -174,7 +166,7 @@ class Verifier:
         work and messages as before timing, and what was proven. An answer that is remembered, by
         what is in the input or because nothing has happened since, needs none."""
         assert self.proven is not None
-        _write(step, self._own(self._tokens(self.cell)))
+        _write(step, self.proven.x_TD)
         for _ in range(2):
             collector.require(_counted(step) == self.done, faults.WORK)
         collector.require(self.proven.difference(step) is None, faults.LATER)
@@ -214,8 +206,8 @@ class Verifier:
         if not collector.require(shaped, faults.SHAPE):
             return
         assert y_TO is not None
-        held = {t.dtype for t in (y_TO, step.x_TD, *self._own_weights(step))}
-        collector.require(held == {DTYPES[self.cell.layer.dtype]}, faults.DTYPE)
+        held = {t.dtype for t in (y_TO, step.x_TD, *_own_weights(step))}
+        collector.require(held == {definitions.DTYPES[self.cell.layer.dtype]}, faults.DTYPE)
         collector.require(bool(y_TO.isfinite().all()), faults.FINITE)
         norms_B = ref.y_BO.norm(dim=1)
         rows = slice(low, high)
@@ -225,11 +217,6 @@ class Verifier:
         at_N, exact_NO = ref.sampled[here] - low, ref.exact_NO[here]
         norms_N = exact_NO.norm(dim=1)
         collector.largest("error", largest_error(y_TO[at_N], exact_NO, norms_N, norms_B.double()))
-
-    def _own_weights(self, step: Step) -> list[Tensor]:
-        """The experts' weights where they are this project's own."""
-        experts = [experts for experts in (step.layer.experts, step.layer.shared) if experts]
-        return [weight for module in experts for weight in module.parameters()]
 
     def _with_copies(self, result: CheckResult, copies: Sequence[Step]) -> CheckResult:
         """The result, unless a copy of the layer computes something else; collective."""
@@ -268,6 +255,12 @@ class Work(TorchFunctionMode):
             left = operands[1 if name.startswith(("addmm", "baddbmm")) else 0]
             self.multiplications += out.numel() * left.shape[-1]
         return out
+
+
+def _own_weights(step: Step) -> list[Tensor]:
+    """The experts' weights where they are this project's own."""
+    experts = [module for module in (step.layer.experts, step.layer.shared) if module]
+    return [weight for module in experts for weight in module.parameters()]
 
 
 @contextmanager
