@@ -12,6 +12,7 @@ import pandas as pd
 
 from analysis import marks
 from analysis.frame import hashable, plain
+from moe.strategies.checks import DISPATCH
 from runners.estimate import DRIFT_THRESHOLD
 
 BASES = {"one launch": "within one launch", "launches": "over launches"}
@@ -71,7 +72,8 @@ def _commit(row: pd.Series[Any]) -> str:
 
 
 def engine(frame: pd.DataFrame) -> str:
-    """Backend, device, threads a rank, dtype, cache state."""
+    """Backend, device, threads a rank, dtype, cache state, and the dispatcher where a strategy has
+    a choice."""
     backends = _values(frame, "backend")
     words = [f"Engine: {backends} on {_values(frame, 'device')}"]
     words.append(f"{_values(frame, 'threads')} thread(s) a rank")
@@ -79,6 +81,9 @@ def engine(frame: pd.DataFrame) -> str:
     words.append(f"{_values(frame, 'cache')} cache")
     words.append(f"mode {_values(frame, 'mode')}")
     words.append(f"tokens {_values(frame, 'tokens')}")
+    for strategy, part in frame.groupby("strategy", sort=False):
+        if strategy in DISPATCH:
+            words.append(f"{strategy!s} with dispatcher {_values(part, 'dispatcher')}")
     return ", ".join(words) + "." + across_nodes(frame)
 
 

@@ -163,9 +163,9 @@ def main() -> int:
         return 0
     own = iter(sys.argv[1:])
     rest = [word for word in own if word != "--ranks" or next(own) is None]
-    command = mpi_start.mpiexec_command(args.ranks, [sys.executable, __file__, *rest])
     threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
     environ = {**os.environ, **threads}
+    command = mpi_start.mpiexec_command(args.ranks, [sys.executable, __file__, *rest], environ)
     return subprocess.run(command, stdin=subprocess.DEVNULL, env=environ).returncode
 
 

@@ -82,6 +82,10 @@ class Assembler:
         for rank in self.ranks:
             rank.update()
 
+    def sampled(self) -> bool:
+        """Whether a rank has timed a cell of a wave that has not become records yet."""
+        return any(kind in KINDS for rank in self.ranks for _, kind in rank.samples)
+
     def wave_ended(self, wave: int) -> bool:
         return all(wave in rank.waves_ended for rank in self.ranks)
 

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -191,7 +192,14 @@ def unknown_option(parser: argparse.ArgumentParser, message: str) -> NoReturn:
     raise ConfigError(f"{message}; `python runners/bench.py --help` lists the options")
 
 
+def end_as_by_ctrl_c(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 def run() -> int:
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a launch has its own handling of them
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup's choice is the user's
+            signal.signal(number, end_as_by_ctrl_c)
     argparse.ArgumentParser.error = unknown_option  # type: ignore  # one line
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us, not through its own printer
     program = hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")

@@ -28,6 +28,7 @@ import torch.distributed as dist
 from moe.comm import Comm, Group
 from moe.spec import Placement
 from runners import environment, limits
+from runners.inherited import of_ranks
 from runners.mpi_start import mpiexec_command
 from runners.probe import CHUNK_BYTES, MATRICES, Memory, Probe, Step, alone_rates, dtypes, products
 from runners.ranks import TorchRanks, Where
@@ -194,12 +195,12 @@ def launch(ranks: int, threads: int, backend: str, budget_s: float) -> dict[str,
         out = Path(folder) / "calibration.json"
         worker = ["-m", "runners.calibrate", "--backend", backend, "--budget", str(budget_s)]
         worker += ["--threads", str(threads), "--rank-of", str(out)]
+        variables = {**of_ranks(os.environ, ()), "OMP_NUM_THREADS": str(threads)}
         if backend == "mpi":
-            command = mpiexec_command(ranks, [sys.executable, *worker])
+            command = mpiexec_command(ranks, [sys.executable, *worker], variables)
         else:
             torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
             command = [sys.executable, *torchrun, str(ranks), *worker]
-        variables = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         limit_s = 120 + 10 * budget_s * ranks
         subprocess.run(
             command, check=True, timeout=limit_s, env=variables, stdin=subprocess.DEVNULL

@@ -8,7 +8,7 @@ from typing import Any
 
 from moe import peers, spec
 from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
-from moe.strategies.checks import DISPATCH
+from moe.strategies.checks import DISPATCH, usual_dispatcher
 from runners.fields import ConfigError, boolean, choice, integer, label_of, number, only_keys
 from runners.files import small_text
 from runners.hardware import usable_cores
@@ -27,7 +27,7 @@ KEYS = {  # what each node of the config may hold
     "workload": "kind parameter nominal_ep trace",
     "tracker": "mode project entity limit_s",
     "hosts": "nnodes node_rank ranks_per_node rdzv_endpoint interface run wait_s cores gpus "
-    "memory_gib",
+    "memory_gib pass_env",
 }
 
 
@@ -61,7 +61,7 @@ def request(config: Mapping[str, Any], machine: Machine, overrides: Sequence[str
     for name, known in KEYS.items():
         only_keys(config, name, known)
     layer = _layer(config, notes)
-    strategy = _strategy(config["strategy"])
+    strategy = _strategy(config["strategy"], choice(config, "tokens", spec.TOKENS))
     trace = _trace(config["workload"], layer, notes, integer(config, "batch_size"))
     placement = _placement(config, strategy, machine, notes)
     strategy = over_nodes(strategy, layer, placement)
@@ -135,21 +135,22 @@ def _router(config: Mapping[str, Any]) -> Router:
     )
 
 
-def _strategy(config: Mapping[str, Any]) -> Strategy:
+def _strategy(config: Mapping[str, Any], tokens: str) -> Strategy:
     placement, order = _expert_placement(config["placement"])
     comm_dtype = config["comm_dtype"] or ""
     if comm_dtype:
         choice(config, "strategy.comm_dtype", spec.DTYPES)
-    name, dispatcher = (
-        _strategy_name(config),
-        choice(config, "strategy.dispatcher", spec.DISPATCHERS),
-    )
+    name = _strategy_name(config)
+    dispatcher = choice(config, "strategy.dispatcher", ("auto", *spec.DISPATCHERS))
+    overlap = integer(config, "strategy.overlap")
+    if dispatcher == "auto" or name not in DISPATCH:
+        dispatcher = usual_dispatcher(name, tokens, overlap)
     return Strategy(
         name=name,
-        dispatcher=dispatcher if name in DISPATCH else "local",  # else nothing is dispatched
+        dispatcher=dispatcher,
         ep=integer(config, "strategy.ep", 0),
         tp=integer(config, "strategy.tp", 0),
-        overlap=integer(config, "strategy.overlap"),
+        overlap=overlap,
         placement=placement,
         expert_order=order,
         hot_replicas=integer(config, "strategy.hot_replicas", 0),

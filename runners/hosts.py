@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from runners.cell import Machine
 from runners.fields import ConfigError, integer, number, safe_name
+from runners.inherited import withheld
 
 PORTS = range(1, 65536)
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,23 @@ def hosts_of(config: Mapping[str, Any]) -> Hosts:
         )
     address, port = endpoint(found["rdzv_endpoint"])
     return Hosts(nnodes, node_rank, address, port, interface, run, wait_s)
+
+
+def pass_env_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """hosts.pass_env: names of variables, or NAME* for a family; raises ConfigError."""
+    asked = config["pass_env"]
+    for name in asked if isinstance(asked, list) else [asked]:
+        if not isinstance(asked, list) or not VARIABLE.fullmatch(str(name)):
+            raise ConfigError(
+                f"hosts.pass_env={asked!r}: allowed is a list of names of variables, NAME* for a "
+                "family; set hosts.pass_env=[MALLOC_ARENA_MAX,UCX_*], say"
+            )
+        if withheld(name):
+            raise ConfigError(
+                f"hosts.pass_env: {name}: allowed are variables that hold no secret and that no "
+                "launcher sets for its ranks; leave it out"
+            )
+    return tuple(asked)
 
 
 def endpoint(value: object) -> tuple[str, int]:

@@ -7,6 +7,7 @@ is inherited is a list of what is allowed, never of what is forbidden.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
@@ -18,6 +19,29 @@ SYSTEM = (
     *("http_proxy", "https_proxy", "no_proxy", "all_proxy"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
 )
+# What ranks need besides: their devices, and how they reach each other. Threads are the launch's.
+RANKS = (
+    *SYSTEM,
+    *("CUDA_*", "NVIDIA_*", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
+    *("NCCL_*", "GLOO_SOCKET_IFNAME"),
+)
+SLURM = ("SLURM_*",)  # srun, and what it starts, know their allocation by these
+# What no rank inherits even where hosts.pass_env names it: secrets, and what launchers set.
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|WANDB_|NETRC", re.I)
+OF_LAUNCHERS = re.compile(
+    r"(PET|TORCHELASTIC|MASTER|LOCAL|GROUP|ROLE|MOE|SLURM|PMI\w*|OMPI_COMM)_|RANK|WORLD_SIZE"
+)
+
+
+def withheld(name: str) -> bool:
+    """Whether no rank may inherit a variable of this name, whoever asks for it."""
+    return bool(SECRET.search(name) or OF_LAUNCHERS.match(name))
+
+
+def of_ranks(variables: Mapping[str, str], pass_env: Iterable[str]) -> dict[str, str]:
+    """What ranks inherit; `pass_env` are the user's own patterns."""
+    more = inherited(variables, pass_env)
+    return inherited(variables, RANKS) | {n: v for n, v in more.items() if not withheld(n)}
 
 
 def inherited(variables: Mapping[str, str], patterns: Iterable[str]) -> dict[str, str]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from runners import resume
+from runners import environment, resume
 from runners.cell import KEYS, Machine, Unsupported, request, usable_cores
 from runners.fields import ConfigError, boolean, choice, integer, number, only_keys, safe_name
-from runners.hosts import hosts_of
+from runners.hardware import launch_affinity
+from runners.hosts import hosts_of, pass_env_of
 from runners.hosts import machine as node_of
+from runners.inherited import of_ranks
 from runners.launch import slurm as clusters
 from runners.launch.plain import join, starting
 from runners.memory import available_bytes, check_memory
@@ -22,6 +25,7 @@ from runners.sweep import Settings, Sweep, SweepResult, point_latest
 from runners.track_client import MODES
 
 LISTED_ERRORS = 20
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # of ranks: threads=N sets them
 MAY_BE_MISSING = ("experiment",)  # a preset is no key of the composed config
 
 
@@ -65,6 +69,12 @@ def run_asked(
         ended = SweepResult(sweep_dir, {"host": "measured" if good else "failed"}, joined=True)
         return ended, dict.fromkeys((one.number for one in asked), "joined")
     announce(list(jobs.values()), progress, node_of(asked[0].config, found).cores)
+    if left_out := not_passed(os.environ, settings.pass_env):
+        names = ", ".join(left_out)
+        progress.say(
+            f"note: set here, but not for the ranks: {names}; "
+            f"hosts.pass_env=[{','.join(left_out)}] hands them on"
+        )
     wanted = list(jobs.values())
     if slurm:
         with resume.locked(sweep_dir / clusters.FOLDER):
@@ -122,6 +132,7 @@ def settings_of(asked: Sequence[Asked], sweep_dir: Path, command: str) -> Settin
         on_error=choice(config, "on_error", ("continue", "stop")),
         tracker=tracker,
         command=command,
+        pass_env=pass_env_of(config["hosts"]),
         resume_mode=choice(config, "resume_mode", resume.MODES) if going_on else "",
     )
 
@@ -153,9 +164,13 @@ def validate(
 
 
 def this_machine() -> Machine:
-    import torch
+    cores = usable_cores()
+    before = launch_affinity()
+    import torch  # its OpenMP binds this thread to a core where OMP_PROC_BIND is set
 
-    return Machine(usable_cores(), torch.cuda.device_count())
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, before)  # or every rank would inherit that one core
+    return Machine(cores, torch.cuda.device_count())
 
 
 def measure_of(config: Mapping[str, Any]) -> Measure:
@@ -187,6 +202,12 @@ def listed(errors: Mapping[int, str]) -> str:
     shown = [f"{error} ({n} cells)" if n > 1 else error for error, n in counts.items()]
     more = f"; and {len(shown) - LISTED_ERRORS} more" if len(shown) > LISTED_ERRORS else ""
     return "; ".join(shown[:LISTED_ERRORS]) + more
+
+
+def not_passed(variables: Mapping[str, str], pass_env: Sequence[str]) -> list[str]:
+    """Variables of libraries that compute, which the user may think that the ranks have too."""
+    passed = of_ranks(variables, pass_env)
+    return sorted(n for n in environment.variables(dict(variables)) if n not in (*passed, *THREADS))
 
 
 def announce(jobs: Sequence[Job], progress: Progress, cores: int) -> None:

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from runners.hardware import usable_cores
@@ -53,8 +53,11 @@ def available() -> str | None:
     return None
 
 
-def mpiexec_command(ranks: int, arguments: Sequence[str]) -> list[str]:
-    """The command that starts `arguments` (a whole command line) as `ranks` processes here.
+def mpiexec_command(
+    ranks: int, arguments: Sequence[str], variables: Mapping[str, str]
+) -> list[str]:
+    """The command that starts `arguments` (a whole command line) as `ranks` processes here, to be
+    run with `variables` as its environment.
 
     Give it stdin=DEVNULL: mpiexec reads from a terminal otherwise. Raises RuntimeError where MPI is
     not available.
@@ -68,7 +71,7 @@ def mpiexec_command(ranks: int, arguments: Sequence[str]) -> list[str]:
         options += ["--allow-run-as-root"] if os.geteuid() == 0 else []
     elif ranks > usable_cores():
         for name, value in OVERSUBSCRIBED.items():
-            options += ["-genv", name, os.environ.get(name, value)]
+            options += ["-genv", name, variables.get(name, value)]
     return [mpiexec, *options, *arguments]
 
 

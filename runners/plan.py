@@ -96,6 +96,7 @@ class LaunchPlan:
     git: dict[str, Any] | None = None  # state of the code, for records made after a crash
     calibration: dict[str, Any] | None = None
     traces: dict[str, str] = field(default_factory=dict)  # files in launch_dir by sha256
+    pass_env: list[str] = field(default_factory=list)  # further variables that ranks inherit
 
 
 def kernel_key(cell: Cell) -> str:

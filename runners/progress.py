@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from moe.spec import Cell
+from moe.strategies.checks import DISPATCH
 from runners import estimate, flatten
 from runners.plan import LaunchPlan
 from runners.record import Record
@@ -21,12 +22,14 @@ PLAIN_EVERY_S = 5.0
 def title(cell: Cell, label: str = "") -> str:
     """A cell in a few words."""
     work, place = cell.workload, cell.placement
-    words = [cell.strategy.name, f"k={cell.layer.topk_requested}", f"batch={work.batch_size}"]
+    words = [cell.strategy.name]
+    words += [cell.strategy.dispatcher] if cell.strategy.name in DISPATCH else []
+    words += [f"k={cell.layer.topk_requested}", f"batch={work.batch_size}"]
     words += [f"ranks={place.world_size}", cell.layer.dtype]
     usual = Cell()
     for part, normal, names in (
         (work, usual.workload, ("tokens", "mode", "cache")),
-        (cell.strategy, usual.strategy, ("variant", "dispatcher")),
+        (cell.strategy, usual.strategy, ("variant",)),
     ):
         words += [getattr(part, n) for n in names if getattr(part, n) != getattr(normal, n)]
     if work.kind != usual.workload.kind:

@@ -36,6 +36,7 @@ class Settings:
     on_error: str = "continue"
     tracker: dict[str, Any] = field(default_factory=lambda: {"mode": "disabled"})
     command: str = ""
+    pass_env: tuple[str, ...] = ()  # patterns of further variables that ranks inherit
     resume_mode: str = ""  # "" is a new sweep; else what is measured of a folder's cells
 
 
@@ -185,14 +186,15 @@ class Sweep:
             return {}
 
     def _run_group(self, pending: list[Job]) -> None:
-        """One launch of a group; more when ranks die, each without the cell that was the cause."""
+        """One launch of a group; more when ranks die, each without the cell that was the cause. One
+        that the launcher had to end, as no rank said a word, would only cost its limit again."""
         blameless = 0
         while pending:
             launch = Launch(self, pending)
             pending = launch.run()
             if launch.blamed is None and pending:
                 blameless = 1 if launch.written else blameless + 1
-                if blameless >= BLAMELESS_LAUNCHES:
+                if blameless >= BLAMELESS_LAUNCHES or launch.silent_s:
                     launch.give_up(pending)
                     return
             if self.settings.on_error == "stop" and self.result.failures:

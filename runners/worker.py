@@ -76,8 +76,7 @@ class Worker:
     def run(self) -> None:
         self._describe()
         for number, wave in enumerate(self.plan.waves):
-            if not self._wave(number, wave):
-                break
+            self._wave(number, wave)
             self.log.write("wave_end", wave=number, after=environment.snapshot())
             if number + 1 < len(self.plan.waves):
                 self._wait_for_go(number)
@@ -100,16 +99,13 @@ class Worker:
             found = calibrate_ranks(nodes=self.plan.placement.nodes)
             self.log.write("calibration", value=found)
 
-    def _wave(self, number: int, wave: list[int]) -> bool:
-        """False when the user asked to stop before its first round: what follows is left."""
+    def _wave(self, number: int, wave: list[int]) -> None:
         self.enter(-1, "floor")
         gc.collect()
         gc.freeze()  # or every cell's collection would look at all that was imported, for 80 ms
         self.engine.measure_floor()
         resident, timed = self.plan.resident[number], []
         for index in wave:
-            if self.engine.asked_to_stop():
-                return False
             if cell := self._prepare(index, resident):
                 timed.append(cell)
         gc.collect()
@@ -123,7 +119,6 @@ class Worker:
                 self._check_again(cell)
         gc.unfreeze()
         self.ready.forget(wave)
-        return True
 
     def _check_again(self, cell: Timed) -> None:
         """After the last round, on other tokens: unless the cell has turned out wrong already."""
@@ -199,7 +194,7 @@ def turn_ms(threads: int) -> float:
 
 
 class StoppableEngine(Engine):
-    """Ends a wave after the cell's gate or the round in which the launcher's stop file appears."""
+    """Ends a wave after the round in which the launcher's stop file appears."""
 
     def __init__(self, *arguments: Any) -> None:
         *rest, self.stop_file = arguments
@@ -207,10 +202,6 @@ class StoppableEngine(Engine):
 
     def interrupted(self) -> bool:
         return bool(self.stop_file.exists())
-
-    def asked_to_stop(self) -> bool:
-        """The same on every rank, as rank 0 sees it."""
-        return bool(self.ranks.decide(int(self.interrupted())))
 
 
 def watch(limit_s: float) -> None:

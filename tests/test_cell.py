@@ -12,10 +12,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import runners.bench  # registers the resolver that conf/ uses
+from moe.strategies.checks import supports
 from runners import record
 from runners.cell import Machine, request
 from runners.fields import ConfigError
 from runners.jobs import measure_of
+from runners.progress import title
 from runners.record import Record, RecordError, cell_from_dict, cell_key
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -214,7 +216,10 @@ KEPT = {
     "21cda6c61251": ("model=mixtral_8x7b", "strategy=ep", "tokens=sharded", "mode=train",
                      "world_size=4", "model.bias=none"),
     "2ec550244b72": ("workload=zipf", "strategy=tp", "batch_size=64", "world_size=2"),
-    "2270139d1085": ("model=olmoe_1b_7b", "strategy=ep", "world_size=2", "model.bias=none"),
+    "2270139d1085": (
+        "model=olmoe_1b_7b", "strategy=ep", "strategy.dispatcher=alltoall", "world_size=2",
+        "model.bias=none",
+    ),
     "a697354e7a7d": ("workload=balanced", "model.router.order=after",
                      "model.router.normalize=false"),
     "21b33df7be78": ("workload=balanced", "model.router.score=sigmoid",
@@ -260,3 +265,32 @@ def test_a_cell_that_means_another_function_has_a_new_key_and_its_old_records_ar
     strange = Record(key="0" * 12, cell=cell)
     with pytest.raises(RecordError, match="key 000000000000 does not belong to its cell"):
         record.from_dict(record.to_dict(strange))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "meant"),
+    [
+        (("strategy=ep",), "local"),
+        (("strategy=ep_tp", "strategy.ep=4", "strategy.tp=2"), "local"),
+        (("strategy=dp_ep", "strategy.ep=4", "mode=train"), "local"),
+        (("strategy=ep", "strategy.overlap=2", "batch_size=64"), "alltoall"),
+        (("strategy=ep", "tokens=sharded"), "alltoall"),
+        (("strategy=dp_ep", "tokens=sharded", "strategy.overlap=3"), "alltoall"),
+        (("strategy=ep_tp", "tokens=sharded"), "alltoall"),
+        (("strategy=tp", "tokens=sharded"), "local"),
+    ],
+)
+def test_dispatcher_auto_and_what_it_means_are_one_cell(
+    overrides: tuple[str, ...], meant: str
+) -> None:
+    usual = request(config(*overrides), MACHINE).cell
+    named = request(config(*overrides, f"strategy.dispatcher={meant}"), MACHINE).cell
+    auto = request(config(*overrides, "strategy.dispatcher=auto"), MACHINE).cell
+    assert usual.strategy.dispatcher == meant
+    assert cell_key(usual) == cell_key(named) == cell_key(auto)
+    supports(usual)
+
+
+def test_progress_says_which_dispatcher_a_cell_has() -> None:
+    assert title(request(config("strategy=ep"), MACHINE).cell).startswith("ep local k=2")
+    assert title(request(config("strategy=tp"), MACHINE).cell).startswith("tp k=2")

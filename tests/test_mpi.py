@@ -206,7 +206,7 @@ CHECKS = {name: check for name, check in globals().items() if name.startswith("c
 
 def start(name: str, count: int) -> subprocess.CompletedProcess[str]:
     assert mpi_start.available() is None, mpi_start.available()
-    command = mpi_start.mpiexec_command(count, [sys.executable, __file__, name])
+    command = mpi_start.mpiexec_command(count, [sys.executable, __file__, name], os.environ)
     return subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -274,9 +274,9 @@ def test_command_yields_the_cores_only_where_they_are_too_few(
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setattr(mpi_start, "usable_cores", lambda: 4)
     program = str(tmp_path / "mpiexec")
-    assert mpi_start.mpiexec_command(4, ["x"]) == [program, "-n", "4", "x"]
-    monkeypatch.setenv("MPIR_CVAR_POLLS_BEFORE_YIELD", "7")  # the user's choice stands
-    command = mpi_start.mpiexec_command(5, ["x", "y"])
+    assert mpi_start.mpiexec_command(4, ["x"], {}) == [program, "-n", "4", "x"]
+    mine = {"MPIR_CVAR_POLLS_BEFORE_YIELD": "7"}  # the user's choice stands
+    command = mpi_start.mpiexec_command(5, ["x", "y"], mine)
     assert command[:3] == [program, "-n", "5"]
     assert command[3:6] == ["-genv", "MPIR_CVAR_POLLS_BEFORE_YIELD", "7"]
     assert command[6:] == ["-genv", "MPIR_CVAR_DEVICE_COLLECTIVES", "none", "x", "y"]
@@ -287,9 +287,9 @@ def test_command_for_open_mpi_and_for_none(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "no mpiexec" in str(mpi_start.available())
     with pytest.raises(RuntimeError, match="pip install"):
-        mpi_start.mpiexec_command(2, ["x"])
+        mpi_start.mpiexec_command(2, ["x"], {})
     fake_mpiexec(tmp_path, "mpiexec (Open MPI) 5.0.8")
-    assert "--oversubscribe" in mpi_start.mpiexec_command(2, ["x"])
+    assert "--oversubscribe" in mpi_start.mpiexec_command(2, ["x"], {})
     monkeypatch.setattr(mpi_start.importlib.util, "find_spec", lambda name: None)
     assert "moe-bench[mpi]" in str(mpi_start.available())
 

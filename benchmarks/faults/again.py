@@ -42,7 +42,7 @@ class Sweeping:
         words = [str(self.folder), json.dumps({**self.options, "mode": mode})]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.faults.launcher", *words],
-            env={**os.environ, judge.MARK: self.mark, "MOE_PLANT": json.dumps(plant)},
+            env={**os.environ, judge.MARK: self.mark, "PYTHON_MOE_PLANT": json.dumps(plant)},
             cwd=ROOT, text=True, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip

@@ -13,7 +13,7 @@ from runners import record
 from runners.plan import load
 from runners.ranklog import RankReader, rank_path
 
-MARK = "MOE_FAULT_TRIAL"  # in the environment of every process of a trial
+MARK = "PYTHON_MOE_TRIAL"  # in the environment of every process of a trial: all inherit PYTHON*
 ORPHAN_S = 15.0  # a tracker that is asked to end finishes the run that it writes
 
 

@@ -92,9 +92,10 @@ def launch(
     program = [sys.executable, "-m", "benchmarks.faults.launcher"]
     if resumed and not (trial.folder / "plan.json").exists():
         options = {**options, "mode": ""}  # it had not begun
+    planted = {judge.MARK: mark, "PYTHON_MOE_PLANT": json.dumps(plant)}
     trial.process = subprocess.Popen(
         [*trial.wrapper, *program, str(trial.folder), json.dumps(options)],
-        env={**os.environ, **trial.environment, judge.MARK: mark, "MOE_PLANT": json.dumps(plant)},
+        env={**os.environ, **trial.environment, **planted},
         cwd=ROOT, text=True, start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip

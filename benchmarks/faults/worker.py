@@ -1,7 +1,7 @@
 """runners.worker with a fault planted in one rank, at one stage of one cell of the first launch.
 
-MOE_PLANT is a JSON object: {kind, rank, cell, stage}, or {kind: random, chance, seed} for faults
-that come by chance with any cell of any launch. Every kind ends the rank, or spoils what it
+PYTHON_MOE_PLANT is a JSON object: {kind, rank, cell, stage}, or {kind: random, chance, seed} for
+faults that come by chance with any cell of any launch. Every kind ends the rank, or spoils what it
 computes, in the way of a fault that machines and code really have.
 """
 
@@ -26,7 +26,7 @@ from moe.experts import Experts
 from runners import ranks, worker
 from runners.worker import Worker
 
-PLANT: dict[str, Any] = json.loads(os.environ.get("MOE_PLANT", "{}"))
+PLANT: dict[str, Any] = json.loads(os.environ.get("PYTHON_MOE_PLANT", "{}"))
 AN_HOUR_S = 3600
 
 

@@ -32,12 +32,12 @@ Step = Callable[[], Any]
 
 def run(args: argparse.Namespace) -> None:
     """Starts the ranks; rank 0 prints one line of JSON per cell."""
-    command = mpi_start.mpiexec_command(
-        RANKS, [sys.executable, "-m", "benchmarks.speed.seed", str(args.rounds)]
-    )
     threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
+    environ = {**os.environ, **threads}
+    worker = [sys.executable, "-m", "benchmarks.speed.seed", str(args.rounds)]
+    command = mpi_start.mpiexec_command(RANKS, worker, environ)
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, env={**os.environ, **threads}, cwd=store.ROOT,
+        command, stdin=subprocess.DEVNULL, env=environ, cwd=store.ROOT,
         stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
     store.append("seed", [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{"])

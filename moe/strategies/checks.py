@@ -22,6 +22,14 @@ DISPATCH: dict[
 NO_SENDING = ("serial", "simple")
 
 
+def usual_dispatcher(strategy: str, tokens: str, overlap: int) -> str:
+    """What `strategy.dispatcher=auto` stands for. Where every rank has the whole batch, `local`
+    sends least often: one all-reduce. It has no all-to-all that `overlap` could cut in chunks."""
+    if strategy not in DISPATCH:
+        return "local"  # there is nothing to dispatch
+    return "local" if tokens == "replicated" and overlap == 1 else "alltoall"
+
+
 def _one_of(name: str, value: object, allowed: Iterable[object]) -> None:
     """`name` may say after the field what the choice depends on: "tokens for strategy=serial"."""
     found, (field, _, why) = tuple(allowed), name.partition(" ")

@@ -27,8 +27,9 @@ def find(lines: Assembler, started: Started, silent_s: float) -> Blame:
     """
     if sign := started.killed_by():
         return Blame(0, -1, f"the ranks' parent died of signal {sign}")
-    if all(rank.stage == "start" and not rank.error for rank in lines.ranks) and not silent_s:
-        return Blame(0, -1, f"the ranks did not start: {_last_line(started.log_path(0))}")
+    if all(rank.stage == "start" and not rank.error for rank in lines.ranks):
+        waited = f" within {silent_s:g} s" if silent_s else ""
+        return Blame(0, -1, f"the ranks did not start{waited}: {_last_line(started.log_path(0))}")
     stacks = {n: _stacks(started.log_path(n)) for n in range(len(lines.ranks))}
     noticed = [rank for rank, text in stacks.items() if WATCHDOG in text]
     if not silent_s and not noticed:

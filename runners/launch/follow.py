@@ -71,6 +71,7 @@ class Launch:
             kernels=self.sweep.kernels,
             git=self.sweep.git,
             calibration=self.calibration,
+            pass_env=list(self.sweep.settings.pass_env),
             traces={trace.sha256: traces.file_name(trace.sha256) for trace in self._traces()},
         )
 
@@ -81,14 +82,13 @@ class Launch:
         """Follows the ranks to their end; returns the jobs that still have to be measured."""
         folder = Path(self.plan.launch_dir)
         within("the launch's folder", lambda: traces.freeze(self._traces(), folder))
-        started = self.sweep.start(self.plan)
-        try:
-            with stop_on_interrupt(Path(self.plan.launch_dir) / "stop") as asked:
-                self._follow(started)
-            if asked():
-                self.sweep.result.interrupted = True
-        finally:
-            started.end()
+        with stop_on_interrupt(folder / "stop") as asked:
+            started = self.sweep.start(self.plan)
+            try:
+                self._follow(started, asked)
+            finally:
+                started.end()
+        self.sweep.result.interrupted |= asked()
         self._read()
         self._finish_waves()
         pending = self._account(started)
@@ -99,7 +99,9 @@ class Launch:
     def _read(self) -> None:
         within("the ranks' files", self.lines.update)
 
-    def _follow(self, started: Started) -> None:
+    def _follow(self, started: Started, asked: Callable[[], bool]) -> None:
+        """To the end of the ranks. A launch that has no sample to lose ends as soon as the user
+        asks; another ends its round first."""
         limit_s = self.plan.measure.cell_limit_s + STALL_MARGIN_S
         heard = time.monotonic()
         while started.running():
@@ -116,6 +118,8 @@ class Launch:
                 heard = time.monotonic()
             if time.monotonic() - heard > limit_s:
                 self.silent_s = limit_s
+                started.end()
+            if asked() and not self.lines.sampled():
                 started.end()
 
     def _finish_waves(self) -> bool:
@@ -193,8 +197,8 @@ class Launch:
 
 @contextlib.contextmanager
 def stop_on_interrupt(stop_file: Path) -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C lets the round end, the second ends the launch at once; so do a polite kill
-    and a terminal that closes."""
+    """The first Ctrl-C asks the ranks, by their stop file, to end after the round; the second ends
+    the launch at once. So do a polite kill and a terminal that closes."""
     asked = False
 
     def handle(signum: int, frame: object) -> None:
@@ -202,7 +206,11 @@ def stop_on_interrupt(stop_file: Path) -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        threading.Thread(target=stop_file.touch, daemon=True).start()  # a dead disk must not wait
+        threading.Thread(target=touch, daemon=True).start()  # a dead disk must not wait
+
+    def touch() -> None:
+        with contextlib.suppress(OSError):  # the launcher ends ranks that have not begun
+            stop_file.touch()
 
     previous: dict[int, Any] = {}
     with contextlib.suppress(ValueError):  # not the main thread: the caller handles signals

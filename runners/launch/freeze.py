@@ -59,6 +59,7 @@ def save(sweep_dir: Path, group: str, jobs: Sequence[Job], settings: Settings, *
             "on_error": settings.on_error,
             "tracker": settings.tracker,
             "command": settings.command,
+            "pass_env": settings.pass_env,
         },
         **more,
     }
@@ -90,7 +91,9 @@ def load(sweep_dir: Path, group: str) -> tuple[list[Job], Settings, dict[str, An
         asked = Request(cell, one["label"], tuple(one["notes"]), one["meta"], trace)
         jobs.append(Job(asked, Measure(**one["measure"])))
     mode = content.pop("mode", "missing")
-    settings = Settings(sweep_dir=sweep_dir, resume_mode=mode, **content.pop("settings"))
+    frozen = content.pop("settings")
+    frozen["pass_env"] = tuple(frozen["pass_env"])
+    settings = Settings(sweep_dir=sweep_dir, resume_mode=mode, **frozen)
     return jobs, settings, content
 
 

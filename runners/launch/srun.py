@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runners.inherited import SLURM, inherited
 from runners.launch.address import first_address, free_port, resolve
 from runners.launch.start import Started, rank_environment
 from runners.plan import LaunchPlan, save
@@ -131,8 +132,9 @@ class SrunStart:
         return SrunStarted(process, launch_dir, job_id=job_id, on_stop=self.on_stop)
 
     def variables(self, plan: LaunchPlan) -> dict[str, str]:
-        """The ranks' environment with the address of rank 0, as the other nodes reach it."""
-        found = rank_environment(plan)
+        """The ranks' environment with what srun knows its allocation by, and the address of rank 0,
+        as the other nodes reach it."""
+        found = rank_environment(plan) | inherited(os.environ, SLURM)
         for name in ("SLURM_CPU_BIND", "SLURM_NTASKS_PER_NODE", "SLURM_DISTRIBUTION"):
             found.pop(name, None)  # of the batch script; srun would take them for options
         address = first_address(self.addresses[: plan.placement.nodes])

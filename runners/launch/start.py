@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import signal
 import subprocess
@@ -15,13 +14,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from runners.bound import NETWORK
+from runners.inherited import of_ranks
 from runners.launch.patience import within
 from runners.mpi_start import mpiexec_command
 from runners.plan import LaunchPlan, save
 
 ROOT = Path(__file__).resolve().parents[2]
 GRACE_S = 5.0
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|WANDB_|NETRC", re.I)  # no rank needs them
 
 
 @dataclass
@@ -69,9 +68,10 @@ def start(plan: LaunchPlan, worker: str = "runners.worker") -> Started:
     the module that every rank runs."""
     launch_dir = Path(plan.launch_dir)
     agent_log = within("the launch's folder", lambda: _prepare(plan, launch_dir))
+    variables = rank_environment(plan)
     if plan.placement.backend == "mpi":
         program = [sys.executable, "-m", worker, str(launch_dir / "launch.json")]
-        mpiexec = mpiexec_command(plan.placement.world_size, program)
+        mpiexec = mpiexec_command(plan.placement.world_size, program, variables)
         command = [sys.executable, "-m", "runners.bound", *_alone(plan), *mpiexec]
     else:
         command = torchrun_command(plan, worker)
@@ -81,7 +81,7 @@ def start(plan: LaunchPlan, worker: str = "runners.worker") -> Started:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=rank_environment(plan),
+            env=variables,
             start_new_session=True,
         )
     return Started(process, launch_dir)
@@ -117,12 +117,13 @@ def torchrun_command(plan: LaunchPlan, worker: str) -> list[str]:
 
 
 def rank_environment(plan: LaunchPlan) -> dict[str, str]:
-    """The caller's environment without its secrets, with threads set explicitly, loopback for one
-    node, and the token that the ranks know each other by."""
+    """Made, not inherited: what `runners.inherited` lists for ranks and `hosts.pass_env` names,
+    with threads set explicitly, loopback for one node, and the token that the ranks know each other
+    by."""
     threads = str(plan.placement.threads)
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
     return {
-        **{name: value for name, value in os.environ.items() if not SECRET.search(name)},
+        **of_ranks(os.environ, plan.pass_env),
         "PYTHONPATH": path,
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
