@@ -41,11 +41,13 @@ from runners.sweep import Sweep
 
 LENGTHS_MS = (10, 30, 100, 300)
 LABELS = (*(f"block{ms}" for ms in LENGTHS_MS), ALONE)
-README = [[f"strategy={s}", f"topk={k}"] for k in (2, 4, 8) for s in ("simple", "tp", "ep")]
+EP = ["strategy=ep", "strategy.dispatcher=alltoall"]
+THREE = (["strategy=simple"], ["strategy=tp"], EP)
+README = [[*strategy, f"topk={k}"] for k in (2, 4, 8) for strategy in THREE]
 MIXTRAL = [
-    ["model=mixtral_8x7b", "model.scale=8", "world_size=2", f"strategy={s}", f"batch_size={b}"]
+    ["model=mixtral_8x7b", "model.scale=8", "world_size=2", *strategy, f"batch_size={b}"]
     for b in (16, 128, 512)
-    for s in ("simple", "tp", "ep")
+    for strategy in THREE
 ]
 SETTINGS = {
     "mpi8": [[*cell, "world_size=8", "backend=mpi"] for cell in README],
@@ -57,9 +59,9 @@ SETTINGS = {
 ON_GPU = {
     "gpu": [
         ["model=mixtral_8x7b", "model.scale=4", "dtype=bfloat16", "world_size=1", "backend=nccl",
-         f"strategy={s}", f"batch_size={b}"]
+         *strategy, f"batch_size={b}"]
         for b in (16, 512, 8192)
-        for s in ("simple", "ep")
+        for strategy in (["strategy=simple"], EP)
     ],
     "gpu_small": [[*cell, "world_size=1", "backend=nccl"] for cell in README],
 }  # fmt: skip

@@ -32,7 +32,8 @@ def sweep() -> Path:
     folder = ROOT / "outputs" / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_repeat"
     command = [
         *(sys.executable, str(ROOT / "runners" / "bench.py"), "-m", "strategy=simple,tp,ep"),
-        *("batch_size=8", "topk=4", "world_size=8", "measure=launches", "measure.samples_max=40"),
+        *("strategy.dispatcher=alltoall", "batch_size=8", "topk=4", "world_size=8"),
+        *("measure=launches", "measure.samples_max=40"),
         *("measure.phases=0", "measure.calibrate=false", "tracker=none", "report=false"),
         *("name=repeat", f"hydra.sweep.dir={folder}"),
     ]

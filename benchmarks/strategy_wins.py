@@ -38,26 +38,27 @@ MARKERS = "<!-- strategy_wins: start -->", "<!-- strategy_wins: end -->"
 FIXED = ["model.dim=128", "model.hidden=256", "model.dim_out=128", "num_experts=8", "tracker=none",
          "report=false", "measure.phases=0", "measure.calibrate=false"]  # fmt: skip
 
+ALLTOALL = "strategy.dispatcher=alltoall"
 WAYS: dict[str, list[str]] = {  # label -> overrides
     "serial": ["strategy=serial"],
     "simple": ["strategy=simple"],
     "dp": ["strategy=dp"],
     "tp": ["strategy=tp"],
     "ep-local": ["strategy=ep", "strategy.dispatcher=local"],
-    "ep-alltoall": ["strategy=ep"],
+    "ep-alltoall": ["strategy=ep", ALLTOALL],
     "ep-allgather": ["strategy=ep", "strategy.dispatcher=allgather"],
     "ep-dedup": ["strategy=ep", "strategy.dispatcher=dedup"],
     "ep-overlap": ["strategy=ep", "strategy.overlap=2"],
-    "ep-round_robin": ["strategy=ep", "strategy.placement=round_robin"],
-    "ep-replicas": ["strategy=ep", "strategy.hot_replicas=${world_size}"],
+    "ep-round_robin": ["strategy=ep", ALLTOALL, "strategy.placement=round_robin"],
+    "ep-replicas": ["strategy=ep", ALLTOALL, "strategy.hot_replicas=${world_size}"],
     "fsdp": ["strategy=fsdp"],
 }
 MORE_RANKS: dict[str, list[str]] = {  # the same as others on two ranks
     "ep_tp-local": ["strategy=ep_tp", "strategy.dispatcher=local"],
-    "ep_tp-alltoall": ["strategy=ep_tp"],
+    "ep_tp-alltoall": ["strategy=ep_tp", ALLTOALL],
     "ep_tp-dedup": ["strategy=ep_tp", "strategy.dispatcher=dedup"],
     "dp_ep-local": ["strategy=dp_ep", "strategy.dispatcher=local"],
-    "dp_ep-alltoall": ["strategy=dp_ep"],
+    "dp_ep-alltoall": ["strategy=dp_ep", ALLTOALL],
     "dp_ep-dedup": ["strategy=dp_ep", "strategy.dispatcher=dedup"],
 }
 ONE_KIND = {  # of tokens, where the other is refused
