@@ -26,7 +26,7 @@ RANKS = (
     *("NCCL_*", "GLOO_SOCKET_IFNAME"),
 )
 SLURM = ("SLURM_*",)  # srun, and what it starts, know their allocation by these
-# What no rank inherits even where hosts.pass_env names it: secrets, and what launchers set.
+# What no rank inherits whatever names it: secrets, and what launchers set.
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|WANDB_|NETRC", re.I)
 OF_LAUNCHERS = re.compile(
     r"(PET|TORCHELASTIC|MASTER|LOCAL|GROUP|ROLE|MOE|SLURM|PMI\w*|OMPI_COMM)_|RANK|WORLD_SIZE"
@@ -40,8 +40,8 @@ def withheld(name: str) -> bool:
 
 def of_ranks(variables: Mapping[str, str], pass_env: Iterable[str]) -> dict[str, str]:
     """What ranks inherit; `pass_env` are the user's own patterns."""
-    more = inherited(variables, pass_env)
-    return inherited(variables, RANKS) | {n: v for n, v in more.items() if not withheld(n)}
+    found = inherited(variables, (*RANKS, *pass_env))
+    return {name: value for name, value in found.items() if not withheld(name)}
 
 
 def inherited(variables: Mapping[str, str], patterns: Iterable[str]) -> dict[str, str]:
