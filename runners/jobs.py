@@ -73,7 +73,7 @@ def run_asked(
         names = ", ".join(left_out)
         progress.say(
             f"note: set here, but not for the ranks: {names}; "
-            f"hosts.pass_env=[{','.join(left_out)}] hands them on"
+            f"to hand on: hosts.pass_env=[{','.join(left_out)}]"
         )
     wanted = list(jobs.values())
     if slurm:
