@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from runners import places
 from runners.bound import NETWORK
 from runners.launch.patience import within
 from runners.mpi_start import mpiexec_command
 from runners.plan import LaunchPlan, save
 
-ROOT = Path(__file__).resolve().parents[2]
 GRACE_S = 5.0
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|WANDB_|NETRC", re.I)  # no rank needs them
 
@@ -120,10 +120,9 @@ def rank_environment(plan: LaunchPlan) -> dict[str, str]:
     """The caller's environment without its secrets, with threads set explicitly, loopback for one
     node, and the token that the ranks know each other by."""
     threads = str(plan.placement.threads)
-    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
     return {
         **{name: value for name, value in os.environ.items() if not SECRET.search(name)},
-        "PYTHONPATH": path,
+        **places.module_variables(os.environ),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
