@@ -35,7 +35,7 @@ DETAILS = (
     *("gate_error", "gate_detail", "notes", "drift"),
 )
 # Worst first: a cell that was wrong once has no time anywhere.
-SEVERITY = ("wrong", "measured", "failed", "interrupted", "skipped")
+SEVERITY = ("wrong", "measured", "failed", "interrupted")
 USED = (
     *("median_duration_ms", "median_low_ms", "median_high_ms", "avg_duration_ms"),
     *("std_duration_ms", "num_samples", "num_rounds", "batch_size"),

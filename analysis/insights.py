@@ -14,6 +14,7 @@ from analysis.panels import SERIAL, Panel, axes, panels, setting, title_of
 from analysis.standings import Place, Standings
 from analysis.verdict import MIN_LAUNCHES, NOISE_THRESHOLD
 from runners.estimate import CONFIDENCE
+from runners.places import BENCH
 
 # The seed's three themes, and the experiment that measures each.
 THEMES = {
@@ -117,7 +118,7 @@ def _in_short(cells: pd.DataFrame, meetings: Sequence[Place], standings: Standin
 
 
 def _missing(theme: str, experiment: str) -> Insight:
-    remedy = f"python runners/bench.py experiment={experiment}"
+    remedy = f"{BENCH} experiment={experiment}"
     text = f"these records have no cells for it; measure with {remedy}"
     return Insight(theme, not_shown=[Claim(text)])
 

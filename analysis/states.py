@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from runners import resume
+from runners import places, resume
 
-ROOT = Path(__file__).resolve().parents[1]
 HINTS = {
     "missing": "resume={folder} measures it",
     "stale": "measured by other code, versions or machine; resume_mode=stale measures it anew",
@@ -20,7 +19,7 @@ def lines(sources: Sequence[str | Path]) -> list[tuple[str, str]]:
     planned = [folder for folder in folders if (folder / resume.PLAN).is_file()]
     if not planned:
         return []
-    here, found = resume.version_here(ROOT), []
+    here, found = resume.version_here(places.CLONE), []
     for folder in planned:
         try:
             cells = resume.cells(folder, here)

@@ -99,7 +99,7 @@ def metric_of(name: str) -> Metric:
 
 
 def entry(cell: pd.Series[Any] | None, metric: Metric) -> Entry:
-    """No number for a cell that failed, was wrong, or was skipped."""
+    """No number for a cell that failed or was wrong."""
     if cell is None:
         return Entry(outcome="")
     outcome = str(cell["outcome"])

@@ -28,10 +28,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 import runners.bench  # registers the resolvers that conf/ uses
-from hydra_plugins.moe_launcher.launcher import plain
 from runners.jobs import Asked, settings_of, this_machine, validate
 from runners.plan import groups
 from runners.progress import Progress
+from runners.resolution import plain
 from runners.sweep import Sweep
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -20,36 +19,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-ROOT = Path(__file__).resolve().parents[1]
-if sys.path and Path(sys.path[0] or ".").resolve() == ROOT / "runners":
-    sys.path[0] = str(ROOT)  # runners/ itself must not be searched: its names are not top-level
-elif str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+if not __package__:  # started as a file: runners/ itself must not be searched for modules
+    _own = Path(__file__).resolve().parent
+    sys.path[:] = [str(_own.parent), *(p for p in sys.path if Path(p or ".").resolve() != _own)]
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runners import resume
+from runners import places, resume
 from runners.fields import ConfigError, safe_name
 from runners.jobs import Asked, run_asked
+from runners.refusal import one_line, unexpected
+from runners.resolution import plain
 from runners.sweep import SweepResult
 from runners.track_client import redact
 
 REPORT_LIMIT_S = 300
-
-
-OUTPUTS = Path("outputs")
 OF_RUN = ("resume", "resume_mode", "report", "tracker", "on_error")  # no part of any cell
 
 
 def sweep_dir_of(asked: str | None, name: str, run: str | None = None) -> str:
     """A new folder in outputs/, the one that several hosts share, or the one to go on with."""
     if asked:
-        return str(resume.folder_of(str(asked), OUTPUTS))
-    return str(OUTPUTS / (name if run is None else safe_name(run)))
+        return str(resume.folder_of(str(asked), places.OUTPUTS))
+    return str(places.OUTPUTS / (name if run is None else safe_name(run)))
 
 
 OmegaConf.register_new_resolver("safe_name", safe_name, replace=True)
@@ -63,13 +59,15 @@ class Bench:
         self.result: SweepResult | None = None
         self.error: Exception | None = None
         self.report = True
+        self.composed = False  # from here on an error is ours where it has no plain words
         self.began = False  # from here on an error is not the user's
 
     def run_all(
         self, asked: Sequence[Asked], sweep_dir: Path, cluster: Mapping[str, Any] | None = None
     ) -> dict[int, str]:
         """Runs the jobs; the outcome of each by its number."""
-        command = redact(shlex.join(["python", "runners/bench.py", *sys.argv[1:]]))
+        self.composed = True
+        command = redact(f"{places.BENCH} {shlex.join(sys.argv[1:])}".strip())
         self.result, outcomes = run_asked(asked, sweep_dir, command, self.begins, cluster)
         self.report = bool(asked[0].config.get("report", True)) and not self.result.joined
         return outcomes
@@ -87,10 +85,10 @@ def task(config: DictConfig) -> None:
     overrides = [str(word) for word in typed or []]
     sweep_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
-        asked = [Asked(0, resolve(config), overrides)]
+        asked = [Asked(0, plain(config), overrides)]
         if config.resume and all(word.split("=")[0].split(".")[0] in OF_RUN for word in overrides):
             asked = all_of(sweep_dir, asked[0].config)
-        BENCH.run_all(asked, sweep_dir, resolve(HydraConfig.get().launcher))
+        BENCH.run_all(asked, sweep_dir, plain(HydraConfig.get().launcher))
     except Exception as error:
         if BENCH.began:
             raise
@@ -111,22 +109,6 @@ def all_of(sweep_dir: Path, config: Mapping[str, Any]) -> list[Asked]:
     ]
 
 
-def resolve(config: DictConfig) -> dict[str, Any]:
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert isinstance(plain, Mapping)
-    return {str(key): value for key, value in plain.items() if key != "hydra"}
-
-
-def one_line(error: BaseException) -> str:
-    """Hydra's messages run over several lines, with its search path and inner keys behind."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = re.sub(r"( Config search path:| full_key:).*", "", text)
-    text = text.removeprefix("ConfigError raised while resolving interpolation: ")
-    if unknown := re.match(r"Could not override '([^']*)'", text):
-        return f"{unknown[1]}: no such key; `python runners/bench.py --cfg job` lists the keys"
-    return text
-
-
 def show_report(result: SweepResult) -> None:
     """Tables on screen and on disk, plots on disk, by the analysis as a process of its own."""
     measured = list(result.outcomes.values()).count("measured")
@@ -143,7 +125,11 @@ def show_report(result: SweepResult) -> None:
         command = [sys.executable, "-m", "analysis", verb, str(folder), *options]
         try:
             done = subprocess.run(
-                command, cwd=ROOT, timeout=REPORT_LIMIT_S, capture_output=True, text=True
+                command,
+                env={**os.environ, **places.module_variables(os.environ)},
+                timeout=REPORT_LIMIT_S,
+                capture_output=True,
+                text=True,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             result.warnings.append(f"analysis {verb}: {one_line(error)}")
@@ -156,8 +142,9 @@ def show_report(result: SweepResult) -> None:
 
 def say_end(result: SweepResult) -> None:
     counts = result.counts()
-    total = sum(counts.values())
+    total = sum(counts.values()) + result.skipped
     said = [f"{counts['measured']} of {total} cells correct and measured"]
+    counts |= {"skipped": result.skipped}
     said += [f"{n} {outcome}" for outcome, n in counts.items() if n and outcome != "measured"]
     print(f"\n{', '.join(said)}; {result.sweep_dir}", file=sys.stderr)
     for cell, message, log in result.failures:
@@ -175,6 +162,7 @@ def summary(result: SweepResult) -> dict[str, Any]:
     return {
         "sweep_dir": str(result.sweep_dir),
         **result.counts(),
+        "skipped": result.skipped,
         "wall_s": round(result.wall_s, 3),
         "timed_s": round(result.timed_s, 3),
         "tracked": result.tracked,
@@ -189,7 +177,7 @@ def refused(error: BaseException) -> int:
 
 
 def unknown_option(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-    raise ConfigError(f"{message}; `python runners/bench.py --help` lists the options")
+    raise ConfigError(f"{message}; `{places.BENCH} --help` lists the options")
 
 
 def end_as_by_ctrl_c(signum: int, frame: object) -> None:
@@ -202,20 +190,27 @@ def run() -> int:
             signal.signal(number, end_as_by_ctrl_c)
     argparse.ArgumentParser.error = unknown_option  # type: ignore  # one line
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us, not through its own printer
-    program = hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
+    program = hydra.main(version_base="1.3", config_path=str(places.CONF), config_name="config")
+    had_outputs = places.OUTPUTS.exists()
     try:
         program(task)()
         if BENCH.error:
             raise BENCH.error
+    except InstantiationException as error:
+        return refused(unexpected(error, sys.argv[1:]))
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         return refused(error)
-    except Exception as error:  # Hydra has more of its own for what it cannot compose
-        if BENCH.began:
+    except Exception as error:  # what Hydra does not expect either
+        if BENCH.composed:
             raise
-        return refused(error)
+        return refused(unexpected(error, sys.argv[1:]))
     except KeyboardInterrupt:
         print("interrupted; nothing was being measured", file=sys.stderr)
         return 130
+    finally:
+        if not had_outputs:
+            with contextlib.suppress(OSError):
+                places.OUTPUTS.rmdir()  # where nothing came into it
     if BENCH.result is None:
         return 0  # --help, --cfg and the like
     if BENCH.report and not BENCH.result.broken:

@@ -85,6 +85,7 @@ def run_asked(
             new_or_resumed(sweep_dir, settings)
             begins()
             result = Sweep(wanted, settings, progress, start).run()
+    result.skipped = len(errors)
     outcomes = {n: result.outcomes.get(job.cell_id, "interrupted") for n, job in jobs.items()}
     return result, outcomes | dict.fromkeys(errors, "invalid")
 

@@ -28,9 +28,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from runners.places import OUTPUTS
 from runners.record import read_sealed, sealed, write_atomic
 
-FOLDER = Path("outputs/.calibration")
+FOLDER = OUTPUTS / ".calibration"
 FIELDS = {
     "fingerprint": str,
     "ranks": int,

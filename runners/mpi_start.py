@@ -47,9 +47,9 @@ def export_environment() -> None:
 def available() -> str | None:
     """None where `backend=mpi` can run, else the reason with what to do."""
     if importlib.util.find_spec("mpi4py") is None:
-        return "mpi4py is not installed: pip install 'moe-bench[mpi]'"
+        return "mpi4py is not installed; in the clone: pip install -e '.[mpi]'"
     if _mpiexec() is None:
-        return "no mpiexec beside this Python or on PATH: pip install 'moe-bench[mpi]'"
+        return "no mpiexec beside this Python or on PATH; in the clone: pip install -e '.[mpi]'"
     return None
 
 

@@ -31,7 +31,7 @@ SCHEMA = 3
 READABLE = (2, SCHEMA)  # older ones are refused by name
 KINDS = ("warmup", "short", "long", "latency", "fixed")
 CHECKSUM = "sha256"  # last field of the file, over the JSON text of everything before it
-OUTCOMES = ("measured", "wrong", "failed", "skipped", "interrupted")
+OUTCOMES = ("measured", "wrong", "failed", "interrupted")
 
 
 class RecordError(ValueError):
@@ -57,29 +57,8 @@ class Samples:
 
 @dataclass
 class Record:
-    """One attempt. Dict payloads, all optional unless the outcome is "measured":
-
-    gate         {ok, detail, error, tolerance, rms, rms_limit, gradient_error, gradient_limit,
-                 tokens_checked, rows_compared, near_ties, seed} of the check before timing, and
-                 under "after" the same of the one after it, under "float32" of the twin of a
-                 cell in half precision; ok and detail are of all and of the comparisons between
-    floor        Samples of the empty block, taken among the cells' blocks, as a dict
-    stop         {rule, rounds, samples_per_round, target}; rule in fixed | precision | maximum |
-                 wall | interrupted
-    warmup       {samples, steady: bool, detail}
-    phases       {passes, steps, per_rank_ns: [{phase: ns per step} per rank],
-                 total_ns: [ns per step per rank]}
-    traffic      per rank: [{collective, group, calls, sent_bytes, received_bytes,
-                 busbw_bytes} ...] of one step; bytes exclude what stays on the rank
-    memory       per rank: {peak_bytes, before_bytes, weights_bytes, step_bytes, method}
-    skew         {expert_slots: [E], rank_slots: [R]}
-    kernel       name of the kernel that ran, and how it was chosen
-    anchors      {key, first, middle, last}: the wave's anchor cell, Samples as dicts; the same in
-                 every record of a wave, so that drift can be told from any of them
-    meta         {model, scale, overrides}: how the user asked for the cell
-    environment  of the launch, see runners/environment.py
-    calibration  of the machine, see runners/calibrate.py
-    """
+    """One attempt. The dict payloads are optional unless the outcome is "measured"; what they
+    hold is listed in runners/record_fields.py."""
 
     key: str
     cell: Cell
@@ -89,7 +68,7 @@ class Record:
     sweep: str = ""
     outcome: str = "measured"
     notes: list[str] = field(default_factory=list)
-    error: dict[str, Any] | None = None  # {message, rank, log}
+    error: dict[str, Any] | None = None
     gate: dict[str, Any] | None = None
     samples: Samples = field(default_factory=Samples)
     floor: dict[str, Any] | None = None

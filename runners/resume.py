@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 from runners import environment
 from runners import record as records
 from runners.fields import ConfigError
+from runners.places import LATEST
 from runners.plan import Job
 from runners.record import Record
 
 MODES = ("missing", "failed", "stale", "force")
-LATEST = "latest"
 LOCK = ".lock"
 PLAN = "plan.json"
 Version = tuple[Any, ...]
@@ -121,12 +121,13 @@ def version_of(environment: Mapping[str, Any]) -> Version:
     """What must be alike for two attempts at a cell to be pooled: code, libraries, machine."""
     git, versions = environment.get("git") or {}, environment.get("versions") or {}
     machine = (environment.get("host"), environment.get("cpu_model"), environment.get("cores"))
-    return (git.get("sha"), git.get("dirty"), versions.get("torch"), *machine)
+    code = git.get("sha") or versions.get("project")
+    return (code, git.get("dirty"), versions.get("torch"), *machine)
 
 
-def version_here(root: Path) -> Version:
-    """Of this machine and the code below `root`."""
-    return version_of({**environment.capture(), "git": environment.git_state(root)})
+def version_here(clone: Path | None) -> Version:
+    """Of this machine and the code of the clone, or that is installed."""
+    return version_of({**environment.capture(), "git": environment.git_state(clone)})
 
 
 def cells(folder: Path, here: Version) -> list[CellState]:

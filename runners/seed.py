@@ -8,21 +8,27 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from runners import places
+
 EXPERIMENTS = ("seed_topk", "seed_batch", "seed_ranks")
 
 
 def sweep(experiment: str, overrides: list[str]) -> tuple[Path, int]:
     """Runs one experiment; its folder and exit code. Raises SystemExit(2) on bad input."""
-    command = [sys.executable, str(ROOT / "runners" / "bench.py"), f"experiment={experiment}"]
+    command = [sys.executable, "-m", "runners.bench", f"experiment={experiment}"]
     print(f"== {experiment}", file=sys.stderr, flush=True)
     done = subprocess.run(
-        [*command, "report=false", *overrides], stdout=subprocess.PIPE, text=True, check=False
+        [*command, "report=false", *overrides],
+        env={**os.environ, **places.module_variables(os.environ)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     if done.returncode not in (0, 1):
         raise SystemExit(done.returncode)
@@ -42,8 +48,9 @@ def main(arguments: list[str]) -> int:
 
 def together(sweeps: Sequence[Path], folder: Path) -> int:
     """Tables, plots and the page on all sweeps at once, below `folder`; the worst exit code."""
-    names = [str(path.relative_to(ROOT)) if ROOT in path.parents else str(path) for path in sweeps]
-    worst = 0
+    here, worst = Path.cwd(), 0
+    names = [str(path.relative_to(here)) if here in path.parents else str(path) for path in sweeps]
+    env = {**os.environ, **places.module_variables(os.environ)}
     for verb, options in (
         ("show", []),
         ("show", ["--format", "markdown", "-o", str(folder / "tables" / "tables.md")]),
@@ -52,7 +59,7 @@ def together(sweeps: Sequence[Path], folder: Path) -> int:
         ("report", ["-o", str(folder / "report.html")]),
     ):
         command = [sys.executable, "-m", "analysis", verb, *names, *options]
-        worst = max(worst, subprocess.run(command, cwd=ROOT).returncode)
+        worst = max(worst, subprocess.run(command, env=env).returncode)
     return worst
 
 

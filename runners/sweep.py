@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runners import environment, estimate, limits, record, resume
+from runners import environment, estimate, limits, places, record, resume
 from runners.launch.follow import Launch, StopSweep
 from runners.launch.patience import within
 from runners.launch.salvage import salvage
@@ -51,6 +51,7 @@ class SweepResult:
     wall_s: float = 0.0
     timed_s: float = 0.0
     tracked: int = 0
+    skipped: int = 0  # impossible cells (on_invalid=skip); they have no record
     sync_command: str = ""
     interrupted: bool = False
     joined: bool = False  # this host only lent its ranks to another's sweep
@@ -80,7 +81,7 @@ class Sweep:
         self.result = SweepResult(self.sweep_dir)
         self.launches = 0
         self.kernels: dict[str, str] = {}  # by kernel_key, as the first launch chose
-        self.git = environment.git_state(environment_root())
+        self.git = environment.git_state(places.CLONE)
         self.calibration_dir = self.sweep_dir.resolve().parent / ".calibration"
         here = environment.capture()
         self.fingerprint = environment.fingerprint(here)
@@ -225,14 +226,10 @@ def worst(known: str | None, new: str) -> str:
     return known if known != "measured" else new if new != "interrupted" else known
 
 
-def environment_root() -> Path:
-    return Path(__file__).resolve().parents[1]
-
-
 def point_latest(sweep_dir: Path) -> None:
     """outputs/latest -> this sweep, replaced in one step."""
-    link = sweep_dir.parent / "latest"
-    fresh = sweep_dir.parent / f".latest-{os.getpid()}"
+    link = sweep_dir.parent / places.LATEST
+    fresh = sweep_dir.parent / f".{places.LATEST}-{os.getpid()}"
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(sweep_dir.name)
     fresh.replace(link)

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from runners import places
 from runners import record as records
 from runners import track_ledger as ledger
 from runners.bound import die_with_parent
 from runners.interrupt import Interrupted, Interruption
-from runners.track_client import LAUNCHER, MODES, ROOT, redact, resolve_mode
+from runners.track_client import LAUNCHER, MODES, redact, resolve_mode
 from runners.track_fields import ROWS_FIELD, Run, run_of
 from runners.track_summary import NoSummary, summary_id, summary_run
 from runners.track_writer import Gap, OnServer, Writer, prepare_environment
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if launcher := os.environ.get(LAUNCHER):
             die_with_parent(int(launcher), signal.SIGTERM)
         try:
-            for source in options.source or [str(ROOT / "outputs" / "latest")]:
+            for source in options.source or [str(places.OUTPUTS / places.LATEST)]:
                 _track(Path(source).resolve(), options, report, interruption)
         except Interrupted:
             _interrupted(report)

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from runners import places
+
 LAUNCHER = "MOE_LAUNCHER_PID"  # whose death asks a tracker to finish its run and end
 MODES = ("offline", "online", "disabled")
 GRACE_S = 10.0  # after SIGTERM: the tracker finishes the run it is writing
@@ -64,10 +65,9 @@ def run_tracker(
 
 
 def _run(command: list[str], limit_s: float) -> TrackerResult:
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
         command,
-        env={**os.environ, "PYTHONPATH": path, LAUNCHER: str(os.getpid())},
+        env={**os.environ, **places.module_variables(os.environ), LAUNCHER: str(os.getpid())},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

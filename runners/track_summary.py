@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runners.track_client import ROOT, redact
+from runners import places
+from runners.track_client import redact
 from runners.track_fields import ROWS_FIELD, SUMMARY_FIELD, Run
 from runners.track_writer import media
 
@@ -56,7 +58,12 @@ def _analysis(verb: str, sweep: Path, output: Path) -> None:
     command = [sys.executable, "-m", "analysis", verb, str(sweep), "-o", str(output)]
     try:
         done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False
+            command,
+            env={**os.environ, **places.module_variables(os.environ)},
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise NoSummary(f"analysis {verb} took more than {LIMIT_S:g} s") from error

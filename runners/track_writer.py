@@ -1,7 +1,7 @@
 """The only module of this floor that imports W&B: writes one run, offline or online.
 
-Settings are chosen from what W&B does (see docs/wandb.md): nothing is measured or sent that is
-not asked for, the log is flushed at once, and every wait for a server is bounded.
+Settings are chosen from what W&B does: nothing is measured or sent that is not asked for, the log
+is flushed at once, and every wait for a server is bounded.
 """
 
 from __future__ import annotations

@@ -184,7 +184,7 @@ def traffic(of: Cell) -> list[list[dict[str, Any]]]:
 
 
 def unmeasured(of: Cell, outcome: str, message: str = "it broke", **fields: Any) -> Record:
-    """A failed, wrong or skipped record: no samples."""
+    """A failed or wrong record: no samples."""
     error = {"message": message, "rank": 1, "log": "launches/0/logs/rank1.log"}
     gate = {"ok": False, "error": 0.5, "tolerance": 1e-4} if outcome == "wrong" else None
     made: dict[str, Any] = {

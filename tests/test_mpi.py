@@ -291,7 +291,7 @@ def test_command_for_open_mpi_and_for_none(tmp_path: Path, monkeypatch: pytest.M
     fake_mpiexec(tmp_path, "mpiexec (Open MPI) 5.0.8")
     assert "--oversubscribe" in mpi_start.mpiexec_command(2, ["x"], {})
     monkeypatch.setattr(mpi_start.importlib.util, "find_spec", lambda name: None)
-    assert "moe-bench[mpi]" in str(mpi_start.available())
+    assert "pip install -e '.[mpi]'" in str(mpi_start.available())
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def test_what_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(Unsupported) as refused:
         peers.check_installed(CELL)
     assert "no_such_module is not" in str(refused.value)
-    assert "pip install 'moe-bench[peers]'" in str(refused.value)
+    assert "pip install -e '.[peers]'" in str(refused.value)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ from analysis.sources import wandb_file
 from runners import flatten
 from runners import record as records
 from runners import track_ledger as ledger
-from runners.track_client import ROOT, TrackerResult, descendants, redact, run_tracker
+from runners.places import CODE as ROOT
+from runners.track_client import TrackerResult, descendants, redact, run_tracker
 from runners.track_fields import run_id, run_of
 
 LIMIT_S = 120.0

@@ -198,7 +198,9 @@ def test_no_run_at_all_is_an_error_with_the_folder(tmp_path: Path) -> None:
         wandb_file.load(tmp_path)
 
 
-@given(st.sampled_from(["measured", "wrong", "failed", "skipped"]), st.integers(0, 8), st.data())
+@given(
+    st.sampled_from(["measured", "wrong", "failed", "interrupted"]), st.integers(0, 8), st.data()
+)
 def test_config_and_summary_rebuild_any_row(outcome: str, index: int, data: st.DataObject) -> None:
     """Also after a server has sorted the keys of dicts and dropped the empty ones."""
     from analysis.sources.wandb_rows import row_of

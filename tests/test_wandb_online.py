@@ -27,8 +27,9 @@ import analysis
 from analysis.errors import SourceError, SourceWarning
 from analysis.sources import wandb_api, wandb_file
 from runners import flatten
+from runners.places import CODE as ROOT
 from runners.record import Record
-from runners.track_client import ROOT, TrackerResult, descendants, run_tracker
+from runners.track_client import TrackerResult, descendants, run_tracker
 
 PROJECT = f"wandb:{ENTITY}/p"
 LIMIT_S = 120.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,8 +12,9 @@ from analysis.errors import InputError
 from moe import spec
 from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
 from moe.strategies import supports
+from runners import places
 
-MODELS = Path(__file__).resolve().parents[2] / "conf" / "model"
+MODELS = places.CONF / "model"
 EXPERT_PARALLEL = ("ep", "ep_tp", "dp_ep")
 OVERLAPS = (1, 2, 4)
 

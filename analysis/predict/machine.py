@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 
 from analysis.errors import InputError
+from runners import places
 
-FOLDER = Path(__file__).resolve().parents[2] / "conf" / "cluster"
+FOLDER = places.CONF / "cluster"
 
 
 @dataclass(frozen=True)

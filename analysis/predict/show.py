@@ -18,6 +18,7 @@ from analysis.predict.model import (
     Prediction,
 )
 from analysis.predict.scene import HERE, Scene
+from runners.places import BENCH
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,7 +129,7 @@ def _measure(scene: Scene, rivals: Sequence[Prediction]) -> str:
         f"world_size={cell.placement.world_size} batch_size={cell.workload.batch_size} "
         f"topk={cell.layer.topk} tokens={cell.workload.tokens} mode={cell.workload.mode}"
     )
-    return "to be sure, measure: python runners/bench.py -m " + " ".join(words)
+    return f"to be sure, measure: {BENCH} -m " + " ".join(words)
 
 
 def draw(scene: Scene, found: Sequence[Prediction], folder: Path) -> list[Path]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from analysis.errors import SourceError
 from analysis.sources import records
+from runners import places
 
-LATEST = Path("outputs") / "latest"
+LATEST = places.OUTPUTS / places.LATEST
 API_PREFIX = "wandb:"
 
 
@@ -39,7 +40,7 @@ def _load_one(source: str | Path, samples: bool) -> list[dict[str, Any]]:
     if not path.exists():
         raise SourceError(
             f"{source}: there is no such folder; allowed are a sweep folder, offline .wandb files "
-            "or wandb:entity/project; run python runners/bench.py first, or name another"
+            f"or wandb:entity/project; run {places.BENCH} first, or name another"
         )
     if is_wandb(path):
         from analysis.sources import wandb_file

@@ -3,7 +3,6 @@ them together and measure many in one set of processes. Any other program's jobs
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-REFERENCE = re.compile(r"\$\{(\w+)\.(\w+)\}")
+from runners.resolution import plain
 
 
 @dataclass
@@ -29,8 +28,6 @@ ConfigStore.instance().store(
 
 class MoeLauncher(BasicLauncher):
     """Imports of the measuring side wait until there is something to launch."""
-
-    cluster: dict[str, Any] | None = None  # the scheduler's settings, where one is used
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -68,7 +65,7 @@ class MoeLauncher(BasicLauncher):
             )
         ]
         sweep_dir = Path(str(first.hydra.sweep.dir))
-        outcomes = bench.run_all(asked, sweep_dir, self.cluster)
+        outcomes = bench.run_all(asked, sweep_dir, plain(first.hydra.launcher))
         return [_returned(first, one.overrides, outcomes[one.number]) for one in asked]
 
     def _composed(
@@ -78,47 +75,6 @@ class MoeLauncher(BasicLauncher):
         yield first, job_overrides[0]
         for number, overrides in enumerate(job_overrides[1:], start=1):
             yield self._compose(list(overrides), initial_job_idx + number), overrides
-
-
-def plain(config: DictConfig, known: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Resolved, without Hydra's node (a copy without it would copy it first).
-
-    Top-level references such as ${model.topk}, and nodes that ask nothing but the environment
-    (`known` keeps these from job to job), are seen to here: OmegaConf parses each of them anew in
-    every one of ten thousand jobs, which takes most of the time.
-    """
-    nodes = {str(k): node for k, node in config.items_ex(resolve=False) if k != "hydra"}
-    found = {
-        key: _resolved(node, {} if known is None else known)
-        for key, node in nodes.items()
-        if OmegaConf.is_config(node)
-    }
-    for key, node in nodes.items():
-        if key not in found:
-            found[key] = _looked_up(node, found, config, key)
-    return {key: found[key] for key in nodes}
-
-
-def _resolved(node: Any, known: dict[str, Any]) -> Any:
-    raw = OmegaConf.to_container(node, resolve=False)
-    text = repr(raw)
-    if "${" not in text and "???" not in text:
-        return raw
-    if text in known:
-        return known[text]
-    found = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    if text.count("${") == text.count("${oc.env:"):
-        known[text] = found
-    return found
-
-
-def _looked_up(raw: Any, found: dict[str, Any], config: DictConfig, key: str) -> Any:
-    """A leaf's value; what is no plain reference to another node's leaf, OmegaConf resolves."""
-    reference = REFERENCE.fullmatch(raw) if isinstance(raw, str) else None
-    node = found.get(reference[1]) if reference else None
-    if reference and isinstance(node, dict) and not isinstance(node.get(reference[2]), dict | None):
-        return node[reference[2]]
-    return config[key]
 
 
 def _returned(config: DictConfig, overrides: Sequence[str], outcome: str) -> JobReturn:

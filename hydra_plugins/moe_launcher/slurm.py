@@ -39,5 +39,5 @@ class SlurmLauncher(MoeLauncher):
     """The same composition and validation; the bench is told where its cells are to run."""
 
     def __init__(self, **settings: Any) -> None:
+        """The settings reach the bench as the config's own node, in a run and in a multirun."""
         super().__init__()
-        self.cluster = {"_target_": SlurmLauncherConf._target_, **settings}

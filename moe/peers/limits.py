@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from moe import spec
 from moe.spec import Cell, Strategy, Unsupported
 
-EXTRA = "pip install 'moe-bench[peers]'"
+EXTRA = "in the clone: pip install -e '.[peers]'"
 
 
 def _nothing_more(cell: Cell) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from runners import record, resume
+from runners import places, record, resume
 from runners.cell import Machine
 from runners.fields import ConfigError
 from runners.launch import freeze
@@ -27,7 +27,6 @@ from runners.progress import Progress
 from runners.sweep import Settings, Sweep, SweepResult
 
 FOLDER = freeze.FOLDER
-ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 2.0
 START_S = 120.0  # a launch: imports, rendezvous, calibration
 CELL_S = 20.0  # a cell: built, proven, chosen a kernel for, warmed up
@@ -125,7 +124,7 @@ def parameters(slurm: Slurm, jobs: Sequence[Job], settings: Settings) -> dict[st
         "ntasks_per_node": place.ranks_per_node,
         "use_srun": False,  # the batch script starts srun itself, once a launch
         "stderr_to_stdout": True,
-        "setup": [f"export PYTHONPATH={shlex.quote(str(ROOT))}:$PYTHONPATH", *slurm.setup],
+        "setup": [*exports(), *slurm.setup],
         "additional_parameters": {
             "requeue": True,
             "signal": f"B:USR2@{SIGNAL_S}",
@@ -142,6 +141,13 @@ def parameters(slurm: Slurm, jobs: Sequence[Job], settings: Settings) -> dict[st
     return found
 
 
+def exports() -> list[str]:
+    """Shell commands after which a job finds our modules."""
+    clone = places.CLONE
+    found = [f"export PYTHONPATH={shlex.quote(str(clone))}:$PYTHONPATH"] if clone else []
+    return ["export PYTHONSAFEPATH=1", *found]
+
+
 def submit(slurm: Slurm, group: str, jobs: Sequence[Job], settings: Settings) -> str:
     """Queues one allocation; its job id. Raises ConfigError where it is refused."""
     try:
@@ -149,7 +155,7 @@ def submit(slurm: Slurm, group: str, jobs: Sequence[Job], settings: Settings) ->
     except ImportError as error:
         raise ConfigError(
             "hydra/launcher=slurm: submitit is not installed; allowed where it is; "
-            "pip install 'moe-bench[slurm]'"
+            "in the clone: pip install -e '.[slurm]'"
         ) from error
     try:
         executor = submitit.SlurmExecutor(
@@ -295,6 +301,6 @@ class SlurmSweep(Sweep):
         if ids:
             self.progress.say(
                 f"the jobs go on: {ids}\n"
-                f"to attach: python runners/bench.py resume={self.sweep_dir} hydra/launcher=slurm\n"
+                f"to attach: {places.BENCH} resume={self.sweep_dir} hydra/launcher=slurm\n"
                 f"to end them: scancel {ids}"
             )

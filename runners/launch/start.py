@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from runners import places
 from runners.bound import NETWORK
 from runners.inherited import of_ranks
 from runners.launch.patience import within
 from runners.mpi_start import mpiexec_command
 from runners.plan import LaunchPlan, save
 
-ROOT = Path(__file__).resolve().parents[2]
 GRACE_S = 5.0
 
 
@@ -121,10 +121,14 @@ def rank_environment(plan: LaunchPlan) -> dict[str, str]:
     with threads set explicitly, loopback for one node, and the token that the ranks know each other
     by."""
     threads = str(plan.placement.threads)
-    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
     return {
+<<<<<<< HEAD
         **of_ranks(os.environ, plan.pass_env),
         "PYTHONPATH": path,
+=======
+        **{name: value for name, value in os.environ.items() if not SECRET.search(name)},
+        **places.module_variables(os.environ),
+>>>>>>> 7541bbd0cf7c9fe046df8fc692f25c8f57806324
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),

@@ -1,0 +1,61 @@
+"""`hydra/sweeper=moe`: Hydra's own sweep, which leaves nothing behind where it is refused.
+
+Hydra's basic sweeper writes a file before anything is checked, composes every job twice, and hands
+an empty sweep on. Here the launcher composes and checks, and makes the folder after that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from hydra.core.utils import JobReturn
+
+from runners.fields import ConfigError
+
+
+@dataclass
+class MoeSweeperConf:
+    _target_: str = "hydra_plugins.moe_launcher.sweeper.MoeSweeper"
+    params: dict[str, str] = field(default_factory=dict)  # values by key, as an experiment has them
+
+
+ConfigStore.instance().store(
+    group="hydra/sweeper", name="moe", node=MoeSweeperConf, provider="moe_launcher"
+)
+
+
+class MoeSweeper(BasicSweeper):
+    def __init__(self, params: dict[str, str]) -> None:
+        super().__init__(max_batch_size=None, params=params)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """All jobs to the launcher in one call. Raises ConfigError where there is none, and what
+        the launcher raises."""
+        assert self.hydra_context is not None and self.launcher is not None
+        loader = self.hydra_context.config_loader
+        parser = OverridesParser.create(config_loader=loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        for override in overrides:
+            if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
+                raise ConfigError(_empty(override, loader.get_group_options(override.key_or_group)))
+        (jobs,) = self.split_arguments(overrides, None)
+        ended: Sequence[JobReturn] = self.launcher.launch(jobs, initial_job_idx=0)
+        return [job.return_value for job in ended]  # raises what a job raised, in other launchers
+
+
+def _empty(override: Override, options: Sequence[str]) -> str:
+    key = override.get_key_element()
+    if not isinstance(override.value(), Glob):
+        return f"{override.input_line}: no value at all; name at least one: {key}=VALUE"
+    if options:
+        return f"{override.input_line}: matches none; allowed are {', '.join(options)}"
+    return (
+        f"{override.input_line}: glob chooses among the files of a folder of conf/, and {key} has "
+        f"none; list the values: {key}=A,B"
+    )
