@@ -36,6 +36,7 @@ from runners.fields import ConfigError, safe_name
 from runners.jobs import Asked, run_asked
 from runners.sweep import SweepResult
 from runners.track_client import redact
+from runners.track_settings import drop_empty
 
 REPORT_LIMIT_S = 300
 
@@ -193,6 +194,7 @@ def unknown_option(parser: argparse.ArgumentParser, message: str) -> NoReturn:
 
 def run() -> int:
     argparse.ArgumentParser.error = unknown_option  # type: ignore  # one line
+    drop_empty()  # before conf asks for W&B's variables
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us, not through its own printer
     program = hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
     try:
