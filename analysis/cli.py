@@ -75,8 +75,8 @@ def parser() -> argparse.ArgumentParser:
     for name in ("predict", "advise"):
         _predict_options(made[name], "8..4096" if name == "predict" else "8")
     add = made["dashboard"].add_argument
-    add("--project", default=os.environ.get("WANDB_PROJECT") or "moe-bench")
-    add("--entity", default=os.environ.get("WANDB_ENTITY") or "", help="default: your own")
+    add("--project", default="", help="default: WANDB_PROJECT, else conf/tracker/wandb.yaml's")
+    add("--entity", default="", help="default: WANDB_ENTITY, else the account's own")
     add("--save", action="store_true", help="store it as a new saved view on the server")
     made["plot"].add_argument("--name", action="append", default=[], help="plots to draw")
     return top

@@ -9,18 +9,20 @@ plots that `python -m runners.track --summary` adds to the project.
 from __future__ import annotations
 
 import json
-import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from analysis import marks, tables
-from analysis.errors import InputError
+from analysis.errors import InputError, SourceWarning
 from analysis.frame import varying
 from analysis.panels import SERIAL, VARIANT, axes, title_of
 from analysis.plots import PLOTS
 from analysis.tables import Metric
+from runners.track_client import redact
+from runners.track_settings import defaults, usable_environment
 
 SIZE = {"w": 8, "h": 6}  # of a panel, in W&B's grid of 24 columns
 COLUMNS = 3
@@ -29,9 +31,11 @@ FIGURES = ("median_duration_ms", "median_low_ms", "median_high_ms", "avg_through
 ROW_NAMES = {metric: name for name, metric in tables.METRICS.items()}  # metric -> summary key
 
 
-def workspace(frame: pd.DataFrame, cells: pd.DataFrame, entity: str, project: str) -> Any:
-    """An unsaved Workspace; raises InputError where wandb-workspaces is not installed."""
+def workspace(frame: pd.DataFrame, cells: pd.DataFrame, entity: str = "", project: str = "") -> Any:
+    """An unsaved Workspace; raises InputError where wandb-workspaces is not installed. Unnamed,
+    entity and project are where the tracker's runs go."""
     ws, wr, expr = _library()
+    where = defaults()
     parts = [
         ("Strategy against each axis", against_axes(wr, cells)),
         ("Phases", phases(wr, cells)),
@@ -42,8 +46,8 @@ def workspace(frame: pd.DataFrame, cells: pd.DataFrame, entity: str, project: st
         ("Flags", flags(wr, cells)),
     ]
     return ws.Workspace(
-        entity=entity,
-        project=project,
+        entity=entity or where["entity"] or "",
+        project=project or where["project"],
         name=f"MoE benchmark: {', '.join(_sweeps(frame))}"[:128],
         sections=[
             ws.Section(name=name, panels=_laid_out(wr, made), is_open=place < COLUMNS)
@@ -198,15 +202,15 @@ def spec(made: Any) -> str:
 
 def save(made: Any) -> str:
     """Stores the workspace as a new saved view and returns its address; raises InputError."""
-    from runners.track_client import redact
-
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
-        import wandb
+        with usable_environment() as faults:
+            import wandb
 
-        made.entity = made.entity or wandb.Api().default_entity
-        made.save()
-        return str(made.url)
+            for fault in faults:
+                warnings.warn(redact(fault), SourceWarning, stacklevel=2)
+            made.entity = made.entity or wandb.Api().default_entity
+            made.save()
+            return str(made.url)
     except Exception as error:
         text = redact(" ".join(str(error).split()))
         raise InputError(

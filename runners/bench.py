@@ -36,6 +36,7 @@ from runners.refusal import one_line, unexpected
 from runners.resolution import plain
 from runners.sweep import SweepResult
 from runners.track_client import redact
+from runners.track_settings import drop_empty
 
 REPORT_LIMIT_S = 300
 OF_RUN = ("resume", "resume_mode", "report", "tracker", "on_error")  # no part of any cell
@@ -189,6 +190,7 @@ def run() -> int:
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup's choice is the user's
             signal.signal(number, end_as_by_ctrl_c)
     argparse.ArgumentParser.error = unknown_option  # type: ignore  # one line
+    drop_empty()  # before conf asks for W&B's variables
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us, not through its own printer
     program = hydra.main(version_base="1.3", config_path=str(places.CONF), config_name="config")
     had_outputs = places.OUTPUTS.exists()

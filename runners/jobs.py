@@ -23,6 +23,7 @@ from runners.plan import Job, Measure
 from runners.progress import Progress, title
 from runners.sweep import Settings, Sweep, SweepResult, point_latest
 from runners.track_client import MODES
+from runners.track_settings import project_name
 
 LISTED_ERRORS = 20
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # of ranks: threads=N sets them
@@ -125,6 +126,10 @@ def settings_of(asked: Sequence[Asked], sweep_dir: Path, command: str) -> Settin
     tracker = dict(config["tracker"])
     choice(tracker, "tracker.mode", (*MODES, "dryrun"))
     number(tracker, "tracker.limit_s", 1)
+    try:
+        project_name(tracker["project"])
+    except ValueError as error:
+        raise ConfigError(f"tracker.project={error}") from error
     started_again = config["hosts"]["run"] is not None and (sweep_dir / "plan.json").exists()
     going_on = config["resume"] or started_again  # a cluster's job comes back under its name
     return Settings(

@@ -15,19 +15,21 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import chdir
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from runners import places
+from runners import places, track_check
 from runners import record as records
 from runners import track_ledger as ledger
 from runners.bound import die_with_parent
 from runners.interrupt import Interrupted, Interruption
 from runners.track_client import LAUNCHER, MODES, redact, resolve_mode
 from runners.track_fields import ROWS_FIELD, Run, run_of
+from runners.track_settings import defaults, project_name, replace_environment
 from runners.track_summary import NoSummary, summary_id, summary_run
-from runners.track_writer import Gap, OnServer, Writer, prepare_environment
+from runners.track_writer import Gap, OnServer, Writer
 
 ENDED = ("finished", "failed")  # a server's words for a run that has said that it ends
 
@@ -86,19 +88,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(argv)
     report = Report(options.mode, replay=_replay_command(options))
     if options.mode != "disabled":
-        prepare_environment()
+        sources = [Path(s).resolve() for s in options.source or [places.OUTPUTS / places.LATEST]]
+        _shut_off(options, report)
         interruption = Interruption(lambda: _interrupted(report))
         interruption.listen()
         if launcher := os.environ.get(LAUNCHER):
             die_with_parent(int(launcher), signal.SIGTERM)
         try:
-            for source in options.source or [str(places.OUTPUTS / places.LATEST)]:
-                _track(Path(source).resolve(), options, report, interruption)
+            with tempfile.TemporaryDirectory(prefix="tracker-") as empty, chdir(empty):
+                for source in sources:
+                    _track(source, options, report, interruption)
         except Interrupted:
             _interrupted(report)
             return 1
     print(report.as_json(), flush=True)
     return 1 if report.failed else 0
+
+
+def _shut_off(options: argparse.Namespace, report: Report) -> None:
+    """W&B's settings are ours from here on. (It reads files of the working folder as well, hence
+    an empty one.) Where a server cannot be asked safely, none is."""
+    found = replace_environment()
+    for fault in found.faults:
+        report.warn(fault)
+    if options.mode == "online" and not found.server:
+        report.failed += 1
+        report.warn("tracker: no server is asked; writing offline instead")
+        options.mode = report.mode = "offline"
 
 
 def _interrupted(report: Report) -> None:
@@ -111,18 +127,26 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m runners.track", description=__doc__)
     parser.add_argument("source", nargs="*", help="sweep folders; the newest by default")
     parser.add_argument("--mode", choices=MODES, help="default: WANDB_MODE, else offline")
-    parser.add_argument("--project", default=os.environ.get("WANDB_PROJECT") or "moe-bench")
-    parser.add_argument("--entity", default=os.environ.get("WANDB_ENTITY"))
+    parser.add_argument("--project", help="default: WANDB_PROJECT, else conf/tracker/wandb.yaml's")
+    parser.add_argument("--entity", help="default: WANDB_ENTITY, else the account's own")
     parser.add_argument("--dir", type=Path, help="where wandb/ goes; default: the sweep folder")
     parser.add_argument(
         "--summary", action="store_true", help="one more run, with the sweep's report and plots"
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="ATTEMPT_ID")
     options = parser.parse_args(argv)
+    for name in ("mode", "project", "entity"):
+        if not getattr(options, name):
+            setattr(options, name, defaults()[name])
+    options.dir = options.dir and options.dir.resolve()
     try:
         options.mode = resolve_mode(options.mode)
     except ValueError as error:
         parser.error(f"WANDB_MODE: {error}")
+    try:
+        options.project = project_name(options.project)
+    except ValueError as error:
+        parser.error(f"--project {error}")
     return options
 
 
@@ -130,7 +154,7 @@ def _track(
     sweep: Path, options: argparse.Namespace, report: Report, interruption: Interruption
 ) -> None:
     """One sweep; whatever keeps it from being tracked becomes a warning."""
-    folder = (options.dir or sweep).resolve()
+    folder = options.dir or sweep
     report.folders += [folder] if folder not in report.folders else []
     runs = _runs(sweep, set(options.only), report)
     if not runs:
@@ -168,7 +192,7 @@ def _track_runs(writer: Writer, runs: list[Run], report: Report) -> None:
                 try:
                     writer.close()
                 finally:
-                    _read_back(written, report)
+                    _read_back(writer, written, report)
     except ledger.Unusable as error:
         report.failed += len(runs)
         report.warn(str(error))
@@ -263,13 +287,19 @@ def _write(writer: Writer, run: Run, there: OnServer | None, report: Report) -> 
         return None
 
 
-def _read_back(written: list[Written], report: Report) -> None:
-    """Only what is on disk counts. W&B's process must have ended: it writes after `finish`."""
+def _read_back(writer: Writer, written: list[Written], report: Report) -> None:
+    """Only what is on disk counts. W&B's process must have ended: it writes after `finish`. A run
+    that is not its record's is removed, as `wandb sync` would send it."""
     for run, log, rows in written:
-        lacking = ledger.fault(log, rows)
-        if lacking:
+        if lacking := ledger.fault(log, rows):
             report.failed += 1
             report.warn(f"{log}: run {run.id} is not whole: {lacking}")
+        elif wrong := track_check.fault(log, run, writer.project, writer.entity):
+            sent = log.with_suffix(".wandb.synced").exists()
+            ledger.drop(log)
+            report.failed += 1
+            where = "; it was sent: delete it on the server" if sent else ""
+            report.warn(f"{log}: run {run.id} is not as its record, and removed: {wrong}{where}")
         else:
             report.runs += 1
             report.rows += rows

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from runners import places
+from runners.track_settings import allowed
 
 LAUNCHER = "MOE_LAUNCHER_PID"  # whose death asks a tracker to finish its run and end
 MODES = ("offline", "online", "disabled")
@@ -35,10 +36,9 @@ class TrackerResult:
     mode: str = ""  # how it was written: "offline" too where a server did not answer
 
 
-def resolve_mode(configured: str | None) -> str:
-    """The configured mode, else WANDB_MODE, else offline; raises ValueError for no mode."""
-    mode = configured or os.environ.get("WANDB_MODE") or "offline"
-    mode = "offline" if mode == "dryrun" else mode  # W&B's old word
+def resolve_mode(configured: str) -> str:
+    """Raises ValueError for no mode."""
+    mode = "offline" if configured == "dryrun" else configured  # W&B's old word
     if mode not in MODES:
         raise ValueError(f"tracker.mode={mode}: allowed is {', '.join(MODES)}")
     return mode
@@ -47,18 +47,19 @@ def resolve_mode(configured: str | None) -> str:
 def run_tracker(
     sweep_dir: Path, attempt_ids: Sequence[str], tracker: Mapping[str, Any], limit_s: float
 ) -> TrackerResult:
-    """Tracks these attempts of the sweep; `tracker` has `mode`, `project` and `entity`.
+    """Tracks these attempts of the sweep; `tracker` has `mode`, `project` and `entity`, as
+    `track_settings.defaults` has them.
 
     A server that does not answer costs its timeouts once per call: hand the result's `mode` to
     the next one. The tracker and whatever it started have ended when this returns.
     """
     try:
-        mode = resolve_mode(tracker.get("mode"))
+        mode = resolve_mode(tracker["mode"])
         if mode == "disabled" or not attempt_ids:
             return TrackerResult(True, mode=mode)
         command = [sys.executable, "-m", "runners.track", str(sweep_dir), "--mode", mode]
-        command += ["--project", str(tracker.get("project") or "moe-bench")]
-        command += ["--entity", str(tracker["entity"])] if tracker.get("entity") else []
+        command += ["--project", str(tracker["project"])]
+        command += ["--entity", str(tracker["entity"])] if tracker["entity"] else []
         return _run([*command, "--only", *attempt_ids], limit_s)
     except Exception as error:  # a tracker costs a warning, never a measurement
         return TrackerResult(False, warning=f"tracker: {redact(str(error))}")
@@ -67,7 +68,11 @@ def run_tracker(
 def _run(command: list[str], limit_s: float) -> TrackerResult:
     process = subprocess.Popen(
         command,
-        env={**os.environ, **places.module_variables(os.environ), LAUNCHER: str(os.getpid())},
+        env={
+            **allowed(os.environ),
+            **places.module_variables(os.environ),
+            LAUNCHER: str(os.getpid()),
+        },
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

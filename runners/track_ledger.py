@@ -56,7 +56,12 @@ def drop_unfinished(folder: Path, run_id: str, rows: int) -> None:
     again: synced beside its replay, W&B would join the two."""
     for log in logs(folder, run_id):
         if fault(log, rows):
-            shutil.rmtree(log.parent, ignore_errors=True)
+            drop(log)
+
+
+def drop(log: Path) -> None:
+    """Removes the folder of a run that nothing may read or sync."""
+    shutil.rmtree(log.parent, ignore_errors=True)
 
 
 def mark_synced(folder: Path, run_id: str) -> None:

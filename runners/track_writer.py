@@ -1,12 +1,12 @@
 """The only module of this floor that imports W&B: writes one run, offline or online.
 
 Settings are chosen from what W&B does: nothing is measured or sent that is not asked for, the log
-is flushed at once, and every wait for a server is bounded.
+is flushed at once, and every wait for a server is bounded. What W&B would take of the surroundings
+is kept out by `track_settings`.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from contextlib import suppress
@@ -15,25 +15,11 @@ from typing import Any, NamedTuple
 
 from runners.interrupt import Interruption, end_children
 from runners.track_fields import Run
+from runners.track_settings import forget_server, timeout_s
 
-# Bounds on every wait for a server, in seconds, under W&B's own names: unset means these.
-TIMEOUTS_S = {"WANDB_INIT_TIMEOUT": 20, "WANDB_FINISH_TIMEOUT": 60, "WANDB_HTTP_TIMEOUT": 20}
 TEARDOWN_S = 10.0
 FLUSH_INTERVAL_S = 0.1
 PAGE = 1000
-# Settings of a surrounding run that must not leak into ours.
-FOREIGN = (
-    *("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_SWEEP_ID", "WANDB_NAME", "WANDB_TAGS"),
-    "WANDB_SERVICE",  # of a parent that uses W&B too: its W&B process would write our runs
-)
-
-
-def prepare_environment() -> None:
-    """Before W&B is imported: silent, no error reports, nothing taken from a surrounding run."""
-    os.environ["WANDB_ERROR_REPORTING"] = "false"
-    os.environ["WANDB_SILENT"] = "true"
-    for name in FOREIGN:
-        os.environ.pop(name, None)
 
 
 class OnServer(NamedTuple):
@@ -77,6 +63,8 @@ class Writer:
             return self._write(run, there)
 
     def _write(self, run: Run, there: OnServer | None) -> Path:
+        if not self.online:
+            forget_server()
         import wandb
 
         active = wandb.init(
@@ -119,7 +107,7 @@ class Writer:
     def _on_server(self, ids: list[str]) -> dict[str, OnServer]:
         import wandb
 
-        api = wandb.Api(timeout=_timeout_s("WANDB_HTTP_TIMEOUT"))
+        api = wandb.Api(timeout=timeout_s("WANDB_HTTP_TIMEOUT"))
         path = f"{self.entity or api.default_entity}/{self.project}"
         found = api.runs(
             path, filters={"name": {"$in": ids}}, per_page=min(PAGE, len(ids)), lazy=False
@@ -159,11 +147,6 @@ def media(pages: dict[str, Path], pictures: dict[str, Path]) -> dict[str, Any]:
     return {**row, **{key: wandb.Image(str(path)) for key, path in pictures.items()}}
 
 
-def _timeout_s(name: str) -> int:
-    text = os.environ.get(name, "")
-    return int(text) if text.isdigit() and int(text) else TIMEOUTS_S[name]
-
-
 def _settings() -> Any:
     import wandb
 
@@ -172,11 +155,12 @@ def _settings() -> Any:
         console="off",
         symlink=False,
         use_dot_wandb=False,
+        sagemaker_disable=True,  # else a training job's name and parameters are taken
         save_code=False,
         disable_code=True,
         disable_git=True,
-        init_timeout=_timeout_s("WANDB_INIT_TIMEOUT"),
-        finish_timeout=_timeout_s("WANDB_FINISH_TIMEOUT"),
+        init_timeout=timeout_s("WANDB_INIT_TIMEOUT"),
+        finish_timeout=timeout_s("WANDB_FINISH_TIMEOUT"),
         finish_timeout_raises=True,
         x_disable_meta=True,
         x_disable_stats=True,

@@ -17,7 +17,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from analysis.errors import SourceError, SourceWarning
 from analysis.sources import wandb_file
-from runners import flatten, track_log
+from runners import flatten, track_decode, track_log
 from runners.track_fields import run_of
 
 MUTANTS = 500
@@ -67,7 +67,7 @@ def test_only_wandbs_own_clock_is_passed_over(values: dict[str, Any], passed_ove
     (payload,) = updates(("summary", values, []))
     record = Record.FromString(payload)
     record.num = 70_000
-    assert bool(wandb_file.CLOCK.fullmatch(record.SerializeToString())) is passed_over
+    assert bool(track_decode.CLOCK.fullmatch(record.SerializeToString())) is passed_over
     assert track_log.kind(record.SerializeToString()) == track_log.SUMMARY
 
 
@@ -76,7 +76,7 @@ def test_no_key_of_ours_is_ever_passed_over(values: dict[str, float]) -> None:
     record = Record(num=5)
     for key, value in values.items():
         record.summary.update.add(key=key, value_json=repr(value))
-    if wandb_file.CLOCK.fullmatch(record.SerializeToString()):
+    if track_decode.CLOCK.fullmatch(record.SerializeToString()):
         assert all(key.startswith("_") for key in values)
 
 

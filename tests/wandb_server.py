@@ -1,8 +1,8 @@
 """A loopback stand-in for a W&B server: just enough for the real client to write and to read.
 
 It answers the GraphQL operations and uploads that wandb 0.31 sends for init, log, finish,
-`wandb sync`, `Api.runs` with filters, and history. It proves what the client sends and accepts,
-not what W&B's own servers do with it. Faults are set by the tests. It ends by itself.
+`wandb sync`, `wandb agent`, `Api.runs` with filters, and history. It proves what the client sends
+and accepts, not what W&B's own servers do with it. Faults are set by the tests. It ends by itself.
 """
 
 from __future__ import annotations
@@ -72,6 +72,8 @@ class StandIn:
     def __init__(self, seconds: float = 120.0) -> None:
         self.runs: dict[str, StoredRun] = {}
         self.views: dict[str, dict[str, Any]] = {}  # saved workspaces by name
+        self.sweep: dict[str, Any] = {}  # what `wandb sweep` would have stored
+        self.commands: list[dict[str, Any]] = []  # for an agent of the sweep, one a heartbeat
         self.requests: list[str] = []
         self.fault: Callable[[str], int | None] = lambda request: None
         self.lock = threading.Lock()
@@ -202,6 +204,16 @@ def _view(server: StandIn, v: dict[str, Any]) -> dict[str, Any]:
     return {"project": {"allViews": {"edges": [{"node": node} for node in nodes]}}}
 
 
+def _sweep(server: StandIn, v: dict[str, Any]) -> dict[str, Any]:
+    found = {"id": "s", "name": v["sweep"], "config": json.dumps(server.sweep), "state": "RUNNING"}
+    return {"project": {"sweep": {**found, "runs": {"edges": []}}}}
+
+
+def _heartbeat(server: StandIn, v: dict[str, Any]) -> dict[str, Any]:
+    commands = [server.commands.pop(0)] if server.commands else []
+    return {"agentHeartbeat": {"agent": {"id": v["id"]}, "commands": json.dumps(commands)}}
+
+
 _OPERATIONS: dict[str, Callable[[StandIn, dict[str, Any]], dict[str, Any]]] = {
     "Viewer": _viewer,
     "GetDefaultEntity": _viewer,
@@ -219,6 +231,9 @@ _OPERATIONS: dict[str, Callable[[StandIn, dict[str, Any]], dict[str, Any]]] = {
     "HistoryPage": _history,
     "UpsertView2": _upsert_view,
     "View": _view,
+    "SweepWithRuns": _sweep,
+    "CreateAgent": lambda s, v: {"createAgent": {"agent": {"id": "a"}}},
+    "Heartbeat": _heartbeat,
 }
 
 

@@ -8,7 +8,6 @@ for, by a few threads that wait and try again when the server says that it is to
 from __future__ import annotations
 
 import json
-import os
 import random
 import time
 import warnings
@@ -20,6 +19,7 @@ from urllib.parse import parse_qsl
 from analysis.errors import SourceError, SourceWarning
 from analysis.sources.wandb_rows import NoAttempt, NoRow, row_of, sample_columns
 from runners.track_client import redact
+from runners.track_settings import defaults, usable_environment
 
 PREFIX = "wandb:"
 PAGE = 1000
@@ -88,23 +88,28 @@ def load(source: str, *, samples: bool = False) -> list[dict[str, Any]]:
     Raises SourceError when the server does not answer or has no such project. Runs that give no
     row are SourceWarnings.
     """
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     address = parse(source)
+    entity = str(defaults()["entity"] or "")
     try:
-        runs = _patiently(lambda: _runs(address))
-        pairs = _rows(source, runs)
-        return _with_samples(source, pairs) if samples else [row for _, row in pairs]
+        with usable_environment() as faults:
+            for fault in faults:
+                warnings.warn(f"{source}: {redact(fault)}", SourceWarning, stacklevel=2)
+            runs = _patiently(lambda: _runs(address, entity))
+            pairs = _rows(source, runs)
+            return _with_samples(source, pairs) if samples else [row for _, row in pairs]
     except Exception as error:
         text = redact(" ".join(str(error).split()))
         remedy = "check the name, `wandb login` and the network"
         raise SourceError(f"{source}: cannot be read ({text}); {remedy}") from error
 
 
-def _runs(address: Address) -> list[Any]:
+def _runs(address: Address, entity: str) -> list[Any]:
     import wandb
 
     api = wandb.Api(timeout=TIMEOUT_S)
-    path = address.path if "/" in address.path else f"{api.default_entity}/{address.path}"
+    path = address.path
+    if "/" not in path:
+        path = f"{entity or api.default_entity}/{path}"
     return list(api.runs(path, filters=address.filters, per_page=PAGE, lazy=False))
 
 

@@ -10,8 +10,6 @@ samples are asked for.
 
 from __future__ import annotations
 
-import json
-import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,21 +19,8 @@ from typing import Any
 from analysis.errors import SourceError, SourceWarning
 from analysis.sources.wandb_rows import NoAttempt, NoRow, row_of, sample_columns
 from runners import track_log
+from runners.track_decode import Key, build, decoded, fold, last_values
 from runners.track_log import CONFIG, EXIT, HISTORY, RUN, SUMMARY, Log
-
-Key = tuple[str, ...]
-
-# A summary record, byte for byte, that sets nothing but numbers of W&B's own, such as _runtime,
-# _step and _timestamp: it writes two with every history row. num, summary { update { key or
-# nested_key "_...", value_json } ... }, _info; lengths are varints.
-_LENGTH = rb"[\x80-\xff]*[\x00-\x7f]"
-_UPDATE = (
-    rb"\x0a" + _LENGTH + rb"[\x0a\x12]" + _LENGTH + rb"_[a-z]+"
-    rb"(?:\x12" + _LENGTH + rb"[a-z]+)?\x82\x01" + _LENGTH + rb"[-+.0-9e]+"
-)  # fmt: skip
-CLOCK = re.compile(
-    rb"\x08" + _LENGTH + rb"\x1a" + _LENGTH + rb"(?:" + _UPDATE + rb")+(?:\xc2\x0c.*)?", re.DOTALL
-)
 
 
 @dataclass
@@ -107,8 +92,8 @@ def read_run(path: Path, history: bool = False) -> OfflineRun:
     run = OfflineRun(path, finished=log.finished, damage=log.damage)
     try:
         _decode_identity(log, run)
-        run.config = _decode_fold(log, CONFIG, run.config)
-        run.summary = _decode_fold(log, SUMMARY, {})
+        run.config = fold(log, CONFIG, run.config)
+        run.summary = fold(log, SUMMARY, {})
         if history:
             run.history = [_history_row(data) for data in log.of(HISTORY)]
     except ValueError as error:  # a message or a value that W&B did not write like this
@@ -116,74 +101,19 @@ def read_run(path: Path, history: bool = False) -> OfflineRun:
     return run
 
 
-def _record(data: bytes) -> Any:
-    """A decoded `wandb_internal.Record`; raises ValueError."""
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
-
-    try:
-        return Record.FromString(data)
-    except DecodeError as error:
-        raise ValueError(error) from error
-
-
 def _decode_identity(log: Log, run: OfflineRun) -> None:
     for data in log.of(RUN):
-        told = _record(data).run
+        told = decoded(data).run
         run.id, run.name, run.project = told.run_id, told.display_name, told.project
         run.group, run.job_type, run.tags = told.run_group, told.job_type, tuple(told.tags)
-        run.config = _build(_last_values(told.config, {}), run.config)
+        run.config = build(last_values(told.config, {}), run.config)
         run.config.pop("_wandb", None)
     for data in log.of(EXIT):
-        run.exit_code = _record(data).exit.exit_code
-
-
-def _decode_fold(log: Log, kind: int, start: dict[str, Any]) -> dict[str, Any]:
-    """The state after all updates of a kind. Removals have an order, so they are followed one by
-    one; without them the joined messages tell the same."""
-    name = "summary" if kind == SUMMARY else "config"
-    payloads = [data for data in log.of(kind) if not CLOCK.fullmatch(data)]
-    if not payloads:
-        return start
-    joined = getattr(_record(b"".join(payloads)), name)
-    messages = [getattr(_record(p), name) for p in payloads] if joined.remove else [joined]
-    values: dict[Key, str | None] = {}
-    for message in messages:
-        _last_values(message, values)
-    return _build(values, start)
-
-
-def _last_values(message: Any, values: dict[Key, str | None]) -> dict[Key, str | None]:
-    """Adds the message's updates as JSON text, removals as None, the latest at the end."""
-    for items, removed in ((message.update, False), (message.remove, True)):
-        for item in items:
-            key = tuple(item.nested_key) or (item.key,)
-            values.pop(key, None)
-            values[key] = None if removed else item.value_json
-    return values
-
-
-def _build(texts: dict[Key, str | None], start: dict[str, Any]) -> dict[str, Any]:
-    """Applies key paths in order; a value that is set later replaces what lies below it. All
-    values are parsed as one JSON list, which takes a tenth of parsing them one by one."""
-    values = json.loads(f"[{','.join('null' if t is None else t for t in texts.values())}]")
-    if len(values) != len(texts):
-        raise ValueError("a value is not one JSON value")
-    tree = dict(start)
-    for (key, text), value in zip(texts.items(), values, strict=True):
-        node = tree
-        for part in key[:-1]:
-            below = node.get(part)
-            node[part] = node = dict(below) if isinstance(below, dict) else {}
-        if text is None:
-            node.pop(key[-1], None)
-        else:
-            node[key[-1]] = value
-    return tree
+        run.exit_code = decoded(data).exit.exit_code
 
 
 def _history_row(data: bytes) -> dict[str, Any]:
-    return _build(_items(_record(data).history.item), {})
+    return build(_items(decoded(data).history.item), {})
 
 
 def _items(items: Iterable[Any]) -> dict[Key, str | None]:

@@ -122,13 +122,8 @@ def rank_environment(plan: LaunchPlan) -> dict[str, str]:
     by."""
     threads = str(plan.placement.threads)
     return {
-<<<<<<< HEAD
         **of_ranks(os.environ, plan.pass_env),
-        "PYTHONPATH": path,
-=======
-        **{name: value for name, value in os.environ.items() if not SECRET.search(name)},
         **places.module_variables(os.environ),
->>>>>>> 7541bbd0cf7c9fe046df8fc692f25c8f57806324
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
