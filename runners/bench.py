@@ -216,7 +216,12 @@ def run() -> int:
     if BENCH.result is None:
         return 0  # --help, --cfg and the like
     if BENCH.report and not BENCH.result.broken:
-        show_report(BENCH.result)
+        try:
+            show_report(BENCH.result)
+        except KeyboardInterrupt:
+            BENCH.result.warnings.append(
+                "tables and plots were interrupted; python -m analysis show, or plot, makes them"
+            )
     if not BENCH.result.joined:
         say_end(BENCH.result)
     return BENCH.result.exit_code
