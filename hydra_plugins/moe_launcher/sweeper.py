@@ -1,11 +1,13 @@
-"""`hydra/sweeper=moe`: Hydra's own sweep, which leaves nothing behind where it is refused.
+"""`hydra/sweeper=moe`: the product of all values, as Hydra's basic sweeper makes it.
 
-Hydra's basic sweeper writes a file before anything is checked, composes every job twice, and hands
-an empty sweep on. Here the launcher composes and checks, and makes the folder after that.
+That one writes a file before anything is checked, composes every job twice, hands an empty sweep
+on, and writes words anew that are no sweep, not always as they were meant. Here the launcher
+composes and checks, and makes the folder after that.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,13 +42,26 @@ class MoeSweeper(BasicSweeper):
         assert self.hydra_context is not None and self.launcher is not None
         loader = self.hydra_context.config_loader
         parser = OverridesParser.create(config_loader=loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
-        for override in overrides:
-            if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
+        words: dict[str, list[str]] = {}  # by key: of two for one key the later counts
+        for override in parser.parse_overrides([*self._parse_config(), *arguments]):
+            found = words[override.get_key_element()] = _words(override)
+            if not found:
                 raise ConfigError(_empty(override, loader.get_group_options(override.key_or_group)))
-        (jobs,) = self.split_arguments(overrides, None)
+        jobs = [list(job) for job in itertools.product(*words.values())]
         ended: Sequence[JobReturn] = self.launcher.launch(jobs, initial_job_idx=0)
         return [job.return_value for job in ended]  # raises what a job raised, in other launchers
+
+
+def _words(override: Override) -> list[str]:
+    """An override for each of its values; what is no sweep stays as it was typed."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if not override.is_discrete_sweep():
+        raise ConfigError(
+            f"{override.input_line}: allowed are single values, and lists of them; list the values"
+        )
+    key = override.get_key_element()
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
 def _empty(override: Override, options: Sequence[str]) -> str:
