@@ -1,6 +1,6 @@
 """Measures what this machine can do at best: memory, matrix products, collectives.
 
-    python -m runners.calibrate [--ranks N] [--threads T] [--backend gloo|mpi] [--show]
+    python -m runners.calibrate [--ranks N] [--threads T] [--backend gloo|mpi] [--limit S] [--show]
 
 `calibrate_ranks` is what runs inside a launch, on every rank at once; runners/limits.py has the
 shape of the result and its cache. Random numbers throughout: zeros run faster than any real data.
@@ -13,175 +13,154 @@ import datetime
 import functools
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from moe.comm import Comm, Group
+from moe.comm import Comm
 from moe.spec import Placement
-from runners import environment, limits
+from runners import environment, limits, places
 from runners.inherited import of_ranks
+from runners.links import collective_fits, left_out, of_first, tier_fits
 from runners.mpi_start import mpiexec_command
-from runners.probe import CHUNK_BYTES, MATRICES, Memory, Probe, Step, alone_rates, dtypes, products
+from runners.plan import Measure
+from runners.probe import (
+    CHUNK_BYTES,
+    MATRICES,
+    ROWS,
+    Alone,
+    Memory,
+    Probe,
+    Products,
+    Step,
+    alone_rates,
+    dtypes,
+    ways,
+)
 from runners.ranks import TorchRanks, Where
 from runners.record import write_atomic
 
-BUDGET_S = 3.0
-MESSAGE_BYTES = (1 << 10, 16 << 10, 128 << 10, 1 << 20)
-COLLECTIVES = ("barrier", "all_reduce", "all_gather", "all_to_all", "reduce_scatter")
-BLOCKS = 5  # of calls, per collective and size, where the budget lasts
+LIMIT_S = Measure().calibration_limit_s
+ALONE_UNTIL, SHARED_UNTIL, LINKS_UNTIL = 0.5, 0.7, 0.9  # of the limit; the rest is for overruns
+WINDOWS = 3  # in which all ranks are at work at once, where the time lasts
+PRODUCT_WEIGHT = 2  # shares of the time of all ranks at once, where memory has one
 
 
-def together(step: Step, amount: float, probe: Probe, comm: Comm, budget_s: float) -> float:
-    """Best total rate of all ranks over three windows in which all of them are at work."""
+def together(step: Step, amount: float, probe: Probe, comm: Comm, until_s: float) -> float:
+    """Best total rate of all ranks over up to three windows in which all of them are at work, as
+    long as rank 0 says."""
     best = 0.0
-    for _ in range(3):
+    for number in range(WINDOWS):
+        window_s = of_first(comm, probe.left_s(until_s) / (WINDOWS - number))
+        if best and window_s <= 0:
+            break
         comm.barrier()
-        start, done = time.perf_counter(), 0
-        while time.perf_counter() - start < budget_s / 3:
+        start, done = probe.clock(), 0
+        while not done or probe.clock() - start < window_s:
             step()
             done += 1
         probe.sync()
-        mine = amount * done / (time.perf_counter() - start)
+        mine = amount * done / (probe.clock() - start)
         total = torch.tensor([mine], dtype=torch.float64, device=comm.device)
         best = max(best, float(comm.world.combine_(total, "sum").item()))
     return best
 
 
 def shared_rates(
-    probe: Probe, memory: Memory, comm: Comm, alone: dict[str, Any], budget_s: float
+    probe: Probe, memory: Memory, comm: Comm, alone: Alone, until_s: float
 ) -> dict[str, Any]:
     """Totals over all ranks; at least what one of them reaches alone."""
     kinds = dtypes(probe.device)
-    share = budget_s / (2 + len(kinds))
-    read = together(memory.product, CHUNK_BYTES, probe, comm, share)
-    copy = together(memory.copy, 2 * CHUNK_BYTES, probe, comm, share)
+    weights = [1, 1] + [PRODUCT_WEIGHT] * len(kinds)
+
+    def until() -> float:
+        share = weights[0] / sum(weights)
+        del weights[0]
+        return probe.clock() + share * probe.left_s(until_s)
+
+    read = together(memory.product, CHUNK_BYTES, probe, comm, until())
+    copy = together(memory.copy, 2 * CHUNK_BYTES, probe, comm, until())
     flops = {}
     for dtype in kinds:
         name, (n, k) = str(dtype).removeprefix("torch."), MATRICES[0]
-        x = probe.random(256, k, dtype=dtype)
-        steps = [functools.partial(w, x) for w in products(probe.random(n, k, dtype=dtype))]
-        fastest = min(steps, key=lambda step: probe.best_s(step, share / len(steps)))
-        rate = together(fastest, 2 * 256 * n * k, probe, comm, share)
-        flops[name] = max(rate, alone["matmul_flops_per_s"][name]["peak"])
+        found, end_s = alone.products[name], until()
+        rows = round(of_first(comm, rows_within(found, comm.world_size, probe.left_s(end_s) / 2)))
+        way = ways(probe.random(n, k, dtype=dtype))[found.way[f"{rows}x{n}x{k}"]]()
+        step = functools.partial(way, probe.random(rows, k, dtype=dtype))
+        step()  # the first call prepares
+        rate = together(step, 2 * rows * n * k, probe, comm, end_s)
+        flops[name] = max(rate, alone.rates["matmul_flops_per_s"][name]["peak"])
     return {
-        "read_bytes_per_s": max(read, alone["read_bytes_per_s"]),
-        "copy_bytes_per_s": max(copy, alone["copy_bytes_per_s"]),
+        "read_bytes_per_s": max(read, alone.rates["read_bytes_per_s"]),
+        "copy_bytes_per_s": max(copy, alone.rates["copy_bytes_per_s"]),
         "matmul_flops_per_s": flops,
     }
 
 
-def collective_steps(group: Group, size: int) -> dict[str, tuple[float, Step]]:
-    """By name: bytes a rank sends to others, and the call as strategies make it.
-
-    Repeated sums overflow to infinity, which takes no longer to add than other numbers.
-    """
-    ranks = group.size
-    rows = max(1, size // (4 * ranks))
-    x = torch.randn(rows * ranks, 1, device=group.comm.device)
-    split, even = x.nbytes * (ranks - 1) / ranks, [rows] * ranks
-    return {
-        "barrier": (0.0, group.barrier),
-        "all_reduce": (2 * split, lambda: group.all_reduce_(x)),
-        "all_gather": ((ranks - 1) * x.nbytes, lambda: group.all_gather(x, [len(x)] * ranks)),
-        "all_to_all": (split, lambda: group.all_to_all(x, even, even)),
-        "reduce_scatter": (split, lambda: group.reduce_scatter(x, even)),
-    }
-
-
-def time_collective(probe: Probe, comm: Comm, step: Step, budget_s: float) -> tuple[float, float]:
-    """(median, minimum) over blocks of calls of the slowest rank's time per call."""
-
-    def slowest(calls: int) -> float:
-        comm.barrier()
-        mine = torch.tensor([probe.elapsed_s(step, calls)], dtype=torch.float64)
-        return float(comm.world.combine_(mine.to(comm.device), "max").item())
-
-    slowest(1)
-    calls = max(1, min(1000, int(budget_s / BLOCKS / slowest(2) * 2)))  # the same on every rank
-    blocks: list[float] = []
-    while len(blocks) < BLOCKS and (len(blocks) < 2 or sum(blocks) * calls < 2 * budget_s):
-        blocks.append(slowest(calls) / calls)
-    return statistics.median(blocks), min(blocks)
-
-
-def collective_fits(
-    probe: Probe, group: Group, budget_s: float, names: Sequence[str] = COLLECTIVES
-) -> dict[str, Any]:
-    """By collective; every rank takes part, in its own group of the kind."""
-    comm = group.comm
-    if group.size == 1:
-        return {}
-    points: dict[str, list[list[float]]] = {}
-    share = budget_s / (len(names) * len(MESSAGE_BYTES))
-    for size in MESSAGE_BYTES:
-        for name, (sent, step) in collective_steps(group, size).items():
-            if name in names and (sent or name not in points):
-                points.setdefault(name, []).append(
-                    [sent, *time_collective(probe, comm, step, share)]
-                )
-    return {name: _fit(rows) for name, rows in points.items()}
-
-
-def tier_fits(probe: Probe, comm: Comm, nodes: int, budget_s: float) -> dict[str, Any]:
-    """Alpha and beta inside a node (its ranks) and between nodes (ranks that have the same place
-    in theirs, all such groups at once, as collectives over several nodes use the links)."""
-    inside, across = comm.split(comm.world_size // nodes, ("node", "across nodes"))
-    groups = {"intra": inside, "inter": across}
-    return {
-        name: collective_fits(probe, group, budget_s / 2, ("barrier", "all_to_all"))
-        for name, group in groups.items()
-    }
-
-
-def _fit(points: list[list[float]]) -> dict[str, Any]:
-    alpha, beta, error = limits.fit_line([p[0] for p in points], [p[1] for p in points])
-    return {"alpha_s": alpha, "beta_s_per_byte": beta, "error": error, "points": points}
+def rows_within(found: Products, ranks: int, limit_s: float) -> int:
+    """The most rows of those timed alone whose product ends in time on every rank at once, were
+    the cores shared out evenly; the fewest where none would."""
+    n, k = MATRICES[0]
+    crowd = max(1.0, ranks / environment.usable_cores())
+    timed = {m: rate for m in ROWS if (rate := found.flops_per_s.get(f"{m}x{n}x{k}"))}
+    fitting = [m for m, rate in timed.items() if crowd * 2 * m * n * k / rate <= limit_s]
+    return max(fitting, default=min(timed))
 
 
 def calibrate_ranks(
-    budget_s: float = BUDGET_S, device: torch.device | None = None, nodes: int = 1
-) -> Any:
+    limit_s: float = LIMIT_S, device: torch.device | None = None, nodes: int = 1
+) -> dict[str, Any]:
     """Runs on every rank of a started process group and returns the same rates on each.
 
-    Takes about `budget_s` seconds, longer where there are more ranks than cores. Rank 0 is measured
-    alone first, while the others sleep; then all ranks at once; then the collectives.
+    Takes at most about `limit_s` seconds, whatever the ranks share: what that does not suffice for
+    is named in `left_out`. Rank 0 is measured alone first, while the others sleep: a rank that
+    waits for a message may take the core. Then all ranks at once; then the collectives.
     """
     device = device or torch.device("cuda" if _backend() == "nccl" else "cpu")
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     comm, probe = Comm(device, ranks, rank), Probe(device)
-    memory = Memory(probe, ranks)
+    fingerprint = environment.fingerprint(environment.capture(device.type)) if rank == 0 else ""
     comm.barrier()
-    alone: list[Any] = [None]
+    began_s = probe.clock()
+    alone_until, shared_until, links_until = (
+        began_s + part * limit_s for part in (ALONE_UNTIL, SHARED_UNTIL, LINKS_UNTIL)
+    )
+    memory = Memory(probe, ranks, sharing=ranks if rank else 1)
+    comm.barrier()
+    box: list[Any] = [None, ""]
     if rank == 0:
-        alone = [alone_rates(probe, memory, budget_s / 2)]
+        box = [alone_rates(probe, memory, alone_until), fingerprint]
     else:
-        time.sleep(budget_s / 2)
+        probe.sleep(max(0.0, probe.left_s(alone_until)))
     if ranks > 1:
-        dist.broadcast_object_list(alone, 0)
-    rates = alone[0]
+        dist.broadcast_object_list(box, 0)
+    alone, fingerprint = box
+    shared = shared_rates(probe, memory, comm, alone, shared_until)
+    middle = (shared_until + links_until) / 2
+    fits = collective_fits(probe, comm.world, links_until if nodes == 1 else middle)
+    tiers = tier_fits(probe, comm, nodes, links_until) if nodes > 1 else {}
+    missing = left_out(fits) if ranks > 1 else []
     return {
-        "fingerprint": environment.fingerprint(environment.capture(device.type)),
+        "fingerprint": fingerprint,
         "ranks": ranks,
         "threads": torch.get_num_threads(),
         "backend": _backend(),
         "device": device.type,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "llc_bytes": environment.llc_bytes(),
-        **rates,
-        "shared": shared_rates(probe, memory, comm, rates, budget_s / 4),
-        "collectives": collective_fits(probe, comm.world, budget_s / 4),
-        **({"nodes": nodes, "tiers": tier_fits(probe, comm, nodes, budget_s / 4)}
-           if nodes > 1 else {}),
-    }  # fmt: skip
+        **alone.rates,
+        "shared": shared,
+        "collectives": fits,
+        **({"nodes": nodes, "tiers": tiers} if nodes > 1 else {}),
+        "limit_s": limit_s,
+        "took_s": of_first(comm, probe.clock() - began_s),
+        "left_out": alone.left_out + missing,
+    }
 
 
 def _backend() -> str:
@@ -189,27 +168,31 @@ def _backend() -> str:
     return "mpi" if name == "mpi4py" else name
 
 
-def launch(ranks: int, threads: int, backend: str, budget_s: float) -> dict[str, Any]:
+def launch(ranks: int, threads: int, backend: str, limit_s: float) -> dict[str, Any]:
     """Calibrates in processes of its own; raises CalledProcessError or TimeoutExpired."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "calibration.json"
-        worker = ["-m", "runners.calibrate", "--backend", backend, "--budget", str(budget_s)]
+        worker = ["-m", "runners.calibrate", "--backend", backend, "--limit", str(limit_s)]
         worker += ["--threads", str(threads), "--rank-of", str(out)]
-        variables = {**of_ranks(os.environ, ()), "OMP_NUM_THREADS": str(threads)}
+        variables = {
+            **of_ranks(os.environ, ()),
+            **places.module_variables(os.environ),
+            "OMP_NUM_THREADS": str(threads),
+        }
         if backend == "mpi":
             command = mpiexec_command(ranks, [sys.executable, *worker], variables)
         else:
             torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
             command = [sys.executable, *torchrun, str(ranks), *worker]
-        limit_s = 120 + 10 * budget_s * ranks
+        longest_s = 120 + 10 * limit_s
         subprocess.run(
-            command, check=True, timeout=limit_s, env=variables, stdin=subprocess.DEVNULL
+            command, check=True, timeout=longest_s, env=variables, stdin=subprocess.DEVNULL
         )
         found: dict[str, Any] = json.loads(out.read_text())
         return found
 
 
-def run_rank(backend: str, threads: int, budget_s: float, out: Path) -> None:
+def run_rank(backend: str, threads: int, limit_s: float, out: Path) -> None:
     """One rank of `launch`; the first one writes the result."""
     if backend == "mpi":
         from runners.mpi_group import export_environment
@@ -221,7 +204,7 @@ def run_rank(backend: str, threads: int, budget_s: float, out: Path) -> None:
     device = "cuda" if backend == "nccl" else "cpu"
     placement = Placement(where.world_size, backend, device, threads)
     ranks = TorchRanks(where, placement, limit_s=300)
-    calibration = calibrate_ranks(budget_s, ranks.device)
+    calibration = calibrate_ranks(limit_s, ranks.device)
     if where.rank == 0:
         write_atomic(out, json.dumps(calibration))
     ranks.close()
@@ -232,20 +215,20 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--threads", type=int, help="per rank; default: cores // ranks")
     parser.add_argument("--backend", default="gloo", choices=("gloo", "mpi", "nccl"))
-    parser.add_argument("--budget", type=float, default=BUDGET_S, help="seconds, about")
+    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds")
     parser.add_argument("--folder", type=Path, default=limits.FOLDER)
     parser.add_argument("--show", action="store_true", help="print what is cached, measure nothing")
     parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     threads = args.threads or max(1, environment.usable_cores() // args.ranks)
     if args.rank_of:
-        run_rank(args.backend, threads, args.budget, args.rank_of)
+        run_rank(args.backend, threads, args.limit, args.rank_of)
         return 0
     if args.show:
         cached = [limits.read(path) for path in sorted(args.folder.glob("*.json"))]
         print("\n".join(map(limits.describe, cached)) or f"nothing cached in {args.folder}")
         return 0
-    found = launch(args.ranks, threads, args.backend, args.budget)
+    found = launch(args.ranks, threads, args.backend, args.limit)
     print(limits.describe(limits.store(args.folder, found)))
     return 0
 

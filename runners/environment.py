@@ -28,6 +28,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from runners.files import number, text
 from runners.hardware import (
     clock_mhz,
     cpu_model,
@@ -36,11 +37,9 @@ from runners.hardware import (
     gpus,
     launch_affinity,
     memory_bytes,
-    number,
     parse_cpu_list,
     steal_s,
     temperature_c,
-    text,
 )
 from runners.hardware import llc_bytes as llc_bytes
 from runners.hardware import usable_cores as usable_cores

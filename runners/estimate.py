@@ -185,7 +185,8 @@ def flags(record: Record) -> list[str]:
     """Everything that limits what the record may be used to claim, in a fixed order."""
     found = []
     place = record.cell.placement
-    cores = record.environment.get("cores") or 0
+    known = (record.environment.get(name) for name in ("cores", "cpu_quota"))
+    cores = min(filter(None, known), default=0)
     local = record.environment.get("local_ranks") or place.world_size
     if place.device == "cpu" and cores and local * place.threads > cores:
         found.append("oversubscribed")

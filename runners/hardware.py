@@ -10,6 +10,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from runners import control_groups
+from runners.control_groups import cpu_quota as cpu_quota
+from runners.files import number, text
+
 GPU_FIELDS = (
     "name",
     "driver_version",
@@ -35,17 +39,6 @@ def usable_cores() -> int:
     quota = cpu_quota()
     cores = len(launch_affinity())
     return cores if quota is None else max(1, min(cores, int(quota)))
-
-
-def cpu_quota() -> float | None:
-    """Cores' worth of CPU time the control group allows; None where it is not limited."""
-    limit = text("/sys/fs/cgroup/cpu.max") or ""  # version 2: "max 100000" or "150000 100000"
-    parts = limit.split()
-    if len(parts) == 2 and parts[0] != "max":
-        return int(parts[0]) / int(parts[1])
-    quota = number(text("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"))  # version 1
-    period = number(text("/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
-    return quota / period if quota and quota > 0 and period else None
 
 
 def parse_cpu_list(text: str) -> list[int]:
@@ -74,11 +67,20 @@ def llc_bytes() -> int | None:
     return max(sizes, default=None)
 
 
-def memory_bytes() -> dict[str, int]:
-    """/proc/meminfo in bytes; empty where there is none."""
-    lines = (text("/proc/meminfo") or "").splitlines()
+def memory_bytes(root: Path = control_groups.ROOT) -> dict[str, int]:
+    """/proc/meminfo in bytes, MemTotal and MemAvailable cut to what the control groups allow; empty
+    where there is none."""
+    lines = (text(root / "proc/meminfo") or "").splitlines()
     fields = [line.split() for line in lines if line.endswith(" kB")]
-    return {field[0].rstrip(":"): int(field[1]) * 1024 for field in fields}
+    found = {field[0].rstrip(":"): int(field[1]) * 1024 for field in fields}
+    allowed = {
+        "MemTotal": control_groups.memory_limit_bytes(root),
+        "MemAvailable": control_groups.memory_room_bytes(root),
+    }
+    for name, most in allowed.items():
+        if most is not None and name in found:
+            found[name] = min(found[name], most)
+    return found
 
 
 def gpus(limit_s: float = 10.0) -> list[dict[str, Any]]:
@@ -110,17 +112,6 @@ def parse_links(table: str) -> list[list[str]]:
     plain = re.sub(r"\x1b\[[\d;]*m", "", table)
     rows = [line.split() for line in plain.splitlines() if re.match(r"GPU\d+\s", line)]
     return [row[1 : len(rows) + 1] for row in rows]
-
-
-def text(path: str | Path) -> str | None:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").strip() or None
-    except OSError:
-        return None
-
-
-def number(text: str | None) -> int | None:
-    return int(text) if text and re.fullmatch(r"-?\d+", text) else None
 
 
 def steal_s() -> float | None:

@@ -185,6 +185,7 @@ def measure_of(config: Mapping[str, Any]) -> Measure:
     found = config["measure"]
     values: dict[str, Any] = {}
     least = {"anchors": 0, "phases": 0, "order_seed": 0, "warmup": 0, "warmup_max": 0}
+    least["calibration_limit_s"] = 1
     for known in fields(Measure):
         name = f"measure.{known.name}"
         if known.name == "block":
@@ -192,7 +193,7 @@ def measure_of(config: Mapping[str, Any]) -> Measure:
         elif known.type == "int":
             values[known.name] = integer(found, name, least.get(known.name, 1))
         elif known.type == "float":
-            values[known.name] = number(found, name)
+            values[known.name] = number(found, name, float(least.get(known.name, 0)))
         elif known.type == "bool":
             values[known.name] = boolean(found, name)
     values["order"] = choice(found, "measure.order", ("random", "product"))

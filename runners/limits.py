@@ -13,11 +13,14 @@ A calibration belongs to a machine (`fingerprint`) and to a number of ranks, thr
     collectives            {name: {alpha_s, beta_s_per_byte, error, points}}: a call takes
                            alpha_s + beta_s_per_byte * bytes sent by a rank to others, fitted to
                            medians; error is the fit's largest relative one; points are
-                           [bytes, median_s, minimum_s]
+                           [bytes, median_s, minimum_s], two sizes or more (barrier: one)
     nodes, tiers           with several nodes: {intra, inter: {barrier, all_to_all}}, the same of
                            the ranks of one node, and of ranks one of each node, all at once
+    limit_s, took_s        seconds it was given, and took
+    left_out               in words, what that did not suffice for
 
-Rates are the best seen, so that no cell exceeds them; storing keeps the better of old and new.
+Rates are the best seen, so that no cell exceeds them; storing keeps the better of old and new, and
+of collectives the new fits, and the old ones of what is left out now.
 """
 
 from __future__ import annotations
@@ -104,6 +107,7 @@ def better(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     for name, value in old.items():
         if name.endswith("_per_s") or name == "shared":
             merged[name] = _larger(value, new.get(name))
+    merged["collectives"] = {**old["collectives"], **new["collectives"]}
     return merged
 
 
@@ -166,6 +170,12 @@ def describe(calibration: dict[str, Any]) -> str:
         rate = f"{1e-9 / fit['beta_s_per_byte']:.2f} GB/s" if fit["beta_s_per_byte"] else "-"
         lines.append(
             f"  {name}: {fit['alpha_s'] * 1e6:.0f} us + bytes at {rate},"
-            f" fit within {fit['error']:.0%}"
+            f" fit of {len(fit['points'])} sizes within {fit['error']:.0%}"
+        )
+    if c.get("left_out"):
+        lines.append(
+            f"  not measured within {c['limit_s']:g} s: {', '.join(c['left_out'])}; give it longer:"
+            f" python -m runners.calibrate --ranks {c['ranks']} --threads {c['threads']}"
+            f" --backend {c['backend']} --limit 60"
         )
     return "\n".join(lines)

@@ -31,6 +31,8 @@ from runners.estimate import median_interval, step_ms
 from runners.plan import Measure
 
 STEADY = 0.10  # relative difference of the two halves of the warm-up below which it has settled
+SETTLE_BLOCKS = 8  # of control, whose two halves have to agree
+SETTLE_S = 2.0  # that they may take
 PRECISE_ROUNDS = 8  # before which no interval is narrow enough: six may all be of one mode
 SHORT_SHARE = 4  # the long block over the short one, in time
 SHORT_STEPS = 2  # of the short block, at least
@@ -194,6 +196,20 @@ class Engine:
             taken = [self.take(EMPTY, "sizing", number) for number in range(samples)]
         self.floor_ms = statistics.median(self.makespans_ms(taken))
         self.flush()
+
+    def settle(self, step: Callable[[], None]) -> bool:
+        """Control blocks of a step until the latest of them agree: what kept the machine busy
+        before is over then. False where they still do not after SETTLE_S."""
+        began, control = self.ranks.now_ns(), Timed(-1, step)
+        took_ms: list[float] = []
+        self.size_block(control)
+        while self.ranks.decide(int(self.ranks.now_ns() - began < SETTLE_S * 1e9)):
+            took_ms.append(self.sample(control, "sizing", 0, control.short or control.steps))
+            latest = took_ms[-SETTLE_BLOCKS:]
+            agreed = len(latest) == SETTLE_BLOCKS and settled(latest)
+            if self.ranks.decide(int(agreed)):
+                return True
+        return False
 
     def size_block(self, cell: Timed) -> None:
         """Lengthens the block until it is well above the floor; rank 0's clock decides."""

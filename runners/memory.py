@@ -15,7 +15,7 @@ RESIDENT_FRACTION = 0.4  # for all cells of a wave together
 
 def available_bytes() -> int:
     found = memory_bytes()
-    return found.get("MemAvailable") or found.get("MemTotal") or 2**62
+    return found.get("MemAvailable", found.get("MemTotal", 2**62))
 
 
 def memory_needed_bytes(job: Job) -> float:

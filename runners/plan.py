@@ -38,6 +38,7 @@ class Measure:
     phases: int = 5
     cache: str = "warm"
     calibrate: bool = True
+    calibration_limit_s: float = 5.0
     cell_limit_s: float = 300.0
 
     @property

@@ -80,10 +80,12 @@ class Progress:
         what = f"{where}: {stage}"
         if cell >= 0 and stage != "round":
             what += f" {title(plan.cells[cell], plan.labels[cell])}"
+        if stage == "calibrate":
+            what += f" (once for these ranks, at most {plan.measure.calibration_limit_s:g} s)"
         if stage == "round":
             number = min(rounds[1] + 1, plan.measure.rounds_max)
             what = f"{where}: round {number}{self._eta(plan, launch, rounds)}"
-        self._show(what)
+        self._show(what, always=stage == "calibrate")
 
     def _eta(self, plan: LaunchPlan, launch: int, rounds: tuple[int, int]) -> str:
         """At the pace of this wave's rounds so far, for the rounds that are the minimum."""
@@ -97,13 +99,14 @@ class Progress:
         left_s = (now - self._wave_at) / done * (least - done)
         return f"{limits}, at least {left_s:.0f} s left"
 
-    def _show(self, what: str) -> None:
+    def _show(self, what: str, always: bool = False) -> None:
+        """On a terminal at once; elsewhere every few seconds, and `always` what must be said."""
         if self.live:
             self._bars.update(self._task, description=what)
             return
         now = time.monotonic()
         words = what.split(", at least")[0]
-        if words != self._said and now - self._said_at >= PLAIN_EVERY_S:
+        if words != self._said and (always or now - self._said_at >= PLAIN_EVERY_S):
             self._said, self._said_at = words, now
             self.say(f"[{self.done}/{self.total}] {what}")
 

@@ -96,8 +96,12 @@ class Worker:
             from runners.calibrate import calibrate_ranks
 
             self.enter(-1, "calibrate")
-            found = calibrate_ranks(nodes=self.plan.placement.nodes)
+            limit_s = self.plan.measure.calibration_limit_s
+            found = calibrate_ranks(limit_s, nodes=self.plan.placement.nodes)
             self.log.write("calibration", value=found)
+            self.enter(-1, "settle")
+            gc.collect()
+            self.engine.settle(control_step(self.comm.device))
 
     def _wave(self, number: int, wave: list[int]) -> None:
         self.enter(-1, "floor")
@@ -191,6 +195,16 @@ def turn_ms(threads: int) -> float:
     has a core of its own."""
     cores = usable_cores()
     return SLICE_MS * -(-threads // cores) if threads > cores else 0.0
+
+
+def control_step(device: torch.device) -> Callable[[], None]:
+    """The same small piece of work every time."""
+    x, y = torch.randn(2, 256, 256, device=device)
+
+    def step() -> None:
+        torch.mm(x, x, out=y)
+
+    return step
 
 
 class StoppableEngine(Engine):

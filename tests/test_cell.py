@@ -112,7 +112,8 @@ def test_a_bad_value_is_named_with_what_is_allowed(path: str, value: object) -> 
 @pytest.mark.parametrize(
     ("path", "value"),
     [("measure.samples", 0), ("measure.block", "big"), ("measure.order", "any"),
-     ("measure.calibrate", 1), ("measure.precision", float("nan"))],
+     ("measure.calibrate", 1), ("measure.precision", float("nan")),
+     ("measure.calibration_limit_s", 0.5), ("measure.calibration_limit_s", "5 s")],
 )  # fmt: skip
 def test_a_bad_measure_value_is_named(path: str, value: object) -> None:
     with pytest.raises(ConfigError, match=path):

@@ -7,6 +7,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from benchmarks import start_up
 from benchmarks.simulated import SimulatedEngine
 from runners.estimate import COUNTED
-from runners.measure import CHECK_CALLS, Engine, Sample, Timed, precise, settled
+from runners.measure import CHECK_CALLS, SETTLE_S, Engine, Sample, Timed, precise, settled
 from runners.plan import Measure
 from runners.record import KINDS
 
@@ -325,3 +326,38 @@ def test_precise_needs_six_values_and_a_narrow_interval() -> None:
     assert not precise([1.0] * 5, 0.1)
     assert precise([1.0] * 6, 0.0)
     assert not precise([1.0, 1.0, 1.0, 1.0, 1.0, 1.5], 0.1)
+
+
+@given(
+    slow=st.lists(st.integers(2_000_000, 90_000_000), max_size=30),
+    steady_ns=st.integers(1_000_000, 5_000_000),
+)
+@settings(deadline=None, max_examples=25)
+def test_control_blocks_go_on_until_they_agree(slow: list[int], steady_ns: int) -> None:
+    """Steps of any length at first, then even ones: all ranks stop after the same block."""
+    world, ends = World(2), [0, 0]
+
+    def rank_main(rank: int) -> bool:
+        ranks = FakeRanks(world, rank, [*slow, *[steady_ns] * 100_000])
+        agreed = Engine(ranks, Measure(), lambda sample: None, lambda: None).settle(ranks.step)
+        ends[rank] = ranks.steps
+        return agreed
+
+    with ThreadPoolExecutor(2) as pool:
+        agreed = list(pool.map(rank_main, range(2)))
+    assert agreed == [True, True]
+    assert ends[0] == ends[1]
+
+
+def test_a_machine_that_does_not_settle_is_not_waited_for_longer_than_said() -> None:
+    world, clocks = World(2), [0, 0]
+
+    def rank_main(rank: int) -> bool:
+        ranks = FakeRanks(world, rank, [n * 1_000_000 for n in range(1, 400_000)])
+        agreed = Engine(ranks, Measure(), lambda sample: None, lambda: None).settle(ranks.step)
+        clocks[rank] = ranks.clock_ns
+        return agreed
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(rank_main, range(2))) == [False, False]
+    assert all(clock < 2 * SETTLE_S * 1e9 for clock in clocks)
