@@ -27,6 +27,15 @@ OTHER = {**HERE, "git": {"sha": "b"}}
 VERSION = resume.version_of(HERE)
 
 
+def test_without_git_the_installed_version_says_which_code_it_is() -> None:
+    def of(project: str, git: dict[str, str] | None) -> resume.Version:
+        return resume.version_of({"versions": {"torch": "2", "project": project}, "git": git})
+
+    assert of("0.1.0", None) != of("0.2.0", None)
+    assert of("0.1.0", None) == of("0.1.0", None)
+    assert of("0.1.0", {"sha": "a"}) == of("0.2.0", {"sha": "a"})  # of a clone git knows better
+
+
 def job(topk: int = 2, launches: int = 1) -> Job:
     layer = Layer(topk=topk, topk_requested=topk)
     return Job(Request(Cell(layer)), Measure(launches=launches))
