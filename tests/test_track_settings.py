@@ -26,9 +26,10 @@ from analysis import cli
 from analysis.errors import SourceError, SourceWarning
 from analysis.sources import wandb_api, wandb_file
 from runners import bench, flatten, track, track_check, track_client, track_settings
-from runners.track_client import ROOT, run_tracker
+from runners.track_client import run_tracker
 from runners.track_fields import run_id, run_of
 
+ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 120.0
 TRACKER = {"mode": "offline", "project": "p", "entity": None}
 

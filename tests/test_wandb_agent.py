@@ -13,8 +13,8 @@ from wandb_server import ENTITY, StandIn
 
 from analysis.sources import wandb_api
 from runners import flatten, record
-from runners.track_client import ROOT
 
+ROOT = Path(__file__).resolve().parents[1]
 AGENT = """
 from wandb.wandb_agent import Agent
 Agent.POLL_INTERVAL = 0.5  # seconds, of 5
