@@ -34,6 +34,7 @@ from omegaconf.errors import OmegaConfBaseException
 from runners import resume
 from runners.fields import ConfigError, safe_name
 from runners.jobs import Asked, run_asked
+from runners.streams import reader_may_leave
 from runners.sweep import SweepResult
 from runners.track_client import redact
 
@@ -191,6 +192,7 @@ def unknown_option(parser: argparse.ArgumentParser, message: str) -> NoReturn:
     raise ConfigError(f"{message}; `python runners/bench.py --help` lists the options")
 
 
+@reader_may_leave()
 def run() -> int:
     argparse.ArgumentParser.error = unknown_option  # type: ignore  # one line
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us, not through its own printer

@@ -32,6 +32,7 @@ from runners.mpi_start import mpiexec_command
 from runners.probe import CHUNK_BYTES, MATRICES, Memory, Probe, Step, alone_rates, dtypes, products
 from runners.ranks import TorchRanks, Where
 from runners.record import write_atomic
+from runners.streams import reader_may_leave
 
 BUDGET_S = 3.0
 MESSAGE_BYTES = (1 << 10, 16 << 10, 128 << 10, 1 << 20)
@@ -226,6 +227,7 @@ def run_rank(backend: str, threads: int, budget_s: float, out: Path) -> None:
     ranks.close()
 
 
+@reader_may_leave()
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m runners.calibrate", description=__doc__)
     parser.add_argument("--ranks", type=int, default=1)
