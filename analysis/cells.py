@@ -11,11 +11,15 @@ import pandas as pd
 
 from analysis import schema
 from analysis.frame import hashable, plain
-from analysis.verdict import MIN_LAUNCHES, logs, paired_interval, t_quantile
+from analysis.verdict import MIN_LAUNCHES, factor, logs, paired_interval, t_quantile
+from runners import estimate
 from runners.estimate import CONFIDENCE
 
 CONFIG = tuple(column.name for column in schema.config_columns())
-COPIED = (*CONFIG, "metric", "key", "label", "model", "host", "cpu_model", "gpu_model", "cores")
+COPIED = (
+    *(*CONFIG, "metric", "key", "label", "model"),
+    *("host", "cpu_model", "gpu_model", "cores", "memory_total_bytes"),
+)
 # What the tokens are routed like: told together, in one column of the cells.
 LOAD_PARTS = ("workload", "workload_parameter", "workload_nominal_ep", "trace_sha256")
 # Details that do not differ between attempts of one cell, or of which the newest will do.
@@ -33,6 +37,10 @@ DETAILS = (
     "step_bytes_max",
     *("calibration", "floor_ms", "stop_rule", "error_message", "error_log"),
     *("gate_error", "gate_detail", "notes", "drift"),
+)
+NO_TIME = (
+    "noise hides the step: short blocks took no less time than long ones; use longer blocks "
+    "(measure.block_ms) or a quieter machine"
 )
 # Worst first: a cell that was wrong once has no time anywhere.
 SEVERITY = ("wrong", "measured", "failed", "interrupted")
@@ -66,9 +74,11 @@ def summarize(frame: pd.DataFrame) -> pd.DataFrame:
 def _cell(attempts: pd.DataFrame, positions: list[int]) -> dict[str, Any]:
     outcomes = [str(o) for o in attempts["outcome"]]
     outcome = min(outcomes, key=lambda o: SEVERITY.index(o) if o in SEVERITY else 99)
-    measured = attempts[attempts["median_duration_ms"].notna()]
+    timed = attempts[attempts["median_duration_ms"].notna()]
+    measured = timed[(timed["median_duration_ms"] > 0) & (timed["avg_duration_ms"] > 0)]
     if outcome == "measured" and measured.empty:
-        outcome = "wrong"  # measured, yet without the gate's agreement: no time is shown
+        # Without a time for want of the gate's agreement, or of a step that noise does not hide.
+        outcome = "wrong" if timed.empty else "failed"
     used = measured if outcome == "measured" else attempts
     newest = used.iloc[-1]
     flags = list(dict.fromkeys(flag for row in used["flags"] for flag in row))
@@ -78,6 +88,7 @@ def _cell(attempts: pd.DataFrame, positions: list[int]) -> dict[str, Any]:
         "cell_id": str(newest["cell_id"]),
         "outcome": outcome,
         **{name: plain(newest[name]) for name in (*COPIED, *DETAILS)},
+        **({"error_message": NO_TIME} if outcome == "failed" and not timed.empty else {}),
         "load": load_of(newest),
         "attempts": [str(a) for a in attempts["attempt_id"]],
         "sweeps": list(dict.fromkeys(str(s) for s in attempts["sweep"])),
@@ -111,8 +122,8 @@ def _figures(measured: pd.DataFrame) -> dict[str, Any]:
     return {
         **figures,
         **_latency(attempts),
-        "throughput": batch / (figures["mean_ms"] / 1000),
-        "throughput_low": batch / (figures["mean_high_ms"] / 1000),
+        "throughput": _over(batch, figures["mean_ms"] / 1000),
+        "throughput_low": _over(batch, figures["mean_high_ms"] / 1000),
         "throughput_high": _over(batch, figures["mean_low_ms"] / 1000),
         "rounds": sum(int(a["num_rounds"]) for a in attempts),
     }
@@ -133,7 +144,7 @@ def _latency(attempts: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _over(batch: int, seconds: float) -> float:
-    """A mean's interval may reach below zero with few wild samples: no upper bound then."""
+    """A mean's interval may reach down to zero with few wild samples: no upper bound then."""
     return batch / seconds if not seconds <= 0 else math.nan
 
 
@@ -150,7 +161,7 @@ def _one_launch(attempt: dict[str, Any]) -> dict[str, Any]:
         "low_ms": float(attempt["median_low_ms"]),
         "high_ms": float(attempt["median_high_ms"]),
         "mean_ms": float(mean),
-        "mean_low_ms": mean - half,
+        "mean_low_ms": estimate.duration_low(mean - half),
         "mean_high_ms": mean + half,
         "basis": "one launch",
     }
@@ -166,7 +177,7 @@ def _many_launches(attempts: list[dict[str, Any]]) -> dict[str, Any]:
         if len(each) >= MIN_LAUNCHES:
             found = paired_interval(logs(each), CONFIDENCE)
             assert found is not None
-            center, low, high = (math.exp(x) for x in (found.center, found.low, found.high))
+            center, low, high = (factor(x) for x in (found.center, found.low, found.high))
         else:
             center, low, high = statistics.median(each), *_span(attempts, each, short)
         values |= {f"{short}_ms": center, f"{prefix}low_ms": low, f"{prefix}high_ms": high}

@@ -176,7 +176,7 @@ def margin(leader: str, place: Place, standings: Standings) -> str:
     others = [n for n in place.cells if n != leader]
     nearest = min(others, key=lambda n: float(place.cells[n]["median_ms"]))
     told = standings.verdict(place.cells[nearest], place.cells[leader])
-    return f"{_ratio(told)} ahead of {nearest} at {place.x}"
+    return f"{_ratio(told)} ahead of {nearest}" + (f" at {place.x}" if place.x != "" else "")
 
 
 def _ratio(told: verdict.Verdict | None) -> str:

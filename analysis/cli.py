@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import InputError
+from runners.streams import reader_may_leave
 
 SOURCES = """sources:
   a sweep folder (outputs/latest when none is given), a folder of sweeps, a record file,
@@ -115,6 +116,7 @@ def _verb(verbs: Any, name: str, about: str) -> argparse.ArgumentParser:
     return made
 
 
+@reader_may_leave()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 when `check` or `status` found trouble, 2 for bad input."""
     options = parser().parse_args(arguments)
@@ -124,15 +126,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return verbs.run(options)
     except InputError as error:
-        print(f"analysis: {' '.join(str(error).split())}", file=sys.stderr)
+        print(harmless(f"analysis: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of a pipe has left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(harmless(f"warning: {' '.join(str(message).split())}"), file=sys.stderr)
 
 
 def harmless(text: str) -> str:

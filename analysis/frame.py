@@ -41,8 +41,8 @@ def _newest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _column(column: schema.Column, values: list[Any]) -> pd.Series[Any]:
     if column.kind == "text":
         values = ["" if value is None else str(value) for value in values]
-    elif column.kind in ("list", "dict"):
-        empty = list if column.kind == "list" else dict
+    elif column.outer in ("list", "dict"):
+        empty = list if column.outer == "list" else dict
         return pd.Series([empty() if v is None else v for v in values], dtype="object")
     return pd.Series(values, dtype=DTYPES[column.kind])  # type: ignore[call-overload, no-any-return]
 

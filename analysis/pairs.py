@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 
 from analysis import verdict
-from analysis.frame import plain
 from analysis.verdict import MIN_LAUNCHES, NOISE_THRESHOLD, Verdict
 from runners.estimate import CONFIDENCE
 
@@ -19,19 +18,20 @@ Unit = tuple[str, str, int]  # host, sweep, launch
 
 class Series:
     """Measured attempts of one cell by launch. A round in which noise made the short block no
-    shorter than the long one has no ratio to anything, and is left out."""
+    shorter than the long one has no ratio to anything, and is left out; so is such a launch."""
 
     def __init__(self, attempts: pd.DataFrame) -> None:
         self.medians: dict[Unit, float] = {}
         self.rounds: dict[Unit, dict[tuple[int, int], float]] = {}
         for row in attempts.itertuples():
-            if plain(row.median_duration_ms) is None:
+            median = float(row.median_duration_ms)  # type: ignore[arg-type]
+            if not median > 0:  # also where there is none
                 continue
             unit = (str(row.host), str(row.sweep), int(row.launch))  # type: ignore[arg-type]
             numbers: Iterable[Any] = row.round_numbers  # type: ignore[assignment]
             values: Iterable[Any] = row.round_medians_ms  # type: ignore[assignment]
             keys = [(int(row.wave), int(n)) for n in numbers]  # type: ignore[arg-type]
-            self.medians[unit] = float(row.median_duration_ms)  # type: ignore[arg-type]
+            self.medians[unit] = median
             self.rounds[unit] = {
                 key: value for key, value in zip(keys, values, strict=True) if value > 0
             }

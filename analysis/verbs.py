@@ -27,7 +27,7 @@ from analysis import (
     status,
     tables,
 )
-from analysis.cli import write_output
+from analysis.cli import harmless, write_output
 from analysis.errors import InputError
 from analysis.frame import check_column, filtered
 from analysis.sources import LATEST
@@ -105,6 +105,7 @@ def _threshold(options: argparse.Namespace) -> float:
 def plot(options: argparse.Namespace) -> int:
     from analysis import plots
 
+    plots.settle_matplotlib()
     names = options.name
     data = load(options, samples=not names or "traces" in names)
     for name in names:
@@ -214,11 +215,14 @@ def export_(options: argparse.Namespace) -> int:
     if options.output:
         print(export.write(data.frame, options.output))
     else:
-        print(export.flat(data.frame).to_csv(index=False), end="")
+        print(harmless(export.flat(data.frame).to_csv(index=False)), end="")
     return 0
 
 
 def report_(options: argparse.Namespace) -> int:
+    from analysis import plots
+
+    plots.settle_matplotlib()
     from analysis import report
 
     data = load(options, samples=True)

@@ -20,6 +20,7 @@ from runners.estimate import CONFIDENCE
 
 NOISE_THRESHOLD = 0.02  # effects smaller than this are never called a difference
 MIN_LAUNCHES = 5
+MOST_LOG = 700.0
 FASTER, SLOWER, SAME, UNDECIDED = "faster", "slower", "same", "undecided"
 OPPOSITE = {FASTER: SLOWER, SLOWER: FASTER, SAME: SAME, UNDECIDED: UNDECIDED}
 
@@ -104,6 +105,11 @@ def contrast_interval(
     return Estimate(center, center - half, center + half)
 
 
+def factor(log: float) -> float:
+    """exp, cut where a float ends: the ends of an interval of few and wild values lie that far."""
+    return math.exp(max(-MOST_LOG, min(MOST_LOG, log)))
+
+
 def word_for(estimate: Estimate, threshold: float) -> str:
     """The interval of a log ratio in words: it must lie wholly past the noise, or within it."""
     bound = math.log1p(threshold)
@@ -140,7 +146,7 @@ def compare(
         found = contrast_interval((1.0, -1.0), (logs(a), logs(b)), each)
     if found is None:
         return None
-    ratio, low, high = math.exp(found.center), math.exp(found.low), math.exp(found.high)
+    ratio, low, high = factor(found.center), factor(found.low), factor(found.high)
     word = word_for(found, threshold)
     return Verdict(word, ratio, low, high, confidence, basis, launches, paired, comparisons)
 

@@ -34,6 +34,7 @@ from runners.fields import ConfigError, safe_name
 from runners.jobs import Asked, run_asked
 from runners.refusal import one_line, unexpected
 from runners.resolution import plain
+from runners.streams import reader_may_leave
 from runners.sweep import SweepResult
 from runners.track_client import redact
 from runners.track_settings import drop_empty
@@ -185,6 +186,7 @@ def end_as_by_ctrl_c(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+@reader_may_leave()
 def run() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):  # a launch has its own handling of them
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup's choice is the user's

@@ -44,6 +44,7 @@ from runners.probe import (
 )
 from runners.ranks import TorchRanks, Where
 from runners.record import write_atomic
+from runners.streams import reader_may_leave
 
 LIMIT_S = Measure().calibration_limit_s
 ALONE_UNTIL, SHARED_UNTIL, LINKS_UNTIL = 0.5, 0.7, 0.9  # of the limit; the rest is for overruns
@@ -210,6 +211,7 @@ def run_rank(backend: str, threads: int, limit_s: float, out: Path) -> None:
     ranks.close()
 
 
+@reader_may_leave()
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m runners.calibrate", description=__doc__)
     parser.add_argument("--ranks", type=int, default=1)

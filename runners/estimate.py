@@ -43,6 +43,12 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
     return Interval(ordered[depth - 1], ordered[count - depth], 1 - 2 * tail)
 
 
+def duration_low(low: float) -> float:
+    """The lower end of a duration's interval, where noise takes it below zero. A true duration is
+    above, so that what is cut off never held it: the interval's confidence stays as it is."""
+    return max(0.0, low)
+
+
 def step_ms(short: int, short_ms: float, long: int, long_ms: float) -> float:
     """Time of a step from two blocks of `short` and `long` steps: what a block takes beside its
     steps is in both and drops out."""
@@ -221,8 +227,8 @@ def headline(record: Record) -> dict[str, Any]:
 
     Empty unless the record is of a correct, measured cell. `median_*` come from the medians of
     rounds; `avg_duration_ms` is the mean over all times of a step and
-    avg_throughput = batch_size / (avg_duration_ms / 1000). Latency, start and its growth are None
-    where the length of a block is fixed.
+    avg_throughput = batch_size / (avg_duration_ms / 1000), None where noise has taken the mean to
+    zero or below. Latency, start and its growth are None where the length of a block is fixed.
     """
     values = [value for _, value in step_times_ms(record.samples)]
     if record.outcome != "measured" or not values or not (record.gate or {}).get("ok"):
@@ -234,14 +240,14 @@ def headline(record: Record) -> dict[str, Any]:
     growth = start_growth(record.samples, median)
     return {
         "median_duration_ms": median,
-        "median_low_ms": interval.low if interval else None,
+        "median_low_ms": duration_low(interval.low) if interval else None,
         "median_high_ms": interval.high if interval else None,
         "median_confidence": interval.confidence if interval else None,
         "avg_duration_ms": mean,
         "std_duration_ms": _deviation(values, mean) if len(values) > 1 else None,
         "min_duration_ms": min(values),
         "max_duration_ms": max(values),
-        "avg_throughput": record.cell.workload.batch_size / (mean / 1000),
+        "avg_throughput": record.cell.workload.batch_size / (mean / 1000) if mean > 0 else None,
         "num_samples": len(values),
         "num_rounds": len(rounds),
         "latency_ms": latency,

@@ -51,6 +51,7 @@ ENVIRONMENT = {
     "host": ("host",),
     "cpu_model": ("cpu_model",),
     "cores": ("cores",),
+    "memory_total_bytes": ("memory_total_bytes",),
     "local_ranks": ("local_ranks",),
     "gpu_model": ("gpus", 0, "name"),
     "os": ("system",),

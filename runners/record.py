@@ -210,11 +210,17 @@ def _check(record: Record) -> None:
         raise RecordError("a sample has no steps")
     if unknown := [kind for kind in record.samples.kind if kind not in KINDS]:
         raise RecordError(f"a sample's kind {unknown[0]!r} is none of {', '.join(KINDS)}")
-    if record.cell is not None and cell_key(record.cell) != record.key:
-        if _key(record.cell, {}) == record.key:
-            names = " and ".join(_redefined(record.cell))
-            raise RecordError(f"measured when {names} meant another function; measure it again")
-        raise RecordError(f"key {record.key} does not belong to its cell")
+    check_key(record)
+
+
+def check_key(record: Record) -> None:
+    """Raises RecordError for a cell that has been changed since the key was made of it."""
+    if cell_key(record.cell) == record.key:
+        return
+    if _key(record.cell, {}) == record.key:
+        names = " and ".join(_redefined(record.cell))
+        raise RecordError(f"measured when {names} meant another function; measure it again")
+    raise RecordError(f"key {record.key} does not belong to its cell")
 
 
 def write_atomic(path: Path, text: str) -> None:

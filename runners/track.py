@@ -25,6 +25,7 @@ from runners import record as records
 from runners import track_ledger as ledger
 from runners.bound import die_with_parent
 from runners.interrupt import Interrupted, Interruption
+from runners.streams import reader_may_leave
 from runners.track_client import LAUNCHER, MODES, redact, resolve_mode
 from runners.track_fields import ROWS_FIELD, Run, run_of
 from runners.track_settings import defaults, project_name, replace_environment
@@ -83,6 +84,7 @@ def _replay_command(options: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
+@reader_may_leave()
 def main(argv: Sequence[str] | None = None) -> int:
     """0: all is tracked; 1: something is not, and a warning says what; 2: usage."""
     options = _parse(argv)

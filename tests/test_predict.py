@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from pathlib import Path
 
+import analysis_factory as factory
 import pytest
 
-from analysis import cli
+import analysis
+from analysis import cells, cli
 from analysis.errors import InputError
-from analysis.predict import fit, machine, model, network, scene, terms
+from analysis.predict import command, fit, machine, model, network, scene, terms
 from analysis.predict.fit import Measured
 from analysis.predict.machine import Link, Machine
 from analysis.predict.model import Coefficients
@@ -156,6 +160,44 @@ def test_the_verbs_answer_for_every_cluster(
     assert text.startswith("best: ")
     assert "runner-up: " in text
     assert "to be sure, measure: python runners/bench.py -m strategy=" in text
+
+
+GIB = 1 << 30
+
+
+def here(tmp_path: Path, sizes: list[int | None], *words: str) -> list[str]:
+    """The rows of `predict` on the machine of records, which say so much memory in turn."""
+    records = factory.rich_records()
+    for number, made in enumerate(records):
+        size = sizes[number % len(sizes)]
+        made.environment["memory_total_bytes"] = size
+    folder = factory.write_all(tmp_path / str(sizes), records)
+    common = ["--strategy", "simple", "--format", "csv", *words]
+    frame = cells.summarize(analysis.load(folder))
+    text = command.predict(cli.parser().parse_args(["predict", *common]), frame)
+    return [line for line in text.splitlines() if re.match(r"\d+,simple", line)]
+
+
+@pytest.mark.parametrize(("size", "fits"), [(96, True), (40, False)])
+def test_memory_of_the_machine_of_the_records(tmp_path: Path, size: int, fits: bool) -> None:
+    """Mixtral's layer is 5.3 GiB in float32: 16 whole copies fit 96 GiB, and 8 of them not 40."""
+    words = ["--model", "mixtral_8x7b", "--batch-size", "64", "--world-size"]
+    for ranks in ("16", "8"):
+        rows = here(tmp_path, [size * GIB, None], *words, ranks)
+        assert len(rows) == 1
+        assert ("OUT OF MEMORY" not in rows[0]) is fits
+
+
+def test_memory_of_several_machines_and_of_none(tmp_path: Path) -> None:
+    words = ["--model", "mixtral_8x7b", "--batch-size", "64", "--world-size", "8"]
+    assert "OUT OF MEMORY" in here(tmp_path, [1000 * GIB, 16 * GIB], *words)[0]
+    assert "OUT OF MEMORY" not in here(tmp_path, [None], *words)[0]
+
+
+def test_what_was_measured_had_the_memory(tmp_path: Path) -> None:
+    rows = here(tmp_path, [1 << 20], "--world-size", "8,16")
+    assert ["OUT OF MEMORY" in row for row in rows] == [False, True]
+    assert "measured" in rows[0]
 
 
 @pytest.mark.parametrize("name", machine.names())

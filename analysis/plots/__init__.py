@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
 
     from analysis.plots.canvas import Scene
 
+STYLE = Path(__file__).parents[1] / "style.mplstyle"
 # name -> (module, what it shows); modules are imported when drawn, matplotlib is slow to import
 PLOTS = {
     "speed_vs_top_k": ("lines", "duration against top-k"),
@@ -37,6 +41,19 @@ PLOTS = {
     "beside": ("forest", "ours over the best of other systems, setting by setting"),
     "traces": ("traces", "every sample in the order taken, warm-up shaded"),
 }
+
+
+def settle_matplotlib() -> None:
+    """For a process of ours, before the first plot: imports matplotlib with no settings but ours.
+
+    While it is imported it reads MPLBACKEND and a matplotlibrc, of this folder first, and may fail
+    at either. In a notebook it is there already, and stays as it is.
+    """
+    if "matplotlib" in sys.modules:
+        return
+    os.environ |= {"MPLBACKEND": "agg", "MATPLOTLIBRC": str(STYLE)}
+    with contextlib.chdir(STYLE.parent):
+        import matplotlib  # noqa: F401
 
 
 def maker(name: str) -> Callable[[Scene], Figure | None]:

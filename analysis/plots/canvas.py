@@ -17,8 +17,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from analysis import caption, numbers
 from analysis.panels import Panel, series_order
+from analysis.plots import STYLE
 
-STYLE = Path(__file__).parents[1] / "style.mplstyle"
 # Strategy -> colour, marker, line: each of the three tells them apart on its own.
 LOOKS: dict[str, tuple[str, str, str]] = {
     "serial": ("#000000", "x", ":"),
@@ -49,7 +49,7 @@ class Scene:
 
 
 def styled() -> AbstractContextManager[None]:
-    """The one style, whatever the user's own matplotlibrc says."""
+    """Matplotlib's defaults and our style, whatever the user's own matplotlibrc says."""
     return mpl.rc_context(fname=STYLE)  # type: ignore[no-any-return]
 
 

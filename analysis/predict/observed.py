@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.frame import plain
 from analysis.predict import machine
 from analysis.predict.fit import Measured
 from moe.cost.load import dispatches
@@ -58,3 +59,9 @@ def machines(cells: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]
         if calibration and calibration.get("ranks"):
             found[int(calibration["ranks"])] = calibration
     return found
+
+
+def memory_bytes(cells: Iterable[Mapping[str, Any]]) -> float:
+    """Of the machine, for all its ranks; of several machines the smallest, infinite if unknown."""
+    found = (plain(row["memory_total_bytes"]) for row in cells)
+    return min((float(size) for size in found if size), default=math.inf)

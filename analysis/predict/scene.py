@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.errors import InputError
+from analysis.frame import plain
 from analysis.predict import candidates, fit, machine, model, observed
 from analysis.predict.fit import Measured
 from analysis.predict.machine import Machine
@@ -32,7 +33,7 @@ class Scene:
     fixed: Machine | None = None  # a cluster's
     calibrations: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     cores: int = 0
-    memory_bytes: float = float("inf")
+    memory_bytes: float = float("inf")  # of the machine of the records, for all its ranks
     known: list[Measured] = field(default_factory=list)
     intervals: Mapping[Cell, tuple[float, float, float]] = field(default_factory=dict)
 
@@ -42,7 +43,7 @@ class Scene:
             return self.fixed
         nearest = min(self.calibrations, key=lambda n: (abs(n - ranks), n))
         calibration = self.calibrations[nearest]
-        return machine.of_calibration(calibration, ranks, self.memory_bytes / ranks)
+        return machine.of_calibration(calibration, ranks, self.memory_bytes)
 
     def workload(self, ranks: int) -> Workload:
         batch = self.per_rank * ranks if self.per_rank else self.work.batch_size
@@ -63,7 +64,7 @@ class Scene:
             return found
         value, low, high = self.intervals[cell]
         return dataclasses.replace(
-            found, total_ms=value, low_ms=low, high_ms=high, status=MEASURED, reason=""
+            found, total_ms=value, low_ms=low, high_ms=high, fits=True, status=MEASURED, reason=""
         )
 
 
@@ -105,10 +106,9 @@ def _here(options: argparse.Namespace, cells: pd.DataFrame) -> Scene:
         for r in rows
         for m in observed.measured(pd.DataFrame([r]))
     }
-    memory = (rows[0].get("environment") or {}).get("memory_bytes") or {}
     return Scene(HERE, layer, work, options.skew, per_rank, found, None,
-                 observed.machines(rows), int(rows[0]["cores"] or 1),
-                 float(memory.get("MemTotal") or "inf"), known, intervals)  # fmt: skip
+                 observed.machines(rows), int(plain(rows[0]["cores"]) or 1),
+                 observed.memory_bytes(rows), known, intervals)  # fmt: skip
 
 
 def _plain_cell(cell: Cell) -> Cell:

@@ -134,6 +134,9 @@ def _measure(scene: Scene, rivals: Sequence[Prediction]) -> str:
 
 def draw(scene: Scene, found: Sequence[Prediction], folder: Path) -> list[Path]:
     """predict.png and .svg: solid where measured or interpolated, broken and hollow beyond."""
+    from analysis import plots
+
+    plots.settle_matplotlib()
     from analysis.plots import canvas
 
     with canvas.styled():

@@ -96,7 +96,7 @@ def read_run(path: Path, history: bool = False) -> OfflineRun:
         run.summary = fold(log, SUMMARY, {})
         if history:
             run.history = [_history_row(data) for data in log.of(HISTORY)]
-    except ValueError as error:  # a message or a value that W&B did not write like this
+    except (RecursionError, ValueError) as error:  # what W&B did not write like this
         run.damage = run.damage or f"a record cannot be decoded: {error}"
     return run
 

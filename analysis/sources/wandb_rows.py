@@ -1,19 +1,28 @@
-"""From what a W&B run holds back to the row of `runners.flatten`, for both W&B sources."""
+"""From what a W&B run holds back to the row of `runners.flatten`, for both W&B sources.
+
+Whoever may edit the project may have set any value to anything, so all are checked here, once: by
+the kinds of `analysis.schema`, and the config by the key that was made of it.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from analysis import schema
 from moe.spec import Cell
-from runners import flatten
+from runners import flatten, record
 from runners.estimate import BLOCK_MEAN
-from runners.record import OUTCOMES, Record
+from runners.record import KINDS, OUTCOMES, Record, RecordError, Samples
+from runners.track_client import redact
 from runners.track_fields import EXACT_FIELD, ROWS_FIELD, SUMMARY_FIELD, exact
 
 SAMPLE_COLUMNS = {"sample_ms": "makespan_ms", "sample_round": "round", "sample_steps": "steps",
                   "sample_kind": "kind"}  # fmt: skip
+MOST_SHOWN = 100  # characters of a value in a message
+REMEDY = "correct it in W&B, or read the sweep's own folder"
 
 
 class NoRow(ValueError):
@@ -24,14 +33,21 @@ class NoAttempt(NoRow):
     """A run of ours that is no attempt and is passed over in silence: a sweep's summary."""
 
 
+def blank_row() -> dict[str, Any]:
+    """The row of an empty record: names in their order, None where a value may be unknown."""
+    return flatten.row(Record(key="", cell=Cell()))
+
+
 @cache
-def row_names() -> tuple[str, ...]:
-    """Names of a row, in its order."""
-    return tuple(flatten.row(Record(key="", cell=Cell())))
+def timed_names() -> frozenset[str]:
+    """What is known of every attempt that has a time: of the one with the fewest samples, too."""
+    least = Samples([0], [0], [1], ["fixed"], [[0]], [[1]])
+    row = flatten.row(Record(key="", cell=Cell(), gate={"ok": True}, samples=least))
+    return frozenset(name for name, value in row.items() if value is not None)
 
 
 def row_of(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The row of one run; raises NoRow unless it is whole and one of this project's."""
+    """The row of one run; raises NoRow unless it is whole, one of this project's and as written."""
     if SUMMARY_FIELD in config:
         raise NoAttempt("it is the summary of a sweep")
     if "attempt_id" not in config:
@@ -39,27 +55,83 @@ def row_of(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, A
     if ROWS_FIELD not in summary:
         raise NoRow("it has no results: it has crashed, or is being written")
     if summary.get("outcome") not in OUTCOMES:
-        raise NoRow(f"outcome {summary.get('outcome')!r} is none of {', '.join(OUTCOMES)}")
+        raise refused("outcome", summary.get("outcome"), ", ".join(OUTCOMES))
     try:
         both = {**exact(config), **exact(summary)}
-    except (TypeError, ValueError) as error:
-        raise NoRow(f"its {EXACT_FIELD} is damaged: {error}") from error
-    both.setdefault("metric", BLOCK_MEAN)  # a run of before there was more than one
-    return {name: both.get(name) for name in row_names()}
+    except (RecursionError, TypeError, ValueError) as error:
+        raise NoRow(f"its {EXACT_FIELD} is damaged: {error}; {REMEDY}") from error
+    blank = blank_row()
+    # A run of before a name is there has what an empty record has, and no metric but one.
+    row = {name: both.get(name, value) for name, value in {**blank, "metric": BLOCK_MEAN}.items()}
+    _check_kinds(row, blank)
+    _check_identity(row)
+    return row
+
+
+def _check_kinds(row: Mapping[str, Any], blank: Mapping[str, Any]) -> None:
+    timed = timed_names() if row["median_duration_ms"] is not None else frozenset()
+    for column in schema.columns():
+        value = row[column.name]
+        unknown = blank[column.name] is None and column.name not in timed
+        if not (schema.holds(column.kind, value) or (value is None and unknown)):
+            allowed = schema.words(column.kind) + (", or null" if unknown else "")
+            raise refused(column.name, value, allowed)
+    medians, numbers = row["round_medians_ms"], row["round_numbers"]
+    if len(medians) != len(numbers):
+        raise refused("round_numbers", numbers, f"one for each of {len(medians)} round_medians_ms")
+
+
+def _check_identity(row: Mapping[str, Any]) -> None:
+    """The key is made of the cell, and the ids of key, label and launch."""
+    cell = flatten.cell_of(row)
+    made = Record(key=row["key"], cell=cell, label=row["label"], launch=int(row["launch"]))
+    for name in ("cell_id", "attempt_id"):
+        if row[name] != getattr(made, name):
+            raise refused(
+                name, row[name], f"{shown(getattr(made, name))}, by key, label and launch"
+            )
+    try:
+        record.check_key(made)
+    except RecordError as error:
+        raise NoRow(f"its config was edited: {cut(redact(str(error)))}; {REMEDY}") from error
+
+
+def refused(name: str, value: Any, allowed: str) -> NoRow:
+    """An error that names the field, its value (cut, escaped, without keys) and what is allowed."""
+    return NoRow(f"{name}={shown(value)}: allowed is {allowed}; {REMEDY}")
+
+
+def shown(value: Any) -> str:
+    """A value as W&B shows it: JSON, in ASCII."""
+    return cut(redact(json.dumps(value, default=str)))
+
+
+def cut(text: str) -> str:
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}... ({len(text)} characters)"
 
 
 def sample_columns(
     history: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
 ) -> dict[str, list[Any]]:
-    """Columns of `flatten.sample_columns`; raises NoRow if samples are missing or incomplete."""
+    """Columns of `flatten.sample_columns`; raises NoRow if samples are missing, incomplete or not
+    of their kind."""
     if len(history) != summary[ROWS_FIELD]:
-        raise NoRow(f"{len(history)} of its {summary[ROWS_FIELD]} samples are there")
+        raise NoRow(f"{len(history)} of its {shown(summary[ROWS_FIELD])} samples are there")
     try:
         columns = {
             name: [_field(r, field) for r in history] for name, field in SAMPLE_COLUMNS.items()
         }
     except KeyError as error:
         raise NoRow(f"a sample has no {error}") from error
+    for column in schema.SAMPLES:
+        _, kind = schema.parts(column.kind)
+        for value in columns[column.name]:
+            if not schema.holds(kind, value):
+                raise refused(
+                    SAMPLE_COLUMNS[column.name], value, f"{schema.words(kind)} in a sample"
+                )
+    if unknown := [kind for kind in columns["sample_kind"] if kind not in KINDS]:
+        raise refused("kind", unknown[0], ", ".join(KINDS))
     columns["sample_ms"] = [float(value) for value in columns["sample_ms"]]
     return columns
 
