@@ -25,14 +25,14 @@ if not __package__:  # started as a file: runners/ itself must not be searched f
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runners import places, resume
 from runners.fields import ConfigError, safe_name
 from runners.jobs import Asked, run_asked
-from runners.refusal import one_line, unexpected
+from runners.refusal import one_line, told
 from runners.resolution import plain
 from runners.streams import reader_may_leave
 from runners.sweep import SweepResult
@@ -172,8 +172,8 @@ def summary(result: SweepResult) -> dict[str, Any]:
     }
 
 
-def refused(error: BaseException) -> int:
-    text = one_line(error).encode("utf-8", "backslashreplace").decode()
+def refused(error: Exception) -> int:
+    text = told(error, sys.argv[1:]).encode("utf-8", "backslashreplace").decode()
     print(f"error: {''.join(c if c.isprintable() else '?' for c in text)}", file=sys.stderr)
     return 2
 
@@ -200,14 +200,12 @@ def run() -> int:
         program(task)()
         if BENCH.error:
             raise BENCH.error
-    except InstantiationException as error:
-        return refused(unexpected(error, sys.argv[1:]))
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         return refused(error)
     except Exception as error:  # what Hydra does not expect either
         if BENCH.composed:
             raise
-        return refused(unexpected(error, sys.argv[1:]))
+        return refused(error)
     except KeyboardInterrupt:
         print("interrupted; nothing was being measured", file=sys.stderr)
         return 130

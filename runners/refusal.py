@@ -20,6 +20,18 @@ from runners.fields import ConfigError
 KINDS = f"allowed is a value of the kind that `{places.BENCH} --cfg all` shows there"
 
 
+def told(error: Exception, words: Sequence[str]) -> str:
+    """The line for a command of these words that ended in this error."""
+    return one_line(error if _is_plain(error) else unexpected(error, words))
+
+
+def _is_plain(error: Exception) -> bool:
+    """Whether its words are meant for a user: ours, or those that Hydra has for bad input."""
+    if isinstance(error, InstantiationException) or not str(error).strip():
+        return False
+    return isinstance(error, ConfigError | HydraException | OmegaConfBaseException)
+
+
 def one_line(error: BaseException) -> str:
     """Hydra's messages run over several lines, with its search path and inner keys behind."""
     text = " ".join(str(error).split()) or type(error).__name__
@@ -37,7 +49,7 @@ def one_line(error: BaseException) -> str:
 
 
 def unexpected(error: Exception, words: Sequence[str]) -> ConfigError:
-    """For an error that Hydra has no words for either: the override that it comes from."""
+    """For an error that Hydra has no words for: the override that it comes from."""
     if isinstance(error, OSError) and error.filename is not None:
         return ConfigError(
             f"{error.filename}: cannot be used: {error.strerror}; allowed is a folder that can be "
@@ -72,15 +84,11 @@ def _values(loader: ConfigLoaderImpl, word: str) -> Iterator[str]:
 
 
 def _fails(loader: ConfigLoaderImpl, word: str) -> bool:
-    """Whether it ends in an error that is none of Hydra's own."""
+    """Whether it ends in an error without plain words."""
     try:
         config = loader.load_configuration("config", [word], run_mode=RunMode.RUN)
         for node in (config.hydra.launcher, config.hydra.sweeper):
             Plugins.instance()._instantiate(node)
         return False
-    except InstantiationException:  # what is wrong is in Python's words
-        return True
-    except (HydraException, OmegaConfBaseException):
-        return False
-    except Exception:
-        return True
+    except Exception as error:
+        return not _is_plain(error)

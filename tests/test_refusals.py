@@ -34,6 +34,7 @@ REFUSED = [
     (["-m", "topk=2,4", "+hydra.launcher.nope=1"], ["+hydra.launcher.nope=1", "leave it out"]),
     (["hydra.run=5"], ["hydra.run=5", "--cfg all"]),
     (["hydra.run.dir=/proc/no/such"], ["/proc/no", "folder that can be written"]),
+    (["hydra.runtime=${oops}"], ["hydra.runtime=${oops}", "leave it out"]),
     (["workload=-1"], ["workload=-1", "zipf", "balanced"]),
     (["-m", "topk=2", "model=olmoe_1b_7b,0.5"], ["model=olmoe_1b_7b,0.5", "deepseek_v3"]),
 ]  # fmt: skip
