@@ -84,7 +84,7 @@ def bound(cell: Any) -> Bound | None:
     try:
         compute = 1e3 * max(flops(cell) / matrix_rate(cell), weight_bytes(cell) / read_rate(cell))
         talk = 1e3 * communication_s(cell)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
     return Bound(compute, talk, float(cell["median_ms"]))
 

@@ -39,7 +39,7 @@ DETAILS = (
     *("gate_error", "gate_detail", "notes", "drift"),
 )
 NO_TIME = (
-    "noise hides the step: short blocks took no less time than long ones; use longer blocks "
+    "noise hides the step: its median or mean is not above zero; use longer blocks "
     "(measure.block_ms) or a quieter machine"
 )
 # Worst first: a cell that was wrong once has no time anywhere.
@@ -77,7 +77,7 @@ def _cell(attempts: pd.DataFrame, positions: list[int]) -> dict[str, Any]:
     timed = attempts[attempts["median_duration_ms"].notna()]
     measured = timed[(timed["median_duration_ms"] > 0) & (timed["avg_duration_ms"] > 0)]
     if outcome == "measured" and measured.empty:
-        # Without a time for want of the gate's agreement, or of a step that noise does not hide.
+        # Without a time: the gate has not agreed, or noise hides the step.
         outcome = "wrong" if timed.empty else "failed"
     used = measured if outcome == "measured" else attempts
     newest = used.iloc[-1]

@@ -20,7 +20,7 @@ from runners.estimate import CONFIDENCE
 
 NOISE_THRESHOLD = 0.02  # effects smaller than this are never called a difference
 MIN_LAUNCHES = 5
-MOST_LOG = 700.0
+MOST_LOG = 700.0  # exp of it and 1 over that are floats
 FASTER, SLOWER, SAME, UNDECIDED = "faster", "slower", "same", "undecided"
 OPPOSITE = {FASTER: SLOWER, SLOWER: FASTER, SAME: SAME, UNDECIDED: UNDECIDED}
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import analysis_factory as factory
 import pytest
@@ -192,6 +193,21 @@ def test_memory_of_several_machines_and_of_none(tmp_path: Path) -> None:
     words = ["--model", "mixtral_8x7b", "--batch-size", "64", "--world-size", "8"]
     assert "OUT OF MEMORY" in here(tmp_path, [1000 * GIB, 16 * GIB], *words)[0]
     assert "OUT OF MEMORY" not in here(tmp_path, [None], *words)[0]
+
+
+@pytest.mark.parametrize("odd", [
+    {"shared": 5}, {"ranks": "x"}, {"ranks": 3, "collectives": [1]}, {"read_warm_bytes_per_s": 1},
+    {"shared": {"matmul_flops_per_s": {"float32": "fast"}}}, {"matmul_flops_per_s": None},
+])  # fmt: skip
+def test_an_odd_calibration_is_passed_over(tmp_path: Path, odd: dict[str, Any]) -> None:
+    """Of one record: what the others say is used, and no limit is told of its cell."""
+    records = factory.rich_records()
+    records[3].calibration = {**factory.CALIBRATION, **odd}
+    folder = factory.write_all(tmp_path, records)
+    frame = cells.summarize(analysis.load(folder))
+    words = ["predict", "--world-size", "8,3", "--strategy", "simple"]
+    assert "simple" in command.predict(cli.parser().parse_args(words), frame)
+    assert cli.main(["check", str(folder)]) == 1
 
 
 def test_what_was_measured_had_the_memory(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 from analysis.frame import plain
 from analysis.predict import machine
 from analysis.predict.fit import Measured
+from analysis.predict.machine import Machine
 from moe.cost.load import dispatches
 from moe.degrees import degrees
 from moe.spec import PEER, Cell
@@ -34,13 +35,20 @@ def _one(row: Mapping[str, Any]) -> Measured | None:
     left_out = cell.strategy.name == "serial" or cell.strategy.name.startswith(PEER)
     if cell.strategy.slowdown or left_out:
         return None
-    try:
-        made = machine.of_calibration(calibration, cell.placement.world_size)
-    except (KeyError, TypeError, ZeroDivisionError):
+    made = _machine(calibration, cell.placement.world_size)
+    if made is None:
         return None
     phases = {str(name): float(ms) / 1e3 for name, ms in (row["phase_ms"] or {}).items()}
     dense = str(row["kernel_ran"]) == "dense"
     return Measured(cell, made, float(row["median_ms"]) / 1e3, phases, skew_of(cell, row), dense)
+
+
+def _machine(calibration: Mapping[str, Any], ranks: int) -> Machine | None:
+    """None for a calibration that lacks something, or holds something else in its place."""
+    try:
+        return machine.of_calibration(calibration, ranks)
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
 
 
 def skew_of(cell: Cell, row: Mapping[str, Any]) -> float:
@@ -56,8 +64,9 @@ def machines(cells: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]
     found = {}
     for row in cells:
         calibration = row["calibration"]
-        if calibration and calibration.get("ranks"):
-            found[int(calibration["ranks"])] = calibration
+        ranks = calibration.get("ranks") if calibration else None
+        if isinstance(ranks, int) and ranks > 0 and _machine(calibration, ranks):
+            found[ranks] = calibration
     return found
 
 
