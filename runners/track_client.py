@@ -59,7 +59,7 @@ def run_tracker(
             return TrackerResult(True, mode=mode)
         command = [sys.executable, "-m", "runners.track", str(sweep_dir), "--mode", mode]
         command += ["--project", str(tracker["project"])]
-        command += ["--entity", str(tracker["entity"])] if tracker["entity"] else []
+        command += ["--entity", str(tracker["entity"])] if tracker.get("entity") else []
         return _run([*command, "--only", *attempt_ids], limit_s)
     except Exception as error:  # a tracker costs a warning, never a measurement
         return TrackerResult(False, warning=f"tracker: {redact(str(error))}")
