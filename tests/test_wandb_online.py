@@ -59,7 +59,7 @@ def write(sweep: Path, found: list[Record]) -> list[Record]:
 
 
 def track(sweep: Path, found: list[Record], mode: str = "online") -> TrackerResult:
-    tracker = {"mode": mode, "project": "p", "entity": None}
+    tracker = {"mode": mode, "project": "p"}
     return run_tracker(sweep, [r.attempt_id for r in found], tracker, LIMIT_S)
 
 
