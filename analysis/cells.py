@@ -39,7 +39,7 @@ DETAILS = (
     *("gate_error", "gate_detail", "notes", "drift"),
 )
 NO_TIME = (
-    "noise hides the step: its median or mean is not above zero; use longer blocks "
+    "noise hides the step: its median is not above zero; use longer blocks "
     "(measure.block_ms) or a quieter machine"
 )
 # Worst first: a cell that was wrong once has no time anywhere.
@@ -75,7 +75,7 @@ def _cell(attempts: pd.DataFrame, positions: list[int]) -> dict[str, Any]:
     outcomes = [str(o) for o in attempts["outcome"]]
     outcome = min(outcomes, key=lambda o: SEVERITY.index(o) if o in SEVERITY else 99)
     timed = attempts[attempts["median_duration_ms"].notna()]
-    measured = timed[(timed["median_duration_ms"] > 0) & (timed["avg_duration_ms"] > 0)]
+    measured = timed[timed["median_duration_ms"] > 0]
     if outcome == "measured" and measured.empty:
         # Without a time: the gate has not agreed, or noise hides the step.
         outcome = "wrong" if timed.empty else "failed"
@@ -154,6 +154,8 @@ def _one_launch(attempt: dict[str, Any]) -> dict[str, Any]:
         plain(attempt[n]) for n in ("avg_duration_ms", "std_duration_ms", "num_samples")
     )
     half = math.nan
+    if mean <= 0:  # of few wild samples: no average, though there is a median
+        mean = math.nan
     if deviation is not None and count > 1:
         half = t_quantile((1 + CONFIDENCE) / 2, count - 1) * deviation / math.sqrt(count)
     return {
@@ -172,9 +174,11 @@ def _many_launches(attempts: list[dict[str, Any]]) -> dict[str, Any]:
     values: dict[str, float] = {}
     names = (("median", "median_duration_ms"), ("mean", "avg_duration_ms"))
     for short, name in names:
-        each = [float(a[name]) for a in attempts]
+        each = [float(a[name]) for a in attempts if a[name] > 0]
         prefix = "" if short == "median" else "mean_"
-        if len(each) >= MIN_LAUNCHES:
+        if not each:
+            center = low = high = math.nan
+        elif len(each) >= MIN_LAUNCHES:
             found = paired_interval(logs(each), CONFIDENCE)
             assert found is not None
             center, low, high = (factor(x) for x in (found.center, found.low, found.high))

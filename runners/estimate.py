@@ -46,7 +46,7 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
 def duration_low(low: float) -> float:
     """The lower end of a duration's interval, where noise takes it below zero. A true duration is
     above, so that what is cut off never held it: the interval's confidence stays as it is."""
-    return max(0.0, low)
+    return 0.0 if low < 0 else low  # NaN, for no interval, stays
 
 
 def step_ms(short: int, short_ms: float, long: int, long_ms: float) -> float:

@@ -163,3 +163,14 @@ def test_an_interval_too_wide_for_a_float_is_no_traceback() -> None:
     assert found is not None
     assert found.word == verdict.UNDECIDED
     assert found.inverted().inverted().high == pytest.approx(found.high)
+
+
+def test_an_average_that_is_not_above_zero_is_left_out_and_the_median_stays() -> None:
+    attempt = {"median_duration_ms": 0.3, "median_low_ms": 0.2, "median_high_ms": 0.4,
+               "avg_duration_ms": -0.1, "std_duration_ms": 2.0, "num_samples": 9}  # fmt: skip
+    one = cells._one_launch(attempt)
+    assert one["median_ms"] == 0.3
+    many = cells._many_launches([attempt] * 5)
+    assert many["median_ms"] == pytest.approx(0.3)
+    for figures in (one, many):
+        assert all(math.isnan(figures[n]) for n in ("mean_ms", "mean_low_ms", "mean_high_ms"))
