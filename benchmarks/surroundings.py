@@ -125,10 +125,10 @@ def attempt(one: Surrounding, folder: Path) -> str:
         return "; ".join([f"exit code {done.returncode}", *notes])
     sweep = where / end["sweep_dir"]
     drawn = list(sweep.glob("plots/*.png")) and list(sweep.glob("tables/*.md"))
-    found = f"{end['measured']} of 2 cells measured, {end['tracked']} runs"
-    found += f", {'tables and plots' if drawn else 'no tables or plots'}"
-    usual = found == EXPECTED and done.returncode == 0
-    return "; ".join(["as usual" if usual else f"exit code {done.returncode}: {found}", *notes])
+    summary = f"{end['measured']} of 2 cells measured, {end['tracked']} runs"
+    summary += f", {'tables and plots' if drawn else 'no tables or plots'}"
+    usual = summary == EXPECTED and done.returncode == 0
+    return "; ".join(["as usual" if usual else f"exit code {done.returncode}: {summary}", *notes])
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -188,7 +188,7 @@ def threads() -> dict[str, int | None]:
     }
 
 
-def variables(environ: os._Environ[str] | dict[str, str]) -> dict[str, str]:
+def variables(environ: Mapping[str, str]) -> dict[str, str]:
     """The allow-listed variables that are set; a value that could be a path is withheld."""
     return {
         name: value if HARMLESS_VALUE.fullmatch(value) else "(withheld)"

@@ -214,7 +214,7 @@ def listed(errors: Mapping[int, str]) -> str:
 def not_passed(variables: Mapping[str, str], pass_env: Sequence[str]) -> list[str]:
     """Variables of libraries that compute, which the user may think that the ranks have too."""
     passed = of_ranks(variables, pass_env)
-    return sorted(n for n in environment.variables(dict(variables)) if n not in (*passed, *THREADS))
+    return sorted(n for n in environment.variables(variables) if n not in (*passed, *THREADS))
 
 
 def announce(jobs: Sequence[Job], progress: Progress, cores: int) -> None:

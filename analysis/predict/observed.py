@@ -35,12 +35,13 @@ def _one(row: Mapping[str, Any]) -> Measured | None:
     left_out = cell.strategy.name == "serial" or cell.strategy.name.startswith(PEER)
     if cell.strategy.slowdown or left_out:
         return None
-    made = _machine(calibration, cell.placement.world_size)
-    if made is None:
+    calibrated = _machine(calibration, cell.placement.world_size)
+    if calibrated is None:
         return None
     phases = {str(name): float(ms) / 1e3 for name, ms in (row["phase_ms"] or {}).items()}
     dense = str(row["kernel_ran"]) == "dense"
-    return Measured(cell, made, float(row["median_ms"]) / 1e3, phases, skew_of(cell, row), dense)
+    median_s, skew = float(row["median_ms"]) / 1e3, skew_of(cell, row)
+    return Measured(cell, calibrated, median_s, phases, skew, dense)
 
 
 def _machine(calibration: Mapping[str, Any], ranks: int) -> Machine | None:
@@ -61,16 +62,16 @@ def skew_of(cell: Cell, row: Mapping[str, Any]) -> float:
 
 def machines(cells: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
     """Calibrations by number of ranks."""
-    found = {}
+    by_ranks = {}
     for row in cells:
         calibration = row["calibration"]
         ranks = calibration.get("ranks") if calibration else None
         if isinstance(ranks, int) and ranks > 0 and _machine(calibration, ranks):
-            found[ranks] = calibration
-    return found
+            by_ranks[ranks] = calibration
+    return by_ranks
 
 
 def memory_bytes(cells: Iterable[Mapping[str, Any]]) -> float:
     """Of the machine, for all its ranks; of several machines the smallest, infinite if unknown."""
-    found = (plain(row["memory_total_bytes"]) for row in cells)
-    return min((float(size) for size in found if size), default=math.inf)
+    sizes = (plain(row["memory_total_bytes"]) for row in cells)
+    return min((float(size) for size in sizes if size), default=math.inf)

@@ -103,10 +103,11 @@ def read_run(path: Path, history: bool = False) -> OfflineRun:
 
 def _decode_identity(log: Log, run: OfflineRun) -> None:
     for data in log.of(RUN):
-        told = decoded(data).run
-        run.id, run.name, run.project = told.run_id, told.display_name, told.project
-        run.group, run.job_type, run.tags = told.run_group, told.job_type, tuple(told.tags)
-        run.config = build(last_values(told.config, {}), run.config)
+        message = decoded(data).run
+        run.id, run.name, run.project = message.run_id, message.display_name, message.project
+        run.group, run.job_type = message.run_group, message.job_type
+        run.tags = tuple(message.tags)
+        run.config = build(last_values(message.config, {}), run.config)
         run.config.pop("_wandb", None)
     for data in log.of(EXIT):
         run.exit_code = decoded(data).exit.exit_code

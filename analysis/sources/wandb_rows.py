@@ -84,14 +84,14 @@ def _check_kinds(row: Mapping[str, Any], blank: Mapping[str, Any]) -> None:
 def _check_identity(row: Mapping[str, Any]) -> None:
     """The key is made of the cell, and the ids of key, label and launch."""
     cell = flatten.cell_of(row)
-    made = Record(key=row["key"], cell=cell, label=row["label"], launch=int(row["launch"]))
+    attempt = Record(key=row["key"], cell=cell, label=row["label"], launch=int(row["launch"]))
     for name in ("cell_id", "attempt_id"):
-        if row[name] != getattr(made, name):
+        if row[name] != getattr(attempt, name):
             raise refused(
-                name, row[name], f"{shown(getattr(made, name))}, by key, label and launch"
+                name, row[name], f"{shown(getattr(attempt, name))}, by key, label and launch"
             )
     try:
-        record.check_key(made)
+        record.check_key(attempt)
     except RecordError as error:
         raise NoRow(f"its config was edited: {cut(redact(str(error)))}; {REMEDY}") from error
 
