@@ -15,7 +15,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -186,14 +186,32 @@ def end_as_by_ctrl_c(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-@reader_may_leave()
-def run() -> int:
+@contextlib.contextmanager
+def settings_of_this_program() -> Iterator[None]:
+    """Signals, the option parser and Hydra's error output while `run` runs; put back at its end."""
+    replaced: list[tuple[int, Any]] = []
+    full_error, parser_error = os.environ.get("HYDRA_FULL_ERROR"), argparse.ArgumentParser.error
     for number in (signal.SIGTERM, signal.SIGHUP):  # a launch has its own handling of them
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup's choice is the user's
-            signal.signal(number, end_as_by_ctrl_c)
+            replaced.append((number, signal.signal(number, end_as_by_ctrl_c)))
     argparse.ArgumentParser.error = unknown_option  # type: ignore  # one line
-    drop_empty()  # before conf asks for W&B's variables
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us, not through its own printer
+    try:
+        yield
+    finally:
+        argparse.ArgumentParser.error = parser_error  # type: ignore
+        if full_error is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
+        for number, handler in replaced:
+            signal.signal(number, handler)
+
+
+@reader_may_leave()
+@settings_of_this_program()
+def run() -> int:
+    drop_empty()  # before conf asks for W&B's variables
     program = hydra.main(version_base="1.3", config_path=str(places.CONF), config_name="config")
     had_outputs = places.OUTPUTS.exists()
     try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import os
+import signal
 from pathlib import Path
 from unittest import mock
 
@@ -57,6 +60,23 @@ def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("")
     assert bad_input.ask(["-m", "topk=9"], tmp_path).code == 2
     assert {path.name for path in tmp_path.rglob("*")} == {"outputs", "mine"}
+
+
+@pytest.mark.parametrize("setting", [None, "0"])
+def test_the_process_is_left_as_it_was(
+    setting: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    if setting is not None:
+        monkeypatch.setenv("HYDRA_FULL_ERROR", setting)
+
+    def shared() -> tuple[object, ...]:
+        handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+        return (argparse.ArgumentParser.error, os.environ.get("HYDRA_FULL_ERROR"), *handlers)
+
+    before = shared()
+    assert bad_input.ask(["-m", "topk=9"], tmp_path).code == 2
+    assert shared() == before
 
 
 def test_values_in_the_sweepers_params_are_a_sweep(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -342,9 +341,7 @@ def run_bench(*words: str) -> int:
     """In this process, of which it leaves nothing changed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["bench.py", *words])
-        patch.setattr(argparse.ArgumentParser, "error", argparse.ArgumentParser.error)
         patch.setattr(bench, "BENCH", bench.Bench())
-        patch.setenv("HYDRA_FULL_ERROR", "1")
         return bench.run()
 
 
