@@ -189,11 +189,11 @@ def end_as_by_ctrl_c(signum: int, frame: object) -> None:
 @contextlib.contextmanager
 def settings_of_this_program() -> Iterator[None]:
     """Signals, the option parser and Hydra's error output while `run` runs; put back at its end."""
-    replaced: list[tuple[int, Any]] = []
+    handlers: dict[signal.Signals, Any] = {}
     full_error, parser_error = os.environ.get("HYDRA_FULL_ERROR"), argparse.ArgumentParser.error
     for number in (signal.SIGTERM, signal.SIGHUP):  # a launch has its own handling of them
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup's choice is the user's
-            replaced.append((number, signal.signal(number, end_as_by_ctrl_c)))
+            handlers[number] = signal.signal(number, end_as_by_ctrl_c)
     argparse.ArgumentParser.error = unknown_option  # type: ignore  # one line
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us, not through its own printer
     try:
@@ -204,7 +204,7 @@ def settings_of_this_program() -> Iterator[None]:
             del os.environ["HYDRA_FULL_ERROR"]
         else:
             os.environ["HYDRA_FULL_ERROR"] = full_error
-        for number, handler in replaced:
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 

@@ -24,8 +24,8 @@ import torch.distributed as dist
 
 from moe.comm import Comm
 from moe.spec import Placement
-from runners import environment, limits, places
-from runners.inherited import of_ranks
+from runners import environment, limits
+from runners.inherited import made_for_ranks
 from runners.links import collective_fits, left_out, of_first, tier_fits
 from runners.mpi_start import mpiexec_command
 from runners.plan import Measure
@@ -175,11 +175,7 @@ def launch(ranks: int, threads: int, backend: str, limit_s: float) -> dict[str, 
         out = Path(folder) / "calibration.json"
         worker = ["-m", "runners.calibrate", "--backend", backend, "--limit", str(limit_s)]
         worker += ["--threads", str(threads), "--rank-of", str(out)]
-        variables = {
-            **of_ranks(os.environ, ()),
-            **places.module_variables(os.environ),
-            "OMP_NUM_THREADS": str(threads),
-        }
+        variables = made_for_ranks(os.environ, threads)
         if backend == "mpi":
             command = mpiexec_command(ranks, [sys.executable, *worker], variables)
         else:

@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
+from runners import places
+
 # What any program needs of its system: shell patterns of names.
 SYSTEM = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TZ", "LANG", "LANGUAGE", "LC_*"),
@@ -42,6 +44,18 @@ def of_ranks(variables: Mapping[str, str], pass_env: Iterable[str]) -> dict[str,
     """What ranks inherit; `pass_env` are the user's own patterns."""
     found = inherited(variables, (*RANKS, *pass_env))
     return {name: value for name, value in found.items() if not withheld(name)}
+
+
+def made_for_ranks(
+    variables: Mapping[str, str], threads: int, pass_env: Iterable[str] = ()
+) -> dict[str, str]:
+    """The environment of a rank, or of what starts ranks."""
+    return {
+        **of_ranks(variables, pass_env),
+        **places.module_variables(variables),
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+    }
 
 
 def inherited(variables: Mapping[str, str], patterns: Iterable[str]) -> dict[str, str]:

@@ -35,12 +35,15 @@ def test_variables_are_allow_listed_and_paths_withheld() -> None:
         "WANDB_API_KEY": "secret",
         "HOME": "/home/someone",
         "NCCL_DEBUG_FILE": "x",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "TORCH_HOME": "models",
     }
     assert environment.variables(given) == {
         "GLOO_SOCKET_IFNAME": "eth0",
         "MPIR_CVAR_POLLS_BEFORE_YIELD": "1",
         "OMP_NUM_THREADS": "2",
         "OMP_PLACES": "(withheld)",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
     }
 
 

@@ -81,6 +81,8 @@ def test_a_library_setting_that_ranks_do_not_get_is_named() -> None:
     here = {"OMP_PROC_BIND": "true", "OMP_NUM_THREADS": "4", "NCCL_ALGO": "Ring", "PATH": "/bin"}
     assert jobs.not_passed(here, []) == ["OMP_PROC_BIND"]
     assert jobs.not_passed(here, ["OMP_*"]) == []
+    allocator = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "UCX_TLS": "tcp"}
+    assert jobs.not_passed(allocator, ["UCX_*"]) == ["PYTORCH_CUDA_ALLOC_CONF"]
 
 
 def plan(folder: Path, backend: str = "gloo", pass_env: tuple[str, ...] = ()) -> LaunchPlan:

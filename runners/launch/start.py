@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from runners import places
 from runners.bound import NETWORK
-from runners.inherited import of_ranks
+from runners.inherited import made_for_ranks
 from runners.launch.patience import within
 from runners.mpi_start import mpiexec_command
 from runners.plan import LaunchPlan, save
@@ -120,12 +119,8 @@ def rank_environment(plan: LaunchPlan) -> dict[str, str]:
     """Made, not inherited: what `runners.inherited` lists for ranks and `hosts.pass_env` names,
     with threads set explicitly, loopback for one node, and the token that the ranks know each other
     by."""
-    threads = str(plan.placement.threads)
     return {
-        **of_ranks(os.environ, plan.pass_env),
-        **places.module_variables(os.environ),
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
+        **made_for_ranks(os.environ, plan.placement.threads, plan.pass_env),
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
         "MOE_LAUNCHER_PID": str(os.getpid()),
         "MOE_LAUNCH_TOKEN": secrets.token_hex(16),
