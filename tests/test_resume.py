@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,13 @@ from runners.cell import Request
 from runners.fields import ConfigError
 from runners.plan import Job, Measure
 from runners.record import Record
+from tests import started
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = {"host": "h", "cpu_model": "c", "cores": 2, "versions": {"torch": "2"}, "git": {"sha": "a"}}
 OTHER = {**HERE, "git": {"sha": "b"}}
 VERSION = resume.version_of(HERE)
+interruptible = started.interruptible
 
 
 def test_without_git_the_installed_version_says_which_code_it_is() -> None:
@@ -166,14 +167,6 @@ def test_a_killed_launcher_is_gone_on_with(tmp_path: Path) -> None:
     assert (code, end["measured"]) == (0, 6), err
     assert "resuming: 6 measured" in err
     assert len(list(sweep.glob("launches/*"))) == launches
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """What a shell starts in the background ignores Ctrl-C, and so would all that it starts."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.dist

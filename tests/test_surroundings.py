@@ -29,6 +29,7 @@ from runners.sweep import Settings, Sweep, SweepResult
 from tests import started
 
 ROOT = Path(__file__).resolve().parents[1]
+nothing_stays, interruptible = started.nothing_stays, started.interruptible
 FOREIGN = ("PET_", "TORCHELASTIC_", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "SLURM_", "PMI_",
            "PMIX_", "OMPI_", "I_MPI_", "HYDRA_", "MPIR_CVAR_", "FI_", "JPY_", "MPL", "WANDB_",
            "SUBMITIT_", "KUBERNETES_", "AWS_", "MOE_")  # fmt: skip
@@ -162,6 +163,7 @@ def test_a_start_without_ranks_is_called_that_and_tried_once(
         assert (tmp_path / "sweep" / log).exists()
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_one_signal_ends_a_launch_that_has_no_sample_to_lose(
     tmp_path: Path, number: signal.Signals
@@ -176,6 +178,7 @@ def test_one_signal_ends_a_launch_that_has_no_sample_to_lose(
 
 
 @pytest.mark.dist
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_one_signal_ends_a_real_start(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, str(ROOT / "runners" / "bench.py"), "world_size=2", "tracker=none"]
