@@ -66,8 +66,8 @@ def together(step: Step, amount: float, probe: Probe, comm: Comm, until_s: float
             step()
             done += 1
         probe.sync()
-        mine = amount * done / (probe.clock() - start)
-        total = torch.tensor([mine], dtype=torch.float64, device=comm.device)
+        rank_rate = amount * done / (probe.clock() - start)
+        total = torch.tensor([rank_rate], dtype=torch.float64, device=comm.device)
         best = max(best, float(comm.world.combine_(total, "sum").item()))
     return best
 
@@ -89,9 +89,11 @@ def shared_rates(
     flops = {}
     for dtype in kinds:
         name, (n, k) = str(dtype).removeprefix("torch."), MATRICES[0]
-        found, end_s = alone.products[name], until()
-        rows = round(of_first(comm, rows_within(found, comm.world_size, probe.left_s(end_s) / 2)))
-        way = ways(probe.random(n, k, dtype=dtype))[found.way[f"{rows}x{n}x{k}"]]()
+        one_rank, end_s = alone.products[name], until()
+        rows = round(
+            of_first(comm, rows_within(one_rank, comm.world_size, probe.left_s(end_s) / 2))
+        )
+        way = ways(probe.random(n, k, dtype=dtype))[one_rank.way[f"{rows}x{n}x{k}"]]()
         step = functools.partial(way, probe.random(rows, k, dtype=dtype))
         step()  # the first call prepares
         rate = together(step, 2 * rows * n * k, probe, comm, end_s)
@@ -103,12 +105,12 @@ def shared_rates(
     }
 
 
-def rows_within(found: Products, ranks: int, limit_s: float) -> int:
+def rows_within(one_rank: Products, ranks: int, limit_s: float) -> int:
     """The most rows of those timed alone whose product ends in time on every rank at once, were
     the cores shared out evenly; the fewest where none would."""
     n, k = MATRICES[0]
     crowd = max(1.0, ranks / environment.usable_cores())
-    timed = {m: rate for m in ROWS if (rate := found.flops_per_s.get(f"{m}x{n}x{k}"))}
+    timed = {m: rate for m in ROWS if (rate := one_rank.flops_per_s.get(f"{m}x{n}x{k}"))}
     fitting = [m for m, rate in timed.items() if crowd * 2 * m * n * k / rate <= limit_s]
     return max(fitting, default=min(timed))
 
@@ -185,8 +187,8 @@ def launch(ranks: int, threads: int, backend: str, limit_s: float) -> dict[str, 
         subprocess.run(
             command, check=True, timeout=longest_s, env=variables, stdin=subprocess.DEVNULL
         )
-        found: dict[str, Any] = json.loads(out.read_text())
-        return found
+        calibration: dict[str, Any] = json.loads(out.read_text())
+        return calibration
 
 
 def run_rank(backend: str, threads: int, limit_s: float, out: Path) -> None:
@@ -226,8 +228,8 @@ def main() -> int:
         cached = [limits.read(path) for path in sorted(args.folder.glob("*.json"))]
         print("\n".join(map(limits.describe, cached)) or f"nothing cached in {args.folder}")
         return 0
-    found = launch(args.ranks, threads, args.backend, args.limit)
-    print(limits.describe(limits.store(args.folder, found)))
+    calibration = launch(args.ranks, threads, args.backend, args.limit)
+    print(limits.describe(limits.store(args.folder, calibration)))
     return 0
 
 

@@ -30,8 +30,8 @@ class Group:
 
     def positive(self, name: str) -> int | None:
         """The number in a file; None where there is none, or it is no limit."""
-        found = number(text(self.folder / name))
-        return found if found and found > 0 else None
+        value = number(text(self.folder / name))
+        return value if value and value > 0 else None
 
     def cores(self) -> float | None:
         """Cores' worth of CPU time."""
@@ -45,8 +45,8 @@ class Group:
     def limit_bytes(self) -> int | None:
         """Of memory; in version 2 also where the kernel begins to slow the group down."""
         names = ("memory.limit_in_bytes",) if self.version == 1 else ("memory.max", "memory.high")
-        found = [limit for limit in map(self.positive, names) if limit and limit < UNLIMITED_BYTES]
-        return min(found, default=None)
+        limits = [size for size in map(self.positive, names) if size and size < UNLIMITED_BYTES]
+        return min(limits, default=None)
 
     def room_bytes(self) -> int | None:
         """The limit minus what is used; cached files do not count, the kernel gives them back."""

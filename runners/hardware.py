@@ -72,15 +72,15 @@ def memory_bytes(root: Path = control_groups.ROOT) -> dict[str, int]:
     where there is none."""
     lines = (text(root / "proc/meminfo") or "").splitlines()
     fields = [line.split() for line in lines if line.endswith(" kB")]
-    found = {field[0].rstrip(":"): int(field[1]) * 1024 for field in fields}
+    sizes = {field[0].rstrip(":"): int(field[1]) * 1024 for field in fields}
     allowed = {
         "MemTotal": control_groups.memory_limit_bytes(root),
         "MemAvailable": control_groups.memory_room_bytes(root),
     }
     for name, most in allowed.items():
-        if most is not None and name in found:
-            found[name] = min(found[name], most)
-    return found
+        if most is not None and name in sizes:
+            sizes[name] = min(sizes[name], most)
+    return sizes
 
 
 def gpus(limit_s: float = 10.0) -> list[dict[str, Any]]:

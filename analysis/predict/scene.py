@@ -57,14 +57,20 @@ class Scene:
 
     def predict(self, cell: Cell) -> Prediction:
         """Measured where a record has exactly this cell, else by the model."""
-        found = model.predict(
+        prediction = model.predict(
             cell, self.machine(cell.placement.world_size), self.coefficients, self.skew
         )
         if cell not in self.intervals:
-            return found
+            return prediction
         value, low, high = self.intervals[cell]
         return dataclasses.replace(
-            found, total_ms=value, low_ms=low, high_ms=high, fits=True, status=MEASURED, reason=""
+            prediction,
+            total_ms=value,
+            low_ms=low,
+            high_ms=high,
+            fits=True,
+            status=MEASURED,
+            reason="",
         )
 
 
