@@ -20,6 +20,7 @@ import pandas as pd
 from analysis import numbers
 from analysis.panels import series_names
 from moe import cost, peers
+from moe.algorithms import fit_name
 from moe.spec import Placement, Strategy
 from runners import flatten
 
@@ -123,7 +124,7 @@ def communication_s(cell: Any) -> float:
     for rank in cell["traffic"]:
         total = 0.0
         for call in rank:
-            fit = fits[str(call["collective"])]
+            fit = fits[fit_name(str(call["collective"]), str(call.get("algorithm") or ""))]
             sent = float(call.get("sent_bytes") or 0)
             total += fit["alpha_s"] * int(call.get("calls") or 1) + fit["beta_s_per_byte"] * sent
         busiest = max(busiest, total)

@@ -32,6 +32,10 @@ class Worker(worker.Worker):
         return timed
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> int:
     worker.Worker = Worker  # type: ignore[misc]
-    sys.exit(worker.main(sys.argv[1:]))
+    return worker.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe import phases
+from moe.algorithms import EXCHANGE, Limits, algorithm
 
 # The names since torch 2.13, and before.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+HALF = (torch.bfloat16, torch.float16)
 _SUM: Any = getattr(dist, "AllreduceOptions", object)()
 
 
@@ -33,6 +35,7 @@ class Traffic:
     sent_bytes: float = 0
     received_bytes: float = 0
     busbw_bytes: float = 0  # numerator of nccl-tests' bus bandwidth
+    algorithm: str = ""  # where there are two: see moe.algorithms
 
 
 class Comm:
@@ -42,7 +45,8 @@ class Comm:
         self.device, self.world_size, self.rank = device, world_size, rank
         self.backend = dist.get_backend() if world_size > 1 else "none"
         self._groups: dict[tuple[int, ...], Any] = {tuple(range(world_size)): None}
-        self._traffic: dict[tuple[str, str], Traffic] | None = None
+        self._traffic: dict[tuple[str, str, str], Traffic] | None = None
+        self.exchanged: Limits | None = None  # among all ranks, as calibrated: see moe.algorithms
         self.world = Group(self, "world", tuple(range(world_size)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Comm:
@@ -79,10 +83,28 @@ class Comm:
             rows.extend(asdict(row) for row in self._traffic.values())
             self._traffic = None
 
-    def count(self, collective: str, group: str, sent: float, received: float, bus: float) -> None:
+    @contextmanager
+    def exchanging(self, limits: Limits | None) -> Iterator[None]:
+        """With these limits on what all ranks exchange, for a while."""
+        before, self.exchanged = self.exchanged, limits
+        try:
+            yield
+        finally:
+            self.exchanged = before
+
+    def count(
+        self,
+        collective: str,
+        group: str,
+        sent: float,
+        received: float,
+        bus: float,
+        algorithm: str = "",
+    ) -> None:
         if self._traffic is None:
             return
-        row = self._traffic.setdefault((collective, group), Traffic(collective, group))
+        key = collective, group, algorithm
+        row = self._traffic.setdefault(key, Traffic(collective, group, algorithm=algorithm))
         row.calls += 1
         row.sent_bytes += sent
         row.received_bytes += received
@@ -136,8 +158,16 @@ class Group:
         if self.size > 1:
             dist.barrier(group=self._pg)
 
-    def _begin(self, name: str, sent: float, received: float, bus: float | None = None) -> None:
-        self.comm.count(name, self.name, sent, received, received if bus is None else bus)
+    def _begin(
+        self,
+        name: str,
+        sent: float,
+        received: float,
+        bus: float | None = None,
+        algorithm: str = "",
+    ) -> None:
+        bus = received if bus is None else bus
+        self.comm.count(name, self.name, sent, received, bus, algorithm)
         if phases.active():
             with phases.phase("wait"):
                 self.barrier()
@@ -155,8 +185,11 @@ class Group:
         """Sums x over the group, in place."""
         if self.size == 1:
             return x
-        moved = 2 * (self.size - 1) / self.size * x.nbytes
-        self._begin("all_reduce", moved, moved)
+        by, ring = self._algorithm("all_reduce", x), 2 * (self.size - 1) / self.size * x.nbytes
+        moved = (self.size - 1) * x.nbytes if by == EXCHANGE else ring
+        self._begin("all_reduce", moved, moved, ring, by)
+        if by == EXCHANGE:
+            return x.copy_(add_in_order(self._from_all(x.reshape(1, -1))).view_as(x))
         own = self._own
         if own is not None:
             own.allreduce([x], _SUM)
@@ -171,11 +204,13 @@ class Group:
         if x.shape[0] < longest:
             x = F.pad(x, (0, 0) * (x.dim() - 1) + (0, longest - x.shape[0]))
         x = x.contiguous()
-        moved = (self.size - 1) * x.nbytes
-        self._begin("all_gather", moved, moved)
+        by, moved = self._algorithm("all_gather", x), (self.size - 1) * x.nbytes
+        self._begin("all_gather", moved, moved, algorithm=by)
         out = x.new_empty((self.size * longest, *x.shape[1:]))
         own = self._own
-        if own is not None:
+        if by == EXCHANGE:
+            out = self._from_all(x)
+        elif own is not None:
             own.all_gather_single(out, x)
         else:
             self._run(lambda o, i: _all_gather(o, i, group=self._pg), out, x)
@@ -201,7 +236,7 @@ class Group:
             return out
         parts = x.new_empty((self.size * own, *x.shape[1:]))
         self._exchange(parts, x, [own] * self.size, list(sizes))
-        return parts.view(self.size, own, *x.shape[1:]).sum(0)
+        return add_in_order(parts.view(self.size, own, *x.shape[1:]))
 
     def all_to_all(
         self, x: Tensor, received: Sequence[int], sent: Sequence[int], wait: bool = True
@@ -216,6 +251,19 @@ class Group:
         in_bytes = (sum(sent) - sent[self.index]) * row_bytes
         self._begin("all_to_all", in_bytes, out_bytes, max(in_bytes, out_bytes))
         return out, self._exchange(out, x, list(received), list(sent), wait)
+
+    def _algorithm(self, collective: str, x: Tensor) -> str:
+        whole = self.size == self.comm.world_size
+        calibrated = self.comm.exchanged if whole else None
+        backend = self.comm.backend
+        return algorithm(collective, x.nbytes, self.size, backend=backend, calibrated=calibrated)
+
+    def _from_all(self, x: Tensor) -> Tensor:
+        """Every member's x, one below the other in rank order, by one exchange."""
+        out = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
+        rows = [x.shape[0]] * self.size
+        self._exchange(out, x.repeat(self.size, *[1] * (x.dim() - 1)), rows, rows)
+        return out
 
     def _exchange(
         self, out: Tensor, x: Tensor, received: list[int], sent: list[int], wait: bool = True
@@ -242,3 +290,12 @@ class Group:
         if self.size > 1:
             self._run(lambda out: dist.broadcast(out, self.ranks[0], group=self._pg), x)
         return x
+
+
+def add_in_order(parts: Tensor) -> Tensor:
+    """The sum over the first dimension, member by member, so that every rank rounds alike; half
+    precision is added up in float32."""
+    total = parts[0].float() if parts.dtype in HALF else parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    return total.to(parts.dtype)

@@ -51,7 +51,7 @@ class RankLines:
             self.info[line["cell"]][line["name"]] = line["value"]
         elif event == "warmup":
             self.info[line.pop("cell")]["warmup"] = line
-        elif event in ("environment", "calibration", "pinned", "nodes"):
+        elif event in ("environment", "calibration", "exchanged", "pinned", "nodes"):
             self.launch[event] = line["value"]
         elif event == "enter":
             self.cell, self.stage = line["cell"], line["stage"]
@@ -137,6 +137,7 @@ class Assembler:
             measure=asdict(measure),
             environment=self._environment(wave),
             calibration=calibration or first.launch.get("calibration"),
+            exchanged=first.launch.get("exchanged"),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
 

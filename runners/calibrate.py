@@ -26,7 +26,8 @@ from moe.comm import Comm
 from moe.spec import Placement
 from runners import environment, limits
 from runners.inherited import made_for_ranks
-from runners.links import collective_fits, left_out, of_first, tier_fits
+from runners.launch.start import agent_command
+from runners.links import collective_fits, exchange_limits, left_out, of_first, tier_fits
 from runners.mpi_start import mpiexec_command
 from runners.plan import Measure
 from runners.probe import (
@@ -47,7 +48,8 @@ from runners.record import write_atomic
 from runners.streams import reader_may_leave
 
 LIMIT_S = Measure().calibration_limit_s
-ALONE_UNTIL, SHARED_UNTIL, LINKS_UNTIL = 0.5, 0.7, 0.9  # of the limit; the rest is for overruns
+# Shares of the limit after which each part ends; what is left is for overruns.
+ALONE_UNTIL, SHARED_UNTIL, CHOICE_UNTIL, LINKS_UNTIL = 0.45, 0.6, 0.75, 0.9
 WINDOWS = 3  # in which all ranks are at work at once, where the time lasts
 PRODUCT_WEIGHT = 2  # shares of the time of all ranks at once, where memory has one
 
@@ -130,8 +132,8 @@ def calibrate_ranks(
     fingerprint = environment.fingerprint(environment.capture(device.type)) if rank == 0 else ""
     comm.barrier()
     began_s = probe.clock()
-    alone_until, shared_until, links_until = (
-        began_s + part * limit_s for part in (ALONE_UNTIL, SHARED_UNTIL, LINKS_UNTIL)
+    alone_until, shared_until, choice_until, links_until = (
+        began_s + part * limit_s for part in (ALONE_UNTIL, SHARED_UNTIL, CHOICE_UNTIL, LINKS_UNTIL)
     )
     memory = Memory(probe, ranks, sharing=ranks if rank else 1)
     comm.barrier()
@@ -144,7 +146,11 @@ def calibrate_ranks(
         dist.broadcast_object_list(box, 0)
     alone, fingerprint = box
     shared = shared_rates(probe, memory, comm, alone, shared_until)
-    middle = (shared_until + links_until) / 2
+    exchanged: dict[str, int] = {}
+    untried: list[str] = []
+    if comm.backend == "gloo":
+        exchanged, untried = exchange_limits(probe, comm, choice_until)
+    middle = (choice_until + links_until) / 2
     fits = collective_fits(probe, comm.world, links_until if nodes == 1 else middle)
     tiers = tier_fits(probe, comm, nodes, links_until) if nodes > 1 else {}
     missing = left_out(fits) if ranks > 1 else []
@@ -159,10 +165,11 @@ def calibrate_ranks(
         **alone.rates,
         "shared": shared,
         "collectives": fits,
+        **({"exchanged": exchanged} if exchanged else {}),
         **({"nodes": nodes, "tiers": tiers} if nodes > 1 else {}),
         "limit_s": limit_s,
         "took_s": of_first(comm, probe.clock() - began_s),
-        "left_out": alone.left_out + missing,
+        "left_out": alone.left_out + untried + missing,
     }
 
 
@@ -175,14 +182,13 @@ def launch(ranks: int, threads: int, backend: str, limit_s: float) -> dict[str, 
     """Calibrates in processes of its own; raises CalledProcessError or TimeoutExpired."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "calibration.json"
-        worker = ["-m", "runners.calibrate", "--backend", backend, "--limit", str(limit_s)]
-        worker += ["--threads", str(threads), "--rank-of", str(out)]
+        rank = ["-m", "runners.calibrate", "--backend", backend, "--limit", str(limit_s)]
+        rank += ["--threads", str(threads), "--rank-of", str(out)]
         variables = made_for_ranks(os.environ, threads)
         if backend == "mpi":
-            command = mpiexec_command(ranks, [sys.executable, *worker], variables)
+            command = mpiexec_command(ranks, [sys.executable, *rank], variables)
         else:
-            torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-            command = [sys.executable, *torchrun, str(ranks), *worker]
+            command = [*agent_command(Path(folder), ranks), *rank]
         longest_s = 120 + 10 * limit_s
         subprocess.run(
             command, check=True, timeout=longest_s, env=variables, stdin=subprocess.DEVNULL
@@ -210,7 +216,7 @@ def run_rank(backend: str, threads: int, limit_s: float, out: Path) -> None:
 
 
 @reader_may_leave()
-def main() -> int:
+def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m runners.calibrate", description=__doc__)
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--threads", type=int, help="per rank; default: cores // ranks")
@@ -219,7 +225,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=limits.FOLDER)
     parser.add_argument("--show", action="store_true", help="print what is cached, measure nothing")
     parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     threads = args.threads or max(1, environment.usable_cores() // args.ranks)
     if args.rank_of:
         run_rank(args.backend, threads, args.limit, args.rank_of)
@@ -234,4 +240,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

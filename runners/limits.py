@@ -14,6 +14,8 @@ A calibration belongs to a machine (`fingerprint`) and to a number of ranks, thr
                            alpha_s + beta_s_per_byte * bytes sent by a rank to others, fitted to
                            medians; error is the fit's largest relative one; points are
                            [bytes, median_s, minimum_s], two sizes or more (barrier: one)
+    exchanged              gloo: {all_reduce, all_gather: bytes} of the largest message that is
+                           exchanged instead (moe/algorithms.py)
     nodes, tiers           with several nodes: {intra, inter: {barrier, all_to_all}}, the same of
                            the ranks of one node, and of ranks one of each node, all at once
     limit_s, took_s        seconds it was given, and took
@@ -59,10 +61,13 @@ def cache_path(
 def load_cached(
     folder: Path, fingerprint: str, ranks: int, threads: int, backend: str, nodes: int = 1
 ) -> dict[str, Any] | None:
-    """None where there is none yet; a file that is damaged is named in a warning and set aside."""
+    """None where there is none yet, or one from before messages were exchanged; a file that is
+    damaged is named in a warning and set aside."""
     path = cache_path(folder, fingerprint, ranks, threads, backend, nodes)
     try:
-        return read(path)
+        calibration = read(path)
+        older = backend == "gloo" and ranks > 1 and "exchanged" not in calibration
+        return None if older else calibration
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -172,6 +177,9 @@ def describe(calibration: dict[str, Any]) -> str:
             f"  {name}: {fit['alpha_s'] * 1e6:.0f} us + bytes at {rate},"
             f" fit of {len(fit['points'])} sizes within {fit['error']:.0%}"
         )
+    if limits := c.get("exchanged"):
+        told = ", ".join(f"{name} up to {size >> 10} KiB" for name, size in limits.items())
+        lines.append(f"  one exchange instead of a ring: {told}")
     if c.get("left_out"):
         lines.append(
             f"  not measured within {c['limit_s']:g} s: {', '.join(c['left_out'])}; give it longer:"

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from moe import algorithms
 from moe.comm import Comm, Group
 from runners import limits
 from runners.probe import Probe, Step
@@ -21,6 +22,7 @@ ENDS_BYTES = (1 << 10, 1 << 20)  # of messages: what a line needs, so they come 
 BETWEEN_BYTES = (16 << 10, 128 << 10)
 MESSAGE_BYTES = (*ENDS_BYTES, *BETWEEN_BYTES)
 COLLECTIVES = ("barrier", "all_to_all", "all_reduce", "all_gather", "reduce_scatter")
+NOTHING, ALL = (dict.fromkeys(algorithms.CHOSEN, limit) for limit in (0, 1 << 30))
 BLOCKS = 5  # of calls, per collective and size, where the time lasts
 
 
@@ -70,11 +72,20 @@ def time_collective(probe: Probe, comm: Comm, step: Step, share_s: float) -> tup
 def collective_fits(
     probe: Probe, group: Group, until_s: float, names: Sequence[str] = COLLECTIVES
 ) -> dict[str, Any]:
-    """By collective; every rank takes part, in its own group of the kind. What the time does not
-    suffice for is left out: sizes first, then a collective of which no two sizes were timed."""
+    """By collective, as the library has it; every rank takes part, in its own group of the kind.
+    What the time does not suffice for is left out: sizes first, then a collective of which no two
+    sizes were timed."""
     comm = group.comm
     if group.size == 1:
         return {}
+    with comm.exchanging(NOTHING):
+        return _collective_fits(probe, group, until_s, names)
+
+
+def _collective_fits(
+    probe: Probe, group: Group, until_s: float, names: Sequence[str]
+) -> dict[str, Any]:
+    comm = group.comm
     steps = {size: collective_steps(group, size) for size in MESSAGE_BYTES}
     wanted = [(name, size) for name in names for size in ENDS_BYTES]
     wanted += [(name, size) for size in BETWEEN_BYTES for name in names]
@@ -96,6 +107,34 @@ def collective_fits(
         for name, rows in points.items()
         if len(rows) > 1 or name == "barrier"
     }
+
+
+def exchange_limits(probe: Probe, comm: Comm, until_s: float) -> tuple[dict[str, int], list[str]]:
+    """Up to which size all ranks of a gloo launch exchange messages (moe.algorithms), and in words
+    what was not timed. Each size by both algorithms, one after the other."""
+    wanted = [(name, size) for size in algorithms.SIZES_BYTES for name in algorithms.CHOSEN]
+    times: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in algorithms.CHOSEN}
+    least_s = 0.0  # that a pair has taken
+    for done, (name, size) in enumerate(wanted):
+        began_s = probe.clock()
+        left_s = until_s - began_s
+        share_s = of_first(comm, left_s / (len(wanted) - done) / 2 if left_s > least_s else 0.0)
+        if share_s <= 0:
+            break
+        _, step = collective_steps(comm.world, size)[name]
+        both = []
+        for exchanged in (NOTHING, ALL):
+            with comm.exchanging(exchanged):
+                both.append(time_collective(probe, comm, step, share_s)[0])
+        times[name][size] = both[0], both[1]
+        least_s = min(least_s or math.inf, probe.clock() - began_s)
+    missing = [
+        f"{len(algorithms.SIZES_BYTES) - len(found)} of {len(algorithms.SIZES_BYTES)} exchanges of "
+        f"{name}"
+        for name, found in times.items()
+        if len(found) < len(algorithms.SIZES_BYTES)
+    ]
+    return algorithms.choose(times, comm.world_size), missing
 
 
 def left_out(fits: dict[str, Any], names: Sequence[str] = COLLECTIVES) -> list[str]:

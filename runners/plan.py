@@ -96,6 +96,7 @@ class LaunchPlan:
     kernels: dict[str, str] = field(default_factory=dict)  # chosen in earlier launches
     git: dict[str, Any] | None = None  # state of the code, for records made after a crash
     calibration: dict[str, Any] | None = None
+    exchanged: dict[str, int] | None = None  # limits chosen earlier in the sweep (moe.algorithms)
     traces: dict[str, str] = field(default_factory=dict)  # files in launch_dir by sha256
     pass_env: list[str] = field(default_factory=list)  # further variables that ranks inherit
 
@@ -104,6 +105,11 @@ def kernel_key(cell: Cell) -> str:
     """Cells with the same one run the same kernel, in every launch of a sweep: repeats under
     other labels or with planted work must differ in nothing else."""
     return cell_key(replace(cell, strategy=replace(cell.strategy, slowdown=0.0)))
+
+
+def sharing(cell: Cell) -> tuple[str, int]:
+    """Engine and number of ranks: what a choice of algorithms is made for, once in a sweep."""
+    return cell.placement.backend, cell.placement.world_size
 
 
 def unique(jobs: Sequence[Job]) -> list[Job]:

@@ -84,6 +84,7 @@ class Record:
     measure: dict[str, Any] = field(default_factory=dict)  # the measure config that was used
     environment: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] | None = None
+    exchanged: dict[str, int] | None = None  # limits of moe.algorithms among all ranks; gloo only
     created: str = ""  # ISO 8601, UTC
     schema: int = SCHEMA
 

@@ -57,6 +57,9 @@ traffic[][].group the ranks it is over: world, ep, tp ...
 traffic[][].calls how often
 traffic[][].sent_bytes to other ranks; what stays on the rank is not in it
 traffic[][].received_bytes from other ranks
+traffic[][].algorithm exchange or library, of all_reduce and all_gather; else empty
+exchanged.all_reduce bytes of the largest message of all ranks that is exchanged; gloo only
+exchanged.all_gather the same
 traffic[][].busbw_bytes numerator of the bus bandwidth of nccl-tests
 memory[].peak_bytes of every rank: the most it had while the cell was built, checked and timed first
 memory[].current_bytes what it had when that was read

@@ -15,7 +15,7 @@ from runners.launch.follow import Launch, StopSweep
 from runners.launch.patience import within
 from runners.launch.salvage import salvage
 from runners.launch.start import Started, start
-from runners.plan import Job, LaunchPlan, groups, kernel_key, unique
+from runners.plan import Job, LaunchPlan, groups, kernel_key, sharing, unique
 from runners.progress import Progress
 from runners.record import Record
 from runners.track_client import run_tracker
@@ -81,6 +81,7 @@ class Sweep:
         self.result = SweepResult(self.sweep_dir)
         self.launches = 0
         self.kernels: dict[str, str] = {}  # by kernel_key, as the first launch chose
+        self.exchanged: dict[tuple[str, int], dict[str, int]] = {}  # as the first launch chose
         self.git = environment.git_state(places.CLONE)
         self.calibration_dir = self.sweep_dir.resolve().parent / ".calibration"
         here = environment.capture()
@@ -138,9 +139,11 @@ class Sweep:
         return salvage(self.sweep_dir, jobs, self.result.warnings.append)
 
     def _know(self, found: Record) -> None:
-        """The kernel for later launches, the outcome for the end."""
+        """Kernel and algorithms for later launches, the outcome for the end."""
         if found.kernel:
             self.kernels.setdefault(kernel_key(found.cell), found.kernel["name"])
+        if found.exchanged:
+            self.exchanged.setdefault(sharing(found.cell), found.exchanged)
         known = self.result.outcomes.get(found.cell_id)
         if found.cell_id in self.left:
             self.result.outcomes[found.cell_id] = worst(known, found.outcome)

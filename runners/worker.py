@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from moe import algorithms
 from moe.comm import Comm
 from runners import bound, environment
 from runners.hardware import usable_cores
@@ -92,6 +93,7 @@ class Worker:
         if self.engine.node_of and self.where.rank == 0:
             self.log.write("nodes", value=self.engine.node_of)
         self.log.write("pinned", value=self.pinned)
+        exchanged = self.plan.exchanged or (self.plan.calibration or {}).get("exchanged")
         if self.plan.calibrate:
             from runners.calibrate import calibrate_ranks
 
@@ -99,9 +101,13 @@ class Worker:
             limit_s = self.plan.measure.calibration_limit_s
             found = calibrate_ranks(limit_s, nodes=self.plan.placement.nodes)
             self.log.write("calibration", value=found)
+            exchanged = exchanged or found.get("exchanged")
             self.enter(-1, "settle")
             gc.collect()
             self.engine.settle(control_step(self.comm.device))
+        if self.comm.backend == "gloo":
+            self.comm.exchanged = exchanged or algorithms.table(self.comm.world_size)
+            self.log.write("exchanged", value=self.comm.exchanged)
 
     def _wave(self, number: int, wave: list[int]) -> None:
         self.enter(-1, "floor")

@@ -129,7 +129,8 @@ def rows_for(kind: str, ranks: int) -> list[Row]:
     return [*every_core(ranks), *covering]
 
 
-def main(kind: str) -> None:
+def main(arguments: list[str]) -> int:
+    (kind,) = arguments
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -148,7 +149,8 @@ def main(kind: str) -> None:
     if rank == 0:
         print(json.dumps({"cells": len(rows), "wrong": wrong, "worst_float32": worst}))
     dist.destroy_process_group()
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1:]))

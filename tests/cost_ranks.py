@@ -166,7 +166,7 @@ def examine(cell: Cell, comm: Comm) -> dict[str, Any]:
         ]
         for row in counted
     }  # fmt: skip
-    computed = cost.totals(cost.collectives(cell, load, rank))
+    computed = cost.totals(cost.collectives(cell, load, rank, comm.exchanged))
     return {
         "measured": measured,
         "computed": {f"{name} {group}": list(v) for (name, group), v in computed.items()},
@@ -175,7 +175,7 @@ def examine(cell: Cell, comm: Comm) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(arguments: list[str]) -> int:
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     packed.runs(torch.float32)  # tries a product once, which is none of the layer's
@@ -187,7 +187,8 @@ def main() -> None:
     if rank == 0:
         print(json.dumps({name: [found[name] for found in everyone] for name in mine}))
     dist.destroy_process_group()
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -229,7 +229,7 @@ def judge(cell: Cell, layer: MoELayer, comm: Comm) -> dict[str, object]:
     return verify(cell, Step(cell, layer, x_TD), comm).to_dict()
 
 
-def main() -> None:
+def main(arguments: list[str]) -> int:
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -255,7 +255,8 @@ def main() -> None:
     if rank == 0:
         print(json.dumps(found))
     dist.destroy_process_group()
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

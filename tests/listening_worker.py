@@ -29,8 +29,8 @@ def listening(pid: int) -> list[str]:
     return found
 
 
-def main(path: str) -> None:
-    plan = load(Path(path))
+def main(arguments: list[str]) -> int:
+    plan = load(Path(arguments[0]))
     ranks = TorchRanks(Where.from_environment(), plan.placement, 60)
     ranks.barrier()
     if ranks.rank == 0:
@@ -38,7 +38,8 @@ def main(path: str) -> None:
         (Path(plan.launch_dir) / "listening").write_text("\n".join(found))
     ranks.barrier()
     ranks.close()
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    sys.exit(main(sys.argv[1:]))

@@ -41,6 +41,10 @@ class MutantWorker(worker.Worker):
             return super()._wave(number, wave)
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> int:
     worker.Worker = MutantWorker  # type: ignore[misc]
-    sys.exit(worker.main(sys.argv[1:]))
+    return worker.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moe import workload
+from moe.algorithms import CHOSEN
 from moe.comm import Comm
 from moe.peers import limits_of, seed, transformers
 from moe.peers.base import PeerLayer
@@ -135,7 +136,8 @@ def counted(comm: Comm) -> Verdicts:
     world, size = comm.world, comm.world_size
     x_TD = torch.ones(6, 5)
     splits = [6 // size + (other == comm.rank) * (6 % size) for other in range(size)]
-    with comm.counting() as rows, Listening(comm, train=False):
+    rings = comm.exchanging(dict.fromkeys(CHOSEN, 0))
+    with rings, comm.counting() as rows, Listening(comm, train=False):
         world.all_reduce_(x_TD)
         world.all_gather(x_TD, [6] * size)
         received = world.all_to_all(torch.tensor(splits), [1] * size, [1] * size)[0].tolist()
@@ -143,7 +145,7 @@ def counted(comm: Comm) -> Verdicts:
     return {f"{row['collective']} {row['group']}": row for row in rows}
 
 
-def main(names: list[str]) -> None:
+def main(names: list[str]) -> int:
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     comm = Comm(torch.device("cpu"), dist.get_world_size(), int(os.environ["RANK"]))
@@ -154,7 +156,8 @@ def main(names: list[str]) -> None:
     if comm.rank == 0:
         print(json.dumps(found), flush=True)
     dist.destroy_process_group()
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -26,8 +26,12 @@ def sleepy_dense(self: Experts, x_TD: Tensor, gates_TE: Tensor) -> Tensor:
     return dense(self, x_TD, gates_TE)
 
 
-if __name__ == "__main__":
+def main(arguments: list[str]) -> int:
     if os.environ["RANK"] == "1":
         Experts.rows = sleepy_rows  # type: ignore[method-assign]
         Experts.dense = sleepy_dense  # type: ignore[method-assign]
-    sys.exit(worker.main(sys.argv[1:]))
+    return worker.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -14,7 +14,7 @@ from tests.ranks import run_ranks
 @pytest.mark.dist
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_all_strategies_agree_with_the_oracle(ranks: int) -> None:
-    found = run_ranks("agree_ranks.py", ranks, "pairwise")
+    found = run_ranks("agree_ranks", ranks, "pairwise")
     assert found["cells"] > (150 if ranks > 1 else 30)
     assert found["wrong"] == []
     assert found["worst_float32"]["error"] < 1e-5  # the gate allows 1e-4
@@ -26,7 +26,7 @@ def test_all_strategies_agree_with_the_oracle(ranks: int) -> None:
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_the_whole_product_agrees_with_the_oracle(ranks: int) -> None:
-    found = run_ranks("agree_ranks.py", ranks, "full", limit_s=7000)
+    found = run_ranks("agree_ranks", ranks, "full", limit_s=7000)
     assert found["cells"] > 1000
     assert found["wrong"] == []
 

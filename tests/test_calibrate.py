@@ -3,6 +3,7 @@ by a real launch."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -19,6 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe import algorithms
 from moe.spec import Placement
 from runners import calibrate, environment, limits, links, probe
 from runners.plan import Measure
@@ -44,6 +46,7 @@ def calibration(**changes: Any) -> dict[str, Any]:
             "matmul_flops_per_s": {"float32": 1e9},
         },
         "collectives": {"barrier": {"alpha_s": 1e-5, "beta_s_per_byte": 0.0, "error": 0.0}},
+        "exchanged": {"all_reduce": 65536, "all_gather": 65536},
         **changes,
     }
 
@@ -93,6 +96,15 @@ def test_cache_is_per_machine_ranks_threads_and_backend(tmp_path: Path) -> None:
     for other in (("0" * 12, 2, 1, "gloo"), ("f" * 12, 3, 1, "gloo"), ("f" * 12, 2, 2, "gloo")):
         assert limits.load_cached(tmp_path, *other) is None
     assert limits.load_cached(tmp_path, "f" * 12, 2, 1, "mpi") is None
+
+
+def test_one_from_before_messages_were_exchanged_is_measured_anew(tmp_path: Path) -> None:
+    older = calibration(read_bytes_per_s=9e10)
+    del older["exchanged"]
+    limits.store(tmp_path, older)
+    assert limits.load_cached(tmp_path, "f" * 12, 2, 1, "gloo") is None
+    limits.store(tmp_path, calibration())
+    assert limits.load_cached(tmp_path, "f" * 12, 2, 1, "gloo") == calibration()
 
 
 @pytest.mark.parametrize(
@@ -216,7 +228,7 @@ class FakeWorld:
         self.clock.pass_(skew_s * rank)  # ranks do not start at once, and their clocks differ
         self.comm: Any = SimpleNamespace(
             device=torch.device("cpu"), world=self, world_size=self.size, rank=rank,
-            barrier=self.barrier,
+            barrier=self.barrier, exchanging=lambda limits: contextlib.nullcontext(),
         )  # fmt: skip
 
     def meet(self, name: str, value: Any = None, sent: float = 0.0) -> list[Any]:
@@ -363,6 +375,9 @@ def test_calibrating_two_ranks_from_the_command_line(tmp_path: Path, backend: st
     sent = {point[0] for point in found["collectives"].get("all_to_all", {"points": []})["points"]}
     assert sent <= {512, 8192, 65536, 524288}  # half of each message stays on its rank
     assert found["limit_s"] == 2
+    limited = found.get("exchanged", {})
+    assert set(limited) == ({"all_reduce", "all_gather"} if backend == "gloo" else set())
+    assert set(limited.values()) <= {0, *algorithms.SIZES_BYTES}
     shared, alone = found["shared"], found
     assert shared["read_bytes_per_s"] >= alone["read_bytes_per_s"] > 0
     for dtype, rates in alone["matmul_flops_per_s"].items():

@@ -36,8 +36,10 @@ def cell(
     return Cell(layer, strategy, work_, Placement(world_size=ranks))
 
 
-def sent(of: Cell, rank: int = 0, skew: float = 1.0) -> dict[str, float]:
-    calls = cost.collectives(of, cost.expected(of, rank, skew), rank)
+def sent(
+    of: Cell, rank: int = 0, skew: float = 1.0, exchanged: dict[str, int] | None = None
+) -> dict[str, float]:
+    calls = cost.collectives(of, cost.expected(of, rank, skew), rank, exchanged)
     return {f"{call.collective} {call.purpose}": call.sent_bytes for call in calls}
 
 
@@ -59,10 +61,32 @@ def test_bytes_of_dp_tp_and_ep_local_by_hand() -> None:
     assert sent(cell("dp", tokens="replicated")) == {"all_gather combine": 8 * 10 * 4}
     # ring of 4: 2 * 3/4 of 16 tokens x 10 numbers x 4 bytes
     whole = 16 * 10 * 4
-    assert sent(cell("tp", 4, tokens="replicated", layer=_wide())) == {
-        "all_reduce combine": 1.5 * whole
-    }
-    assert sent(cell("ep", 4, tokens="replicated")) == {"all_reduce combine": 1.5 * whole}
+    tp, ep = cell("tp", 4, tokens="replicated", layer=_wide()), cell("ep", 4, tokens="replicated")
+    for of in (tp, ep):
+        assert sent(of, exchanged=_up_to(whole - 1)) == {"all_reduce combine": 1.5 * whole}
+
+
+def _up_to(size: int) -> dict[str, int]:
+    return {"all_reduce": size, "all_gather": size}
+
+
+def test_a_small_message_goes_to_everybody_on_gloo_alone() -> None:
+    whole = 16 * 10 * 4  # bytes, to each of the 3 others
+    of = cell("ep", 4, tokens="replicated")
+    assert sent(of) == sent(of, exchanged=_up_to(whole)) == {"all_reduce combine": 3 * whole}
+    mpi = dataclasses.replace(of, placement=dataclasses.replace(of.placement, backend="mpi"))
+    assert sent(mpi) == {"all_reduce combine": 1.5 * whole}
+    (call,) = cost.collectives(of, cost.expected(of))
+    assert (call.algorithm, call.messages) == ("exchange", 3)
+    (call,) = cost.collectives(mpi, cost.expected(mpi))
+    assert (call.algorithm, call.messages) == ("library", 6)
+
+
+def test_a_smaller_group_exchanges_by_the_table_whatever_all_ranks_do() -> None:
+    of = cell("dp_ep", 4, tokens="replicated", ep=2)
+    calls = cost.collectives(of, cost.expected(of), 0, _up_to(0))
+    assert {call.group.size for call in calls} == {2}
+    assert {call.algorithm for call in calls} == {"exchange"}
 
 
 def _wide() -> Layer:

@@ -16,7 +16,7 @@ Found = dict[str, list[dict[str, Any]]]
 
 @pytest.fixture(scope="module", params=[2, 3, 4], ids=["2 ranks", "3 ranks", "4 ranks"])
 def found(request: pytest.FixtureRequest) -> Found:
-    made: Found = run_ranks("cost_ranks.py", request.param)
+    made: Found = run_ranks("cost_ranks", request.param)
     assert made.keys() == {name for name, cell in cost_ranks.cells(request.param)}
     assert all(len(ranks) == request.param for ranks in made.values())
     return made

@@ -18,6 +18,7 @@ from moe.peers.limits import LIMITS
 from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
 from moe.strategies import supports
 from runners import record
+from tests.ranks import run_ranks
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYER = Layer(32, 64, 32, 8, 2, 2, "silu_gated", "none")
@@ -100,15 +101,7 @@ def verdicts() -> dict[str, dict[str, Any]]:
 
 def ranks(number: int, names: list[str]) -> dict[str, dict[str, Any]]:
     """What tests/peer_ranks.py finds on so many ranks."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               "--local-addr=127.0.0.1", f"--nproc-per-node={number}", "--max-restarts=0",
-               str(ROOT / "tests" / "peer_ranks.py"), *names]  # fmt: skip
-    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=280, env=os.environ | own
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = run_ranks("peer_ranks", number, *names)
     assert isinstance(found, dict)
     return found
 

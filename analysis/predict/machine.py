@@ -14,6 +14,7 @@ from analysis.errors import InputError
 from runners import places
 
 FOLDER = places.CONF / "cluster"
+OF_CALIBRATION = {"calibrated", "read_warm", "links", "exchanged"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Machine:
     calibrated: bool = False  # rates are of this machine, not from data sheets
     read_warm: tuple[tuple[float, float], ...] = ()  # bytes held -> rate; caches
     links: dict[str, Link] = field(default_factory=dict)  # by collective, where calibrated
+    exchanged: dict[str, int] | None = None  # as calibrated: see moe.algorithms
 
     def matrix_rate(self, dtype: str) -> float:
         """FLOP/s that are there; the share that is reached is a coefficient of the model."""
@@ -85,7 +87,7 @@ def load(name: str, folder: Path = FOLDER) -> Machine:
 def of_config(found: Any, name: str) -> Machine:
     if not isinstance(found, dict):
         raise InputError(f"--cluster {name}: not a mapping; see conf/cluster/h100.yaml")
-    allowed = {item.name for item in fields(Machine)} - {"calibrated", "read_warm", "links"}
+    allowed = {item.name for item in fields(Machine)} - OF_CALIBRATION
     unknown = sorted(set(found) - allowed)
     if unknown:
         raise InputError(
@@ -118,6 +120,7 @@ def of_calibration(
         name="here", ranks_per_node=10**9, memory_bytes=memory_bytes / ranks,
         matrix_flops_per_s=rates, read_bytes_per_s=float(shared["read_bytes_per_s"]) / ranks,
         intra=slow, inter=slow, calibrated=True, read_warm=tuple(warm), links=links,
+        exchanged=calibration.get("exchanged"),
     )  # fmt: skip
 
 

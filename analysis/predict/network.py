@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from analysis.predict.machine import Link, Machine
+from moe.algorithms import fit_name
 from moe.cost import Call
 
 
@@ -44,12 +45,13 @@ def members_per_node(size: int, stride: int, ranks_per_node: int) -> int:
 
 
 def call_times(call: Call, machine: Machine) -> Times:
-    if call.collective in machine.links:
-        return _one_tier(call, machine.links[call.collective])
+    name = fit_name(call.collective, call.algorithm)
+    if name in machine.links:
+        return _one_tier(call, machine.links[name])
     size = call.group.size
     inside = members_per_node(size, call.group.stride, machine.ranks_per_node)
     moved = max(call.sent_bytes, call.received_bytes)
-    if call.collective == "all_to_all":
+    if name == "all_to_all":
         near = moved * (inside - 1) / (size - 1)
         far = moved - near
     else:

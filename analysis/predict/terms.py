@@ -81,7 +81,7 @@ def busiest(cell: Cell, skew: float = 1.0, dense: bool = False) -> Step:
 def terms(step: Step, machine: Machine) -> dict[Key, float]:
     cell = step.cell
     found = _local(step, machine)
-    for call in cost.collectives(cell, step.load, 0):
+    for call in cost.collectives(cell, step.load, 0, machine.exchanged):
         times = network.call_times(call, machine)
         phase = {"counts": "dispatch"}.get(call.purpose, call.purpose)
         _add(found, (phase, "alpha"), times.alpha_s)

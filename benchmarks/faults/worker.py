@@ -121,13 +121,18 @@ def step_back() -> None:
 
 enter = Worker.enter
 
-if __name__ == "__main__":
+
+def main(arguments: list[str]) -> int:
     if PLANT.get("kind") == "clock":
         step_back()
     elif PLANT.get("kind") == "stranger" and os.environ["RANK"] == "1":
         os.environ[ranks.TOKEN] = (
-            "guessed" if "/launches/0/" in sys.argv[1] else os.environ[ranks.TOKEN]
+            "guessed" if "/launches/0/" in arguments[0] else os.environ[ranks.TOKEN]
         )
     elif PLANT.get("kind") == "random" or os.environ["RANK"] == str(PLANT.get("rank")):
         plant()
-    sys.exit(worker.main(sys.argv[1:]))
+    return worker.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -4,12 +4,13 @@ A transcript of the strategies, in bytes. What stays on a rank is not counted. W
 group, x bytes on each of them:
 
     all_reduce       2 (n-1)/n x   sent and received      ring: reduce-scatter, then all-gather
+                     (n-1) x       sent and received      an exchange: small messages on gloo
     all_gather       (n-1) x                              x padded to the longest member's
     reduce_scatter   x - own part sent, (n-1) own received
     all_to_all       rows to others sent, rows from others received
 
-(bus-bandwidth factors of nccl-tests, doc/PERFORMANCE.md; `busbw_bytes` is the larger of sent and
-received for uneven all-to-alls.)
+(bus-bandwidth factors of nccl-tests, doc/PERFORMANCE.md; which messages are exchanged:
+moe.algorithms.)
 
 router.scope=global adds all-gathers over the ranks that together route every token once; where
 every rank routes the whole batch it adds none. Of the T tokens of each rank:
@@ -28,8 +29,9 @@ this rank, C chunks of overlap, n ranks of a group; s and w bytes per element ke
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from moe.algorithms import EXCHANGE, Limits, algorithm
 from moe.cost import work
 from moe.cost.load import Load, dispatches, group_rows, routed_tokens
 from moe.degrees import degrees
@@ -59,24 +61,22 @@ class Call:
     sent_bytes: float
     received_bytes: float
     calls: int = 1
-
-    @property
-    def busbw_bytes(self) -> float:
-        return max(self.sent_bytes, self.received_bytes)
+    algorithm: str = ""  # where there are two: see moe.algorithms
 
     @property
     def messages(self) -> int:
         """Messages this rank sends: one to every other member; a ring all-reduce goes round
         twice."""
         each = self.group.size - 1
-        return self.calls * (2 * each if self.collective == "all_reduce" else each)
+        twice = self.collective == "all_reduce" and self.algorithm != EXCHANGE
+        return self.calls * (2 * each if twice else each)
 
 
 class _Rank:
     """One rank's view: groups, sizes, and calls in terms of them."""
 
-    def __init__(self, cell: Cell, load: Load, rank: int) -> None:
-        self.cell, self.load, self.rank = cell, load, rank
+    def __init__(self, cell: Cell, load: Load, rank: int, exchanged: Limits | None = None) -> None:
+        self.cell, self.load, self.rank, self.exchanged = cell, load, rank, exchanged
         self.found, self.layer = degrees(cell), cell.layer
         self.size = cell.placement.world_size
         self.batch = cell.workload.batch_size
@@ -105,13 +105,22 @@ class _Rank:
 
     # Collectives.
 
-    def all_reduce(self, group: Group, size: float, purpose: str) -> Call:
-        moved = 2 * (group.size - 1) / group.size * size
-        return Call("all_reduce", group, purpose, moved, moved)
+    def algorithm(self, collective: str, group: Group, size: float) -> str:
+        calibrated = self.exchanged if group.size == self.size else None
+        backend = self.cell.placement.backend
+        return algorithm(collective, size, group.size, backend=backend, calibrated=calibrated)
+
+    def all_reduce(self, group: Group, size: float, purpose: str, calls: int = 1) -> Call:
+        """`calls` of them, of `size` bytes together."""
+        by = self.algorithm("all_reduce", group, size / calls)
+        share = 1 if by == EXCHANGE else 2 / group.size
+        moved = share * (group.size - 1) * size
+        return Call("all_reduce", group, purpose, moved, moved, calls, by)
 
     def all_gather(self, group: Group, longest: float, purpose: str) -> Call:
+        by = self.algorithm("all_gather", group, longest)
         moved = (group.size - 1) * longest
-        return Call("all_gather", group, purpose, moved, moved)
+        return Call("all_gather", group, purpose, moved, moved, algorithm=by)
 
     def reduce_scatter(self, group: Group, whole: float, own: float, purpose: str) -> Call:
         return Call("reduce_scatter", group, purpose, whole - own, (group.size - 1) * own)
@@ -177,7 +186,7 @@ class _Rank:
         for name in EXPERTS:
             if copied and name in held:
                 size = copied * held[name] / work.places(self.cell)
-                yield replace(self.all_reduce(self.ep, size, "gradients"), calls=copied)
+                yield self.all_reduce(self.ep, size, "gradients", copied)
 
     # What router.scope=global asks for.
 
@@ -296,10 +305,12 @@ def _gradients(r: _Rank) -> Iterator[Call]:
     yield from r.add_up_copies()
 
 
-def collectives(cell: Cell, load: Load, rank: int = 0) -> list[Call]:
+def collectives(
+    cell: Cell, load: Load, rank: int = 0, exchanged: Limits | None = None
+) -> list[Call]:
     """By step: what the router asks for, forward, backward, gradients; groups of one rank move
-    nothing and are left out."""
-    view = _Rank(cell, load, rank)
+    nothing and are left out. `exchanged` are the limits of moe.algorithms as calibrated."""
+    view = _Rank(cell, load, rank, exchanged)
     found = [*view.scope(), *_forward(view)]
     if cell.workload.mode == "train":
         found += _backward(view)

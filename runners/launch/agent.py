@@ -1,16 +1,24 @@
-"""torchrun's agent with three additions: it dies with the launcher, it says who failed first, and
-nobody outside the launch can reach its store.
+"""torchrun's agent of one node, with four additions: its ranks are forked from this process, which
+has imported torch; it dies with the launcher; it says which ranks failed; and nobody outside the
+launch can reach its store.
 
-python -m runners.launch.agent LAUNCH_DIR [--alone] [torchrun arguments]
+python -m runners.launch.agent [--alone] [--anew] LAUNCH_DIR [torchrun arguments] -m MODULE ARGS
+
+MODULE is what every rank runs; it has `main(arguments) -> int`. With --anew every rank is a Python
+process of its own that imports torch by itself, as torchrun starts them.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import os
 import signal
 import socket
 import sys
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +28,53 @@ LOOPBACK = "127.0.0.1"
 
 
 def main(arguments: list[str]) -> int:
-    launch_dir, *torchrun = arguments
-    alone = torchrun[:1] == ["--alone"]
-    bound.enter(alone)  # before torch, which starts threads
+    options = parser().parse_args(arguments)
+    bound.enter(options.alone)  # before torch, which starts threads
     bound.die_with_parent(sign=signal.SIGKILL)
     os.environ["MOE_AGENT_PID"] = str(os.getpid())
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import parse_args, run
+    from torch.distributed.launcher.api import elastic_launch
+    from torch.distributed.run import config_from_args, parse_args
 
-    if "--standalone" in torchrun:
+    from runners.launch import forked
+
+    asked = parse_args(options.torchrun)
+    if asked.standalone:
         keep_store_on_loopback()
+        asked.rdzv_backend, asked.rdzv_endpoint = "c10d", "localhost:0"
+        asked.rdzv_id = str(uuid.uuid4())
+    asked.start_method = "fork"
+    with forked.without_cuda():
+        config, command, command_arguments = config_from_args(asked)
+    start: Callable[..., object] = elastic_launch(config, command)
+    if not options.anew and forked.may_fork():
+        module = importlib.import_module(asked.training_script)
+        entry = forked.entry(module.main, asked.training_script_args)
+        start, command_arguments = elastic_launch(config, entry), []
     try:
-        run(parse_args(torchrun[alone:]))  # type: ignore[no-untyped-call]
+        start(*command_arguments)
     except ChildFailedError as error:
         failures = [
             {"rank": rank, "exitcode": failure.exitcode, "pid": failure.pid}
             for rank, failure in error.failures.items()
         ]
-        (Path(launch_dir) / "failures.json").write_text(json.dumps(failures))
+        (Path(options.launch_dir) / "failures.json").write_text(json.dumps(failures))
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
+        prog="python -m runners.launch.agent",
+        description="torchrun's agent of one node",
+        allow_abbrev=False,
+    )
+    found.add_argument("--alone", action="store_true", help="in a network of its own")
+    found.add_argument("--anew", action="store_true", help="every rank imports torch by itself")
+    found.add_argument("launch_dir", help="where failures.json goes")
+    found.add_argument("torchrun", nargs=argparse.REMAINDER, help="torchrun's own arguments")
+    return found
 
 
 def keep_store_on_loopback() -> None:

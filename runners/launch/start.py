@@ -62,9 +62,10 @@ class Started:
         return found[0] if found else self.launch_dir / "logs" / "agent.log"
 
 
-def start(plan: LaunchPlan, worker: str = "runners.worker") -> Started:
+def start(plan: LaunchPlan, worker: str = "runners.worker", anew: bool = False) -> Started:
     """Freezes the plan to a file and starts its ranks; the caller polls and ends them. `worker` is
-    the module that every rank runs."""
+    the module whose `main` every rank runs; `anew`: in processes that import torch each by itself,
+    not forked from one that has."""
     launch_dir = Path(plan.launch_dir)
     agent_log = within("the launch's folder", lambda: _prepare(plan, launch_dir))
     variables = rank_environment(plan)
@@ -73,7 +74,7 @@ def start(plan: LaunchPlan, worker: str = "runners.worker") -> Started:
         mpiexec = mpiexec_command(plan.placement.world_size, program, variables)
         command = [sys.executable, "-m", "runners.bound", *_alone(plan), *mpiexec]
     else:
-        command = torchrun_command(plan, worker)
+        command = torchrun_command(plan, worker, anew)
     with agent_log as log:
         process = subprocess.Popen(
             command,
@@ -98,20 +99,26 @@ def _alone(plan: LaunchPlan) -> list[str]:
     return ["--alone"] if usual and plan.placement.device == "cpu" else []
 
 
-def torchrun_command(plan: LaunchPlan, worker: str) -> list[str]:
-    """One node, rendezvous on loopback, no restarts (a restart would silently measure again)."""
+def torchrun_command(plan: LaunchPlan, worker: str, anew: bool) -> list[str]:
     launch_dir = Path(plan.launch_dir)
+    options = [*_alone(plan), *(["--anew"] if anew else [])]
     return [
-        *(sys.executable, "-m", "runners.launch.agent", str(launch_dir)),
-        *_alone(plan),
-        "--standalone",
-        "--local-addr=127.0.0.1",
-        f"--nproc-per-node={plan.placement.world_size}",
-        "--max-restarts=0",
-        "--monitor-interval=0.1",
+        *agent_command(launch_dir, plan.placement.world_size, *options),
         f"--log-dir={launch_dir / 'logs'}",
         "--redirects=3",
         *("-m", worker, str(launch_dir / "launch.json")),
+    ]
+
+
+def agent_command(folder: Path, ranks: int, *options: str) -> list[str]:
+    """One node, rendezvous on loopback, no restarts (a restart would silently measure again)."""
+    return [
+        *(sys.executable, "-m", "runners.launch.agent", *options, str(folder)),
+        "--standalone",
+        "--local-addr=127.0.0.1",
+        f"--nproc-per-node={ranks}",
+        "--max-restarts=0",
+        "--monitor-interval=0.1",
     ]
 
 
