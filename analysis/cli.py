@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import unicodedata
 import warnings
@@ -21,6 +22,7 @@ EXAMPLES = """examples:
   python -m analysis show
   python -m analysis show outputs/latest --filter strategy=ep,tp --format markdown
   python -m analysis show --group batch_size --metric throughput
+  python -m analysis finish outputs/latest
   python -m analysis compare outputs/before outputs/after
   python -m analysis compare --group strategy
   python -m analysis compare --group workload --filter strategy=ep
@@ -38,8 +40,12 @@ EXAMPLES = """examples:
   python -m analysis export -o attempts.parquet
   python -m analysis export wandb:entity/project --filter topk=2,4 -o runs.csv
 """
+# NumPy and PyArrow start threads when they are imported, and a process with threads cannot draw in
+# forks of its own.
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 VERBS = {
     "show": "tables of a sweep with intervals, and what they say",
+    "finish": "what a sweep ends with: tables on screen; tables and pictures in its folder",
     "compare": "two sweeps, or the strategies or commits of one: which is faster",
     "beside": "ours against the best of other systems, setting by setting",
     "check": "what limits the numbers, and what to do next",
@@ -120,6 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 when `check` or `status` found trouble, 2 for bad input."""
     options = parser().parse_args(arguments)
     warnings.showwarning = _show_warning
+    if options.verb == "finish":
+        os.environ |= ONE_THREAD
     try:
         from analysis import verbs
 

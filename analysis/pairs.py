@@ -13,6 +13,8 @@ from analysis import verdict
 from analysis.verdict import MIN_LAUNCHES, NOISE_THRESHOLD, Verdict
 from runners.estimate import CONFIDENCE
 
+COLUMNS = ["host", "sweep", "launch", "wave", "median_duration_ms", "round_numbers",
+           "round_medians_ms"]  # fmt: skip
 Unit = tuple[str, str, int]  # host, sweep, launch
 
 
@@ -23,7 +25,7 @@ class Series:
     def __init__(self, attempts: pd.DataFrame) -> None:
         self.medians: dict[Unit, float] = {}
         self.rounds: dict[Unit, dict[tuple[int, int], float]] = {}
-        for row in attempts.itertuples():
+        for row in attempts[COLUMNS].itertuples():
             median = float(row.median_duration_ms)  # type: ignore[arg-type]
             if not median > 0:  # also where there is none
                 continue

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from analysis.plots.canvas import Scene
 
 
+Told = tuple[insights.Insight, list[insights.Insight]]
+
+
 @dataclass
 class Data:
     """What every verb starts from."""
@@ -72,23 +75,49 @@ def show(options: argparse.Namespace) -> int:
         if metric.column not in data.cells or not is_numeric(metric.column):
             raise InputError(f"--metric {options.metric}: not a figure of a cell; try duration")
     found = tables.sweep_tables(data.cells, metric, group)
+    told: Told | None = None
+    if options.format != "csv" and not (options.metric or options.group):
+        told = insights.told(data.frame, data.cells, _threshold(options))
+    write_output(_shown(data, found, told, options.format), options.output)
+    return 0
+
+
+def _shown(data: Data, found: list[tables.Table], told: Told | None, style: str) -> str:
+    """Tables with what they say and where they are from; csv: the tables alone."""
+    if style == "csv":
+        return render.tables(found, style)
     again = caption.command("show", data.sources, *data.options)
-    if options.format == "csv":
-        write_output(render.tables(found, "csv"), options.output)
-        return 0
     flags = [flag for table in found for flag in table.flags()]
     parts = [
-        render.lines(caption.banners(data.frame), options.format),
-        render.tables(found, options.format),
-        render.lines(caption.legend(data.cells, flags), options.format),
-        render.lines(tables.problems(data.cells), options.format),
-        render.lines(caption.lines(data.frame, data.cells, again), options.format),
+        render.lines(caption.banners(data.frame), style),
+        render.tables(found, style),
+        render.lines(caption.legend(data.cells, flags), style),
+        render.lines(tables.problems(data.cells), style),
+        render.lines(caption.lines(data.frame, data.cells, again), style),
     ]
-    if not (options.metric or options.group):
-        short, said = insights.told(data.frame, data.cells, _threshold(options))
-        parts.insert(1, render.lines(short.brief(), options.format))
-        parts.insert(-1, "\n\n".join(render.lines(i.lines(), options.format) for i in said))
-    write_output("\n\n".join(part for part in parts if part), options.output)
+    if told:
+        short, said = told
+        parts.insert(1, render.lines(short.brief(), style))
+        parts.insert(-1, "\n\n".join(render.lines(i.lines(), style) for i in said))
+    return "\n\n".join(part for part in parts if part)
+
+
+def finish(options: argparse.Namespace) -> int:
+    """What a sweep ends with: read once, tables before pictures."""
+    from analysis import plots
+
+    data = load(options, samples=True)
+    folder = _folder(data, "tables")
+    found = tables.sweep_tables(data.cells)
+    told = insights.told(data.frame, data.cells, NOISE_THRESHOLD)
+    write_output(_shown(data, found, told, "text"), "")
+    write_output(_shown(data, found, told, "markdown"), str(folder / "tables.md"))
+    write_output(_shown(data, found, None, "csv"), str(folder / "tables.csv"))
+    sys.stdout.flush()
+    if (data.cells["outcome"] == "measured").sum() > 1:
+        plots.settle_matplotlib()
+        for path in plots.draw_all(scene(data), _folder(data, "plots")):
+            print(path, flush=True)
     return 0
 
 
@@ -255,6 +284,7 @@ def predict_(options: argparse.Namespace) -> int:
 
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "show": show,
+    "finish": finish,
     "compare": compare_,
     "beside": beside_,
     "check": check_,

@@ -15,6 +15,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -113,33 +114,20 @@ def all_of(sweep_dir: Path, config: Mapping[str, Any]) -> list[Asked]:
 
 def show_report(result: SweepResult) -> None:
     """Tables on screen and on disk, plots on disk, by the analysis as a process of its own."""
-    measured = list(result.outcomes.values()).count("measured")
-    if not measured:
+    if "measured" not in result.outcomes.values():
         return
-    folder = result.sweep_dir.resolve()
-    (folder / "tables").mkdir(exist_ok=True)
-    for verb, options in (
-        ("show", []),
-        ("show", ["--format", "markdown", "-o", str(folder / "tables" / "tables.md")]),
-        ("show", ["--format", "csv", "-o", str(folder / "tables" / "tables.csv")]),
-        *([("plot", [])] if measured > 1 else []),
-    ):
-        command = [sys.executable, "-m", "analysis", verb, str(folder), *options]
+    command = [sys.executable, "-m", "analysis", "finish", str(result.sweep_dir.resolve())]
+    variables = {**os.environ, **places.module_variables(os.environ)}
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
         try:
-            done = subprocess.run(
-                command,
-                env={**os.environ, **places.module_variables(os.environ)},
-                timeout=REPORT_LIMIT_S,
-                capture_output=True,
-                text=True,
-            )
+            done = subprocess.run(command, env=variables, timeout=REPORT_LIMIT_S, stderr=said)
         except (OSError, subprocess.TimeoutExpired) as error:
-            result.warnings.append(f"analysis {verb}: {one_line(error)}")
-            continue
-        print(done.stdout, end="", flush=True)
-        if done.returncode:
-            last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-            result.warnings.append(f"analysis {verb} ended with {done.returncode}: {last[0]}")
+            result.warnings.append(f"analysis: {one_line(error)}")
+            return
+        said.seek(0)
+        last = said.read().strip().splitlines()[-1:] or ["no message"]
+    if done.returncode:
+        result.warnings.append(f"analysis ended with {done.returncode}: {last[0]}")
 
 
 def say_end(result: SweepResult) -> None:

@@ -41,8 +41,10 @@ def test_a_size_that_was_not_timed_goes_by_the_table() -> None:
     assert choose({"all_reduce": {64 << 10: (1.0, 2.0)}}, 8)["all_reduce"] == 16 << 10
 
 
-@given(st.dictionaries(
-    st.sampled_from(SIZES_BYTES), st.tuples(st.floats(1e-4, 1.0), st.floats(1e-4, 1.0))))  # fmt: skip
+TIMES = st.tuples(st.floats(1e-4, 1.0), st.floats(1e-4, 1.0))
+
+
+@given(st.dictionaries(st.sampled_from(SIZES_BYTES), TIMES))
 def test_no_other_limit_would_be_faster(times: dict[int, tuple[float, float]]) -> None:
     limit = choose({"all_reduce": times}, 4)["all_reduce"]
     if len(times) < len(SIZES_BYTES):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.errors import InputError
+from runners.hardware import usable_cores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,3 +92,39 @@ def draw(scene: Scene, folder: Path, names: Sequence[str] = ()) -> dict[str, lis
         with canvas.styled():
             drawn[name] = canvas.save(made, folder, name) if made else []
     return drawn
+
+
+def draw_all(scene: Scene, folder: Path) -> Iterator[Path]:
+    """The files of every plot that the records have data for, in order, as they come: as many at a
+    time as there are cores, in forks of this process."""
+    from analysis.plots import canvas  # noqa: F401  # imported before the forks
+
+    workers = min(usable_cores(), len(PLOTS))
+    if workers < 2 or threads() > 1:
+        for files in draw(scene, folder).values():
+            yield from files
+        return
+    context = multiprocessing.get_context("fork")
+    with context.Pool(workers, _share, (scene, folder)) as pool:
+        for files in pool.imap(_draw_one, PLOTS):
+            yield from files
+
+
+def threads() -> int:
+    """Of this process; a fork has only the one that made it, so others must not be needed."""
+    try:
+        return len(list(Path("/proc/self/task").iterdir()))
+    except OSError:  # no Linux
+        return sys.maxsize
+
+
+SHARED: list[tuple[Scene, Path]] = []  # of a fork, from its parent
+
+
+def _share(scene: Scene, folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its forks
+    SHARED[:] = [(scene, folder)]
+
+
+def _draw_one(name: str) -> list[Path]:
+    return draw(*SHARED[0], [name])[name]

@@ -172,6 +172,7 @@ def save(made: Figure, folder: Path, name: str) -> list[Path]:
     """PNG and SVG; nothing in the files changes when the data do not."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    made.savefig(paths[0], bbox_inches="tight")
-    made.savefig(paths[1], bbox_inches="tight", metadata={"Date": None})
+    whole = made.get_tightbbox().padded(mpl.rcParams["savefig.pad_inches"])  # once for both
+    made.savefig(paths[0], bbox_inches=whole)
+    made.savefig(paths[1], bbox_inches=whole, metadata={"Date": None})
     return paths
