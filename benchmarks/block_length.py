@@ -30,13 +30,13 @@ from hydra import compose, initialize_config_dir
 from analysis.verdict import logs, paired_interval
 from benchmarks.block_length_worker import ALONE
 from runners import record
-from runners.bench import resolve
 from runners.estimate import Interval, makespans_ms, median_interval, round_medians_ms, round_ratios
 from runners.estimate import flags as flags_of
 from runners.jobs import Asked, settings_of, validate
 from runners.launch.start import start
 from runners.progress import Progress
 from runners.record import Record
+from runners.resolution import plain
 from runners.sweep import Sweep
 
 LENGTHS_MS = (10, 30, 100, 300)
@@ -77,7 +77,7 @@ def measure(setting: str, rounds: int) -> Path:
         [*cell, *how, f"label={label}"] for cell in (SETTINGS | ON_GPU)[setting] for label in LABELS
     ]
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        asked = [Asked(n, resolve(compose("config", w)), w) for n, w in enumerate(words)]
+        asked = [Asked(n, plain(compose("config", w)), w) for n, w in enumerate(words)]
     folder = ROOT / "outputs" / f"block_length-{setting}"
     number = 0
     while folder.exists():

@@ -30,8 +30,8 @@ import analysis
 from analysis import marks, pairs, verdict
 from analysis.cells import summarize
 from analysis.numbers import with_interval
-from runners.bench import resolve
 from runners.jobs import Asked, run_asked
+from runners.resolution import plain
 
 DOCS = ROOT / "docs" / "strategies.md"
 MARKERS = "<!-- strategy_wins: start -->", "<!-- strategy_wins: end -->"
@@ -128,7 +128,7 @@ def measure(found: Sequence[list[str]], how: Sequence[str]) -> list[Path]:
             asked = []
             for label, overrides in ways(int(size), tokens).items():
                 words = [*FIXED, *place, *overrides, *how, f"label={label}"]
-                asked.append(Asked(len(asked), resolve(compose("config", words)), words))
+                asked.append(Asked(len(asked), plain(compose("config", words)), words))
             folder = ROOT / "outputs" / f"{stamp}_strategy-wins-{number}"
             print(f"{' '.join(place)} -> {folder.name}", flush=True)
             run_asked(asked, folder, "python -m benchmarks.strategy_wins")

@@ -26,8 +26,8 @@ import analysis
 from analysis.pairs import Series
 from analysis.pairs import compare as compare_series
 from analysis.verdict import MIN_LAUNCHES, NOISE_THRESHOLD
-from runners.bench import resolve
 from runners.jobs import Asked, run_asked
+from runners.resolution import plain
 
 CELL = ["model=mixtral_8x7b", "strategy=simple", "world_size=1", "batch_size=64", "threads=1"]
 PLANTED = 0.05
@@ -46,7 +46,7 @@ def measure(launches: int) -> Path:
     labels = [["label=a"], ["label=b"], ["label=slow", f"strategy.slowdown={PLANTED}"]]
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         asked = [
-            Asked(n, resolve(compose("config", [*CELL, *how, *label])), label)
+            Asked(n, plain(compose("config", [*CELL, *how, *label])), label)
             for n, label in enumerate(labels)
         ]
     folder = ROOT / "outputs" / f"verdicts-{launches}"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from runners import environment, resume
+from moe.spec import Placement
+from runners import environment, limits, resume
 from runners.cell import KEYS, Machine, Unsupported, request, usable_cores
 from runners.fields import ConfigError, boolean, choice, integer, number, only_keys, safe_name
 from runners.hardware import launch_affinity
@@ -69,7 +70,8 @@ def run_asked(
         good = join(sweep_dir, where)
         ended = SweepResult(sweep_dir, {"host": "measured" if good else "failed"}, joined=True)
         return ended, dict.fromkeys((one.number for one in asked), "joined")
-    announce(list(jobs.values()), progress, node_of(asked[0].config, found).cores)
+    cores = node_of(asked[0].config, found).cores
+    announce(list(jobs.values()), progress, cores, limits.beside(sweep_dir))
     if left_out := not_passed(os.environ, settings.pass_env):
         names = ", ".join(left_out)
         progress.say(
@@ -217,16 +219,37 @@ def not_passed(variables: Mapping[str, str], pass_env: Sequence[str]) -> list[st
     return sorted(n for n in environment.variables(variables) if n not in (*passed, *THREADS))
 
 
-def announce(jobs: Sequence[Job], progress: Progress, cores: int) -> None:
-    """Says before measuring what the user should know: clamped cells, oversubscribed ranks."""
+def announce(jobs: Sequence[Job], progress: Progress, cores: int, calibrations: Path) -> None:
+    """Says before measuring what the user should know: clamped cells, oversubscribed ranks.
+    `calibrations` is the folder of this machine's."""
     for job in jobs:
         for note in job.request.notes:
             progress.say(f"note: {title(job.cell, job.request.label)}: {note}")
     places = {job.cell.placement for job in jobs if job.cell.placement.device == "cpu"}
-    over = sorted({p.ranks_per_node for p in places if p.ranks_per_node * p.threads > cores})
-    if over:
+    crowded = [p for p in places if p.ranks_per_node * p.threads > cores]
+    if crowded:
+        over = sorted({p.ranks_per_node for p in crowded})
         progress.say(
             f"note: oversubscribed: {', '.join(map(str, over))} ranks share {cores} cores, so "
             "times include waiting for a core and say nothing about scaling; "
-            f"use world_size<={cores}, or backend=mpi, whose ranks wait less"
+            f"use world_size<={cores}, or backend=mpi, {_mpi_gives(crowded, calibrations)}"
         )
+
+
+def _mpi_gives(crowded: Sequence[Placement], calibrations: Path) -> str:
+    """What small messages cost on both, where this machine has been calibrated on both."""
+    gloo = [p for p in crowded if p.backend == "gloo" and p.nodes == 1]
+    if not gloo:
+        return "whose ranks wait less"
+    place = max(gloo, key=lambda p: p.world_size)
+    both = [replace(place, backend=backend) for backend in ("mpi", "gloo")]
+    if all(limits.any_cached(calibrations, one) for one in both):
+        fingerprint = environment.fingerprint(environment.capture())
+        mpi_s, gloo_s = (limits.small_message_s(calibrations, fingerprint, one) for one in both)
+        if mpi_s and gloo_s:
+            return (
+                f"on which a small all-reduce of {place.world_size} ranks took "
+                f"{1e3 * mpi_s:.2g} ms here, on gloo {1e3 * gloo_s:.2g} ms"
+            )
+    again = f"python -m runners.calibrate --ranks {place.world_size} --threads {place.threads}"
+    return f"whose ranks wait less ({again} --backend mpi measures how much)"

@@ -33,6 +33,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from moe.algorithms import EXCHANGE, LIBRARY, fit_name
+from moe.spec import Placement
 from runners.places import OUTPUTS
 from runners.record import read_sealed, sealed, write_atomic
 
@@ -58,6 +60,17 @@ def cache_path(
     return folder / f"{fingerprint}-{backend}-{ranks}ranks-{threads}threads{spread}.json"
 
 
+def beside(sweep_dir: Path) -> Path:
+    """The folder of the calibrations that a sweep uses."""
+    return sweep_dir.resolve().parent / FOLDER.name
+
+
+def any_cached(folder: Path, place: Placement) -> bool:
+    """Whether there is one for such ranks, of this machine or another: a look at names alone."""
+    path = cache_path(folder, "*", place.world_size, place.threads, place.backend, place.nodes)
+    return any(folder.glob(path.name))
+
+
 def load_cached(
     folder: Path, fingerprint: str, ranks: int, threads: int, backend: str, nodes: int = 1
 ) -> dict[str, Any] | None:
@@ -75,6 +88,16 @@ def load_cached(
         message = f"{told}; kept as {set_aside(path).name}, the machine is calibrated anew"
         warnings.warn(message, stacklevel=2)
         return None
+
+
+def small_message_s(folder: Path, fingerprint: str, place: Placement) -> float | None:
+    """Of an all-reduce among all ranks; None where it was not timed."""
+    ranks, threads, backend = place.world_size, place.threads, place.backend
+    cached = load_cached(folder, fingerprint, ranks, threads, backend, place.nodes) or {}
+    exchanged = cached.get("exchanged", {}).get("all_reduce", 0) > 0
+    name = fit_name("all_reduce", EXCHANGE if exchanged else LIBRARY)
+    fit = cached.get("collectives", {}).get(name)
+    return float(fit["alpha_s"]) if fit else None
 
 
 def set_aside(path: Path) -> Path:

@@ -83,7 +83,7 @@ class Sweep:
         self.kernels: dict[str, str] = {}  # by kernel_key, as the first launch chose
         self.exchanged: dict[tuple[str, int], dict[str, int]] = {}  # as the first launch chose
         self.git = environment.git_state(places.CLONE)
-        self.calibration_dir = self.sweep_dir.resolve().parent / ".calibration"
+        self.calibration_dir = limits.beside(self.sweep_dir)
         here = environment.capture()
         self.fingerprint = environment.fingerprint(here)
         self.version = resume.version_of({**here, "git": self.git})

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from moe import algorithms
 from moe.spec import Placement
-from runners import calibrate, environment, limits, links, probe
+from runners import calibrate, environment, jobs, limits, links, probe
 from runners.plan import Measure
 from runners.progress import Progress
 from tests import fake_group
@@ -384,3 +384,26 @@ def test_calibrating_two_ranks_from_the_command_line(tmp_path: Path, backend: st
         assert rates["peak"] == max(rates.values())
         assert shared["matmul_flops_per_s"][dtype] >= rates["peak"]
     assert "GB/s" in done.stdout
+
+
+def test_the_note_on_crowded_cores_has_this_machines_own_figures(tmp_path: Path) -> None:
+    here = environment.fingerprint(environment.capture())
+    job = {"cell": SimpleNamespace(placement=Placement(8)), "request": SimpleNamespace(notes=[])}
+    asked = cast(Any, [SimpleNamespace(**job)])
+
+    def said() -> str:
+        shown = io.StringIO()
+        jobs.announce(asked, Progress(shown), 2, tmp_path)
+        return shown.getvalue()
+
+    fits = {
+        name: {"alpha_s": alpha, "beta_s_per_byte": 0.0, "error": 0.0}
+        for name, alpha in (("all_reduce", 2e-4), ("all_to_all", 4e-3))
+    }
+    of = {"ranks": 8, "collectives": fits}
+    limits.store(tmp_path, calibration(fingerprint=here, backend="gloo", **of))
+    assert "runners.calibrate --ranks 8 --threads 1 --backend mpi measures how much" in said()
+    limits.store(tmp_path, calibration(fingerprint="0" * 12, backend="mpi", exchanged={}, **of))
+    assert "how much" in said()  # another machine's
+    limits.store(tmp_path, calibration(fingerprint=here, backend="mpi", exchanged={}, **of))
+    assert "a small all-reduce of 8 ranks took 0.2 ms here, on gloo 4 ms" in said()

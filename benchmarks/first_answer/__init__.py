@@ -1,0 +1,1 @@
+"""How soon an answer is there, and that it is the same answer."""
