@@ -83,6 +83,11 @@ def memory_bytes(root: Path = control_groups.ROOT) -> dict[str, int]:
     return sizes
 
 
+def may_have_gpus(root: Path = Path("/dev")) -> bool:
+    """Whether a driver has made a device file, of NVIDIA, AMD or Windows' own."""
+    return any(any(root.glob(name)) for name in ("nvidia[0-9]*", "kfd", "dxg"))
+
+
 def gpus(limit_s: float = 10.0) -> list[dict[str, Any]]:
     """Model, clocks and throttling of every visible GPU by nvidia-smi; empty where it fails."""
     query = ["nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits"]

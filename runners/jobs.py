@@ -13,7 +13,7 @@ from moe.spec import Placement
 from runners import environment, limits, resume
 from runners.cell import KEYS, Machine, Unsupported, request, usable_cores
 from runners.fields import ConfigError, boolean, choice, integer, number, only_keys, safe_name
-from runners.hardware import launch_affinity
+from runners.hardware import launch_affinity, may_have_gpus
 from runners.hosts import hosts_of, pass_env_of
 from runners.hosts import machine as node_of
 from runners.inherited import of_ranks
@@ -172,7 +172,10 @@ def validate(
 
 
 def this_machine() -> Machine:
+    """torch counts the devices, where there can be any: importing it takes longer than all else."""
     cores = usable_cores()
+    if not may_have_gpus():
+        return Machine(cores, 0)
     before = launch_affinity()
     import torch  # its OpenMP binds this thread to a core where OMP_PROC_BIND is set
 
