@@ -8,7 +8,7 @@ Shape letters: D in, H hidden, O out, E experts.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -52,30 +52,46 @@ def uniform_(out: Tensor, seed: int, item: int, stream: str, start: int = 0) -> 
     other = torch.empty_like(counter)
     for begin in range(0, out.numel(), _CHUNK):
         part = out[begin : begin + _CHUNK]
-        shifted = other[: part.numel()]
         bits = counter[: part.numel()] * _signed(0x9E3779B1)
         bits += _signed((start + begin) * 0x9E3779B1 + low)
-        for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-            bits ^= torch.bitwise_right_shift(bits, shift, out=shifted).bitwise_and_(
-                (1 << (32 - shift)) - 1  # torch shifts the sign in
-            )
-            bits *= _signed(factor)
-            bits += high
-        bits ^= torch.bitwise_right_shift(bits, 16, out=shifted).bitwise_and_(0xFFFF)
-        torch.mul(bits, 2.0**-31, out=part)
+        _finalise(bits, high, other[: part.numel()], part)
     return out
 
 
-def _uniform(shape: tuple[int, ...], std: float, seed: int, item: int, stream: str) -> Tensor:
-    flat = torch.empty(math.prod(shape))
-    return uniform_(flat, seed, item, stream).mul_(std * math.sqrt(3)).view(shape)
+def _finalise(bits: Tensor, high: int | Tensor, other: Tensor, out: Tensor) -> None:
+    """murmur3's finaliser with `high` added twice, and the result as U(-1, 1) in `out`; `bits` and
+    `other` are overwritten."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        bits ^= torch.bitwise_right_shift(bits, shift, out=other).bitwise_and_(
+            (1 << (32 - shift)) - 1  # torch shifts the sign in
+        )
+        bits *= _signed(factor)
+        bits += high
+    bits ^= torch.bitwise_right_shift(bits, 16, out=other).bitwise_and_(0xFFFF)
+    torch.mul(bits, 2.0**-31, out=out)
+
+
+def _rows(out: Tensor, seed: int, items: Sequence[int], stream: str) -> Tensor:
+    """Fills [len(items), n] as `uniform_` fills each row, small ones together."""
+    if out.shape[1] > _CHUNK // 2:
+        for row, item in zip(out, items, strict=True):
+            uniform_(row, seed, item, stream)
+        return out
+    states = [_mix(seed, item, _STREAMS.index(stream)) for item in items]
+    low_N1, high_N1 = (
+        torch.tensor([[_signed(state >> shift)] for state in states], dtype=torch.int32)
+        for shift in (0, 32)
+    )
+    bits = torch.arange(out.shape[1], dtype=torch.int32) * _signed(0x9E3779B1) + low_N1
+    _finalise(bits, high_N1, torch.empty_like(bits), out)
+    return out
 
 
 def router(layer: Layer) -> Tensor:
     """[E, D] in float32, with values the layer's dtype can hold: logits are float32 always."""
-    shape = (layer.num_experts, layer.dim)
-    weight = _uniform(shape, 1 / math.sqrt(layer.dim), layer.weight_seed, 0, "router")
-    return weight.to(dtype_of(layer.dtype)).float()
+    flat = torch.empty(layer.num_experts * layer.dim)
+    uniform_(flat, layer.weight_seed, 0, "router").mul_(math.sqrt(3) / math.sqrt(layer.dim))
+    return flat.view(layer.num_experts, layer.dim).to(dtype_of(layer.dtype)).float()
 
 
 def names(layer: Layer) -> tuple[str, ...]:
@@ -97,6 +113,11 @@ def shape(layer: Layer, name: str) -> tuple[int, ...]:
 
 def matrix(layer: Layer, expert: int, name: str) -> Tensor:
     """One whole matrix in the layer's dtype; shared experts have the ids E, E + 1, ..."""
+    return matrices(layer, [expert], name)[0]
+
+
+def matrices(layer: Layer, experts: Sequence[int], name: str) -> Tensor:
+    """[len(experts), ...]: the same of several."""
     size = shape(layer, name)
     if name.startswith("b"):
         std = BIAS_STD if layer.bias == "random" else 0.0
@@ -104,8 +125,26 @@ def matrix(layer: Layer, expert: int, name: str) -> Tensor:
         gain = 2.0 if name == "w1" and layer.activation == "relu" else 1.0
         std = math.sqrt(gain / size[1])
     if std == 0.0:
-        return torch.zeros(size, dtype=dtype_of(layer.dtype))
-    return _uniform(size, std, layer.weight_seed, expert, name).to(dtype_of(layer.dtype))
+        return torch.zeros((len(experts), *size), dtype=dtype_of(layer.dtype))
+    flat = torch.empty(len(experts), math.prod(size))
+    _rows(flat, layer.weight_seed, experts, name).mul_(std * math.sqrt(3))
+    return flat.view(len(experts), *size).to(dtype_of(layer.dtype))
+
+
+def _together(layer: Layer, experts: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Experts whose matrices are made at once: many small ones, or one."""
+    largest = max(math.prod(shape(layer, name)) for name in names(layer))
+    number = max(1, _CHUNK // largest)
+    for begin in range(0, len(experts), number):
+        yield experts[begin : begin + number]
+
+
+def by_expert(layer: Layer, experts: Sequence[int]) -> Iterator[dict[str, Tensor]]:
+    """The whole matrices of one expert after the other."""
+    for some in _together(layer, experts):
+        made = {name: matrices(layer, some, name) for name in names(layer)}
+        for place in range(len(some)):
+            yield {name: whole[place] for name, whole in made.items()}
 
 
 def sliced(layer: Layer, expert: int, name: str, columns: tuple[int, int]) -> Tensor:
@@ -114,12 +153,12 @@ def sliced(layer: Layer, expert: int, name: str, columns: tuple[int, int]) -> Te
 
 
 def cut(name: str, whole: Tensor, columns: tuple[int, int]) -> Tensor:
-    """Of a matrix, or its gradient, what belongs to hidden units `columns`; b2 belongs to all."""
+    """Of a matrix, its gradient or several below each other, what belongs to hidden units
+    `columns`; b2 belongs to all."""
     if name == "b2":
         return whole
-    if name == "w2":
-        return whole[:, columns[0] : columns[1]]
-    return whole[columns[0] : columns[1]]
+    hidden = -2 if name in ("w1", "w3") else -1
+    return whole.narrow(hidden, columns[0], columns[1] - columns[0])
 
 
 def stacked(layer: Layer, experts: Sequence[int], name: str, columns: tuple[int, int]) -> Tensor:
@@ -128,6 +167,9 @@ def stacked(layer: Layer, experts: Sequence[int], name: str, columns: tuple[int,
     if name != "b2":
         size[-1 if name == "w2" else 0] = columns[1] - columns[0]
     out = torch.empty((len(experts), *size), dtype=dtype_of(layer.dtype))
-    for i, expert in enumerate(experts):
-        out[i] = sliced(layer, expert, name, columns)
+    begin = 0
+    for some in _together(layer, experts):
+        end = begin + len(some)
+        out[begin:end] = cut(name, matrices(layer, some, name), columns)
+        begin = end
     return out

@@ -1,6 +1,5 @@
-"""Run by torchrun from test_agree.py: rank 0 prints one JSON line of what the gate says.
-
-    agree_ranks.py pairwise|full
+"""One rank of test_agree.py: rank 0 prints one JSON line of what the check says of the rows in a
+file, which `save` has written.
 
 What is crossed: every accepted combination of strategy, dispatcher, tokens, mode and dtype; with
 it, pairwise, routers, workloads, kernels, activations, biases, batches and ways to spread experts.
@@ -13,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -129,13 +129,18 @@ def rows_for(kind: str, ranks: int) -> list[Row]:
     return [*every_core(ranks), *covering]
 
 
+def save(rows: list[Row], path: Path) -> Path:
+    """Once for all ranks: to find the rows takes as long as to check them."""
+    path.write_text(json.dumps(rows))
+    return path
+
+
 def main(arguments: list[str]) -> int:
-    (kind,) = arguments
+    rows: list[Row] = json.loads(Path(arguments[0]).read_text())
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     comm = Comm(torch.device("cpu"), ranks, rank)
-    rows = rows_for(kind, ranks)
     wrong, worst = [], {"error": 0.0, "gradient_error": 0.0}
     for row in rows:
         cell = cell_of(row, ranks)

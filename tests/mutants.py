@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -308,14 +308,18 @@ def bias_that_unbalances() -> list[Patch]:
 
 @fault("definitions", cell(), cell("ep", "alltoall"))
 def all_experts_alike() -> list[Patch]:
-    right = weights.matrix
-    return [(weights, "matrix", lambda layer, expert, name: right(layer, 0, name))]
+    right = weights.matrices
+    return [(weights, "matrices", lambda layer, ids, name: right(layer, [0] * len(ids), name))]
 
 
 @fault("definitions", cell())
 def two_experts_alike() -> list[Patch]:
-    right = weights.matrix
-    return [(weights, "matrix", lambda layer, e, name: right(layer, 5 if e == 6 else e, name))]
+    right = weights.matrices
+
+    def alike(layer: Layer, experts: Sequence[int], name: str) -> Tensor:
+        return right(layer, [5 if expert == 6 else expert for expert in experts], name)
+
+    return [(weights, "matrices", alike)]
 
 
 @fault("definitions", cell("ep", "alltoall", tokens="sharded"))

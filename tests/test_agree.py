@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,10 +13,15 @@ from tests.covering import pairs_of, pairwise
 from tests.ranks import run_ranks
 
 
+def check(kind: str, ranks: int, folder: Path, limit_s: float = 280) -> Any:
+    rows = agree_ranks.save(agree_ranks.rows_for(kind, ranks), folder / "rows.json")
+    return run_ranks("agree_ranks", ranks, str(rows), limit_s=limit_s)
+
+
 @pytest.mark.dist
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_all_strategies_agree_with_the_oracle(ranks: int) -> None:
-    found = run_ranks("agree_ranks", ranks, "pairwise")
+def test_all_strategies_agree_with_the_oracle(ranks: int, tmp_path: Path) -> None:
+    found = check("pairwise", ranks, tmp_path)
     assert found["cells"] > (150 if ranks > 1 else 30)
     assert found["wrong"] == []
     assert found["worst_float32"]["error"] < 1e-5  # the gate allows 1e-4
@@ -25,8 +32,8 @@ def test_all_strategies_agree_with_the_oracle(ranks: int) -> None:
 @pytest.mark.dist
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_the_whole_product_agrees_with_the_oracle(ranks: int) -> None:
-    found = run_ranks("agree_ranks", ranks, "full", limit_s=7000)
+def test_the_whole_product_agrees_with_the_oracle(ranks: int, tmp_path: Path) -> None:
+    found = check("full", ranks, tmp_path, limit_s=7000)
     assert found["cells"] > 1000
     assert found["wrong"] == []
 

@@ -58,7 +58,7 @@ def digest() -> str:
 def as_written() -> bool:
     """Computed once for the functions that are there now."""
     makers = tuple(prescribed.MAKERS.values())
-    return _as_written(weights.uniform_, weights.router, weights.matrix, weights.dtype_of,
+    return _as_written(weights.uniform_, weights.router, weights.matrices, weights.dtype_of,
                        workload.tokens, workload.cotangent, workload.allowed, makers)  # fmt: skip
 
 

@@ -72,10 +72,12 @@ def reference(
     firsts = torch.zeros(
         len(shared) + layer.num_experts, 2 * FIRST, dtype=torch.float64, device=comm.device
     )
-    for expert in range(layer.num_experts + layer.shared_experts):
+    every = range(layer.num_experts + layer.shared_experts)
+    own = weights.by_expert(layer, every[comm.rank :: comm.world_size])
+    for expert in every:
         gradients, kink = None, 0.0
         if expert % comm.world_size == comm.rank:
-            held = {n: weights.matrix(layer, expert, n) for n in weights.names(layer)}
+            held = next(own)
             for place, name in enumerate(("w1", "w2")):
                 start = held[name].reshape(-1)[:FIRST]
                 firsts[expert, place * FIRST :][: len(start)] = start.double()
