@@ -280,7 +280,10 @@ class Group:
 
     def combine_(self, x: Tensor, operation: str = "max") -> Tensor:
         """Reduces x over the group in place by max, min or sum."""
-        if self.size > 1:
+        if self.size > 1 and self._algorithm("all_reduce", x) == EXCHANGE:
+            parts = self._from_all(x.reshape(1, -1))
+            x.copy_(REDUCE[operation](parts).view_as(x))
+        elif self.size > 1:
             kind = {"max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN, "sum": dist.ReduceOp.SUM}
             self._run(lambda out: dist.all_reduce(out, kind[operation], group=self._pg), x)
         return x
@@ -299,3 +302,10 @@ def add_in_order(parts: Tensor) -> Tensor:
     for part in parts[1:]:
         total += part
     return total.to(parts.dtype)
+
+
+REDUCE: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": add_in_order,
+    "max": lambda parts: parts.amax(0),
+    "min": lambda parts: parts.amin(0),
+}

@@ -48,6 +48,7 @@ class TorchRanks:
         self.where = where
         self.rank = where.rank
         self.device = torch.device("cpu")
+        self._on_gloo = placement.backend != "mpi"  # nccl has a control group of gloo
         timeout = datetime.timedelta(seconds=limit_s)
         self._control: dist.ProcessGroup | None = None
         if placement.device == "cuda":
@@ -93,9 +94,12 @@ class TorchRanks:
     def gather(self, values: Sequence[int]) -> list[list[int]]:
         if self.where.world_size == 1:
             return [list(values)]
-        mine = torch.tensor(list(values), dtype=torch.int64)
-        everyone = torch.empty(self.where.world_size * len(mine), dtype=torch.int64)
-        all_gather(everyone, mine, group=self._control)
+        own = torch.tensor(list(values), dtype=torch.int64)
+        everyone = torch.empty(self.where.world_size * len(own), dtype=torch.int64)
+        if self._on_gloo:  # an exchange: its all-gather is a ring (moe.algorithms)
+            dist.all_to_all_single(everyone, own.repeat(self.where.world_size), group=self._control)
+        else:
+            all_gather(everyone, own, group=self._control)
         rows: list[list[int]] = everyone.view(self.where.world_size, -1).tolist()
         return rows
 
