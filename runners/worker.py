@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import importlib
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ import torch
 
 from moe import algorithms
 from moe.comm import Comm
+from moe.spec import STRATEGIES
 from runners import bound, environment
 from runners.hardware import usable_cores
 from runners.measure import Engine, Sample, Timed, idle
@@ -33,6 +35,7 @@ from runners.ranks import TorchRanks, Where
 from runners.ready import Ready
 
 GO_POLL_S = 0.05
+OF_BACKWARD = "torch.fx.experimental.symbolic_shapes"  # torch imports it in the first backward pass
 DUMP_S = 10.0  # to write the stacks in, after the limit; then the kernel ends the rank
 SLICE_MS = 3.0  # for which Linux lets one of several threads have a core
 REBUILT_STEPS = 2  # unmeasured steps after a heavy cell was built again
@@ -234,6 +237,17 @@ def watch(limit_s: float) -> None:
 def unwatch() -> None:
     faulthandler.cancel_dump_traceback_later()
     signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def prepare(arguments: list[str]) -> None:
+    """Imports what ranks of this plan need, in the process that they are forked from."""
+    plan = load(Path(arguments[0]))
+    wanted = ["runners.calibrate"] if plan.calibrate else []
+    if any(cell.workload.mode == "train" for cell in plan.cells):
+        wanted.append(OF_BACKWARD)
+    own = {cell.strategy.name for cell in plan.cells} & set(STRATEGIES)
+    for name in [*wanted, *(f"moe.strategies.{strategy}" for strategy in sorted(own))]:
+        importlib.import_module(name)
 
 
 def main(arguments: list[str]) -> int:

@@ -10,6 +10,7 @@ Shape letters: T tokens on this rank, B global batch, D in, O out, K slots of a 
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -233,12 +234,20 @@ class Verifier:
         return replace(result, ok=False, detail=faults.FAULTS[faults.COPY])
 
 
+PRODUCTS = ("mm", "linear", "matmul")  # parts of names
+TAKE_TIME = (*PRODUCTS, "sort", "topk", "softmax", "index_select", "embedding_bag")
+
+
+@functools.cache
+def _kinds(name: str) -> tuple[bool, bool]:
+    """Whether a function of torch takes time, and whether it is a matrix product."""
+    takes_time, is_product = (any(p in name for p in parts) for parts in (TAKE_TIME, PRODUCTS))
+    return takes_time, is_product
+
+
 class Work(TorchFunctionMode):
     """Notes what Python code asks of torch inside that takes time: names, shapes of results and how
     often; and the multiplications of matrix products."""
-
-    PRODUCTS = ("mm", "linear", "matmul")
-    NAMES = (*PRODUCTS, "sort", "topk", "softmax", "index_select", "embedding_bag")
 
     def __init__(self) -> None:
         super().__init__()
@@ -248,9 +257,10 @@ class Work(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
-        if any(word in name for word in self.NAMES):
+        takes_time, is_product = _kinds(name)
+        if takes_time:
             self.calls[name, str(out.shape) if isinstance(out, Tensor) else ""] += 1
-        if isinstance(out, Tensor) and any(word in name for word in self.PRODUCTS):
+        if is_product and isinstance(out, Tensor):
             operands = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, Tensor)]
             left = operands[1 if name.startswith(("addmm", "baddbmm")) else 0]
             self.multiplications += out.numel() * left.shape[-1]

@@ -4,7 +4,8 @@ launch can reach its store.
 
 python -m runners.launch.agent [--alone] [--anew] LAUNCH_DIR [torchrun arguments] -m MODULE ARGS
 
-MODULE is what every rank runs; it has `main(arguments) -> int`. With --anew every rank is a Python
+MODULE is what every rank runs; it has `main(arguments) -> int`, and may have `prepare(arguments)`,
+which imports here what the ranks would import one by one. With --anew every rank is a Python
 process of its own that imports torch by itself, as torchrun starts them.
 """
 
@@ -49,6 +50,8 @@ def main(arguments: list[str]) -> int:
     start: Callable[..., object] = elastic_launch(config, command)
     if not options.anew and forked.may_fork():
         module = importlib.import_module(asked.training_script)
+        if hasattr(module, "prepare"):
+            module.prepare(asked.training_script_args)
         entry = forked.entry(module.main, asked.training_script_args)
         start, command_arguments = elastic_launch(config, entry), []
     try:
