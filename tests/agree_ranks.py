@@ -26,7 +26,7 @@ from moe.step import Step
 from moe.strategies import build, supports
 from moe.verify.verifier import verify
 from runners.worker import OF_BACKWARD
-from tests.covering import Row, pairwise
+from tests.covering import Pair, Row, pairwise
 
 EXPERTS, TOPK, DIM, HIDDEN, OUT = 12, 3, 16, 48, 32
 ROUTERS = {
@@ -127,8 +127,13 @@ def rows_for(kind: str, ranks: int) -> list[Row]:
             if accepted(row, ranks):
                 found.append(row)
         return found
-    covering, _ = pairwise(FACTORS, lambda row: accepted(row, ranks), seed=ranks)
-    return [*every_core(ranks), *covering]
+    return [*every_core(ranks), *covering(ranks)[0]]
+
+
+def covering(ranks: int) -> tuple[list[Row], set[Pair]]:
+    """Every accepted pair of values, and the pairs that are never accepted."""
+    known = list(every_core(ranks))
+    return pairwise(FACTORS, lambda row: accepted(row, ranks), ranks, known)
 
 
 def save(rows: list[Row], path: Path) -> Path:

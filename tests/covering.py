@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 Row = dict[str, Any]
 Pair = tuple[str, Any, str, Any]
-TRIES = 12
+TRIES = 40
 
 
 def pairs_of(row: Mapping[str, Any]) -> set[Pair]:
@@ -17,10 +17,14 @@ def pairs_of(row: Mapping[str, Any]) -> set[Pair]:
 
 
 def pairwise(
-    factors: Mapping[str, Sequence[Any]], accepted: Callable[[Row], bool], seed: int = 0
+    factors: Mapping[str, Sequence[Any]],
+    accepted: Callable[[Row], bool],
+    seed: int = 0,
+    known: Sequence[Row] = (),
 ) -> tuple[list[Row], set[Pair]]:
-    """Rows that are accepted, and the pairs that no accepted row was found for (AETG's greedy
-    search: of several random completions of an open pair, the one that covers most)."""
+    """Rows that are accepted, and the pairs that no accepted row was found for. A greedy search, as
+    AETG's: of several rows with an open pair, the one that covers most. `known` are accepted rows
+    to vary: few rows are accepted that are drawn at random."""
     draw = random.Random(seed)
     names = sorted(factors)
     left = {
@@ -34,7 +38,10 @@ def pairwise(
     for pair in sorted(left, key=repr):
         if pair not in left:
             continue
-        found = _best(pair, factors, accepted, left, draw)
+        a, x, b, y = pair
+        varied = (_varied([*known, *rows], factors, draw) | {a: x, b: y} for _ in range(TRIES))
+        plain = (row | {a: x, b: y} for row in known)
+        found = _best(varied, accepted, left) or next(filter(accepted, plain), None)
         if found is None:
             impossible.add(pair)
             left.discard(pair)
@@ -44,24 +51,22 @@ def pairwise(
     return rows, impossible
 
 
+def _varied(rows: Sequence[Row], factors: Mapping[str, Sequence[Any]], draw: random.Random) -> Row:
+    """One of the rows with about half of its values drawn anew; all of them where there is none."""
+    base = draw.choice(rows) if rows else {}
+    return {
+        name: draw.choice(values) if name not in base or draw.random() < 0.5 else base[name]
+        for name, values in factors.items()
+    }
+
+
 def _best(
-    pair: Pair,
-    factors: Mapping[str, Sequence[Any]],
-    accepted: Callable[[Row], bool],
-    left: set[Pair],
-    draw: random.Random,
+    candidates: Iterable[Row], accepted: Callable[[Row], bool], left: set[Pair]
 ) -> Row | None:
-    a, x, b, y = pair
-    best, most, found = None, -1, 0
-    for _ in range(40 * TRIES):
-        row = {name: draw.choice(list(values)) for name, values in factors.items()}
-        row |= {a: x, b: y}
-        if not accepted(row):
-            continue
-        found += 1
+    """Of those that are accepted, the one that covers most of what is left."""
+    best, most = None, -1
+    for row in candidates:
         covers = len(pairs_of(row) & left)
-        if covers > most:
+        if covers > most and accepted(row):
             best, most = row, covers
-        if found == TRIES:
-            break
     return best

@@ -12,6 +12,7 @@ import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch.distributed.elastic.multiprocessing.api import MultiprocessContext, R
 
 NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"  # counts devices without beginning CUDA
 HANDLED = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # by the agent, beside SIGINT
+LAST_S, POLL_S = 1.0, 0.02  # after the first failure
 _elastic: Any = elastic
 
 
@@ -75,19 +77,28 @@ class Ranks(MultiprocessContext):
 
     def _poll(self) -> RunProcsResult | None:
         assert self._pc is not None
-        processes = self._pc.processes
-        failed = {
+        codes = [process.exitcode for process in self._pc.processes]
+        if any(codes):
+            failed = self._failed()
+            self.close()
+            return RunProcsResult(failures=failed, stdouts=self.stdouts, stderrs=self.stderrs)
+        if None in codes:
+            return None
+        self.close()
+        values = dict.fromkeys(range(self.nprocs))
+        return RunProcsResult(return_values=values, stdouts=self.stdouts, stderrs=self.stderrs)
+
+    def _failed(self) -> dict[int, elastic.ProcessFailure]:
+        """Those that end by themselves within LAST_S. The system closes the sockets of a killed process
+        before that ends: a rank that noticed may have ended sooner than the one that was killed."""
+        assert self._pc is not None
+        processes, deadline = self._pc.processes, time.monotonic() + LAST_S
+        while any(p.exitcode is None for p in processes) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        return {
             rank: elastic.ProcessFailure(
                 rank, process.pid, process.exitcode, self.error_files[rank]
             )
             for rank, process in enumerate(processes)
             if process.exitcode
         }
-        if failed:
-            self.close()
-            return RunProcsResult(failures=failed, stdouts=self.stdouts, stderrs=self.stderrs)
-        if any(process.exitcode is None for process in processes):
-            return None
-        self.close()
-        values = dict.fromkeys(range(self.nprocs))
-        return RunProcsResult(return_values=values, stdouts=self.stdouts, stderrs=self.stderrs)
