@@ -89,8 +89,8 @@ class Ranks(MultiprocessContext):
         return RunProcsResult(return_values=values, stdouts=self.stdouts, stderrs=self.stderrs)
 
     def _failed(self) -> dict[int, elastic.ProcessFailure]:
-        """Those that end by themselves within LAST_S. The system closes the sockets of a killed process
-        before that ends: a rank that noticed may have ended sooner than the one that was killed."""
+        """Those that end by themselves within LAST_S: the system closes a killed process's sockets
+        before the process has ended, so that a rank which noticed may be the first to end."""
         assert self._pc is not None
         processes, deadline = self._pc.processes, time.monotonic() + LAST_S
         while any(p.exitcode is None for p in processes) and time.monotonic() < deadline:
