@@ -78,7 +78,8 @@ def test_a_single_run_takes_the_same_path(tmp_path: Path) -> None:
 def test_a_rank_killed_in_mid_sweep_fails_its_cell_only(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "runners" / "bench.py"), "-m", "strategy=simple,tp,ep"]
     command += ["world_size=2", "tracker=none", "report=false", "measure.calibrate=false"]
-    command += ["measure.samples=60", "measure.samples_max=60", f"hydra.sweep.dir={tmp_path}/sweep"]
+    command += ["measure.samples=60", "measure.samples_max=60", "measure.block_ms=10"]
+    command += ["measure.block_gloo_ms=10", f"hydra.sweep.dir={tmp_path}/sweep"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
     )

@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 HERE = {"host": "h", "cpu_model": "c", "cores": 2, "versions": {"torch": "2"}, "git": {"sha": "a"}}
 OTHER = {**HERE, "git": {"sha": "b"}}
 VERSION = resume.version_of(HERE)
+QUIET = ["report=false", "tracker=none"]
+SHORT = ["measure.block_ms=5", "measure.block_gloo_ms=5", "measure.block_floors=2"]
 interruptible = started.interruptible
 
 
@@ -137,7 +139,7 @@ def test_a_killed_launcher_is_gone_on_with(tmp_path: Path) -> None:
     process = bench(
         "-m", "strategy=simple,tp,ep", "topk=1,2", "world_size=2", "tracker=none", "report=false",
         "measure=quick", "measure.wave_cells=2", "measure.samples=30", "measure.samples_max=30",
-        f"hydra.sweep.dir={sweep}", folder=tmp_path,
+        *SHORT, f"hydra.sweep.dir={sweep}", folder=tmp_path,
     )  # fmt: skip
     deadline = time.monotonic() + 200
     while len(list(record.paths(sweep))) < 2 and time.monotonic() < deadline:
@@ -153,7 +155,7 @@ def test_a_killed_launcher_is_gone_on_with(tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in record.paths(sweep)}
     assert 2 <= len(before) < 6
 
-    code, end, err = ended(bench(f"resume={sweep}", folder=tmp_path))
+    code, end, err = ended(bench(f"resume={sweep}", *QUIET, folder=tmp_path))
     assert (code, end["measured"]) == (0, 6), err
     assert "resuming: " in err
     assert all(path.read_bytes() == content for path, content in before.items())
@@ -163,7 +165,7 @@ def test_a_killed_launcher_is_gone_on_with(tmp_path: Path) -> None:
     assert not (tmp_path / "outputs").exists()
 
     launches = len(list(sweep.glob("launches/*")))
-    code, end, err = ended(bench(f"resume={sweep}", folder=tmp_path))
+    code, end, err = ended(bench(f"resume={sweep}", *QUIET, folder=tmp_path))
     assert (code, end["measured"]) == (0, 6), err
     assert "resuming: 6 measured" in err
     assert len(list(sweep.glob("launches/*"))) == launches
@@ -175,7 +177,7 @@ def test_ctrl_c_does_not_wait_for_the_gates_of_the_other_cells(tmp_path: Path) -
     sweep = tmp_path / "sweep"
     process = bench(
         "-m", "strategy=simple,tp,ep", "topk=1,2,3,4", "world_size=2", "tracker=none",
-        "report=false", "measure=quick", "measure.wave_cells=12", "measure.warmup=20",
+        "report=false", "measure=quick", "measure.wave_cells=12", "measure.warmup=20", *SHORT,
         f"hydra.sweep.dir={sweep}", folder=tmp_path,
     )  # fmt: skip
     lines = sweep / "launches" / "0" / "samples" / "rank1.jsonl"
@@ -190,7 +192,7 @@ def test_ctrl_c_does_not_wait_for_the_gates_of_the_other_cells(tmp_path: Path) -
     assert 1 <= lines.read_text().count('"stage":"gate"') < 12
     assert '"stage":"round"' not in lines.read_text()
 
-    code, end, err = ended(bench(f"resume={sweep}", folder=tmp_path))
+    code, end, err = ended(bench(f"resume={sweep}", *QUIET, folder=tmp_path))
     assert (code, end["measured"]) == (0, 12), err
 
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from runners import streams
+from tests import started
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 120
+QUICK = [word for word in started.QUICK if not word.startswith("report")]
 
 
 def unread(*words: str, errors_too: bool = False) -> subprocess.CompletedProcess[str]:
@@ -96,7 +98,7 @@ def test_streams_that_are_no_files_and_none_at_all(
 def test_a_sweep_that_nobody_looks_at_any_more(tmp_path: Path) -> None:
     """Progress, tables and the last line have no reader; cells, tables and the exit code stay."""
     where = f"hydra.sweep.dir={tmp_path / 'sweep'}"
-    words = ["-m", "strategy=simple", "world_size=1", "measure=quick", "tracker=none"]
+    words = ["-m", "strategy=simple", "world_size=1", "tracker=none", *QUICK]
     done = unread("runners/bench.py", *words, "measure.calibrate=false", where, errors_too=True)
     assert done.returncode == 0
     assert len(list(tmp_path.glob("sweep/cells/*/record-0.json"))) == 1

@@ -21,6 +21,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import wandb_records
+from started import QUICK
 from wandb_server import ENTITY, StandIn
 
 import analysis
@@ -320,8 +321,8 @@ def test_a_sweeps_report_and_plots_are_one_run(server: StandIn, tmp_path: Path) 
 def test_a_measured_sweep_synced_equals_its_records(server: StandIn, tmp_path: Path) -> None:
     """What the bench measured and the line that it printed: nothing here is made by hand."""
     sweep = tmp_path / "sweep"
-    words = ["-m", "strategy=simple,tp,ep", "topk=2,4", "world_size=2", "measure=quick"]
-    words += ["report=false", "tracker.project=p", f"hydra.sweep.dir={sweep}"]
+    words = ["-m", "strategy=simple,tp,ep", "topk=2,4", "world_size=2", *QUICK]
+    words += ["tracker.project=p", f"hydra.sweep.dir={sweep}"]
     done = subprocess.run(
         [sys.executable, str(ROOT / "runners" / "bench.py"), *words],
         cwd=tmp_path, capture_output=True, text=True, timeout=2 * LIMIT_S,
