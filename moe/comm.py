@@ -206,17 +206,18 @@ class Group:
         x = x.contiguous()
         by, moved = self._algorithm("all_gather", x), (self.size - 1) * x.nbytes
         self._begin("all_gather", moved, moved, algorithm=by)
-        out = x.new_empty((self.size * longest, *x.shape[1:]))
-        own = self._own
-        if by == EXCHANGE:
-            out = self._from_all(x)
-        elif own is not None:
-            own.all_gather_single(out, x)
-        else:
-            self._run(lambda o, i: _all_gather(o, i, group=self._pg), out, x)
+        out = self._from_all(x) if by == EXCHANGE else self._gathered(x)
         if min(sizes) == longest:
             return out
         return torch.cat([out[i * longest : i * longest + n] for i, n in enumerate(sizes)])
+
+    def _gathered(self, x: Tensor) -> Tensor:
+        """Every member's x, one below the other, as the library gathers them."""
+        out, own = x.new_empty((self.size * x.shape[0], *x.shape[1:])), self._own
+        if own is not None:
+            own.all_gather_single(out, x)
+            return out
+        return self._run(lambda o, i: _all_gather(o, i, group=self._pg), out, x)
 
     def reduce_scatter(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
         """This rank's `sizes[index]` rows of the sum over the group.
