@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,13 @@ from hypothesis import strategies as st
 from moe import algorithms
 from moe.algorithms import CHOSEN, EXCHANGE, LIBRARY, SIZES_BYTES, choose
 from moe.comm import add_in_order
+from moe.spec import Cell, Placement
+from runners.cell import Request
+from runners.launch.follow import Launch
+from runners.plan import Job, Measure
+from runners.progress import Progress
+from runners.record import Record
+from runners.sweep import Settings, Sweep
 from tests.ranks import run_ranks
 
 SMALLEST, *_, LARGEST = sorted(SIZES_BYTES)
@@ -89,3 +97,21 @@ def test_what_is_counted_is_what_the_algorithm_sends(found: dict[str, Any]) -> N
     assert [row["sent_bytes"] for row in library] == [2 * 2 / 3 * size, 2 * size]
     assert [row["sent_bytes"] for row in exchange] == [2 * size, 2 * size]
     assert [row["busbw_bytes"] for row in exchange] == [2 * 2 / 3 * size, 2 * size]  # nccl-tests'
+
+
+def a_record(world_size: int, exchanged: dict[str, int] | None, launch: int = 0) -> Record:
+    job = Job(Request(Cell(placement=Placement(world_size))), Measure())
+    return Record(key=job.key, cell=job.cell, launch=launch, exchanged=exchanged)
+
+
+def test_one_choice_holds_for_a_whole_sweep(tmp_path: Path) -> None:
+    """The first launch's, whatever a later calibration says; of other numbers of ranks another."""
+    jobs = [Job(Request(Cell(placement=Placement(ranks))), Measure()) for ranks in (4, 8)]
+    sweep = Sweep(jobs, Settings(tmp_path / "s"), Progress())
+    first, later = {"all_reduce": 1024, "all_gather": 0}, {"all_reduce": 0, "all_gather": 0}
+    assert Launch(sweep, jobs[:1]).plan.exchanged is None
+    sweep._know(a_record(4, first))
+    sweep._know(a_record(4, later, 1))
+    sweep._know(a_record(4, None, 2))
+    assert Launch(sweep, jobs[:1]).plan.exchanged == first
+    assert Launch(sweep, jobs[1:]).plan.exchanged is None

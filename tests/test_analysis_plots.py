@@ -182,3 +182,40 @@ def test_report_verb_writes_beside_the_records(tmp_path: Path) -> None:
     folder = factory.write_all(tmp_path, records) / "sweep"
     assert cli.main(["report", str(folder)]) == 0
     assert "Top-k impact" in (folder / "report.html").read_text("utf-8")
+
+
+def finished(folder: Path, threads: int | None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of what `finish` writes, as it says them."""
+    if threads is not None:
+        monkeypatch.setattr(plots, "threads", lambda: threads)
+    said: list[str] = []
+    monkeypatch.setattr("builtins.print", lambda *words, **_: said.extend(map(str, words)))
+    assert cli.main(["finish", str(folder)]) == 0
+    written = [Path(line) for line in said if line.startswith(str(folder))]
+    assert all(path.stat().st_size for path in written)
+    return [path.relative_to(folder).as_posix() for path in written]
+
+
+@pytest.mark.parametrize("threads", [1, 5])
+def test_finish_writes_tables_then_every_plot_with_data(
+    threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one thread in forks, else one after the other: the same files in the same order."""
+    records = [
+        factory.measured(factory.cell(name, topk=k)) for name in ("tp", "ep") for k in (2, 4)
+    ]
+    folder = factory.write_all(tmp_path, records) / "sweep"
+    names = finished(folder, threads, monkeypatch)
+    assert names[:4] == [
+        "tables/tables.md", "tables/tables.csv",
+        "plots/speed_vs_top_k.png", "plots/speed_vs_top_k.svg",
+    ]  # fmt: skip
+    drawn = [Path(name).stem for name in names[2::2]]
+    assert drawn == [name for name in some if name != "speed_vs_ranks"]  # one number of ranks
+
+
+def test_finish_of_one_cell_has_tables_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = factory.write_all(tmp_path, [factory.measured(factory.cell("ep"))]) / "sweep"
+    assert finished(folder, None, monkeypatch) == ["tables/tables.md", "tables/tables.csv"]

@@ -195,3 +195,15 @@ def test_what_a_step_adds_does_not_depend_on_what_was_freed_before() -> None:
     for _ in range(2):
         kept.clear()
         assert environment.step_memory_bytes(step) == 7 << 20
+
+
+@pytest.mark.parametrize(
+    ("files", "there"),
+    [([], False), (["nvidiactl", "null"], False), (["nvidia0"], True), (["kfd"], True)],
+)
+def test_only_a_device_file_makes_a_gpu_possible(
+    tmp_path: Path, files: list[str], there: bool
+) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    assert hardware.may_have_gpus(tmp_path) == there

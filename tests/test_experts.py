@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 import torch
 
-from moe import packed, strategies
+from moe import packed, strategies, weights
 from moe.comm import Comm
 from moe.experts import Experts
 from moe.spec import Cell, Layer, Placement, Strategy, Workload
@@ -157,3 +157,19 @@ def test_gradients_are_written_where_the_last_were_unless_somebody_has_them() ->
     assert not torch.equal(other, before)
     experts.rows(x_SD, [2] * 4).sum().backward()  # added to what is there
     assert torch.allclose(experts.fc1.grad, 2 * step())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("hidden", [24, 3000])  # many small matrices at once, and one by one
+def test_matrices_made_together_are_those_made_alone(hidden: int, dtype: str) -> None:
+    layer = dataclasses.replace(
+        LAYER, hidden=hidden, dtype=dtype, activation="silu_gated", bias="random", shared_experts=1
+    )
+    ids, columns = [0, 3, 4], (5, 17)
+    for name in weights.names(layer):
+        alone = [weights.matrix(layer, expert, name) for expert in ids]
+        together = [held[name] for held in weights.by_expert(layer, ids)]
+        assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+        parts = torch.stack([weights.cut(name, whole, columns) for whole in alone])
+        assert torch.equal(weights.stacked(layer, ids, name, columns), parts)
+        assert not torch.equal(alone[0], alone[1])
