@@ -49,6 +49,7 @@ def test_moe_opens_no_files() -> None:
 def test_analysis_takes_only_the_agreed_modules_from_below() -> None:
     allowed = {"runners.record", "runners.estimate", "runners.flatten", "runners.track_fields"}
     allowed |= {"runners.track_log", "runners.track_client", "moe.spec", "moe.cost"}
+    allowed |= {"moe.algorithms", "runners.hardware"}
     allowed |= {"runners.track_decode", "runners.track_settings", "runners.places"}
     allowed |= {"runners.resume", "runners.streams"}
     allowed |= {"moe.degrees", "moe.strategies", "moe.peers"}

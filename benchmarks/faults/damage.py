@@ -100,6 +100,7 @@ def a_calibration() -> dict[str, Any]:
     return {
         "fingerprint": "f" * 12, "ranks": 2, "threads": 1, "backend": "gloo", **rates,
         "read_warm_bytes_per_s": {"65536": 5e10}, "shared": shared, "collectives": {},
+        "exchanged": {"all_reduce": 0, "all_gather": 0},
         "matmul_flops_per_s": {"float32": {"1x2x3": 1e9, "peak": 1e9}},
     }  # fmt: skip
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from moe.algorithms import CHOSEN, LIBRARY
 from moe.comm import Comm
 from moe.phases import phase
 
@@ -84,7 +85,8 @@ class Listening(TorchDispatchMode):
             return
         share = {"all_reduce": 2 / size, "all_gather": 1.0, "reduce_scatter": 1 / size}[kind]
         moved = share * (size - 1) * given.nbytes
-        self.comm.count(kind, "peer", moved, moved, moved)
+        by = LIBRARY if kind in CHOSEN else ""
+        self.comm.count(kind, "peer", moved, moved, moved, by)
 
 
 def _is_splits(argument: Any) -> bool:
