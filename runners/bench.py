@@ -62,6 +62,7 @@ class Bench:
         self.result: SweepResult | None = None
         self.error: Exception | None = None
         self.report = True
+        self.begun: Report | None = None
         self.composed = False  # from here on an error is ours where it has no plain words
         self.began = False  # from here on an error is not the user's
 
@@ -70,10 +71,19 @@ class Bench:
     ) -> dict[int, str]:
         """Runs the jobs; the outcome of each by its number."""
         self.composed = True
+        self.report = bool(asked[0].config.get("report", True))
         command = redact(f"{places.BENCH} {shlex.join(sys.argv[1:])}".strip())
-        self.result, outcomes = run_asked(asked, sweep_dir, command, self.begins, cluster)
-        self.report = bool(asked[0].config.get("report", True)) and not self.result.joined
+        self.result, outcomes = run_asked(
+            asked, sweep_dir, command, self.begins, cluster, lambda: self.begin_report(sweep_dir)
+        )
+        self.report = self.report and not self.result.joined
         return outcomes
+
+    def begin_report(self, sweep_dir: Path) -> None:
+        """While the tracker writes; a report that cannot begin is tried again at the end."""
+        if self.report:
+            with contextlib.suppress(OSError):
+                self.begun = Report(sweep_dir)
 
     def begins(self) -> None:
         self.began = True
@@ -112,22 +122,39 @@ def all_of(sweep_dir: Path, config: Mapping[str, Any]) -> list[Asked]:
     ]
 
 
-def show_report(result: SweepResult) -> None:
+class Report:
     """Tables on screen and on disk, plots on disk, by the analysis as a process of its own."""
+
+    def __init__(self, sweep_dir: Path) -> None:
+        command = [sys.executable, "-m", "analysis", "finish", str(sweep_dir.resolve())]
+        variables = {**os.environ, **places.module_variables(os.environ)}
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  # see wait
+        self.process = subprocess.Popen(command, env=variables, stderr=self.errors)
+
+    def wait(self) -> str:
+        """What went wrong, if anything did."""
+        with self.errors:
+            try:
+                code = self.process.wait(REPORT_LIMIT_S)
+            except subprocess.TimeoutExpired as error:
+                return f"analysis: {one_line(error)}"
+            finally:
+                self.process.kill()
+            self.errors.seek(0)
+            last = self.errors.read().strip().splitlines()[-1:] or ["no message"]
+        return f"analysis ended with {code}: {last[0]}" if code else ""
+
+
+def show_report(result: SweepResult, begun: Report | None) -> None:
+    """The report that was begun when all was measured, or one now."""
     if "measured" not in result.outcomes.values():
         return
-    command = [sys.executable, "-m", "analysis", "finish", str(result.sweep_dir.resolve())]
-    variables = {**os.environ, **places.module_variables(os.environ)}
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
-        try:
-            done = subprocess.run(command, env=variables, timeout=REPORT_LIMIT_S, stderr=said)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            result.warnings.append(f"analysis: {one_line(error)}")
-            return
-        said.seek(0)
-        last = said.read().strip().splitlines()[-1:] or ["no message"]
-    if done.returncode:
-        result.warnings.append(f"analysis ended with {done.returncode}: {last[0]}")
+    try:
+        warning = (begun or Report(result.sweep_dir)).wait()
+    except OSError as error:
+        warning = f"analysis: {one_line(error)}"
+    if warning:
+        result.warnings.append(warning)
 
 
 def say_end(result: SweepResult) -> None:
@@ -223,7 +250,7 @@ def run() -> int:
         return 0  # --help, --cfg and the like
     if BENCH.report and not BENCH.result.broken:
         try:
-            show_report(BENCH.result)
+            show_report(BENCH.result, BENCH.begun)
         except KeyboardInterrupt:
             BENCH.result.warnings.append(
                 "tables and plots were interrupted; python -m analysis show, or plot, makes them"

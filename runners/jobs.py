@@ -46,11 +46,13 @@ def run_asked(
     command: str,
     begins: Callable[[], None] = lambda: None,
     launcher: Mapping[str, Any] | None = None,
+    when_measured: Callable[[], None] = lambda: None,
 ) -> tuple[SweepResult, dict[int, str]]:
     """Validates all, then runs; the outcome of each by number ("invalid" for those skipped).
 
     Raises ConfigError listing every impossible cell, before anything is started; `begins` is
-    called when nothing that the user wrote can be at fault any more.
+    called when nothing that the user wrote can be at fault any more, `when_measured`, on one host
+    without a scheduler, when all records are on disk and their W&B runs are still to be written.
     """
     progress = Progress()
     for one in asked:
@@ -87,7 +89,9 @@ def run_asked(
         with resume.locked(sweep_dir), starting(sweep_dir, where) as start:
             new_or_resumed(sweep_dir, settings)
             begins()
-            result = Sweep(wanted, settings, progress, start).run()
+            sweep = Sweep(wanted, settings, progress, start)
+            sweep.when_measured = when_measured
+            result = sweep.run()
     result.skipped = len(errors)
     outcomes = {n: result.outcomes.get(job.cell_id, "interrupted") for n, job in jobs.items()}
     return result, outcomes | dict.fromkeys(errors, "invalid")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ class Sweep:
     ) -> None:
         self.jobs, self.settings, self.progress = unique(jobs), settings, progress
         self.start = start
+        self.when_measured: Callable[[], None] = lambda: None  # the last record is on disk
         self.sweep_dir = settings.sweep_dir
         self.result = SweepResult(self.sweep_dir)
         self.launches = 0
@@ -100,9 +101,8 @@ class Sweep:
                 self._go_on(self.settings.resume_mode)
             within("the sweep's folder", self._write_plan, BULK_S)
             self.progress.begin(sum(self.left.values()))
-            for group in groups(self.jobs, self.settings.isolation):
-                for number in range(group.measure.launches):
-                    self._run_group([j for j in group.jobs if self.left[j.cell_id] > number])
+            for jobs, last in self._launches():
+                self._run_group(jobs, last)
         except KeyboardInterrupt:
             self.result.interrupted = True
         except StopSweep as stop:
@@ -115,6 +115,17 @@ class Sweep:
         self.progress.end()
         self.result.wall_s = time.monotonic() - began
         return self.result
+
+    def _launches(self) -> Iterator[tuple[list[Job], bool]]:
+        """The jobs of every launch that is left, and whether it is the last."""
+        found = [
+            jobs
+            for group in groups(self.jobs, self.settings.isolation)
+            for number in range(group.measure.launches)
+            if (jobs := [job for job in group.jobs if self.left[job.cell_id] > number])
+        ]
+        for number, jobs in enumerate(found, start=1):
+            yield jobs, number == len(found)
 
     def _go_on(self, mode: str) -> None:
         """Takes up what the folder has: first records for what a dead launcher left behind."""
@@ -189,12 +200,12 @@ class Sweep:
             self.result.warnings.append(f"{error}; kept as {kept.name}")
             return {}
 
-    def _run_group(self, pending: list[Job]) -> None:
+    def _run_group(self, pending: list[Job], last: bool) -> None:
         """One launch of a group; more when ranks die, each without the cell that was the cause. One
         that the launcher had to end, as no rank said a word, would only cost its limit again."""
         blameless = 0
         while pending:
-            launch = Launch(self, pending)
+            launch = Launch(self, pending, last)
             pending = launch.run()
             if launch.blamed is None and pending:
                 blameless = 1 if launch.written else blameless + 1

@@ -46,6 +46,9 @@ PLOTS = {
 }
 
 
+FIRST, SLOW = "lines", ("traces", "skew")
+
+
 def settle_matplotlib() -> None:
     """For a process of ours, before the first plot: imports matplotlib with no settings but ours.
 
@@ -95,8 +98,8 @@ def draw(scene: Scene, folder: Path, names: Sequence[str] = ()) -> dict[str, lis
 
 
 def draw_all(scene: Scene, folder: Path) -> Iterator[Path]:
-    """The files of every plot that the records have data for, in order, as they come: as many at a
-    time as there are cores, in forks of this process."""
+    """The files of every plot that the records have data for, as they come: as many at a time as
+    there are cores, in forks of this process; lines first, then what takes longest."""
     from analysis.plots import canvas  # noqa: F401  # imported before the forks
 
     workers = min(usable_cores(), len(PLOTS))
@@ -105,8 +108,10 @@ def draw_all(scene: Scene, folder: Path) -> Iterator[Path]:
             yield from files
         return
     context = multiprocessing.get_context("fork")
+    begin = [name for name, (module, _) in PLOTS.items() if module == FIRST]
+    begin += [name for name in SLOW if name in PLOTS]
     with context.Pool(workers, _share, (scene, folder)) as pool:
-        for files in pool.imap(_draw_one, PLOTS):
+        for files in pool.imap(_draw_one, dict.fromkeys([*begin, *PLOTS])):
             yield from files
 
 

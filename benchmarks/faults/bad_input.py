@@ -119,7 +119,7 @@ def nothing_starts() -> Iterator[list[bool]]:
         yield ran
 
 
-def refuse_report(result: SweepResult) -> None:
+def refuse_report(result: SweepResult, begun: bench.Report | None) -> None:
     """The analysis has nothing to show of a sweep that was not run."""
 
 

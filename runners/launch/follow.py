@@ -34,8 +34,8 @@ class StopSweep(Exception):
 class Launch:
     """One start of a set of ranks, followed until it has ended."""
 
-    def __init__(self, sweep: Sweep, jobs: list[Job]) -> None:
-        self.sweep, self.jobs = sweep, jobs
+    def __init__(self, sweep: Sweep, jobs: list[Job], last: bool = False) -> None:
+        self.sweep, self.jobs, self.last = sweep, jobs, last
         self.number = sweep.next_launch()
         self.blamed: int | None = None
         self.calibration = self._cached_calibration()
@@ -132,17 +132,20 @@ class Launch:
             self.written.add(number)
             self._keep_calibration()
             found = [self.lines.record(index, number, self.calibration) for index in wave]
-            self._write(found)
+            self._save(found)
+            if self.last and len(self.written) == len(self.plan.waves):
+                self.sweep.progress.end()  # what is said now may be tables
+                self.sweep.when_measured()
+            self.sweep.track(found)
             self.lines.forget(number)
             within("the launch's folder", (Path(self.plan.launch_dir) / f"go-{number}").touch)
             finished = True
         return finished
 
-    def _write(self, found: list[Record]) -> None:
+    def _save(self, found: list[Record]) -> None:
         for one in found:
             one.environment["git"] = self.sweep.git
             self.sweep.save(one)
-        self.sweep.track(found)
 
     def _keep_calibration(self) -> None:
         measured = self.lines.ranks[0].launch.get("calibration")
@@ -174,7 +177,8 @@ class Launch:
             if one.samples.round or one.outcome in ("failed", "wrong"):
                 found.append(one)
         self.last_message, self.last_log = why.message, started.log_path(why.rank)
-        self._write(found)
+        self._save(found)
+        self.sweep.track(found)
         return pending
 
     def _fail(self, one: Record, rank: int, message: str, started: Started) -> None:
