@@ -35,8 +35,8 @@ report: setup ## one HTML page on the newest sweep
 
 .PHONY: test
 test: setup ## every test that CI runs, on all cores; T=pattern for those whose names match
-	$(RUN) -m pytest -q -m "not slow and not browser" -n auto --dist worksteal --durations=5 \
-	  --budget 360 $(if $(T),-k "$(T)")
+	$(RUN) -m pytest -q -m "not slow and not browser" \
+	  $(if $(T),-k "$(T)",-n auto --dist worksteal --durations=5 --budget 360)
 
 .PHONY: test-browser
 test-browser: setup ## the report in headless Chromium, which must be installed
