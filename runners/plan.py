@@ -107,7 +107,7 @@ def kernel_key(cell: Cell) -> str:
     return cell_key(replace(cell, strategy=replace(cell.strategy, slowdown=0.0)))
 
 
-def sharing(cell: Cell) -> tuple[str, int]:
+def engine_and_ranks(cell: Cell) -> tuple[str, int]:
     """Engine and number of ranks: what a choice of algorithms is made for, once in a sweep."""
     return cell.placement.backend, cell.placement.world_size
 

@@ -15,7 +15,7 @@ from runners.launch.follow import Launch, StopSweep
 from runners.launch.patience import within
 from runners.launch.salvage import salvage
 from runners.launch.start import Started, start
-from runners.plan import Job, LaunchPlan, groups, kernel_key, sharing, unique
+from runners.plan import Job, LaunchPlan, engine_and_ranks, groups, kernel_key, unique
 from runners.progress import Progress
 from runners.record import Record
 from runners.track_client import run_tracker
@@ -154,7 +154,7 @@ class Sweep:
         if found.kernel:
             self.kernels.setdefault(kernel_key(found.cell), found.kernel["name"])
         if found.exchanged:
-            self.exchanged.setdefault(sharing(found.cell), found.exchanged)
+            self.exchanged.setdefault(engine_and_ranks(found.cell), found.exchanged)
         known = self.result.outcomes.get(found.cell_id)
         if found.cell_id in self.left:
             self.result.outcomes[found.cell_id] = worst(known, found.outcome)

@@ -16,7 +16,7 @@ from runners.launch import blame
 from runners.launch.patience import within
 from runners.launch.start import Started
 from runners.memory import fits_together
-from runners.plan import Job, LaunchPlan, sharing, waves
+from runners.plan import Job, LaunchPlan, engine_and_ranks, waves
 from runners.record import Record
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Launch:
             kernels=self.sweep.kernels,
             git=self.sweep.git,
             calibration=self.calibration,
-            exchanged=self.sweep.exchanged.get(sharing(self.jobs[0].cell)),
+            exchanged=self.sweep.exchanged.get(engine_and_ranks(self.jobs[0].cell)),
             pass_env=list(self.sweep.settings.pass_env),
             traces={trace.sha256: traces.file_name(trace.sha256) for trace in self._traces()},
         )
