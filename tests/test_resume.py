@@ -177,7 +177,8 @@ def test_ctrl_c_does_not_wait_for_the_gates_of_the_other_cells(tmp_path: Path) -
     sweep = tmp_path / "sweep"
     process = bench(
         "-m", "strategy=simple,tp,ep", "topk=1,2,3,4", "world_size=2", "tracker=none",
-        "report=false", "measure=quick", "measure.wave_cells=12", "measure.warmup=20", *SHORT,
+        "report=false", "measure=quick", "measure.wave_cells=12", "measure.warmup=20",
+        "measure.block_gloo_ms=30",  # a second a cell: the signal comes before the last one
         f"hydra.sweep.dir={sweep}", folder=tmp_path,
     )  # fmt: skip
     lines = sweep / "launches" / "0" / "samples" / "rank1.jsonl"
