@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from analysis.plots.canvas import Scene
 
 
-Told = tuple[insights.Insight, list[insights.Insight]]
+Summary = tuple[insights.Insight, list[insights.Insight]]
 
 
 @dataclass
@@ -75,14 +75,14 @@ def show(options: argparse.Namespace) -> int:
         if metric.column not in data.cells or not is_numeric(metric.column):
             raise InputError(f"--metric {options.metric}: not a figure of a cell; try duration")
     found = tables.sweep_tables(data.cells, metric, group)
-    told: Told | None = None
+    summary: Summary | None = None
     if options.format != "csv" and not (options.metric or options.group):
-        told = insights.told(data.frame, data.cells, _threshold(options))
-    write_output(_shown(data, found, told, options.format), options.output)
+        summary = insights.told(data.frame, data.cells, _threshold(options))
+    write_output(_shown(data, found, summary, options.format), options.output)
     return 0
 
 
-def _shown(data: Data, found: list[tables.Table], told: Told | None, style: str) -> str:
+def _shown(data: Data, found: list[tables.Table], summary: Summary | None, style: str) -> str:
     """Tables with what they say and where they are from; csv: the tables alone."""
     if style == "csv":
         return render.tables(found, style)
@@ -95,8 +95,8 @@ def _shown(data: Data, found: list[tables.Table], told: Told | None, style: str)
         render.lines(tables.problems(data.cells), style),
         render.lines(caption.lines(data.frame, data.cells, again), style),
     ]
-    if told:
-        short, said = told
+    if summary:
+        short, said = summary
         parts.insert(1, render.lines(short.brief(), style))
         parts.insert(-1, "\n\n".join(render.lines(i.lines(), style) for i in said))
     return "\n\n".join(part for part in parts if part)
@@ -108,11 +108,11 @@ def finish(options: argparse.Namespace) -> int:
 
     data = load(options, samples=True)
     folder = _folder(data, "tables")
-    found = tables.sweep_tables(data.cells)
-    told = insights.told(data.frame, data.cells, NOISE_THRESHOLD)
-    write_output(_shown(data, found, told, "text"), "")
-    write_output(_shown(data, found, told, "markdown"), str(folder / "tables.md"))
-    write_output(_shown(data, found, None, "csv"), str(folder / "tables.csv"))
+    every_table = tables.sweep_tables(data.cells)
+    summary = insights.told(data.frame, data.cells, NOISE_THRESHOLD)
+    write_output(_shown(data, every_table, summary, "text"), "")
+    write_output(_shown(data, every_table, summary, "markdown"), str(folder / "tables.md"))
+    write_output(_shown(data, every_table, None, "csv"), str(folder / "tables.csv"))
     sys.stdout.flush()
     if (data.cells["outcome"] == "measured").sum() > 1:
         plots.settle_matplotlib()

@@ -39,12 +39,12 @@ def large(times: int) -> None:
 
 
 def _table(title: str, cells: list[str], launches: int) -> None:
-    found = _measured(cells, launches)
+    records = _measured(cells, launches)
     rows = []
     for cell in cells:
         ratios, medians = [], []
         for launch in range(launches):
-            chosen, rings = (found[cell, label, launch] for label in BOTH)
+            chosen, rings = (records[cell, label, launch] for label in BOTH)
             ratios.append(statistics.median(round_ratios(chosen.samples, rings.samples)))
             medians.append(tuple(map(median_ms, (chosen.samples, rings.samples))))
         verdict = compare(

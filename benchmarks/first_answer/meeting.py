@@ -31,11 +31,11 @@ def main(arguments: list[str]) -> int:
     gathered = ranks.gather([os.getpid(), int(met_s * 1e6)])
     if ranks.rank == 0:
         pids = [pid for pid, _ in gathered]
-        found = {
+        meeting = {
             "met_s": max(met_us for _, met_us in gathered) / 1e6,
             "bytes": sum(map(pss_bytes, [*pids, os.getppid()])),
         }
-        (Path(plan.launch_dir) / "met.json").write_text(json.dumps(found))
+        (Path(plan.launch_dir) / "met.json").write_text(json.dumps(meeting))
     ranks.barrier()
     ranks.close()
     return 0

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from analysis.verdict import compare
+from benchmarks.first_answer.exchanges import median_ms
 from benchmarks.speed.store import markdown
 from moe.spec import Cell, Layer, Placement, Strategy, Workload
 from runners import record
 from runners.cell import Request
-from runners.estimate import round_medians_ms
 from runners.launch.start import Started
 from runners.launch.start import start as start_ranks
 from runners.plan import Job, LaunchPlan, Measure
@@ -32,11 +32,14 @@ MEASURE = Measure(samples=12, samples_max=12, anchors=0, phases=0, calibrate=Fal
 
 def start(times: int) -> None:
     """From the launcher's first step to the last rank's meeting with all others."""
-    found: dict[str, list[float]] = {way: [] for way in WAYS}
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for _ in range(times):
         for way, anew in WAYS.items():
-            found[way].append(_met(anew, RANKS)["seconds"])
-    rows = [[way, f"{statistics.median(s):.2f}", _every(s, 2)] for way, s in found.items()]
+            seconds[way].append(_meeting(anew, RANKS)["seconds"])
+    rows = [
+        [way, f"{statistics.median(starts):.2f}", ", ".join(f"{s:.2f}" for s in starts)]
+        for way, starts in seconds.items()
+    ]
     print(markdown((f"{RANKS} gloo ranks", "seconds, median", "all"), rows), flush=True)
 
 
@@ -45,13 +48,13 @@ def memory(times: int) -> None:
     rows = []
     for number in (RANKS, MANY):
         for way, anew in WAYS.items():
-            met = [_met(anew, number)["bytes"] / 2**20 for _ in range(times)]
-            median = statistics.median(met)
+            mebibytes = [_meeting(anew, number)["bytes"] / 2**20 for _ in range(times)]
+            median = statistics.median(mebibytes)
             rows.append([number, way, f"{median:.0f}", f"{median / number:.0f}"])
     print(markdown(("ranks", "started", "MiB", "MiB a rank"), rows), flush=True)
 
 
-def _met(anew: bool, number: int) -> dict[str, Any]:
+def _meeting(anew: bool, number: int) -> dict[str, Any]:
     """What benchmarks.first_answer.meeting finds."""
     with tempfile.TemporaryDirectory() as folder:
         plan = LaunchPlan(
@@ -66,31 +69,28 @@ def _met(anew: bool, number: int) -> dict[str, Any]:
         path = Path(plan.launch_dir) / "met.json"
         if not path.exists():
             raise SystemExit(started.log_path(0).read_text())
-        found = json.loads(path.read_text())
-    return {"seconds": found["met_s"] - began, "bytes": found["bytes"]}
+        meeting = json.loads(path.read_text())
+    return {"seconds": meeting["met_s"] - began, "bytes": meeting["bytes"]}
 
 
-def alike(times: int) -> None:
-    """The same cells in launches that differ in nothing but how their ranks were started."""
+def alike(_: int) -> None:
+    """The same cells in LAUNCHES launches, which differ only in how their ranks were started."""
+    measure = dataclasses.replace(MEASURE, launches=LAUNCHES)
     cells = [Cell(LAYER, Strategy(name), Workload(64), Placement(2)) for name in ("tp", "dp")]
-    jobs = [Job(Request(cell), _launches(LAUNCHES)) for cell in cells]
+    jobs = [Job(Request(cell), measure) for cell in cells]
     with tempfile.TemporaryDirectory() as folder:
         sweep_dir = Path(folder) / "alike"
         Sweep(jobs, Settings(sweep_dir), Progress(), _in_turn).run()
-        found = [record.read(path) for path in record.paths(sweep_dir)]
+        records = [record.read(path) for path in record.paths(sweep_dir)]
     rows = []
     for job in jobs:
         times_ms: dict[str, list[float]] = {way: [] for way in WAYS}
-        for one in found:
+        for one in records:
             if one.key == job.key:
                 way = "anew" if anew_of(one.launch) else "forked"
-                times_ms[way].append(statistics.median(round_medians_ms(one.samples).values()))
+                times_ms[way].append(median_ms(one.samples))
         rows.append([job.cell.strategy.name, *_difference(times_ms)])
     print(markdown(("cell", "forked, ms", "anew, ms", "ratio [95%]", "shown"), rows), flush=True)
-
-
-def _launches(number: int) -> Measure:
-    return dataclasses.replace(MEASURE, launches=number)
 
 
 def anew_of(launch: int) -> bool:
@@ -104,15 +104,11 @@ def _in_turn(plan: LaunchPlan) -> Started:
 
 def _difference(times_ms: dict[str, list[float]]) -> list[str]:
     a, b = times_ms["forked"], times_ms["anew"]
-    found = compare(a, b, paired=False, basis="launches", launches=min(len(a), len(b)))
-    assert found is not None
+    verdict = compare(a, b, paired=False, basis="launches", launches=min(len(a), len(b)))
+    assert verdict is not None
     return [
         f"{statistics.median(a):.3f} ({len(a)})",
         f"{statistics.median(b):.3f} ({len(b)})",
-        f"{found.ratio:.3f} [{found.low:.3f}, {found.high:.3f}]",
-        found.word,
+        f"{verdict.ratio:.3f} [{verdict.low:.3f}, {verdict.high:.3f}]",
+        verdict.word,
     ]
-
-
-def _every(values: list[float], digits: int) -> str:
-    return ", ".join(f"{value:.{digits}f}" for value in values)
