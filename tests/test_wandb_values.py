@@ -24,6 +24,7 @@ from analysis.errors import SourceWarning
 from analysis.frame import to_frame
 from analysis.sources import load_rows, wandb_file
 from runners import flatten
+from runners.record import Samples
 from runners.track_fields import EXACT_FIELD, Run, run_of
 
 RUN = run_of(analysis_factory.measured(analysis_factory.cell("ep"), sweep="s"), "s")
@@ -168,6 +169,29 @@ def test_whole_numbers_may_be_written_as_floats(name: str, tmp_path: Path) -> No
     rows, told = load(tmp_path)
     assert [row[name] for row in rows] == [truth]
     assert f"{name}={truth + 0.5}: allowed is a whole number" in told[0]
+
+
+def test_an_attempt_whose_mean_noise_took_below_zero(tmp_path: Path) -> None:
+    """Pairs of a short and a long block of 1, 1 and -3 ms a step: median 1, mean -1/3 ms, and so
+    no throughput."""
+    taken = Samples()
+    for index, step_ns in enumerate((1_000_000, 1_000_000, -3_000_000)):
+        for kind, steps in (("short", 1), ("long", 2)):
+            taken.round.append(index)
+            taken.position.append(0)
+            taken.steps.append(steps)
+            taken.kind.append(kind)
+            taken.start_ns.append([0])
+            taken.end_ns.append([10_000_000 + steps * step_ns])
+    measured = analysis_factory.measured(analysis_factory.cell("simple"), sweep="s")
+    hidden = dataclasses.replace(measured, samples=taken)
+    write(tmp_path, [run_of(hidden, "s"), GOOD])
+    rows, texts = load(tmp_path, samples=True)
+    assert texts == []
+    assert rows[0] == flatten.row(hidden, samples=True)
+    assert rows[0]["median_duration_ms"] == 1.0
+    assert rows[0]["avg_duration_ms"] == pytest.approx(-1 / 3)
+    assert rows[0]["avg_throughput"] is None
 
 
 @pytest.mark.parametrize("name", ["makespan_ms", "round", "steps", "kind"])

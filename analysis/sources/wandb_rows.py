@@ -40,8 +40,9 @@ def blank_row() -> dict[str, Any]:
 
 @cache
 def timed_names() -> frozenset[str]:
-    """What is known of every attempt that has a time: of the one with the fewest samples, too."""
-    least = Samples([0], [0], [1], ["fixed"], [[0]], [[1]])
+    """What is known of every attempt that has a time: of one with a single sample that took no
+    time, too, which has no throughput."""
+    least = Samples([0], [0], [1], ["fixed"], [[0]], [[0]])
     row = flatten.row(Record(key="", cell=Cell(), gate={"ok": True}, samples=least))
     return frozenset(name for name, value in row.items() if value is not None)
 
