@@ -4,10 +4,11 @@
     python -m benchmarks.first_answer start          # seconds until 8 gloo ranks have met
     python -m benchmarks.first_answer memory         # of 8 and 32 ranks, forked and started anew
     python -m benchmarks.first_answer alike          # 40 launches, half forked, half started anew
+    python -m benchmarks.first_answer in_turns       # the same, a pair at a time, taking turns
     python -m benchmarks.first_answer exchanges      # small messages: exchanged, or in rings
     python -m benchmarks.first_answer large          # messages of 1 MiB and more
 
-Medians of --times. On a quiet machine; `bench` takes about 4 minutes, `alike` about 6.
+Medians of --times. On a quiet machine; `bench` takes about 4 minutes, `alike` and `in_turns` about 6.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ QUESTIONS: dict[str, Callable[[int], None]] = {
     "start": ranks.start,
     "memory": ranks.memory,
     "alike": ranks.alike,
+    "in_turns": ranks.in_turns,
     "exchanges": exchanges.small,
     "large": exchanges.large,
 }

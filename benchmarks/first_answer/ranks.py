@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import socket
 import statistics
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from analysis.verdict import compare
+from benchmarks.first_answer import turns
 from benchmarks.first_answer.exchanges import median_ms
 from benchmarks.speed.store import markdown
 from moe.spec import Cell, Layer, Placement, Strategy, Workload
@@ -26,7 +29,9 @@ WAYS = {"forked": False, "anew": True}
 RANKS, MANY = 8, 32
 LIMIT_S = 300.0
 LAUNCHES = 40
+TURNS = 60  # of each launch of a pair
 LAYER = Layer(64, 256, 64, 8, 2, 2, "relu", "none")
+CELLS = {name: Cell(LAYER, Strategy(name), Workload(64), Placement(2)) for name in ("tp", "dp")}
 MEASURE = Measure(samples=12, samples_max=12, anchors=0, phases=0, calibrate=False)
 
 
@@ -76,8 +81,7 @@ def _meeting(anew: bool, number: int) -> dict[str, Any]:
 def alike(_: int) -> None:
     """The same cells in LAUNCHES launches, which differ only in how their ranks were started."""
     measure = dataclasses.replace(MEASURE, launches=LAUNCHES)
-    cells = [Cell(LAYER, Strategy(name), Workload(64), Placement(2)) for name in ("tp", "dp")]
-    jobs = [Job(Request(cell), measure) for cell in cells]
+    jobs = [Job(Request(cell), measure) for cell in CELLS.values()]
     with tempfile.TemporaryDirectory() as folder:
         sweep_dir = Path(folder) / "alike"
         Sweep(jobs, Settings(sweep_dir), Progress(), _in_turn).run()
@@ -93,6 +97,60 @@ def alike(_: int) -> None:
     print(markdown(("cell", "forked, ms", "anew, ms", "ratio [95%]", "shown"), rows), flush=True)
 
 
+def in_turns(_: int) -> None:
+    """Of LAUNCHES launches two at a time, one of each way, which take turns on the same cores: what
+    else the machine does meets both alike."""
+    times_ms: dict[str, list[list[float]]] = {way: [] for way in WAYS}
+    for number in range(LAUNCHES // 2):
+        for way, medians in _pair_in_turns(number).items():
+            times_ms[way].append(medians)
+    rows = []
+    for index, name in enumerate(CELLS):
+        by_way = {way: [medians[index] for medians in times_ms[way]] for way in WAYS}
+        rows.append([name, *_difference(by_way, paired=True)])
+    print(markdown(("cell", "forked, ms", "anew, ms", "ratio [95%]", "shown"), rows), flush=True)
+
+
+def _pair_in_turns(number: int) -> dict[str, list[float]]:
+    """By way, of each cell the median over its turns."""
+    order = list(WAYS)[:: 1 if number % 2 else -1]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        launches = {way: Launch(Path(folder) / way, WAYS[way], stack) for way in order}
+        taken: dict[str, list[list[float]]] = {way: [] for way in WAYS}
+        for turn in range(TURNS):
+            for way in order[:: 1 if turn % 2 else -1]:
+                taken[way].append(launches[way].turn_ms())
+    return {
+        way: [statistics.median(times) for times in zip(*turns, strict=True)]
+        for way, turns in taken.items()
+    }
+
+
+class Launch:
+    """Ranks of benchmarks.first_answer.turns, which end with `stack`."""
+
+    def __init__(self, folder: Path, anew: bool, stack: ExitStack) -> None:
+        plan = LaunchPlan(
+            launch=0, launch_dir=str(folder), measure=MEASURE, placement=CELLS["tp"].placement,
+            cells=list(CELLS.values()), labels=[], waves=[], resident=[],
+        )  # fmt: skip
+        folder.mkdir()
+        with socket.socket(socket.AF_UNIX) as server:
+            server.settimeout(LIMIT_S)
+            server.bind(str(folder / turns.SOCKET))
+            server.listen()
+            started = start_ranks(plan, worker="benchmarks.first_answer.turns", anew=anew)
+            stack.callback(started.end)
+            connection, _ = server.accept()
+        stack.enter_context(connection)
+        connection.settimeout(LIMIT_S)
+        self.connection, self.answers = connection, connection.makefile()
+
+    def turn_ms(self) -> list[float]:
+        self.connection.sendall(b".")
+        return list(json.loads(self.answers.readline()))
+
+
 def anew_of(launch: int) -> bool:
     """Each way as often first as second of two neighbours."""
     return launch % 4 in (1, 2)
@@ -102,9 +160,9 @@ def _in_turn(plan: LaunchPlan) -> Started:
     return start_ranks(plan, anew=anew_of(plan.launch))
 
 
-def _difference(times_ms: dict[str, list[float]]) -> list[str]:
+def _difference(times_ms: dict[str, list[float]], paired: bool = False) -> list[str]:
     a, b = times_ms["forked"], times_ms["anew"]
-    verdict = compare(a, b, paired=False, basis="launches", launches=min(len(a), len(b)))
+    verdict = compare(a, b, paired=paired, basis="launches", launches=min(len(a), len(b)))
     assert verdict is not None
     return [
         f"{statistics.median(a):.3f} ({len(a)})",

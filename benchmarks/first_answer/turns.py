@@ -1,0 +1,81 @@
+"""A rank that runs a block of steps of each cell whenever it is its launch's turn, and says what a
+step took: see benchmarks.first_answer.ranks.in_turns."""
+
+from __future__ import annotations
+
+import gc
+import json
+import socket
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from moe import algorithms, workload
+from moe.comm import Comm
+from moe.step import Step
+from moe.strategies import build
+from runners import environment, worker
+from runners.plan import load
+from runners.ranks import TorchRanks, Where
+
+SOCKET = "turns"  # in the launch's folder
+WARM_UP_STEPS = 200
+BLOCK_STEPS = 10
+
+prepare = worker.prepare
+
+
+def main(arguments: list[str]) -> int:
+    plan = load(Path(arguments[0]))
+    where = Where.from_environment()
+    environment.pin(where.local_rank, where.local_ranks, plan.placement.threads)
+    torch.set_num_threads(plan.placement.threads)
+    ranks = TorchRanks(where, plan.placement, worker.DUMP_S + 60)
+    comm = Comm(ranks.device, where.world_size, where.rank)
+    comm.exchanged = algorithms.table(where.world_size)
+    steps = [
+        Step(cell, build(cell, comm), workload.inputs(cell, comm.rank, comm.device))
+        for cell in plan.cells
+    ]
+    for step in steps:
+        for _ in range(WARM_UP_STEPS):
+            step()
+    gc.collect()
+    gc.freeze()
+    _answer_turns(Path(plan.launch_dir), ranks, steps)
+    ranks.close()
+    return 0
+
+
+def _answer_turns(folder: Path, ranks: TorchRanks, steps: list[Step]) -> None:
+    """Until the launcher closes its end of the socket; the other ranks follow rank 0."""
+    if ranks.rank:
+        while ranks.decide(0):
+            _blocks_ms(ranks, steps)
+        return
+    with socket.socket(socket.AF_UNIX) as turns:
+        turns.connect(str(folder / SOCKET))
+        while turns.recv(1):
+            ranks.decide(1)
+            turns.sendall(json.dumps(_blocks_ms(ranks, steps)).encode() + b"\n")
+    ranks.decide(0)
+
+
+def _blocks_ms(ranks: TorchRanks, steps: list[Step]) -> list[float]:
+    """Of a step of each cell, from the first rank's start to the last one's end."""
+    spans = []
+    for step in steps:
+        step()
+        ranks.barrier()
+        start_ns = time.monotonic_ns()
+        for _ in range(BLOCK_STEPS):
+            step()
+        both = ranks.gather([start_ns, time.monotonic_ns()])
+        spans.append((max(end for _, end in both) - min(start for start, _ in both)) / 1e6)
+    return [span / BLOCK_STEPS for span in spans]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
