@@ -38,6 +38,7 @@ GO_POLL_S = 0.05
 OF_BACKWARD = "torch.fx.experimental.symbolic_shapes"  # torch imports it in the first backward pass
 DUMP_S = 10.0  # to write the stacks in, after the limit; then the kernel ends the rank
 SLICE_MS = 3.0  # for which Linux lets one of several threads have a core
+YOUNG = 1  # the garbage collector's generation: what is there since the last full collection
 REBUILT_STEPS = 2  # unmeasured steps after a heavy cell was built again
 
 
@@ -70,7 +71,7 @@ class Worker:
     def tidy(self) -> None:
         """Between samples: what was measured goes to disk, garbage goes now rather than later."""
         self.log.flush()
-        gc.collect()
+        gc.collect(YOUNG)
 
     def enter(self, cell: int, stage: str) -> None:
         """Says where this rank is, and re-arms the watchdog that ends it if it stays there."""
@@ -79,6 +80,8 @@ class Worker:
 
     def run(self) -> None:
         self._describe()
+        gc.collect()
+        gc.freeze()  # or every wave's collection would look at all that was imported, for 80 ms
         for number, wave in enumerate(self.plan.waves):
             self._wave(number, wave)
             self.log.write("wave_end", wave=number, after=environment.snapshot())
@@ -114,15 +117,13 @@ class Worker:
 
     def _wave(self, number: int, wave: list[int]) -> None:
         self.enter(-1, "floor")
-        gc.collect()
-        gc.freeze()  # or every cell's collection would look at all that was imported, for 80 ms
+        gc.collect()  # what the last wave left
         self.engine.measure_floor()
         resident, timed = self.plan.resident[number], []
         for index in wave:
             if cell := self._prepare(index, resident):
                 timed.append(cell)
-        gc.collect()
-        gc.freeze()  # what is built now stays too: rounds' collections look at what they leave only
+        gc.collect()  # what is built now is old from here on
         if timed:
             rounds = self._progress(number)
             seed = f"{self.plan.measure.order_seed}:{self.plan.launch}:{number}"
@@ -130,7 +131,6 @@ class Worker:
             self.log.write("stop", wave=number, rule=rule)
             for cell in timed:
                 self._check_again(cell)
-        gc.unfreeze()
         self.ready.forget(wave)
 
     def _check_again(self, cell: Timed) -> None:

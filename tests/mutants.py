@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe import activations, balance, capacity, dispatch, prescribed, weights, workload
+from moe import activations, balance, capacity, dispatch, packed, prescribed, weights, workload
 from moe import experts as experts_module
 from moe import layer as layer_module
 from moe import router as router_module
@@ -499,6 +499,13 @@ def gelu_by_tanh() -> list[Patch]:
         return F.gelu(h, approximate="tanh") if name == "gelu" else right(h, name)
 
     return [(experts_module, "activate", approximate)]
+
+
+@fault("kernels", cell(activation="gelu"))
+def gelu_by_tanh_in_a_packed_product() -> list[Patch]:
+    right = Experts.use
+    fused = {**packed._FUSED, "gelu": ("gelu", [], "tanh")}
+    return [(Experts, "use", lambda self, _: right(self, "packed")), (packed, "_FUSED", fused)]
 
 
 @fault("kernels", cell())

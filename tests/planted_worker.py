@@ -16,6 +16,9 @@ SLEEP_S = 0.05
 rows, dense = Experts.rows, Experts.dense
 
 
+prepare = worker.prepare
+
+
 def sleepy_rows(self: Experts, x_SD: Tensor, counts: list[int]) -> Tensor:
     time.sleep(SLEEP_S)
     return rows(self, x_SD, counts)

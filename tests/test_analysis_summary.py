@@ -120,7 +120,7 @@ def test_no_interval_of_a_duration_reaches_below_zero(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.floats(-0.2, 100.0), min_size=2, max_size=9))
-@settings(max_examples=60, deadline=None, database=None)
+@settings(max_examples=60)
 def test_intervals_of_any_rounds(values: list[float]) -> None:
     (made,) = launches({0: values})
     cell = cells.summarize(to_frame([flatten.row(made)])).iloc[0]

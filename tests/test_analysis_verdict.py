@@ -57,7 +57,7 @@ def test_too_few_are_no_verdict() -> None:
     assert "too few" in verdict.sentence("a", "b", None)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(durations, durations, st.booleans(), st.integers(1, 40))
 def test_swapping_inverts(a: list[float], b: list[float], paired: bool, many: int) -> None:
     if paired:
@@ -73,14 +73,14 @@ def test_swapping_inverts(a: list[float], b: list[float], paired: bool, many: in
     )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(durations, st.floats(0.1, 10.0))
 def test_units_do_not_matter(a: list[float], unit: float) -> None:
     b = [value * 1.1 for value in reversed(a)]
     assert judged(a, b) == judged([v * unit for v in a], [v * unit for v in b])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(durations, durations)
 def test_more_comparisons_only_widen(a: list[float], b: list[float]) -> None:
     a, b = a[: len(b)], b[: len(a)]

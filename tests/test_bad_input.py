@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 from benchmarks.faults import bad_input
 
@@ -36,10 +36,7 @@ def test_what_was_found_once(words: list[str], tmp_path: Path) -> None:
     assert bad_input.complaint(words, answer) == ""
 
 
-@settings(
-    max_examples=40, deadline=None, database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+@settings(max_examples=40)
 @given(words=bad_input.override_lists())
 def test_any_overrides(words: list[str], tmp_path: Path) -> None:
     assert bad_input.complaint(words, bad_input.ask(words, tmp_path)) == ""

@@ -166,7 +166,6 @@ COSTS = st.lists(  # of a way: seconds of a call, and of each row besides
 
 
 @given(costs=COSTS, limit_s=st.floats(0.05, 20))
-@settings(deadline=None)
 def test_products_are_timed_within_their_time_however_slow_a_way_is(
     costs: list[tuple[float, float]], limit_s: float
 ) -> None:
@@ -276,7 +275,7 @@ def on_ranks(
     skew_s=st.floats(0, 3),
     limit_s=st.floats(0.01, 3),
 )
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_ranks_stop_together_and_in_time(
     ranks: int, call_s: float, skew_s: float, limit_s: float
 ) -> None:

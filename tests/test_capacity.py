@@ -53,7 +53,7 @@ def test_places_of_an_expert_by_hand(
 
 
 @given(st.integers(0, 800), st.integers(1, 16), st.integers(1, 512), st.integers(1, 64))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_places_are_told_twice_alike(hundredths: int, topk: int, tokens: int, experts: int) -> None:
     rule = Rule(capacity_factor=hundredths / 100)
     layer = Layer(num_experts=experts, topk=topk, router=rule)
@@ -116,7 +116,7 @@ def marked(kept_TK: Tensor) -> set[tuple[int, int]]:
 
 
 @given(choices(), st.integers(0, 4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_what_is_dropped_is_what_the_rule_says(
     found: tuple[Tensor, Tensor, int], places: int
 ) -> None:
@@ -133,7 +133,7 @@ def test_what_is_dropped_is_what_the_rule_says(
 
 
 @given(choices(), st.integers(0, 4))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_each_expert_takes_its_best(found: tuple[Tensor, Tensor, int], places: int) -> None:
     _, scores_TE, _ = found
     taken_TE = take_best(scores_TE, places)
@@ -189,7 +189,7 @@ def tables(draw: st.DrawFn) -> tuple[Cell, Tensor, Tensor]:
 
 
 @given(tables())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_layer_drops_what_the_oracle_drops(found: tuple[Cell, Tensor, Tensor]) -> None:
     cell, table_BK, gates_BK = found
     layer = cell.layer
@@ -224,7 +224,7 @@ def first_of(places: int) -> capacity.Callable[[Tensor], Tensor]:
     ranks=st.integers(1, 4),
     places=st.integers(0, 3),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_rule_is_the_same_whoever_routes(flat: list[int], ranks: int, places: int) -> None:
     table = torch.tensor(flat, dtype=torch.int64).view(-1, 1)
     bounds = [shard_bounds(len(flat), ranks, rank) for rank in range(ranks)]

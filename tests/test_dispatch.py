@@ -136,7 +136,7 @@ def examine(case: Case, way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @given(case=cases())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_kept_slot_is_computed_once_and_comes_back(way: str, case: Case) -> None:
     examine(case, way)
 
@@ -190,7 +190,7 @@ def test_dedup_by_hand() -> None:
 
 
 @given(case=cases().filter(lambda case: case.ranks > 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_dedup_sends_a_token_once_to_each_rank_that_has_a_slot_of_it(case: Case) -> None:
     for rank, one in enumerate(outcomes(case, "dedup")):
         counts, rows = one.group.sent[:2]
@@ -205,7 +205,7 @@ def test_dedup_sends_a_token_once_to_each_rank_that_has_a_slot_of_it(case: Case)
 
 
 @given(case=cases().filter(lambda case: case.ranks > 1), chunks=st.integers(1, 4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_counts_that_are_sent_are_those_of_the_rows(case: Case, chunks: int) -> None:
     way = "alltoall" if chunks == 1 else f"overlapped {chunks}"
     for one in outcomes(case, way):

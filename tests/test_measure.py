@@ -284,7 +284,7 @@ def test_every_block_is_looked_at_and_calls_between_that_are_not_timed() -> None
         assert steps.count(1) >= extra - 2  # of one call each; the lead-in may come before
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(1, 3).flatmap(
         lambda cells: st.lists(
@@ -332,7 +332,7 @@ def test_precise_needs_six_values_and_a_narrow_interval() -> None:
     slow=st.lists(st.integers(2_000_000, 90_000_000), max_size=30),
     steady_ns=st.integers(1_000_000, 5_000_000),
 )
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_control_blocks_go_on_until_they_agree(slow: list[int], steady_ns: int) -> None:
     """Steps of any length at first, then even ones: all ranks stop after the same block."""
     world, ends = World(2), [0, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from runners import record
 from runners.cell import Request
+from runners.launch import follow
 from runners.launch.start import start
 from runners.plan import Job, Measure
 from runners.progress import Progress
@@ -23,8 +25,15 @@ MEASURE = Measure(
     samples=3, samples_max=3, block=2, warmup=1, warmup_max=1, anchors=2, phases=2, wave_cells=1,
     calibrate=False,
 )  # fmt: skip
+TOGETHER = replace(MEASURE, wave_cells=20)  # where nothing is planted
 KINDS = {"routing", "definitions", "dispatch", "combine", "kernels", "tolerance", "state",
          "copies", "gradients", "sampling"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def launcher_that_looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every wave waits for it."""
+    monkeypatch.setattr(follow, "POLL_S", 0.02)
 
 
 def run(folder: Path, jobs: Iterable[Job]) -> dict[str, Record]:
@@ -44,7 +53,7 @@ def test_the_table_has_every_kind() -> None:
 @pytest.mark.timeout(900)
 def test_every_mutant_is_wrong_and_every_cell_without_it_is_right(tmp_path: Path) -> None:
     planted = [Job(Request(m.cell, label=name), MEASURE) for name, m in MUTANTS.items()]
-    clean = {job.key: Job(Request(job.cell), MEASURE) for job in planted}
+    clean = {job.key: Job(Request(job.cell), TOGETHER) for job in planted}
     found = run(tmp_path, [*clean.values(), *planted])
     outcomes = Counter((name in MUTANTS, one.outcome) for name, one in found.items())
     passed = [name for name in MUTANTS if found[name].outcome != "wrong"]
@@ -64,7 +73,8 @@ def later(name: str) -> Mutant:
 @pytest.mark.dist
 def test_what_changes_later_is_named_with_its_rank_and_size(tmp_path: Path) -> None:
     names = ("wrong_on_one_rank_from_the_9th_call", "gradient_lost_at_the_9th_call")
-    found = run(tmp_path, [Job(Request(later(n).cell, label=n), MEASURE) for n in names])
+    jobs = [Job(Request(later(name).cell, label=name), MEASURE) for name in names]
+    found = run(tmp_path, jobs)
     details = [(found[name].gate or {})["detail"] for name in names]
     assert details[0].startswith("right at first, then the output (relative change ")
     assert re.search(r"\) on rank 1, (after|when) [a-z]", details[0])

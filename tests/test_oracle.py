@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -485,7 +485,6 @@ def test_gates_of_a_prescribed_choice_by_hand(
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), max_size=4), st.integers(1, 5))
-@settings(deadline=None)
 def test_the_oracle_chooses_the_best_and_of_equals_the_first(
     rows: list[list[int]], topk: int
 ) -> None:

@@ -55,7 +55,7 @@ def routings(draw: st.DrawFn) -> tuple[Tensor, int]:
 
 
 @given(routings())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_permute_then_unpermute_with_even_gates_is_the_identity(found: tuple[Tensor, int]) -> None:
     local_TK, places = found
     local_TK = local_TK % places  # all slots are here
@@ -67,7 +67,7 @@ def test_permute_then_unpermute_with_even_gates_is_the_identity(found: tuple[Ten
 
 
 @given(routings())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_slot_that_is_here_is_in_one_row(found: tuple[Tensor, int]) -> None:
     local_TK, places = found
     slots = sort_slots(local_TK, places)
@@ -80,7 +80,7 @@ def test_every_slot_that_is_here_is_in_one_row(found: tuple[Tensor, int]) -> Non
 
 
 @given(routings())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_unpermute_is_the_gated_sum_over_slots_that_are_here(found: tuple[Tensor, int]) -> None:
     local_TK, places = found
     tokens, topk = local_TK.shape

@@ -49,7 +49,7 @@ def copied(draw: st.DrawFn) -> tuple[list[int], int, int, list[int]]:
 
 
 @given(copied())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_ranks_hold_as_many_and_none_an_expert_twice(
     found: tuple[list[int], int, int, list[int]],
 ) -> None:
@@ -67,7 +67,7 @@ def test_ranks_hold_as_many_and_none_an_expert_twice(
 
 
 @given(copied(), st.integers(0, 20), st.integers(1, 4))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_place_holds_the_expert_that_was_asked_for(
     found: tuple[list[int], int, int, list[int]], first: int, topk: int
 ) -> None:
@@ -99,7 +99,7 @@ def test_turns_go_by_the_global_id_so_that_any_rank_sends_a_token_to_the_same_pl
 
 
 @given(copied())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_copies_of_an_expert_get_the_same_number_of_its_tokens(
     found: tuple[list[int], int, int, list[int]],
 ) -> None:

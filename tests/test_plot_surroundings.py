@@ -11,7 +11,7 @@ from pathlib import Path
 
 import analysis_factory as factory
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,10 +45,7 @@ def drawn(
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
 
 
-@settings(
-    max_examples=4, deadline=None, database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+@settings(max_examples=4)
 @given(
     backend=st.sampled_from(
         ["module://matplotlib_inline.backend_inline", "module://ipympl.backend_nbagg",

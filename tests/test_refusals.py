@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.faults import bad_input
@@ -90,10 +90,7 @@ UNEXPECTED = (AttributeError, IndexError, KeyError, TypeError, ValueError, Asser
               RuntimeError, RecursionError, UnicodeError, ZeroDivisionError)  # fmt: skip
 
 
-@settings(
-    max_examples=15, deadline=None, database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+@settings(max_examples=15)
 @given(kind=st.sampled_from(UNEXPECTED), flag=st.sampled_from([[], ["-m"]]))
 def test_no_words_of_an_unexpected_error_are_shown(
     kind: type[Exception], flag: list[str], tmp_path: Path

@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -60,7 +60,6 @@ SMALL = st.recursive(
 )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(tree=st.fixed_dictionaries({
     "m": st.fixed_dictionaries({
         "a": LEAVES, "b": LEAVES, "c": st.just({"d": 4}), "l": st.just([1])

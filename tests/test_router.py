@@ -152,7 +152,7 @@ TIED = st.sampled_from([-0.0, 0.0, 1.0, -1.0, 2.5, -math.inf])
 
 
 @given(st.data(), st.integers(2, 9))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_ties_go_to_the_lowest_id(data: st.DataObject, experts: int) -> None:
     """Few tokens are sorted whole; the same rows many times over take the way of large batches."""
     topk = data.draw(st.integers(1, experts - 1))

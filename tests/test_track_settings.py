@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import wandb_records
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from wandb import env as wandb_env
@@ -93,7 +93,6 @@ def test_the_tracker_is_started_with_what_is_allowed(monkeypatch: pytest.MonkeyP
 
 
 @given(found=variables)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_wandb_can_read_all_that_it_sees(found: dict[str, str], tmp_path: Path) -> None:
     """By the installed client's own parser: it raises nothing, and nothing of a run is set."""
     usable = track_settings.usable({**found, "WANDB_CONFIG_DIR": str(tmp_path)}, tmp_path)
@@ -264,7 +263,7 @@ RUN = run_of(wandb_records.record(), "")
 
 
 @given(st.sampled_from(sorted(RUN.config)), st.sampled_from(["x", 5, -2.5, None, True, [1], {}]))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(max_examples=50)
 def test_a_config_key_that_differs_from_the_records_is_named(
     log: Path, name: str, value: object
 ) -> None:

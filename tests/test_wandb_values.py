@@ -13,7 +13,7 @@ import pytest
 import wandb_edits
 import wandb_frames as frames
 import wandb_records
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_wandb_online import PROJECT, server  # noqa: F401
 from wandb_edits import SECRET, VALUES, edited, fits, value_of
@@ -31,10 +31,7 @@ RUN = run_of(analysis_factory.measured(analysis_factory.cell("ep"), sweep="s"), 
 GOOD = run_of(analysis_factory.measured(analysis_factory.cell("simple"), sweep="s"), "s")
 NAMES = wandb_edits.names(RUN)
 CELL = flatten.flat_config(analysis_factory.cell("ep"))
-LIMITS = settings(
-    max_examples=80, deadline=None, database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)  # fmt: skip
+LIMITS = settings(max_examples=80)
 
 
 def write(folder: Path, runs: list[Run]) -> Path:

@@ -202,7 +202,6 @@ def test_hot_rank_is_even_within() -> None:
 # imbalance
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from([(8, 2, 8), (256, 8, 16), (8, 2, 2), (64, 6, 4), (128, 8, 8), (6, 5, 3)]),
     st.floats(0, 1),
@@ -324,7 +323,7 @@ def test_routers_that_would_choose_again_are_refused(rule: dict[str, object]) ->
 
 
 @given(st.integers(0, 300), st.integers(1, 40))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_shards_are_told_twice_alike(batch: int, ranks: int) -> None:
     of = Cell(workload=Workload(batch), placement=Placement(ranks))
     want = [shard_bounds(batch, ranks, rank) for rank in range(ranks)]
@@ -339,7 +338,7 @@ def test_shards_are_told_twice_alike(batch: int, ranks: int) -> None:
     st.integers(1, 60), st.integers(1, 7), st.sampled_from(["float32", "bfloat16", "float16"]),
     st.integers(0, 2**31 - 1),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_ranks_together_start_with_the_batch_and_no_two_tokens_are_alike(
     batch: int, ranks: int, dtype: str, seed: int
 ) -> None:

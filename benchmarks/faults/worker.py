@@ -119,6 +119,7 @@ def step_back() -> None:
     time.time = now
 
 
+prepare = worker.prepare
 enter = Worker.enter
 
 

@@ -8,7 +8,7 @@
     python -m benchmarks.first_answer exchanges      # small messages: exchanged, or in rings
     python -m benchmarks.first_answer large          # messages of 1 MiB and more
 
-Medians of --times. On a quiet machine; `bench` takes about 4 minutes, `alike` and `in_turns` about 6.
+Medians of --times. On a quiet machine; `bench` takes about 4 minutes, `alike` and `in_turns` 6.
 """
 
 from __future__ import annotations

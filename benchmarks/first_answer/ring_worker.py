@@ -14,6 +14,9 @@ from runners.measure import Timed
 RINGS = "rings"
 
 
+prepare = worker.prepare
+
+
 class Worker(worker.Worker):
     def _as_labelled(self, index: int) -> AbstractContextManager[None]:
         never = dict.fromkeys(CHOSEN, 0)
