@@ -42,6 +42,7 @@ EXAMPLES = """examples:
 """
 # NumPy and PyArrow start threads when they are imported, and a process with threads cannot draw in
 # forks of its own.
+IN_FORKS = ("finish", "plot")  # verbs that do
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 VERBS = {
     "show": "tables of a sweep with intervals, and what they say",
@@ -126,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 when `check` or `status` found trouble, 2 for bad input."""
     options = parser().parse_args(arguments)
     warnings.showwarning = _show_warning
-    if options.verb == "finish":
+    if options.verb in IN_FORKS:
         os.environ |= ONE_THREAD
     try:
         from analysis import verbs

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -143,13 +144,20 @@ def plot(options: argparse.Namespace) -> int:
         check_column(data.frame, name, "--group")
     metric = check_column(data.frame, options.metric, "--metric") if options.metric else ""
     folder = Path(options.output) if options.output else _folder(data, "plots")
-    drawn = plots.draw(scene(data, metric, options.group), folder, names)
-    for name, files in drawn.items():
-        if files:
-            print("\n".join(str(path) for path in files))
-        elif names:
+    picture = scene(data, metric, options.group)
+    paths: Iterable[Path]
+    if not names:
+        paths = plots.draw_all(picture, folder)
+    else:
+        drawn = plots.draw(picture, folder, names)
+        for name in [name for name, files in drawn.items() if not files]:
             print(f"warning: {name}: these records have no data for it", file=sys.stderr)
-    if not any(drawn.values()):
+        paths = itertools.chain.from_iterable(drawn.values())
+    nothing = True
+    for path in paths:
+        nothing = False
+        print(path, flush=True)
+    if nothing:
         raise InputError(
             "plot: nothing to draw; a plot needs two measured cells along an axis; "
             "sweep more values, or loosen --filter"
