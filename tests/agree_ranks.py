@@ -61,6 +61,7 @@ CORE = tuple(
     )
     if dispatcher == "local" or name in ("ep", "ep_tp", "dp_ep")
 )
+CROSSED = ("core", "mode", "dtype")
 FACTORS: dict[str, tuple[Any, ...]] = {
     "core": CORE,
     "mode": spec.MODES,
@@ -127,13 +128,14 @@ def rows_for(kind: str, ranks: int) -> list[Row]:
             if accepted(row, ranks):
                 found.append(row)
         return found
-    return [*every_core(ranks), *covering(ranks)[0]]
+    return covering(ranks)[0]
 
 
 def covering(ranks: int) -> tuple[list[Row], set[Pair]]:
-    """Every accepted pair of values, and the pairs that are never accepted."""
+    """Rows with every accepted pair of values and every accepted combination of strategy,
+    dispatcher, tokens, mode and dtype; and the pairs that are never accepted."""
     known = list(every_core(ranks))
-    return pairwise(FACTORS, lambda row: accepted(row, ranks), ranks, known)
+    return pairwise(FACTORS, lambda row: accepted(row, ranks), ranks, known, CROSSED)
 
 
 def save(rows: list[Row], path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,12 +22,19 @@ def pairwise(
     accepted: Callable[[Row], bool],
     seed: int = 0,
     known: Sequence[Row] = (),
+    kept: Sequence[str] = (),
 ) -> tuple[list[Row], set[Pair]]:
     """Rows that are accepted, and the pairs that no accepted row was found for. A greedy search, as
     AETG's: of several rows with an open pair, the one that covers most. `known` are accepted rows
-    to vary: few rows are accepted that are drawn at random."""
+    to vary: few rows are accepted that are drawn at random. The result has every combination of the
+    factors `kept` that is in `known`."""
     draw = random.Random(seed)
     names = sorted(factors)
+    cached = functools.cache(lambda values: accepted(dict(zip(names, values, strict=True))))
+
+    def allowed(row: Row) -> bool:
+        return cached(tuple(row[name] for name in names))
+
     left = {
         (a, x, b, y)
         for a, b in itertools.combinations(names, 2)
@@ -34,6 +42,11 @@ def pairwise(
         for y in factors[b]
     }
     rows: list[Row] = []
+    for row in known if kept else ():
+        same = {name: row[name] for name in kept}
+        varied = (_varied([row], factors, draw) | same for _ in range(TRIES))
+        rows.append(_best(varied, allowed, left) or row)
+        left -= pairs_of(rows[-1])
     impossible: set[Pair] = set()
     for pair in sorted(left, key=repr):
         if pair not in left:
@@ -41,7 +54,7 @@ def pairwise(
         a, x, b, y = pair
         varied = (_varied([*known, *rows], factors, draw) | {a: x, b: y} for _ in range(TRIES))
         plain = (row | {a: x, b: y} for row in known)
-        found = _best(varied, accepted, left) or next(filter(accepted, plain), None)
+        found = _best(varied, allowed, left) or next(filter(allowed, plain), None)
         if found is None:
             impossible.add(pair)
             left.discard(pair)

@@ -12,7 +12,14 @@ from pathlib import Path
 import torch
 
 
+def siblings() -> int:
+    """Ranks of this node that have been forked so far, this one included."""
+    agent = os.getppid()
+    return len(Path(f"/proc/{agent}/task/{agent}/children").read_text().split())
+
+
 def main(arguments: list[str]) -> int:
+    forked = siblings()
     mode, folder = arguments
     rank = int(os.environ["RANK"])
     last = rank == int(os.environ["WORLD_SIZE"]) - 1
@@ -25,6 +32,7 @@ def main(arguments: list[str]) -> int:
             ],
             "interrupt": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
             "agent": os.getppid(),
+            "forked": forked,
             "threads": torch.get_num_threads(),
             "cuda": torch.cuda.is_initialized(),
         }

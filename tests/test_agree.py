@@ -38,7 +38,7 @@ def test_the_whole_product_agrees_with_the_oracle(ranks: int, tmp_path: Path) ->
     assert found["wrong"] == []
 
 
-def test_every_accepted_pair_is_in_the_array() -> None:
+def test_every_accepted_pair_and_combination_is_in_the_array() -> None:
     rows, impossible = agree_ranks.covering(2)
     covered = set().union(*map(pairs_of, rows))
     names = sorted(agree_ranks.FACTORS)
@@ -49,6 +49,8 @@ def test_every_accepted_pair_is_in_the_array() -> None:
         for y in agree_ranks.FACTORS[b]
     }
     assert covered | impossible >= asked
+    every = [tuple(row[name] for name in agree_ranks.CROSSED) for row in agree_ranks.every_core(2)]
+    assert {tuple(row[name] for name in agree_ranks.CROSSED) for row in rows} == set(every)
     cores = {core for core in agree_ranks.CORE if core[0] != "serial"}
     refused = {("ep", "local", "sharded"), ("ep", "allgather", "replicated"),
                ("ep_tp", "local", "sharded"), ("dp_ep", "local", "sharded"),

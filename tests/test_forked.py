@@ -16,6 +16,7 @@ import torch
 from runners.launch import forked
 from runners.launch.start import agent_command
 
+RANKS = 8
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = pytest.mark.parametrize("options", [(), ("--anew",)], ids=["forked", "anew"])
 
@@ -26,11 +27,13 @@ def command(folder: Path, mode: str, options: tuple[str, ...] = (), ranks: int =
     return [*agent_command(folder, ranks, *options), *logs, *worker]
 
 
-def run(folder: Path, mode: str, options: tuple[str, ...] = ()) -> tuple[int, list[dict[str, Any]]]:
+def run(
+    folder: Path, mode: str, options: tuple[str, ...] = (), ranks: int = 2
+) -> tuple[int, list[dict[str, Any]]]:
     """The agent's exit code, and what it says of ranks that failed."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
     done = subprocess.run(
-        command(folder, mode, options), env=env, capture_output=True, text=True, timeout=120
+        command(folder, mode, options, ranks), env=env, capture_output=True, text=True, timeout=120
     )
     path = folder / "failures.json"
     failures = json.loads(path.read_text()) if path.exists() else []
@@ -56,6 +59,14 @@ def test_a_rank_has_its_own_variables_and_the_usual_handlers(
         assert (one["threads"], one["cuda"]) == (2, False)
         assert log(tmp_path, rank, "stdout") == f"said by {rank}\n"
     assert told[0]["agent"] == told[1]["agent"]
+
+
+@pytest.mark.dist
+def test_no_rank_begins_before_all_are_forked(tmp_path: Path) -> None:
+    """A rank that is forked while another connects may be forked with a lock that is held."""
+    assert run(tmp_path, "tell", ranks=RANKS) == (0, [])
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(RANKS)]
+    assert [one["forked"] for one in told] == [RANKS] * RANKS
 
 
 @pytest.mark.dist

@@ -1,8 +1,9 @@
 """Ranks as forks of torchrun's agent: what a new process would have, and a fork has not.
 
 A fork takes over the agent's signal handlers; CUDA does not work in it where the agent has begun
-CUDA; and torch's context for forks waits for a value from every rank, for ever where a rank has
-left without one. Imported by the agent, after torch.
+CUDA; a lock that another thread of the agent held while the fork was made stays locked in it; and
+torch's context for forks waits for a value from every rank, for ever where a rank has left without
+one. Imported by the agent, after torch.
 """
 
 from __future__ import annotations
@@ -18,12 +19,18 @@ from typing import Any
 
 import torch
 from torch.distributed.elastic import multiprocessing as elastic
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import MultiprocessContext, RunProcsResult
+from torch.distributed.elastic.utils.store import barrier
+
+from runners import bound
 
 NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"  # counts devices without beginning CUDA
 HANDLED = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # by the agent, beside SIGINT
 LAST_S, POLL_S = 1.0, 0.02  # after the first failure
+ALL_FORKED_S = 60.0  # from the first agent that has forked its ranks to the last
 _elastic: Any = elastic
+_agent: Any = LocalElasticAgent
 
 
 @contextlib.contextmanager
@@ -46,16 +53,51 @@ def may_fork() -> bool:
     return os.waitpid(trial, 0)[1] == 0
 
 
+class Gate:
+    """Holds ranks back until all of the launch, on all nodes, have been forked.
+
+    A rank's first connection wakes the thread of the agent that serves torch's store: it looks up
+    the rank's address, under a lock of the C library. A rank that is forked meanwhile waits for
+    that lock for ever when it looks up an address itself.
+    """
+
+    def __init__(self) -> None:
+        self.reading, self.writing = os.pipe()
+
+    def wait(self) -> None:
+        """In a rank: until nobody has the writing end."""
+        os.close(self.writing)
+        os.read(self.reading, 1)
+        os.close(self.reading)
+
+    def open_when_forked(self) -> None:
+        """In the agent: as soon as every agent of the launch has forked its ranks."""
+        start = _agent._start_workers
+
+        def start_and_open(self_: Any, group: Any) -> Any:
+            started = start(self_, group)
+            if group.group_world_size > 1:
+                barrier(group.store, group.group_world_size, "forked", ALL_FORKED_S)
+            os.close(self.writing)
+            return started
+
+        _agent._start_workers = start_and_open
+
+
 def entry(rank_main: Callable[[list[str]], int], arguments: Sequence[str]) -> Callable[[], None]:
     """What torch is to call in every fork: `rank_main(arguments)`, then the process ends with its
     exit code; 1, and the traceback on stderr, where it raises."""
     _elastic.MultiprocessContext = Ranks
     gc.collect()
     gc.freeze()  # a fork's collections leave alone what it shares with the others
+    gate, agent_pid = Gate(), os.getpid()
+    gate.open_when_forked()
 
     def rank() -> None:
         code = 1
         try:
+            bound.die_with_parent(agent_pid)
+            gate.wait()
             for number in HANDLED:
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
