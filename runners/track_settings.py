@@ -46,7 +46,7 @@ ALLOWED = (
     *TIMEOUTS_S,
     *(CONFIG_DIR, "WANDB_CACHE_DIR", "WANDB_DATA_DIR"),  # W&B's own files, none of a run's
 )
-SCHEMES = ("http", "https", "socks5", "socks5h")
+SCHEMES = ("http", "https")  # that the client takes, of servers and proxies
 HOST = re.compile(r"[a-z0-9]([a-z0-9._:-]*[a-z0-9])?")
 # Set for W&B: it sends no reports on itself, and finds no file of settings; see `usable`.
 OURS = {"WANDB_ERROR_REPORTING": "false", CONFIG_DIR: os.devnull}

@@ -23,11 +23,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--budget", type=float, help="seconds that the whole run may take")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that start ranks first, so that no long one is left for the end."""
-    items.sort(key=lambda item: "dist" not in item.keywords)
-
-
 def pytest_collection_finish() -> None:
     """One thread for torch here: the cores have other tests and their ranks."""
     if torch := sys.modules.get("torch"):

@@ -94,6 +94,16 @@ def test_the_tracker_is_started_with_what_is_allowed(monkeypatch: pytest.MonkeyP
 
 @given(found=variables)
 def test_wandb_can_read_all_that_it_sees(found: dict[str, str], tmp_path: Path) -> None:
+    readable(found, tmp_path)
+
+
+@pytest.mark.parametrize("value", [value for value in ODD if value])
+def test_wandb_can_read_every_odd_value_of_every_name(value: str, tmp_path: Path) -> None:
+    for name in sorted(MAY):
+        readable({name: value}, tmp_path)
+
+
+def readable(found: dict[str, str], tmp_path: Path) -> None:
     """By the installed client's own parser: it raises nothing, and nothing of a run is set."""
     usable = track_settings.usable({**found, "WANDB_CONFIG_DIR": str(tmp_path)}, tmp_path)
     seen = {name for name in usable.variables if "WANDB" in name}
