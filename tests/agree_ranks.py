@@ -7,7 +7,6 @@ it, pairwise, routers, workloads, kernels, activations, biases, batches and ways
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import os
@@ -25,8 +24,8 @@ from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Work
 from moe.step import Step
 from moe.strategies import build, supports
 from moe.verify.verifier import verify
-from runners.worker import OF_BACKWARD
 from tests.covering import Pair, Row, pairwise
+from tests.ranks import prepare as prepare
 
 EXPERTS, TOPK, DIM, HIDDEN, OUT = 12, 3, 16, 48, 32
 ROUTERS = {
@@ -142,10 +141,6 @@ def save(rows: list[Row], path: Path) -> Path:
     """Once for all ranks: to find the rows takes as long as to check them."""
     path.write_text(json.dumps(rows))
     return path
-
-
-def prepare(arguments: list[str]) -> None:
-    importlib.import_module(OF_BACKWARD)
 
 
 def main(arguments: list[str]) -> int:

@@ -6,7 +6,6 @@ Every combination that the strategies accept is stepped once while the collectiv
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import itertools
 import json
 import os
@@ -26,7 +25,7 @@ from moe.layer import MoELayer
 from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
 from moe.step import Step
 from moe.strategies import build, supports
-from runners.worker import OF_BACKWARD
+from tests.ranks import prepare as prepare
 
 LAYER = Layer(dim=24, hidden=32, dim_out=40, num_experts=8, topk=3, topk_requested=3)
 GLOBAL = {"scope": "global"}
@@ -175,10 +174,6 @@ def examine(cell: Cell, comm: Comm) -> dict[str, Any]:
         "flops": [products(flops), cost.step_flops(cell, load, rank)],
         "weights": [layer.weights_bytes(), work.weight_bytes(cell, rank)],
     }
-
-
-def prepare(arguments: list[str]) -> None:
-    importlib.import_module(OF_BACKWARD)
 
 
 def main(arguments: list[str]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import itertools
 import json
 import os
@@ -30,7 +29,7 @@ from moe.strategies.ep import Ep
 from moe.strategies.simple import Simple
 from moe.strategies.tp import Tp
 from moe.verify.verifier import verify
-from runners.worker import OF_BACKWARD
+from tests.ranks import prepare as prepare
 
 BATCHES = (1, 8, 4096)
 DTYPES = ("float32", "bfloat16", "float16")
@@ -229,10 +228,6 @@ def cell_of(
 def judge(cell: Cell, layer: MoELayer, comm: Comm) -> dict[str, object]:
     x_TD = workload.inputs(cell, comm.rank, comm.device)
     return verify(cell, Step(cell, layer, x_TD), comm).to_dict()
-
-
-def prepare(arguments: list[str]) -> None:
-    importlib.import_module(OF_BACKWARD)
 
 
 def main(arguments: list[str]) -> int:

@@ -7,7 +7,6 @@ fault; `bytes` are collectives counted from outside and by Comm itself.
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import os
@@ -30,7 +29,7 @@ from moe.spec import Cell, Layer, Placement, Strategy, Unsupported, Workload
 from moe.step import Step
 from moe.strategies import build, supports
 from moe.verify.verifier import Verifier
-from runners.worker import OF_BACKWARD
+from tests.ranks import prepare as prepare
 
 Verdicts = dict[str, dict[str, Any]]
 DTYPES = ("float32", "bfloat16")
@@ -145,10 +144,6 @@ def counted(comm: Comm) -> Verdicts:
         received = world.all_to_all(torch.tensor(splits), [1] * size, [1] * size)[0].tolist()
         world.all_to_all(x_TD[: sum(splits)], received, splits)
     return {f"{row['collective']} {row['group']}": row for row in rows}
-
-
-def prepare(arguments: list[str]) -> None:
-    importlib.import_module(OF_BACKWARD)
 
 
 def main(names: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -12,6 +13,13 @@ from typing import Any
 from runners.launch.start import agent_command
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def prepare(arguments: list[str]) -> None:
+    """For a module of ranks that run backward passes: the agent imports once what they import."""
+    from runners.worker import OF_BACKWARD
+
+    importlib.import_module(OF_BACKWARD)
 
 
 def run_ranks(module: str, ranks: int, *arguments: str, limit_s: float = 280) -> Any:

@@ -98,7 +98,8 @@ def finish(
 def _freeze(made: Figure) -> None:
     """Lays out once and keeps it, so that text outside does not move the legend."""
     made.draw_without_rendering()
-    made._layout_engine = None  # type: ignore[attr-defined]  # "none" is laid out at every saving
+    # set_layout_engine("none") leaves a placeholder, for which savefig lays out once more per file.
+    made._layout_engine = None  # type: ignore[attr-defined]
     for box in made.legends:
         corner = box.get_window_extent().transformed(made.transFigure.inverted()).p0
         box.set_loc("lower left")
