@@ -27,7 +27,7 @@ bench: setup ## the main job: simple, tp, ep at top-k 2, 4, 8 on 8 ranks; tables
 
 .PHONY: seed
 seed: setup ## the seed's three axes, and one report on them together
-	$(RUN) -m runners.seed
+	$(RUN) -m benchmarks.reference.sweep
 
 .PHONY: report
 report: setup ## one HTML page on the newest sweep
@@ -45,7 +45,7 @@ test-browser: setup ## the report in headless Chromium, which must be installed
 
 .PHONY: test-full
 test-full: setup ## every accepted way to spread the layer against the oracle, the whole product
-	$(RUN) -m pytest -q -m slow tests/test_agree.py
+	$(RUN) -m pytest -q -m slow tests/dist/test_agree.py
 
 .PHONY: faults
 faults: setup ## every fault 20 times, 50 killed launchers, bad input (hours; some faults need root)
@@ -60,24 +60,24 @@ soak: setup ## CELLS=500 cells with random faults until every one has ended
 .PHONY: test-slurm
 test-slurm: setup ## the sweep on a real Slurm: two nodes on this machine (root; apt-get install slurm-wlm munge)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[slurm]'
-	$(RUN) -m pytest -q tests/slurm/check_slurm.py
+	$(RUN) -m pytest -q tests/system/slurm/check_slurm.py
 
 .PHONY: test-hosts
 test-hosts: setup ## the sweep on two hosts: two network namespaces (root; apt-get install iproute2)
-	$(RUN) -m pytest -q tests/hosts/check_hosts.py
+	$(RUN) -m pytest -q tests/system/hosts/check_hosts.py
 
 .PHONY: tour
 tour: setup ## docs/tour.md anew: every command of a new user, with what it prints
-	$(RUN) benchmarks/tour.py
+	$(RUN) benchmarks/docs/tour.py
 
 .PHONY: notebook
 notebook: setup ## docs/example.ipynb executed on the newest sweep
 	@$(RUN) -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[notebook]'
-	$(RUN) benchmarks/notebook.py
+	$(RUN) benchmarks/docs/notebook.py
 
 .PHONY: seed-explained
 seed-explained: setup ## the seed's table again, in the seed's style of code and in ours, with what explains it
-	$(RUN) -m benchmarks.seed_explained --write docs/seed-explained.md
+	$(RUN) -m benchmarks.reference.explained --write docs/seed-explained.md
 
 # An environment beside the other: these systems' own requirements would replace torch.
 PEERS := .venv-peers
@@ -97,14 +97,14 @@ $(PEERS)/.ready: $(VENV)/.ready Makefile
 
 .PHONY: peers
 peers: setup $(PEERS)/.ready ## torchtitan and DeepSpeed for real, in .venv-peers: fails where they cannot run
-	$(PEERS)/bin/python -m pytest -q tests/peers_installed.py
+	$(PEERS)/bin/python -m pytest -q tests/system/peers_installed.py
 
 .PHONY: check
 check: setup ## lint, formatting, types, and known vulnerabilities where they can be asked for
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) benchmarks/audit.py
+	$(RUN) benchmarks/docs/audit.py
 
 .PHONY: clean
 clean: ## the virtual environment and caches; outputs stay

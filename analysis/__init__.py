@@ -21,8 +21,8 @@ def load(sources: str | Path | Sequence[str | Path] = (), *, samples: bool = Fal
     damaged is named in a SourceWarning and set aside; a source that is not there raises
     SourceError.
     """
-    from analysis import frame
     from analysis import sources as readers
+    from analysis.data import frame
 
     names = [sources] if isinstance(sources, (str, Path)) else list(sources)
     return frame.to_frame(readers.load_rows(names, samples=samples), samples=samples)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import InputError
-from runners.streams import reader_may_leave
+from runners.host.streams import reader_may_leave
 
 SOURCES = """sources:
   a sweep folder (outputs/latest when none is given), a folder of sweeps, a record file,

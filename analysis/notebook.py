@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from analysis import cells, insights, plots, render, tables
+from analysis import plots
 from analysis.errors import InputError
+from analysis.stats import summarize
+from analysis.text import insights, render, tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +36,7 @@ def picture(frame: pd.DataFrame, name: str, group: str = "", metric: str = "") -
     """The plot of this name (see `plot --name`); raises InputError without data for it."""
     from analysis.plots.canvas import Scene, styled
 
-    scene = Scene(frame, cells.summarize(frame), metric=metric, group=group)
+    scene = Scene(frame, summarize.summarize(frame), metric=metric, group=group)
     with styled():
         made = plots.maker(name)(scene)
     if made is None:
@@ -44,7 +46,7 @@ def picture(frame: pd.DataFrame, name: str, group: str = "", metric: str = "") -
 
 def table(frame: pd.DataFrame, axis: str = "") -> pd.DataFrame:
     """The first table of `show`, or the first by this axis: durations with their intervals."""
-    found = tables.sweep_tables(cells.summarize(frame), group=axis)[0]
+    found = tables.sweep_tables(summarize.summarize(frame), group=axis)[0]
     rows = render.grid(found)
     index = pd.Index([row[0] for row in rows], name=found.corner)
     return pd.DataFrame([row[1:] for row in rows], columns=pd.Index(found.columns), index=index)
@@ -52,5 +54,5 @@ def table(frame: pd.DataFrame, axis: str = "") -> pd.DataFrame:
 
 def verdict(frame: pd.DataFrame) -> str:
     """What `show` says in short."""
-    short, _ = insights.told(frame, cells.summarize(frame))
+    short, _ = insights.told(frame, summarize.summarize(frame))
     return "\n".join(short.brief())

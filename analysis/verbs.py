@@ -13,26 +13,16 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 import analysis
-from analysis import (
-    beside,
-    bounds,
-    caption,
-    cells,
-    check,
-    compare,
-    export,
-    insights,
-    render,
-    schema,
-    states,
-    status,
-    tables,
-)
 from analysis.cli import harmless, write_output
+from analysis.data import schema
+from analysis.data.frame import check_column, filtered
 from analysis.errors import InputError
-from analysis.frame import check_column, filtered
+from analysis.publish import export
 from analysis.sources import LATEST
-from analysis.verdict import NOISE_THRESHOLD
+from analysis.stats import compare, roofline
+from analysis.stats import summarize as cells
+from analysis.stats.verdict import NOISE_THRESHOLD
+from analysis.text import captions, diagnosis, insights, peers, render, states, status, tables
 
 if TYPE_CHECKING:
     from analysis.plots.canvas import Scene
@@ -87,14 +77,14 @@ def _shown(data: Data, found: list[tables.Table], summary: Summary | None, style
     """Tables with what they say and where they are from; csv: the tables alone."""
     if style == "csv":
         return render.tables(found, style)
-    again = caption.command("show", data.sources, *data.options)
+    again = captions.command("show", data.sources, *data.options)
     flags = [flag for table in found for flag in table.flags()]
     parts = [
-        render.lines(caption.banners(data.frame), style),
+        render.lines(captions.banners(data.frame), style),
         render.tables(found, style),
-        render.lines(caption.legend(data.cells, flags), style),
+        render.lines(captions.legend(data.cells, flags), style),
         render.lines(tables.problems(data.cells), style),
-        render.lines(caption.lines(data.frame, data.cells, again), style),
+        render.lines(captions.lines(data.frame, data.cells, again), style),
     ]
     if summary:
         short, said = summary
@@ -184,12 +174,12 @@ def compare_(options: argparse.Namespace) -> int:
         data = load(options)
         name = check_column(data.frame, options.group, "--group")
         found = compare.column(data.frame, name, threshold)
-        banners = caption.banners(data.frame)
+        banners = captions.banners(data.frame)
     elif len(options.sources) == 2:
         frames = [filtered(analysis.load(s), options.filter) for s in options.sources]
         frames = [frame.reset_index(drop=True) for frame in frames]
         found = compare.sweeps(frames[0], frames[1], _two_names(options.sources), threshold)
-        banners = [line for frame in frames for line in caption.banners(frame)]
+        banners = [line for frame in frames for line in captions.banners(frame)]
     else:
         raise InputError(
             f"compare: {len(options.sources)} sources; allowed are two, or --group with any; "
@@ -209,9 +199,9 @@ def beside_(options: argparse.Namespace) -> int:
     data, threshold = load(options), _threshold(options)
     found = compare.beside(data.frame, data.cells, threshold)
     parts = [
-        render.lines(caption.banners(data.frame), options.format),
-        render.simple(beside.HEADER, beside.rows(found, data.cells), options.format),
-        render.lines(beside.told(found, threshold), options.format),
+        render.lines(captions.banners(data.frame), options.format),
+        render.simple(peers.HEADER, peers.rows(found, data.cells), options.format),
+        render.lines(peers.told(found, threshold), options.format),
     ]
     write_output("\n\n".join(part for part in parts if part), options.output)
     return 0
@@ -225,9 +215,9 @@ def _two_names(sources: list[str]) -> tuple[str, str]:
 def check_(options: argparse.Namespace) -> int:
     """1 where there is something to say."""
     data = load(options)
-    found = check.findings(data.frame, data.cells)
-    lines = [*caption.banners(data.frame), *(finding.line() for finding in found)]
-    lines += [f"bound is wrong: {text}" for text in bounds.wrong(data.cells)]
+    found = diagnosis.findings(data.frame, data.cells)
+    lines = [*captions.banners(data.frame), *(finding.line() for finding in found)]
+    lines += [f"bound is wrong: {text}" for text in roofline.wrong(data.cells)]
     write_output(
         render.lines(lines or ["nothing limits these numbers"], options.format), options.output
     )
@@ -260,11 +250,11 @@ def report_(options: argparse.Namespace) -> int:
     from analysis import plots
 
     plots.settle_matplotlib()
-    from analysis import report
+    from analysis.publish import html
 
     data = load(options, samples=True)
     target = Path(options.output) if options.output else _folder(data, "report.html")
-    page = report.page(scene(data), _threshold(options))
+    page = html.page(scene(data), _threshold(options))
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(page, encoding="utf-8")
     print(target)
@@ -272,14 +262,14 @@ def report_(options: argparse.Namespace) -> int:
 
 
 def dashboard_(options: argparse.Namespace) -> int:
-    from analysis import dashboard
+    from analysis.publish import wandb_workspace
 
     data = load(options)
-    made = dashboard.workspace(data.frame, data.cells, options.entity, options.project)
+    made = wandb_workspace.workspace(data.frame, data.cells, options.entity, options.project)
     if options.save:
-        print(dashboard.save(made))
+        print(wandb_workspace.save(made))
     if options.output or not options.save:
-        write_output(dashboard.spec(made), options.output)
+        write_output(wandb_workspace.spec(made), options.output)
     return 0
 
 

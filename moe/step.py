@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from moe import workload
-from moe.layer import MoELayer
+from moe.layer.base import MoELayer
 from moe.phases import phase
 from moe.spec import Cell
+from moe.workload import batches
 
 
 class Step:
@@ -29,8 +29,8 @@ class Step:
         if cell.workload.mode == "forward":
             call = _forward(layer, x_TD)
         else:
-            bounds = workload.start_rows(cell, layer.comm.rank)
-            call = _train(layer, x_TD, workload.cotangent(cell, bounds).to(x_TD.device))
+            bounds = batches.start_rows(cell, layer.comm.rank)
+            call = _train(layer, x_TD, batches.cotangent(cell, bounds).to(x_TD.device))
         if cell.strategy.slowdown:
             call = _slowed(call, cell.strategy.slowdown, layer.comm.device)
         self._call = call

@@ -30,15 +30,17 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from runners import places, resume
-from runners.fields import ConfigError, safe_name
-from runners.jobs import Asked, run_asked
-from runners.refusal import one_line, told
-from runners.resolution import plain
-from runners.streams import reader_may_leave
-from runners.sweep import SweepResult
-from runners.track_client import redact
-from runners.track_settings import drop_empty
+from runners.config import hydra_plugins
+from runners.config.fields import ConfigError, safe_name
+from runners.config.refusal import one_line, told
+from runners.config.resolution import plain
+from runners.host import project_paths
+from runners.host.streams import reader_may_leave
+from runners.sweep import resume
+from runners.sweep.entry import Asked, run_asked
+from runners.sweep.sweep import SweepResult
+from runners.track.client import redact
+from runners.track.settings import drop_empty
 
 REPORT_LIMIT_S = 300
 OF_RUN = ("resume", "resume_mode", "report", "tracker", "on_error")  # no part of any cell
@@ -47,10 +49,11 @@ OF_RUN = ("resume", "resume_mode", "report", "tracker", "on_error")  # no part o
 def sweep_dir_of(asked: str | None, name: str, run: str | None = None) -> str:
     """A new folder in outputs/, the one that several hosts share, or the one to go on with."""
     if asked:
-        return str(resume.folder_of(str(asked), places.OUTPUTS))
-    return str(places.OUTPUTS / (name if run is None else safe_name(run)))
+        return str(resume.folder_of(str(asked), project_paths.OUTPUTS))
+    return str(project_paths.OUTPUTS / (name if run is None else safe_name(run)))
 
 
+hydra_plugins.register()
 OmegaConf.register_new_resolver("safe_name", safe_name, replace=True)
 OmegaConf.register_new_resolver("sweep_dir", sweep_dir_of, replace=True)
 
@@ -72,7 +75,7 @@ class Bench:
         """Runs the jobs; the outcome of each by its number."""
         self.composed = True
         self.report = bool(asked[0].config.get("report", True))
-        command = redact(f"{places.BENCH} {shlex.join(sys.argv[1:])}".strip())
+        command = redact(f"{project_paths.BENCH} {shlex.join(sys.argv[1:])}".strip())
         self.result, outcomes = run_asked(
             asked, sweep_dir, command, self.begins, cluster, lambda: self.begin_report(sweep_dir)
         )
@@ -127,7 +130,7 @@ class Report:
 
     def __init__(self, sweep_dir: Path) -> None:
         command = [sys.executable, "-m", "analysis", "finish", str(sweep_dir.resolve())]
-        variables = {**os.environ, **places.module_variables(os.environ)}
+        variables = {**os.environ, **project_paths.module_variables(os.environ)}
         self.errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  # see wait
         self.process = subprocess.Popen(command, env=variables, stderr=self.errors)
 
@@ -194,7 +197,7 @@ def refused(error: Exception) -> int:
 
 
 def unknown_option(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-    raise ConfigError(f"{message}; `{places.BENCH} --help` lists the options")
+    raise ConfigError(f"{message}; `{project_paths.BENCH} --help` lists the options")
 
 
 def end_as_by_ctrl_c(signum: int, frame: object) -> None:
@@ -227,8 +230,10 @@ def settings_of_this_program() -> Iterator[None]:
 @settings_of_this_program()
 def run() -> int:
     drop_empty()  # before conf asks for W&B's variables
-    program = hydra.main(version_base="1.3", config_path=str(places.CONF), config_name="config")
-    had_outputs = places.OUTPUTS.exists()
+    program = hydra.main(
+        version_base="1.3", config_path=str(project_paths.CONF), config_name="config"
+    )
+    had_outputs = project_paths.OUTPUTS.exists()
     try:
         program(task)()
         if BENCH.error:
@@ -245,7 +250,7 @@ def run() -> int:
     finally:
         if not had_outputs:
             with contextlib.suppress(OSError):
-                places.OUTPUTS.rmdir()  # where nothing came into it
+                project_paths.OUTPUTS.rmdir()  # where nothing came into it
     if BENCH.result is None:
         return 0  # --help, --cfg and the like
     if BENCH.report and not BENCH.result.broken:

@@ -10,9 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from moe.spec import Cell, Placement, shard_bounds
-from runners.cell import Request
-from runners.fields import ConfigError
-from runners.record import RecordError, cell_from_dict, cell_key, read_sealed, sealed, write_atomic
+from runners.config.cell import Request
+from runners.config.fields import ConfigError
+from runners.records.record import (
+    RecordError,
+    cell_from_dict,
+    cell_key,
+    read_sealed,
+    sealed,
+    write_atomic,
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,9 @@ class LaunchPlan:
     kernels: dict[str, str] = field(default_factory=dict)  # chosen in earlier launches
     git: dict[str, Any] | None = None  # state of the code, for records made after a crash
     calibration: dict[str, Any] | None = None
-    exchanged: dict[str, int] | None = None  # limits chosen earlier in the sweep (moe.algorithms)
+    exchanged: dict[str, int] | None = (
+        None  # limits chosen earlier in the sweep (moe.parallel.algorithms)
+    )
     traces: dict[str, str] = field(default_factory=dict)  # files in launch_dir by sha256
     pass_env: list[str] = field(default_factory=list)  # further variables that ranks inherit
 

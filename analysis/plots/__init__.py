@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.errors import InputError
-from runners.hardware import usable_cores
+from runners.host.hardware import usable_cores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from analysis.plots.canvas import Scene
 
-STYLE = Path(__file__).parents[1] / "style.mplstyle"
+STYLE = Path(__file__).parent / "style.mplstyle"
 # name -> (module, what it shows); modules are imported when drawn, matplotlib is slow to import
 PLOTS = {
     "speed_vs_top_k": ("lines", "duration against top-k"),
@@ -32,17 +32,17 @@ PLOTS = {
     "axis": ("lines", "any figure against any axis with bands (--group, --metric)"),
     "strong_scaling": ("scaling", "speed-up against ranks, with the ideal and the serial baseline"),
     "weak_scaling": ("scaling", "efficiency where the batch grows with the ranks"),
-    "phases": ("stacks", "where the time of a step goes"),
+    "phases": ("bars", "where the time of a step goes"),
     "memory": (
-        "stacks",
+        "bars",
         "peak memory, weights, and the most that a step adds, of the largest rank",
     ),
-    "crossover": ("grids", "which strategy is fastest where"),
-    "skew": ("grids", "slots of every rank over the mean"),
+    "crossover": ("heatmaps", "which strategy is fastest where"),
+    "skew": ("heatmaps", "slots of every rank over the mean"),
     "roofline": ("roofline", "arithmetic rate against intensity, under the calibrated roof"),
     "forest": ("forest", "ratios of durations with their intervals"),
     "beside": ("forest", "ours over the best of other systems, setting by setting"),
-    "traces": ("traces", "every sample in the order taken, warm-up shaded"),
+    "traces": ("samples", "every sample in the order taken, warm-up shaded"),
 }
 
 

@@ -15,9 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from analysis import caption, numbers
-from analysis.panels import Panel, series_order
+from analysis import numbers
+from analysis.data.facets import Panel, series_order
 from analysis.plots import STYLE
+from analysis.text import captions
 
 # Strategy -> colour, marker, line: each of the three tells them apart on its own.
 LOOKS: dict[str, tuple[str, str, str]] = {
@@ -85,9 +86,9 @@ def finish(
     """
     wide = int(made.get_figwidth() * 17.5)
     cells = scene.cells if shown is None else shown
-    frame = caption.attempts(scene.frame, cells)
+    frame = captions.attempts(scene.frame, cells)
     below = _wrapped(caption_lines(scene, name, extra, frame, cells), wide)
-    above = _wrapped(caption.banners(frame), wide)
+    above = _wrapped(captions.banners(frame), wide)
     _freeze(made)
     gap = 0.08 / made.get_figheight()
     _outside(made, -gap, below, "top", {"color": "#444444"})
@@ -120,8 +121,8 @@ def caption_lines(
 ) -> list[str]:
     chosen = (("--group", scene.group), ("--metric", scene.metric))
     words = [word for option, value in chosen if value for word in (option, value)]
-    again = caption.command("plot", scene.sources, "--name", name, *words, *scene.options)
-    return [*extra, *caption.lines(frame, cells, again)]
+    again = captions.command("plot", scene.sources, "--name", name, *words, *scene.options)
+    return [*extra, *captions.lines(frame, cells, again)]
 
 
 def shown_in(panels: Sequence[Panel]) -> pd.DataFrame:

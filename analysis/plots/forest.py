@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from analysis import compare, numbers
+from analysis import numbers
 from analysis.errors import InputError
 from analysis.plots import canvas
 from analysis.plots.canvas import Scene
-from analysis.verdict import FASTER, NOISE_THRESHOLD, SLOWER
+from analysis.stats import compare
+from analysis.stats.verdict import FASTER, NOISE_THRESHOLD, SLOWER
 
 MAX_ROWS = 30
 LOOKS = {FASTER: ("#D55E00", "s"), SLOWER: ("#0072B2", "o")}

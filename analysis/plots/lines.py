@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.frame import ALIASES
-from analysis.panels import Panel, axes, panels, setting, title_of, x_label
+from analysis.data.facets import Panel, axes, panels, setting, title_of, x_label
+from analysis.data.frame import ALIASES
 from analysis.plots import canvas
 from analysis.plots.canvas import Scene
-from analysis.tables import DURATION, THROUGHPUT, Entry, Metric, entry, metric_of
+from analysis.text.tables import DURATION, THROUGHPUT, Entry, Metric, entry, metric_of
 
 MAX_COLUMNS = 3
 HOLLOW = Line2D(

@@ -6,10 +6,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from analysis import bounds
-from analysis.panels import series_names
+from analysis.data.facets import series_names
 from analysis.plots import canvas
 from analysis.plots.canvas import Scene
+from analysis.stats import roofline as bounds
 
 
 def roofline(scene: Scene) -> Figure | None:

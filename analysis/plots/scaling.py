@@ -9,8 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.frame import varying
-from analysis.panels import (
+from analysis.data.facets import (
     DESCRIBED,
     SERIAL,
     VARIANT,
@@ -21,6 +20,7 @@ from analysis.panels import (
     setting,
     title_of,
 )
+from analysis.data.frame import varying
 from analysis.plots import canvas
 from analysis.plots.canvas import Scene
 from analysis.plots.lines import HOLLOW, difference

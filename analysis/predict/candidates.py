@@ -12,9 +12,9 @@ from analysis.errors import InputError
 from moe import spec
 from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
 from moe.strategies import supports
-from runners import places
+from runners.host import project_paths
 
-MODELS = places.CONF / "model"
+MODELS = project_paths.CONF / "model"
 EXPERT_PARALLEL = ("ep", "ep_tp", "dp_ep")
 OVERLAPS = (1, 2, 4)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import render
 from analysis.cli import write_output
 from analysis.errors import InputError
-from analysis.predict import candidates, scene, show
+from analysis.predict import candidates, present, problem
 from analysis.predict.model import Prediction
-from analysis.predict.scene import Scene
+from analysis.predict.problem import Scene
+from analysis.text import render
 from moe.spec import STRATEGIES
 
 ADVISE_ROWS = 12
@@ -20,12 +20,12 @@ ADVISE_ROWS = 12
 
 def predict(options: argparse.Namespace, cells: pd.DataFrame | None) -> str:
     """Every asked strategy at every asked number of ranks; draws where --output is a folder."""
-    made = scene.make(options, cells)
+    made = problem.make(options, cells)
     asked = _asked(options.strategy)
     found: list[Prediction] = []
     refused: dict[str, str] = {}
     where: dict[str, list[int]] = {}
-    for ranks in scene.world_sizes(options.world_size):
+    for ranks in problem.world_sizes(options.world_size):
         some, why = _at(made, ranks, asked, degrees=False)
         found += some
         for name, text in why.items():
@@ -34,12 +34,12 @@ def predict(options: argparse.Namespace, cells: pd.DataFrame | None) -> str:
     if not found:
         raise InputError(f"predict: nothing can be run; {next(iter(refused.values()), '')}")
     parts = [
-        render.simple(show.HEADER, [show.row(p) for p in found], options.format),
-        render.lines(show.legend(made, found), options.format),
+        render.simple(present.HEADER, [present.row(p) for p in found], options.format),
+        render.lines(present.legend(made, found), options.format),
         render.lines(_refusals(refused, where), options.format),
     ]
     if options.output:
-        paths = show.draw(made, found, Path(options.output))
+        paths = present.draw(made, found, Path(options.output))
         parts.append("\n".join(str(path) for path in paths))
     return "\n\n".join(part for part in parts if part)
 
@@ -53,8 +53,8 @@ def _refusals(refused: dict[str, str], where: dict[str, list[int]]) -> list[str]
 
 
 def advise(options: argparse.Namespace, cells: pd.DataFrame | None) -> str:
-    made = scene.make(options, cells)
-    sizes = scene.world_sizes(options.world_size)
+    made = problem.make(options, cells)
+    sizes = problem.world_sizes(options.world_size)
     if len(sizes) != 1:
         raise InputError(f"--world-size {options.world_size}: advise takes one number of ranks")
     found, refused = _at(made, sizes[0], _asked(options.strategy), degrees=True)
@@ -62,9 +62,11 @@ def advise(options: argparse.Namespace, cells: pd.DataFrame | None) -> str:
         raise InputError(f"advise: nothing can be run; {next(iter(refused.values()), '')}")
     ranked = sorted(found, key=lambda p: (not p.fits, p.total_ms))
     parts = [
-        render.lines(show.advice(made, ranked), options.format),
-        render.simple(show.HEADER, [show.row(p) for p in ranked[:ADVISE_ROWS]], options.format),
-        render.lines(show.legend(made, ranked), options.format),
+        render.lines(present.advice(made, ranked), options.format),
+        render.simple(
+            present.HEADER, [present.row(p) for p in ranked[:ADVISE_ROWS]], options.format
+        ),
+        render.lines(present.legend(made, ranked), options.format),
     ]
     return "\n\n".join(part for part in parts if part)
 

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from analysis.errors import InputError
-from analysis.predict import model, terms
-from analysis.predict.machine import Machine
+from analysis.predict import features, model
+from analysis.predict.features import Key
+from analysis.predict.hardware import Machine
 from analysis.predict.model import Coefficients
-from analysis.predict.terms import Key
 from moe.spec import Cell
 
 LOCAL = ("router", "permute", "experts", "unpermute")
@@ -89,7 +89,7 @@ def spread(errors: Sequence[float], confidence: float = CONFIDENCE) -> float:
 
 
 def _coefficients(cells: Sequence[Measured]) -> dict[Key, float]:
-    found = [terms.terms(terms.busiest(m.cell, m.skew, m.dense), m.machine) for m in cells]
+    found = [features.terms(features.busiest(m.cell, m.skew, m.dense), m.machine) for m in cells]
     keys = sorted({key for one in found for key in one})
     rows, targets = [], []
     for measured, one in zip(cells, found, strict=True):

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from analysis.predict import terms
-from analysis.predict.machine import Machine
-from analysis.predict.terms import Key
+from analysis.predict import features
+from analysis.predict.features import Key
+from analysis.predict.hardware import Machine
 from moe import cost
 from moe.spec import Cell
 
@@ -106,7 +106,9 @@ def time_s(
     if cell.strategy.kernel == "dense":
         ways = (True,)
     for dense in ways:
-        phases = phases_s(terms.terms(terms.busiest(cell, skew, dense), machine), coefficients)
+        phases = phases_s(
+            features.terms(features.busiest(cell, skew, dense), machine), coefficients
+        )
         total = overlapped_s(phases, cell.strategy.overlap)
         if best is None or total < best[1]:
             best = phases, total
@@ -120,7 +122,7 @@ def predict(
     phases, total = time_s(cell, machine, coefficients, skew)
     outside, doublings = beyond(cell, coefficients, skew)
     factor = coefficients.spread * WIDER_PER_DOUBLING**doublings
-    step = terms.busiest(cell, skew)
+    step = features.busiest(cell, skew)
     memory = cost.peak_bytes(cell, step.load, 0)
     return Prediction(
         cell, step.skew, {name: 1e3 * value for name, value in phases.items()}, 1e3 * total,

@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from analysis.predict.machine import Link, Machine
-from moe.algorithms import fit_name
+from analysis.predict.hardware import Link, Machine
 from moe.cost import Call
+from moe.parallel.algorithms import fit_name
 
 
 @dataclass(frozen=True)

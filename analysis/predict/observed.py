@@ -8,15 +8,15 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.frame import plain
-from analysis.predict import machine
+from analysis.data.frame import plain
+from analysis.predict import hardware
 from analysis.predict.fit import Measured
-from analysis.predict.machine import Machine
+from analysis.predict.hardware import Machine
 from moe.cost.load import dispatches
-from moe.degrees import degrees
+from moe.parallel.degrees import degrees
 from moe.spec import PEER, Cell
-from runners import flatten
-from runners.estimate import STEADY
+from runners.records import flat_row
+from runners.records.stats import STEADY
 
 
 def measured(cells: pd.DataFrame) -> list[Measured]:
@@ -31,7 +31,7 @@ def _one(row: Mapping[str, Any]) -> Measured | None:
     calibration = row["calibration"]
     if row["outcome"] != "measured" or not calibration or not row["median_ms"] > 0:
         return None
-    cell = flatten.cell_of(row)
+    cell = flat_row.cell_of(row)
     left_out = cell.strategy.name == "serial" or cell.strategy.name.startswith(PEER)
     if cell.strategy.slowdown or left_out:
         return None
@@ -47,7 +47,7 @@ def _one(row: Mapping[str, Any]) -> Measured | None:
 def _machine(calibration: Mapping[str, Any], ranks: int) -> Machine | None:
     """None for a calibration that lacks something, or holds something else in its place."""
     try:
-        return machine.of_calibration(calibration, ranks)
+        return hardware.of_calibration(calibration, ranks)
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
 

@@ -8,14 +8,15 @@ from typing import Any
 
 from analysis.errors import SourceError
 from analysis.sources import records
-from runners import places
+from runners.host import project_paths
 
-LATEST = places.OUTPUTS / places.LATEST
+LATEST = project_paths.OUTPUTS / project_paths.LATEST
 API_PREFIX = "wandb:"
 
 
 def load_rows(sources: Sequence[str | Path] = (), *, samples: bool = False) -> list[dict[str, Any]]:
-    """Rows (see `runners.flatten.row`) of every attempt in the sources; none is outputs/latest.
+    """Rows (see `runners.records.flat_row.row`) of every attempt in the sources; none is
+    outputs/latest.
 
     Raises SourceError for a source that is not there or holds no attempt.
     """
@@ -40,7 +41,7 @@ def _load_one(source: str | Path, samples: bool) -> list[dict[str, Any]]:
     if not path.exists():
         raise SourceError(
             f"{source}: there is no such folder; allowed are a sweep folder, offline .wandb files "
-            f"or wandb:entity/project; run {places.BENCH} first, or name another"
+            f"or wandb:entity/project; run {project_paths.BENCH} first, or name another"
         )
     if is_wandb(path):
         from analysis.sources import wandb_file

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import SourceWarning
-from runners import flatten, record
+from runners.records import flat_row, record
 
 
 def load(source: Path, *, samples: bool = False) -> list[dict[str, Any]]:
@@ -20,7 +20,7 @@ def load(source: Path, *, samples: bool = False) -> list[dict[str, Any]]:
     for path in _paths(source):
         try:
             found = record.read(path)
-            row = flatten.row(found, samples)
+            row = flat_row.row(found, samples)
         except (record.RecordError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             text = str(error) if str(path) in str(error) else f"{path}: {error}"
             warnings.warn(f"{text}; set aside", SourceWarning, stacklevel=2)

@@ -18,8 +18,8 @@ from urllib.parse import parse_qsl
 
 from analysis.errors import SourceError, SourceWarning
 from analysis.sources.wandb_rows import NoAttempt, NoRow, row_of, sample_columns
-from runners.track_client import redact
-from runners.track_settings import defaults, usable_environment
+from runners.track.client import redact
+from runners.track.settings import defaults, usable_environment
 
 PREFIX = "wandb:"
 PAGE = 1000

@@ -18,9 +18,9 @@ from typing import Any
 
 from analysis.errors import SourceError, SourceWarning
 from analysis.sources.wandb_rows import NoAttempt, NoRow, row_of, sample_columns
-from runners import track_log
-from runners.track_decode import Key, build, decoded, fold, last_values
-from runners.track_log import CONFIG, EXIT, HISTORY, RUN, SUMMARY, Log
+from runners.track import log_file
+from runners.track.decode import Key, build, decoded, fold, last_values
+from runners.track.log_file import CONFIG, EXIT, HISTORY, RUN, SUMMARY, Log
 
 
 @dataclass
@@ -88,7 +88,7 @@ def _state(run: OfflineRun) -> list[str]:
 
 def read_run(path: Path, history: bool = False) -> OfflineRun:
     """Config, summary and identity of one log, history too if asked; never raises for a file."""
-    log = track_log.read(path)
+    log = log_file.read(path)
     run = OfflineRun(path, finished=log.finished, damage=log.damage)
     try:
         _decode_identity(log, run)

@@ -1,7 +1,7 @@
-"""From what a W&B run holds back to the row of `runners.flatten`, for both W&B sources.
+"""From what a W&B run holds back to the row of `runners.records.flat_row`, for both W&B sources.
 
 Whoever may edit the project may have set any value to anything, so all are checked here, once: by
-the kinds of `analysis.schema`, and the config by the key that was made of it.
+the kinds of `analysis.data.schema`, and the config by the key that was made of it.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from analysis import schema
+from analysis.data import schema
 from moe.spec import Cell
-from runners import flatten, record
-from runners.estimate import BLOCK_MEAN
-from runners.record import KINDS, OUTCOMES, Record, RecordError, Samples
-from runners.track_client import redact
-from runners.track_fields import EXACT_FIELD, ROWS_FIELD, SUMMARY_FIELD, exact
+from runners.records import flat_row, record
+from runners.records.record import KINDS, OUTCOMES, Record, RecordError, Samples
+from runners.records.stats import BLOCK_MEAN
+from runners.track.client import redact
+from runners.track.run import EXACT_FIELD, ROWS_FIELD, SUMMARY_FIELD, exact
 
 SAMPLE_COLUMNS = {"sample_ms": "makespan_ms", "sample_round": "round", "sample_steps": "steps",
                   "sample_kind": "kind"}  # fmt: skip
@@ -35,7 +35,7 @@ class NoAttempt(NoRow):
 
 def blank_row() -> dict[str, Any]:
     """The row of an empty record: names in their order, None where a value may be unknown."""
-    return flatten.row(Record(key="", cell=Cell()))
+    return flat_row.row(Record(key="", cell=Cell()))
 
 
 @cache
@@ -43,7 +43,7 @@ def timed_names() -> frozenset[str]:
     """What is known of every attempt that has a time: of one with a single sample that took no
     time, too, which has no throughput."""
     least = Samples([0], [0], [1], ["fixed"], [[0]], [[0]])
-    row = flatten.row(Record(key="", cell=Cell(), gate={"ok": True}, samples=least))
+    row = flat_row.row(Record(key="", cell=Cell(), gate={"ok": True}, samples=least))
     return frozenset(name for name, value in row.items() if value is not None)
 
 
@@ -84,7 +84,7 @@ def _check_kinds(row: Mapping[str, Any], blank: Mapping[str, Any]) -> None:
 
 def _check_identity(row: Mapping[str, Any]) -> None:
     """The key is made of the cell, and the ids of key, label and launch."""
-    cell = flatten.cell_of(row)
+    cell = flat_row.cell_of(row)
     attempt = Record(key=row["key"], cell=cell, label=row["label"], launch=int(row["launch"]))
     for name in ("cell_id", "attempt_id"):
         if row[name] != getattr(attempt, name):

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks.faults import trial
-from benchmarks.faults.cases import FAULTS, Fault
+from benchmarks.faults.catalogue import FAULTS, Fault
 from benchmarks.faults.trial import Verdict
 
 

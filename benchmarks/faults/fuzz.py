@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from benchmarks.faults import bad_input, damage
+from tests.support import bad_input, damage
 
 HUNG_S = 60.0  # more than any list of overrides takes on a busy machine
 

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.faults.again import Sweeping
+from benchmarks.faults.restart_loop import Sweeping
 
 LIMIT_S = 300.0
 LONGEST_S = 14.0  # from a launcher's start to its death

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from moe.spec import Cell, Layer, Placement, Strategy, Workload
-from runners import assemble, record, resume
-from runners.cell import Request
-from runners.fields import ConfigError
-from runners.launch import patience, start
+from runners.config.cell import Request
+from runners.config.fields import ConfigError
+from runners.host import timeout
+from runners.launch import local
 from runners.plan import Job, Measure
-from runners.progress import Progress
-from runners.sweep import Settings, Sweep
+from runners.records import record
+from runners.sweep import assemble, resume
+from runners.sweep.progress import Progress
+from runners.sweep.sweep import Settings, Sweep
 
 MEASURE = Measure(
     samples=12, samples_max=12, block=4, warmup=1, warmup_max=1, anchors=0, phases=0,
@@ -54,19 +56,19 @@ def _cell(strategy: Strategy, seed: int, place: Placement) -> Cell:
 
 def plant(kind: str, folder: Path) -> None:
     """What goes wrong in the launcher itself."""
-    patience.LIMIT_S = 20.0
+    timeout.LIMIT_S = 20.0
     if kind == "clock":
         assemble.datetime = BackwardClock()  # type: ignore[assignment]
     elif kind == "blocked_write":
-        patience.LIMIT_S = 3.0
+        timeout.LIMIT_S = 3.0
     elif kind == "blocked_log" and any(p.is_fifo() for p in folder.glob("launches/0/samples/*")):
-        patience.LIMIT_S = 0.8  # before a rank has loaded torch and opens the pipe's other end
+        timeout.LIMIT_S = 0.8  # before a rank has loaded torch and opens the pipe's other end
     if kind == "blocked_write" and not (folder / "blocked").exists():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "blocked").touch()
         record.write_atomic = partial(_blocked, record.write_atomic)
     elif kind == "shared_network":
-        start._alone = lambda plan: []
+        local._alone = lambda plan: []
 
 
 def _blocked(write: Any, path: Path, text: str) -> None:
@@ -99,7 +101,7 @@ def main(folder: Path, options: dict[str, Any]) -> int:
     settings = Settings(
         folder, tracker=tracker, command="faults", resume_mode=options.get("mode", "")
     )
-    planted = partial(start.start, worker="benchmarks.faults.worker")
+    planted = partial(local.start, worker="benchmarks.faults.worker")
     with resume.locked(folder):
         result = Sweep(jobs(options), settings, Progress(), planted).run()
     told = {

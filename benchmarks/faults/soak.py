@@ -20,10 +20,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults import judge
-from benchmarks.faults.again import Sweeping
-from runners.hardware import memory_bytes
-from runners.track_client import descendants
+from benchmarks.faults import aftermath
+from benchmarks.faults.restart_loop import Sweeping
+from runners.host.hardware import memory_bytes
+from runners.track.client import descendants
 
 LIMIT_S = 1800.0
 SMALL_KIB, STEP_KIB = 512, 1024
@@ -74,7 +74,7 @@ class Watch:
 
     def _kill(self, one: Sweeping) -> None:
         assert one.process is not None
-        victim = one.dice.choice(["launcher", "runners.launch.agent", "runners.track"])
+        victim = one.dice.choice(["launcher", "runners.launch.torchrun_agent", "runners.track"])
         pids = descendants(one.process.pid) if victim != "launcher" else [one.process.pid]
         for pid in pids:
             if victim == "launcher" or victim.encode() in command(pid):
@@ -105,7 +105,7 @@ def system(mark: str) -> dict[str, int]:
         "available_mib": memory_bytes().get("MemAvailable", 0) >> 20,
         "descriptors_all": int(Path("/proc/sys/fs/file-nr").read_text().split()[0]),
         "descriptors_own": len(list(Path("/proc/self/fd").iterdir())),
-        "processes_of_it": len(judge.marked(mark)),
+        "processes_of_it": len(aftermath.marked(mark)),
         "shared_memory": len(list(Path("/dev/shm").iterdir())),
     }
 
@@ -167,7 +167,7 @@ def told(
     before: dict[str, int],
     took_s: float,
 ) -> None:
-    records, _ = judge.read_records(one.folder)
+    records, _ = aftermath.read_records(one.folder)
     outcomes = Counter(record.outcome for record in records)
     print(f"{len(one.wanted)} cells in {took_s:.0f} s, {one.starts} launchers; records: "
           f"{dict(outcomes)}; at the end: {end}")  # fmt: skip

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults import judge
-from benchmarks.faults.cases import Fault
-from benchmarks.faults.hands import Trial
+from benchmarks.faults import aftermath
+from benchmarks.faults.actions import Trial
+from benchmarks.faults.catalogue import Fault
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 120.0  # for one launcher; an undisturbed one takes about seven seconds
@@ -60,23 +60,23 @@ def run(fault: Fault, seed: str, keep: Path | None = None) -> Verdict:
 def _judge(fault: Fault, trial: Trial, mark: str, verdict: Verdict) -> None:
     plant = fault.planted(trial.dice) if fault.plant else {}
     end = launch(trial, mark, fault.options, plant, verdict, fault.hand)
-    verdict.orphans += [f"process {pid} is alive" for pid in judge.orphans(mark)]
+    verdict.orphans += [f"process {pid} is alive" for pid in aftermath.orphans(mark)]
     said = " ".join(end.get("said", []))
     if fault.resumed:
-        before = judge.contents(trial.folder)
+        before = aftermath.contents(trial.folder)
         trial.wrapper.clear()
         options = {**fault.options, "mode": fault.resumed}
         end = launch(trial, mark, options, {}, verdict, resumed=True)
-        verdict.lost += judge.changed(before)
-        verdict.orphans += [f"process {pid} is alive" for pid in judge.orphans(mark)]
+        verdict.lost += aftermath.changed(before)
+        verdict.orphans += [f"process {pid} is alive" for pid in aftermath.orphans(mark)]
     ended = tuple(end.get(name, -1) for name in ("measured", "failed", "wrong", "exit_code"))
     if ended != fault.ends:
         verdict.wrong.append(f"ended with {ended}, promised is {fault.ends}: {end} {plant}")
     if fault.says and fault.says not in said:
         verdict.wrong.append(f"does not say {fault.says!r}: {said!r} {plant}")
-    records, torn = judge.read_records(trial.folder)
-    verdict.lost += [*torn, *judge.unrecorded(trial.folder, records)]
-    verdict.wrong += judge.measured_once(records)
+    records, torn = aftermath.read_records(trial.folder)
+    verdict.lost += [*torn, *aftermath.unrecorded(trial.folder, records)]
+    verdict.wrong += aftermath.measured_once(records)
 
 
 def launch(
@@ -92,7 +92,7 @@ def launch(
     program = [sys.executable, "-m", "benchmarks.faults.launcher"]
     if resumed and not (trial.folder / "plan.json").exists():
         options = {**options, "mode": ""}  # it had not begun
-    planted = {judge.MARK: mark, "PYTHON_MOE_PLANT": json.dumps(plant)}
+    planted = {aftermath.MARK: mark, "PYTHON_MOE_PLANT": json.dumps(plant)}
     trial.process = subprocess.Popen(
         [*trial.wrapper, *program, str(trial.folder), json.dumps(options)],
         env={**os.environ, **trial.environment, **planted},
@@ -109,11 +109,11 @@ def launch(
         out, err = trial.process.communicate()
     if "Traceback" in err:
         verdict.wrong.append(f"a traceback: {err[-2000:]}")
-    return judge.told(out)
+    return aftermath.told(out)
 
 
 def _clean_up(fault: Fault, trial: Trial, mark: str, verdict: Verdict) -> None:
-    for pid in judge.marked(mark):  # only what this trial has started
+    for pid in aftermath.marked(mark):  # only what this trial has started
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     try:

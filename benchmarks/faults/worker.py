@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe.experts import Experts
-from runners import ranks, worker
-from runners.worker import Worker
+from moe.layer.experts import Experts
+from runners.rank import process_group, worker
+from runners.rank.worker import Worker
 
 PLANT: dict[str, Any] = json.loads(os.environ.get("PYTHON_MOE_PLANT", "{}"))
 AN_HOUR_S = 3600
@@ -127,8 +127,8 @@ def main(arguments: list[str]) -> int:
     if PLANT.get("kind") == "clock":
         step_back()
     elif PLANT.get("kind") == "stranger" and os.environ["RANK"] == "1":
-        os.environ[ranks.TOKEN] = (
-            "guessed" if "/launches/0/" in arguments[0] else os.environ[ranks.TOKEN]
+        os.environ[process_group.TOKEN] = (
+            "guessed" if "/launches/0/" in arguments[0] else os.environ[process_group.TOKEN]
         )
     elif PLANT.get("kind") == "random" or os.environ["RANK"] == str(PLANT.get("rank")):
         plant()

@@ -1,5 +1,5 @@
-"""tp and ep on gloo with their messages exchanged as moe.algorithms says, and all in rings, in the
-same rounds of the same launches."""
+"""tp and ep on gloo with their messages exchanged as moe.parallel.algorithms says, and all in
+rings, in the same rounds of the same launches."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from analysis.verdict import compare
+from analysis.stats.verdict import compare
 from benchmarks.first_answer.ring_worker import RINGS
 from benchmarks.speed.store import markdown
-from runners import places, record
-from runners.estimate import round_medians_ms, round_ratios
-from runners.jobs import Asked, settings_of, validate
-from runners.launch.start import start
-from runners.progress import Progress
-from runners.resolution import plain
-from runners.sweep import Sweep
+from runners.config.resolution import plain
+from runners.host import project_paths
+from runners.launch.local import start
+from runners.records import record
+from runners.records.stats import round_medians_ms, round_ratios
+from runners.sweep.entry import Asked, settings_of, validate
+from runners.sweep.progress import Progress
+from runners.sweep.sweep import Sweep
 
 BOTH = ("chosen", RINGS)
 HOW = ["measure.anchors=0", "measure.phases=0", "tracker=none", "measure.wave_cells=64"]
@@ -64,7 +65,7 @@ def _measured(cells: list[str], launches: int) -> dict[tuple[str, str, int], rec
     words = [[*cell.split(), *how, f"label={label}"] for cell in cells for label in BOTH]
     with (
         tempfile.TemporaryDirectory() as folder,
-        initialize_config_dir(version_base="1.3", config_dir=str(places.CONF)),
+        initialize_config_dir(version_base="1.3", config_dir=str(project_paths.CONF)),
     ):
         asked = [Asked(n, plain(compose("config", w)), w) for n, w in enumerate(words)]
         jobs, errors = validate(asked)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from runners import worker
 from runners.plan import load
-from runners.ranks import TorchRanks, Where
+from runners.rank import worker
+from runners.rank.process_group import TorchRanks, Where
 
 PSS = re.compile(r"^Pss:\s+(\d+) kB", re.M)
 

@@ -12,18 +12,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from analysis.verdict import compare
+from analysis.stats.verdict import compare
 from benchmarks.first_answer import turns
 from benchmarks.first_answer.exchanges import median_ms
 from benchmarks.speed.store import markdown
 from moe.spec import Cell, Layer, Placement, Strategy, Workload
-from runners import record
-from runners.cell import Request
-from runners.launch.start import Started
-from runners.launch.start import start as start_ranks
+from runners.config.cell import Request
+from runners.launch.local import Started
+from runners.launch.local import start as start_ranks
 from runners.plan import Job, LaunchPlan, Measure
-from runners.progress import Progress
-from runners.sweep import Settings, Sweep
+from runners.records import record
+from runners.sweep.progress import Progress
+from runners.sweep.sweep import Settings, Sweep
 
 WAYS = {"forked": False, "anew": True}
 RANKS, MANY = 8, 32

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from moe.algorithms import CHOSEN
-from runners import worker
-from runners.measure import Timed
+from moe.parallel.algorithms import CHOSEN
+from runners.rank import worker
+from runners.rank.engine import Timed
 
 RINGS = "rings"
 

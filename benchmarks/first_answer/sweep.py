@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from benchmarks.speed.store import markdown
-from runners.limits import FOLDER
+from runners.records.calibrations import FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 600

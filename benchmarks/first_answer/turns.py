@@ -12,13 +12,15 @@ from pathlib import Path
 
 import torch
 
-from moe import algorithms, workload
-from moe.comm import Comm
+from moe.parallel import algorithms
+from moe.parallel.comm import Comm
 from moe.step import Step
 from moe.strategies import build
-from runners import environment, worker
+from moe.workload import batches
+from runners.host import environment
 from runners.plan import load
-from runners.ranks import TorchRanks, Where
+from runners.rank import worker
+from runners.rank.process_group import TorchRanks, Where
 
 SOCKET = "turns"  # in the launch's folder
 WARM_UP_STEPS = 200
@@ -36,7 +38,7 @@ def main(arguments: list[str]) -> int:
     comm = Comm(ranks.device, where.world_size, where.rank)
     comm.exchanged = algorithms.table(where.world_size)
     steps = [
-        Step(cell, build(cell, comm), workload.inputs(cell, comm.rank, comm.device))
+        Step(cell, build(cell, comm), batches.inputs(cell, comm.rank, comm.device))
         for cell in plan.cells
     ]
     for step in steps:

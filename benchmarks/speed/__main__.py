@@ -26,16 +26,18 @@ def main() -> int:
     parser.add_argument("--dtype", default="float32", help="beside: dtype of the layer")
     parser.add_argument("--tiny", action="store_true", help="beside: a few cells, to try it")
     args = parser.parse_args()
-    from benchmarks.speed import beside, limits, peers, seed
+    from benchmarks.reference import speed
+    from benchmarks.speed import bandwidth, peer_grid, peers
 
     tables = {
-        "seed": seed.table, "peers": peers.table, "beside": beside.table, "limits": limits.table
+        "seed": speed.table, "peers": peers.table, "beside": peer_grid.table,
+        "limits": bandwidth.table
     }  # fmt: skip
     if args.what == "table":
         for name, table in tables.items():
             print(f"## {name}\n\n{table()}\n")
         return 0
-    runs = {"seed": seed.run, "peers": peers.run, "beside": beside.run, "limits": limits.run}
+    runs = {"seed": speed.run, "peers": peers.run, "beside": peer_grid.run, "limits": bandwidth.run}
     runs[args.what](args)
     print(tables[args.what]())
     return 0

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 
 from benchmarks.speed import store
-from benchmarks.speed.pairs import call_ms, medians_ms
-from moe import spec, strategies, workload
-from moe.comm import Comm
-from moe.layer import MoELayer
+from benchmarks.speed.alternating import call_ms, medians_ms
+from moe import spec, strategies
+from moe.layer.base import MoELayer
+from moe.parallel.comm import Comm
 from moe.step import Step
-from runners.hardware import usable_cores
+from moe.workload import batches
+from runners.host.hardware import usable_cores
 
 SHAPES = ((256, 512), (1024, 2048), (2048, 1024))
 EXPERTS, TOPKS, TOKENS = (8, 64), (1, 2, 8), (1, 8, 128, 1024)
@@ -86,7 +87,7 @@ def measure(layer: MoELayer, block: Any, point: tuple[int, int]) -> store.Row:
     cell = cell_of(layer.layer.dtype, layer.layer.num_experts, shape, topk, tokens)
     layer.cell, layer.layer, layer.total = cell, cell.layer, tokens
     layer.rows, layer.router.layer = (0, tokens), cell.layer
-    x_TD = workload.inputs(cell, 0, torch.device("cpu"))
+    x_TD = batches.inputs(cell, 0, torch.device("cpu"))
     kernel = layer.tune(x_TD)["name"]
     block.gate.top_k = block.top_k = topk
     ways = theirs(block, x_TD, topk)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moe.degrees import degrees
+from moe.parallel.degrees import degrees
 from moe.spec import Cell, shard_bounds
 
 

@@ -10,7 +10,7 @@ group, x bytes on each of them:
     all_to_all       rows to others sent, rows from others received
 
 (bus-bandwidth factors of nccl-tests, doc/PERFORMANCE.md; which messages are exchanged:
-moe.algorithms.)
+moe.parallel.algorithms.)
 
 router.scope=global adds all-gathers over the ranks that together route every token once; where
 every rank routes the whole batch it adds none. Of the T tokens of each rank:
@@ -31,10 +31,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from moe.algorithms import EXCHANGE, Limits, algorithm
 from moe.cost import work
 from moe.cost.load import Load, dispatches, group_rows, routed_tokens
-from moe.degrees import degrees
+from moe.parallel.algorithms import EXCHANGE, Limits, algorithm
+from moe.parallel.degrees import degrees
 from moe.spec import DTYPE_BYTES, Cell, shard_bounds
 
 COUNT_BYTES = 8  # slot counts travel as int64
@@ -61,7 +61,7 @@ class Call:
     sent_bytes: float
     received_bytes: float
     calls: int = 1
-    algorithm: str = ""  # where there are two: see moe.algorithms
+    algorithm: str = ""  # where there are two: see moe.parallel.algorithms
 
     @property
     def messages(self) -> int:
@@ -309,7 +309,8 @@ def collectives(
     cell: Cell, load: Load, rank: int = 0, exchanged: Limits | None = None
 ) -> list[Call]:
     """By step: what the router asks for, forward, backward, gradients; groups of one rank move
-    nothing and are left out. `exchanged` are the limits of moe.algorithms as calibrated."""
+    nothing and are left out. `exchanged` are the limits of moe.parallel.algorithms as
+    calibrated."""
     view = _Rank(cell, load, rank, exchanged)
     found = [*view.scope(), *_forward(view)]
     if cell.workload.mode == "train":
@@ -318,7 +319,8 @@ def collectives(
 
 
 def totals(calls: Iterable[Call]) -> dict[tuple[str, str], tuple[int, float, float]]:
-    """(collective, group) -> calls, bytes sent, bytes received: as `moe.comm` counts them."""
+    """(collective, group) -> calls, bytes sent, bytes received: as `moe.parallel.comm` counts
+    them."""
     found: dict[tuple[str, str], tuple[int, float, float]] = {}
     for call in calls:
         key = (call.collective, call.group.name)

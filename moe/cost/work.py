@@ -13,7 +13,7 @@ K top-k, R ranks, U = H / tp hidden units here, F = U or (gated) 2U.
 from __future__ import annotations
 
 from moe.cost.load import Load, dispatches, group_rows, routed_tokens
-from moe.degrees import degrees
+from moe.parallel.degrees import degrees
 from moe.spec import DTYPE_BYTES, Cell, Layer
 
 TRAIN_FACTOR = 3

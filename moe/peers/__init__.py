@@ -2,7 +2,7 @@
 
 A peer is a module with the class `Peer`, a `moe.peers.base.PeerLayer`, which imports its system
 only when one is built. Those of this project are moe/peers/<name>.py, with their limits in
-`moe.peers.limits`; any other is a module `moe_peer_<name>` on Python's path with its own `LIMITS`
+`moe.peers.support`; any other is a module `moe_peer_<name>` on Python's path with its own `LIMITS`
 (docs/peers.md). Torch-free.
 """
 
@@ -12,7 +12,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from moe.peers.limits import LIMITS, Limits
+from moe.peers.support import LIMITS, Limits
 from moe.spec import PEER, Cell, Unsupported
 
 if TYPE_CHECKING:

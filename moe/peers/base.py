@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from moe import peers, phases, weights
-from moe.comm import Comm
-from moe.experts import Experts
-from moe.layer import MoELayer, known_gradient
-from moe.peers.watch import Listening, Part, timed
-from moe.router import Routing
+from moe.layer.base import MoELayer, known_gradient
+from moe.layer.experts import Experts
+from moe.layer.router import Routing
+from moe.parallel.comm import Comm
+from moe.peers.instrument import Listening, Part, timed
 from moe.spec import Cell
 
 View = Callable[[nn.Parameter], Tensor]  # of a parameter: itself, or its gradient

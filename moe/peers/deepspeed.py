@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe import weights
-from moe.activations import activate
+from moe.layer.activations import activate
 from moe.peers.base import Gate, Matrices, PeerLayer, View
-from moe.peers.watch import Part
+from moe.peers.instrument import Part
 
 
 class LegacyGate(Gate):
@@ -121,10 +121,10 @@ class Peer(PeerLayer):
         moe = system.deepspeed_moe
         moe.gate = LegacyGate(self)
         for place, expert in enumerate(experts):
-            moe.experts.deepspeed_experts[place] = expert
+            moe.layer.experts.deepspeed_experts[place] = expert
         if size > 1:
             system.set_deepspeed_parallelism()
-        moe.experts.register_forward_pre_hook(self._told)
+        moe.layer.experts.register_forward_pre_hook(self._told)
         return system
 
     def _autoep(self) -> nn.Module:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from moe.peers.base import Gate, Matrices, PeerLayer, View
-from moe.peers.watch import Part
+from moe.peers.instrument import Part
 from moe.spec import Layer
 
 NAMES = {"w1": "w1_EFD", "w3": "w3_EFD", "w2": "w2_EDF"}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from moe.peers.base import Gate, Matrices, PeerLayer, View
-from moe.peers.watch import Part
+from moe.peers.instrument import Part
 from moe.strategies.simple import Simple
 
 

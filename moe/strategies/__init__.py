@@ -11,8 +11,8 @@ from moe.strategies.checks import supports
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from moe.comm import Comm
-    from moe.layer import MoELayer
+    from moe.layer.base import MoELayer
+    from moe.parallel.comm import Comm
 
 __all__ = ["build", "supports"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from moe import peers, spec
-from moe.degrees import degrees
+from moe.parallel.degrees import degrees
 from moe.spec import Cell, Unsupported
-from moe.workload_checks import check_workload
+from moe.workload.checks import check_workload
 
 DISPATCH: dict[
     str, dict[str, tuple[str, ...]]

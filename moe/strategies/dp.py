@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from moe.layer import MoELayer, Reductions
+from moe.layer.base import MoELayer, Reductions
 
 
 class Dp(MoELayer):

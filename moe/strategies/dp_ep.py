@@ -12,11 +12,11 @@ from functools import cached_property
 
 from torch import Tensor
 
-from moe import workload
-from moe.collectives import add_up, gather_outputs
-from moe.comm import Group
-from moe.layer import MoELayer, Reductions
+from moe.layer.base import MoELayer, Reductions
+from moe.parallel.collectives import add_up, gather_outputs
+from moe.parallel.comm import Group
 from moe.phases import phase
+from moe.workload import batches
 
 
 class DpEp(MoELayer):
@@ -25,7 +25,7 @@ class DpEp(MoELayer):
 
     def routed_rows(self) -> tuple[int, int]:
         local = self.cell.strategy.dispatcher == "local"
-        return workload.rows_of(self.cell, self.ep.ranks) if local else super().routed_rows()
+        return batches.rows_of(self.cell, self.ep.ranks) if local else super().routed_rows()
 
     def routed_by(self) -> tuple[Group, list[int]] | None:
         return self.by_replica if self.cell.strategy.dispatcher == "local" else super().routed_by()
@@ -33,7 +33,7 @@ class DpEp(MoELayer):
     @cached_property
     def by_replica(self) -> tuple[Group, list[int]]:
         firsts = [rank - self.ep.index for rank in self.dp.ranks]
-        slices = [workload.rows_of(self.cell, (f, f + self.ep.size - 1)) for f in firsts]
+        slices = [batches.rows_of(self.cell, (f, f + self.ep.size - 1)) for f in firsts]
         return self.dp, [end - start for start, end in slices]
 
     def reductions(self) -> Reductions:
@@ -47,7 +47,7 @@ class DpEp(MoELayer):
         return y_TO if self.sharded else self.gather_batch(y_TO)
 
     def _local(self, own_TD: Tensor) -> Tensor:
-        shared_rows = workload.own_rows(self.cell, self.comm.rank)
+        shared_rows = batches.own_rows(self.cell, self.comm.rank)
         y_TO = self.plus_shared(self.mix(own_TD, self.route(own_TD)), own_TD, shared_rows)
         group, sizes = self.by_replica
         with phase("combine"):

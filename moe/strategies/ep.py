@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from moe import workload
-from moe.collectives import add_and_scatter, add_up, gather_tokens, spread
-from moe.comm import Group
-from moe.layer import MoELayer
+from moe.layer.base import MoELayer
+from moe.parallel.collectives import add_and_scatter, add_up, gather_tokens, spread
+from moe.parallel.comm import Group
 from moe.phases import phase
+from moe.workload import batches
 
 
 class Ep(MoELayer):
@@ -57,5 +57,5 @@ class Ep(MoELayer):
 
     def _own_experts(self, x_BD: Tensor) -> Tensor:
         """Of the whole batch; shared experts see this rank's share of it."""
-        own = workload.own_rows(self.cell, self.comm.rank)
+        own = batches.own_rows(self.cell, self.comm.rank)
         return self.plus_shared(self.mix(x_BD, self.route(x_BD)), x_BD, own)

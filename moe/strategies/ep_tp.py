@@ -13,11 +13,11 @@ from functools import cached_property
 
 from torch import Tensor
 
-from moe import workload
-from moe.collectives import add_and_scatter, add_up, gather_outputs, gather_tokens, spread
-from moe.comm import Group
-from moe.layer import MoELayer, Reductions
+from moe.layer.base import MoELayer, Reductions
+from moe.parallel.collectives import add_and_scatter, add_up, gather_outputs, gather_tokens, spread
+from moe.parallel.comm import Group
 from moe.phases import phase
+from moe.workload import batches
 
 
 class EpTp(MoELayer):
@@ -27,7 +27,7 @@ class EpTp(MoELayer):
 
     def routed_rows(self) -> tuple[int, int]:
         whole = self.cell.strategy.dispatcher == "local"
-        return (0, self.total) if whole else workload.rows_of(self.cell, self.tp.ranks)
+        return (0, self.total) if whole else batches.rows_of(self.cell, self.tp.ranks)
 
     def routed_by(self) -> tuple[Group, list[int]] | None:
         return None if self.cell.strategy.dispatcher == "local" else self.by_tp_group
@@ -35,7 +35,7 @@ class EpTp(MoELayer):
     @cached_property
     def by_tp_group(self) -> tuple[Group, list[int]]:
         firsts = [rank - self.tp.index for rank in self.ep.ranks]
-        slices = [workload.rows_of(self.cell, (f, f + self.tp.size - 1)) for f in firsts]
+        slices = [batches.rows_of(self.cell, (f, f + self.tp.size - 1)) for f in firsts]
         return self.ep, [end - start for start, end in slices]
 
     def reductions(self) -> Reductions:
@@ -51,7 +51,7 @@ class EpTp(MoELayer):
 
     def _local(self, x_TD: Tensor) -> Tensor:
         x_BD = spread(x_TD, self.comm.world, self.wire)
-        shared_rows = workload.rows_of(self.cell, self.tp.ranks)
+        shared_rows = batches.rows_of(self.cell, self.tp.ranks)
         y_BO = self.plus_shared(self.mix(x_BD, self.route(x_BD)), x_BD, shared_rows)
         with phase("combine"):
             return add_up(y_BO, self.comm.world, self.wire)
@@ -65,7 +65,7 @@ class EpTp(MoELayer):
             return gather_outputs(y_TO, group, sizes, self.wire)
 
     def _sharded(self, x_TD: Tensor) -> Tensor:
-        bounds = [workload.own_rows(self.cell, rank) for rank in self.tp.ranks]
+        bounds = [batches.own_rows(self.cell, rank) for rank in self.tp.ranks]
         sizes = [end - start for start, end in bounds]
         with phase("dispatch"):
             x_TD = gather_tokens(x_TD, self.tp, sizes)

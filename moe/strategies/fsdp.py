@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe import tuning, weights
-from moe.experts import Experts
-from moe.layer import MoELayer, Reductions, known_gradient
+from moe import weights
+from moe.layer import kernel_choice
+from moe.layer.base import MoELayer, Reductions, known_gradient
+from moe.layer.experts import Experts
 from moe.phases import phase
 
 
@@ -179,7 +180,7 @@ class Fsdp(MoELayer):
         if hasattr(self, "flat"):
             self._unshard()
         self.kept_whole = True
-        found = tuning.tune(self, x_TD)
+        found = kernel_choice.tune(self, x_TD)
         self.kept_whole = False
         self._shard()
         return found

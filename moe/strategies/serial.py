@@ -14,9 +14,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from moe.capacity import Scope
-from moe.experts import Experts
-from moe.layer import MoELayer, Reductions
+from moe.layer.base import MoELayer, Reductions
+from moe.layer.capacity import Scope
+from moe.layer.experts import Experts
 
 
 class Serial(MoELayer):

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from moe.capacity import Scope
-from moe.comm import Group
-from moe.layer import MoELayer, Reductions
+from moe.layer.base import MoELayer, Reductions
+from moe.layer.capacity import Scope
+from moe.parallel.comm import Group
 
 
 class Simple(MoELayer):

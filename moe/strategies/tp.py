@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from moe.collectives import add_and_scatter, add_up, gather_tokens, spread
-from moe.layer import MoELayer, Reductions
+from moe.layer.base import MoELayer, Reductions
+from moe.parallel.collectives import add_and_scatter, add_up, gather_tokens, spread
 from moe.phases import phase
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from moe import weights
 from moe.cost.load import dispatches
-from moe.degrees import degrees
+from moe.parallel.degrees import degrees
 from moe.spec import Cell, Layer
-from moe.workload_checks import hot_slots, most_imbalance, nominal_ranks
+from moe.workload.checks import hot_slots, most_imbalance, nominal_ranks
 
 Rows = tuple[int, int]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

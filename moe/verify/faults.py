@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from moe.comm import Comm
+from moe.parallel.comm import Comm
 from moe.verify.limits import Limits
 
 FAULTS = (

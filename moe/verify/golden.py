@@ -13,8 +13,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from moe import prescribed, weights, workload
+from moe import weights
 from moe.spec import Cell, Layer, Placement, Workload
+from moe.workload import batches, routings
 
 # kind, parameter, nominal_ep, seed
 PRESCRIBED = (
@@ -35,13 +36,13 @@ def shared_definitions() -> Iterator[Tensor]:
             for name in weights.names(layer):
                 yield weights.matrix(layer, expert, name)
         cell = Cell(layer, workload=Workload(batch_size=20, seed=seed))
-        yield workload.tokens(cell, (0, 20))
-        yield workload.tokens(cell, (17, 20))
-        yield workload.cotangent(cell, (3, 9))
+        yield batches.tokens(cell, (0, 20))
+        yield batches.tokens(cell, (17, 20))
+        yield batches.cotangent(cell, (3, 9))
     for kind, parameter, nominal, seed in PRESCRIBED:
         work = Workload(20, "replicated", "forward", kind, parameter, nominal, seed=seed)
         cell = Cell(Layer(num_experts=16, topk=3), workload=work, placement=Placement(2))
-        allowed = workload.allowed(cell, (0, 20))
+        allowed = batches.allowed(cell, (0, 20))
         assert allowed is not None
         yield allowed
 
@@ -57,9 +58,9 @@ def digest() -> str:
 
 def as_written() -> bool:
     """Computed once for the functions that are there now."""
-    makers = tuple(prescribed.MAKERS.values())
+    makers = tuple(routings.MAKERS.values())
     return _as_written(weights.uniform_, weights.router, weights.matrices, weights.dtype_of,
-                       workload.tokens, workload.cotangent, workload.allowed, makers)  # fmt: skip
+                       batches.tokens, batches.cotangent, batches.allowed, makers)  # fmt: skip
 
 
 @functools.lru_cache(maxsize=8)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from moe import weights
-from moe.comm import Comm
-from moe.experts import Experts
-from moe.layer import MoELayer
+from moe.layer.base import MoELayer
+from moe.layer.experts import Experts
+from moe.parallel.comm import Comm
 from moe.spec import Cell
 from moe.verify import definitions
 from moe.verify.errors import largest_error

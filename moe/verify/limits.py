@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass
 
 from moe.cost.load import dispatches
-from moe.degrees import degrees
+from moe.parallel.degrees import degrees
 from moe.peers import equivalent
 from moe.spec import Cell
 

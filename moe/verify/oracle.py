@@ -2,7 +2,7 @@
 
 It shares with the strategies the weight set (rounded to the layer's dtype), the selection bias and
 prescribed choices: `moe.verify.definitions` says what must hold of these. Nothing else is shared.
-tests/test_oracle.py holds it against other people's modules.
+tests/unit/moe/test_oracle.py holds it against other people's modules.
 Shape letters: N tokens checked, B global batch, D in, H hidden, O out, E experts, K slots of a
 token.
 """
@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe import balance, weights
+from moe import weights
+from moe.layer import balance_loss
 from moe.spec import Cell, Layer
 from moe.verify import definitions
 
@@ -83,7 +84,7 @@ def ranking(layer: Layer, logits_NE: Tensor) -> Tensor:
     """[N, E] what experts are ranked by when a bias or groups have a say."""
     scores_NE = probabilities(layer, logits_NE)
     if layer.router.selection_bias == "balanced":
-        scores_NE = scores_NE + balance.selection_bias(layer).to(scores_NE)
+        scores_NE = scores_NE + balance_loss.selection_bias(layer).to(scores_NE)
     return scores_NE
 
 

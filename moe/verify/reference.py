@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from moe import weights
-from moe.comm import Comm
+from moe.parallel.comm import Comm
 from moe.spec import Cell, Layer
 from moe.verify import definitions, oracle
 from moe.verify.limits import UNIT, logit_limit

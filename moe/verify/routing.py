@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe import balance
-from moe.comm import Comm
-from moe.layer import Seen
-from moe.router import Routing
+from moe.layer import balance_loss
+from moe.layer.base import Seen
+from moe.layer.router import Routing
+from moe.parallel.comm import Comm
 from moe.spec import Cell, Layer
 from moe.verify import faults, oracle
 from moe.verify.faults import FaultCollector
@@ -206,8 +206,8 @@ def check_ties(
 
 def bias_evens_out(layer: Layer) -> bool:
     """The selection bias makes the load on its seeded tokens more even than it is without."""
-    plain_NE = balance.calibration_scores(layer).double()
-    with_bias_NE = plain_NE + balance.selection_bias(layer).double()
+    plain_NE = balance_loss.calibration_scores(layer).double()
+    with_bias_NE = plain_NE + balance_loss.selection_bias(layer).double()
     before, after = _unevenness(layer, plain_NE), _unevenness(layer, with_bias_NE)
     return after <= EVENED * before + 0.02
 

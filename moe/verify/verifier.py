@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from moe import strategies, workload
-from moe.comm import Comm
-from moe.layer import Seen
+from moe import strategies
+from moe.layer.base import Seen
+from moe.parallel.comm import Comm
 from moe.spec import Cell
 from moe.step import Step
 from moe.verify import definitions, faults, golden
@@ -35,6 +35,7 @@ from moe.verify.reference import Batch, Reference, reference
 from moe.verify.routing import bias_evens_out, check_routing, check_ties
 from moe.verify.sampling import sample
 from moe.verify.snapshot import Difference, Snapshot, local_gradients
+from moe.workload import batches
 
 OTHER_TOKENS = 0x5EED  # added to the seed of the tokens that are used after timing
 
@@ -50,7 +51,7 @@ def verify_twin(twin: Cell, kernel: str, comm: Comm, trace_NK: Tensor | None = N
     """The check of a cell's twin in float32 with the cell's kernel; collective."""
     layer = strategies.build(twin, comm, trace_NK)
     layer.use(kernel)
-    x_TD = workload.inputs(twin, comm.rank, comm.device)
+    x_TD = batches.inputs(twin, comm.rank, comm.device)
     result = verify(twin, Step(twin, layer, x_TD), comm, trace_NK)
     return replace(result, detail=f"in float32: {result.detail}")
 
@@ -78,7 +79,7 @@ class Verifier:
         self.seen: Seen | None = None  # of the step that was proven
         self.done = Done()  # by the last watched step
         self.proven: Snapshot | None = None
-        allowed_BE = workload.allowed(cell, (0, cell.workload.batch_size), trace_NK)
+        allowed_BE = batches.allowed(cell, (0, cell.workload.batch_size), trace_NK)
         self.allowed_BE = None if allowed_BE is None else allowed_BE.to(comm.device)
 
     def prove(self, steps: Sequence[Step], seed: int) -> CheckResult:
@@ -133,7 +134,7 @@ class Verifier:
 
     def _tokens(self, cell: Cell) -> Tensor:
         """[B, D] of the whole batch, in the layer's dtype."""
-        return workload.tokens(cell, (0, cell.workload.batch_size)).to(self.comm.device)
+        return batches.tokens(cell, (0, cell.workload.batch_size)).to(self.comm.device)
 
     def _own(self, x_BD: Tensor) -> Tensor:
         """The rows this rank starts with."""
@@ -184,7 +185,7 @@ class Verifier:
         experts = None
         if self.train:
             whole = (0, cell.workload.batch_size)
-            batch.cotangent_BO = workload.cotangent(cell, whole).to(comm.device)
+            batch.cotangent_BO = batches.cotangent(cell, whole).to(comm.device)
             experts = ExpertGradients(cell, step.layer, comm, batch.dtype)
             left = local_gradients(step)
             told = all(torch.equal(grad, left[name])

@@ -23,7 +23,7 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing.api import MultiprocessContext, RunProcsResult
 from torch.distributed.elastic.utils.store import barrier
 
-from runners import bound
+from runners.host import isolation
 
 NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"  # counts devices without beginning CUDA
 HANDLED = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # by the agent, beside SIGINT
@@ -96,7 +96,7 @@ def entry(rank_main: Callable[[list[str]], int], arguments: Sequence[str]) -> Ca
     def rank() -> None:
         code = 1
         try:
-            bound.die_with_parent(agent_pid)
+            isolation.die_with_parent(agent_pid)
             gate.wait()
             for number in HANDLED:
                 signal.signal(number, signal.SIG_DFL)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runners.inherited import SLURM, inherited
-from runners.launch.address import first_address, free_port, resolve
-from runners.launch.start import Started, rank_environment
+from runners.host.inherited import SLURM, inherited
+from runners.host.network import first_address, free_port, resolve
+from runners.launch.local import Started, rank_environment
 from runners.plan import LaunchPlan, save
 
 LIMIT_S = 60.0
@@ -104,7 +104,7 @@ def srun_command(plan: LaunchPlan) -> list[str]:
         "--export=ALL",
         f"--output={logs / 'stdout.log'}",
         f"--error={logs / 'stderr.log'}",
-        *(sys.executable, "-m", "runners.launch.srun_rank", f"{plan.launch_dir}/launch.json"),
+        *(sys.executable, "-m", "runners.rank.srun", f"{plan.launch_dir}/launch.json"),
     ]
 
 

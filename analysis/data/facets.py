@@ -1,0 +1,261 @@
+"""The cells of a sweep arranged as pictures and tables want them: an axis, series, all else fixed.
+
+A panel holds the cells that differ in one axis and in the strategy only. What else a sweep varies
+splits it into several panels; what must follow the axis (threads follow ranks) does not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from analysis.data.frame import hashable, varying, where
+from analysis.data.schema import CONFIG, LOAD_PARTS
+from moe.spec import Cell, Layer
+from runners.records import flat_row
+
+# What tells apart two forms of one strategy: part of the series' name where it varies.
+VARIANT = (
+    *("dispatcher", "ep", "tp", "overlap", "expert_placement", "expert_order", "hot_replicas"),
+    *("comm_dtype", "kernel", "slowdown", "variant", "label"),
+)
+# Columns that may follow an axis without being an axis of their own.
+COMPANIONS = {
+    "topk_requested": ("topk",),
+    "topk": ("topk_requested",),
+    "world_size": ("threads", "num_experts", "topk"),
+    "num_experts": ("topk",),
+    "load": LOAD_PARTS,
+    "seed": ("weight_seed",),
+    "dim": ("hidden", "dim_out"),
+    "model": CONFIG,
+}
+FIRST_AXES = ("topk_requested", "batch_size", "world_size", "num_experts", "dim", "load")
+NOT_AXES = ("strategy", "topk", "weight_seed", "threads", "workload", "workload_nominal_ep",
+            "trace_sha256")  # fmt: skip
+DESCRIBED = (*(n for n in CONFIG if n not in LOAD_PARTS), "load")
+SERIAL = "serial"
+PLAIN = ("balanced", "learned", "forward", "replicated", "warm", "float32")
+TITLES = {
+    "topk_requested": "top-k",
+    "topk": "top-k",
+    "batch_size": "batch size",
+    "world_size": "ranks",
+    "num_experts": "experts",
+    "load": "workload",
+    "expert_placement": "placement",
+    "workload_parameter": "workload parameter",
+    "host": "host",
+}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Cells with one axis; `cells` has the added columns x (axis value) and series (name)."""
+
+    axis: str
+    fixed: tuple[tuple[str, Any], ...]  # what the sweep varies elsewhere, and is fixed here
+    cells: pd.DataFrame
+
+    @property
+    def values(self) -> list[Any]:
+        return sorted({hashable(x) for x in self.cells["x"]}, key=sort_key)
+
+    @property
+    def series(self) -> list[str]:
+        return sorted(set(self.cells["series"]), key=series_order)
+
+    def at(self, x: Any, series: str) -> pd.Series[Any] | None:
+        """The cell at this place, if there is one."""
+        position = self._positions.get((series, hashable(x)))
+        return None if position is None else self.cells.iloc[position]
+
+    @cached_property
+    def _positions(self) -> dict[tuple[str, Any], int]:
+        """The first row of each place."""
+        keys = zip(self.cells["series"], map(hashable, self.cells["x"]), strict=True)
+        found: dict[tuple[str, Any], int] = {}
+        for position, key in enumerate(keys):
+            found.setdefault(key, position)
+        return found
+
+    def fixed_of(self, name: str) -> Any:
+        """The value all cells of the strategies under test share, or None where they differ."""
+        rows = self.cells[self.cells["strategy"] != SERIAL]
+        values = {hashable(v) for v in rows[name]}
+        return values.pop() if len(values) == 1 else None
+
+
+def sort_key(value: Any) -> tuple[int, float, str]:
+    """Numbers by size, then texts, plain values of an axis before the others."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return (0, float(value), "")
+    return (1, 0.0 if value in PLAIN else 1.0, str(value))
+
+
+ORDER = ("serial", "simple", "dp", "tp", "ep", "ep_tp", "dp_ep", "fsdp")
+
+
+def series_order(name: str) -> tuple[int, str]:
+    first = name.split(" ")[0]
+    return (ORDER.index(first) if first in ORDER else len(ORDER), name)
+
+
+def axes(cells: pd.DataFrame) -> list[str]:
+    """The columns along which the sweep has at least two values with all else fixed."""
+    candidates = [n for n in varying(cells, (*CONFIG, "load")) if n not in (*VARIANT, *NOT_AXES)]
+    if "load" in candidates and varying(cells, LOAD_PARTS) == ["workload_parameter"]:
+        candidates.remove("load")  # the parameter is a number, along which growth can be told
+    ordered = [n for n in FIRST_AXES if n in candidates]
+    ordered += [n for n in candidates if n not in ordered]
+    return [name for name in ordered if panels(cells, name)]
+
+
+def panels(cells: pd.DataFrame, axis: str, minimum: int = 2) -> list[Panel]:
+    """All panels of an axis with at least `minimum` of its values, largest first."""
+    axis = "load" if axis == "workload" else axis
+    tested = cells[cells["strategy"] != SERIAL]
+    if tested.empty:
+        tested = cells
+    companions = COMPANIONS.get(axis, ())
+    free = (axis, "strategy", *companions, *VARIANT)
+    described = CONFIG if axis in LOAD_PARTS else DESCRIBED
+    context = [n for n in varying(tested, (*described, "host", "metric")) if n not in free]
+    found = []
+    for fixed, group in grouped(tested, context):
+        for extra, part in _without_conflicts(group, axis, companions):
+            if len({hashable(v) for v in part[axis]}) >= minimum:
+                found.append(_panel(cells, part, axis, (*fixed, *extra)))
+    return sorted(found, key=lambda p: (-len(p.cells), [sort_key(v) for _, v in p.fixed]))
+
+
+def grouped(
+    cells: pd.DataFrame, names: Sequence[str]
+) -> Iterator[tuple[tuple[tuple[str, Any], ...], pd.DataFrame]]:
+    """Rows by equal values of the columns, also of list columns, in order of first appearance."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    columns = [list(cells[n]) for n in names]
+    for position in range(len(cells)):
+        key = tuple(hashable(column[position]) for column in columns)
+        groups.setdefault(key, []).append(position)
+    for key, positions in groups.items():
+        yield tuple(zip(names, key, strict=True)), cells.iloc[positions]
+
+
+def _without_conflicts(
+    group: pd.DataFrame, axis: str, companions: Sequence[str]
+) -> Iterator[tuple[tuple[tuple[str, Any], ...], pd.DataFrame]]:
+    """The group, or its parts where two cells of one strategy fall on one place of the axis."""
+    place = [axis, "strategy", *VARIANT]
+    crossed = [name for name in companions if _crosses(group, place, name)]
+    if not crossed:
+        yield (), group
+        return
+    if "num_experts" in crossed and axis == "world_size":
+        follows = group[group["num_experts"] == group["world_size"]]
+        others = [n for n in crossed if n not in ("num_experts", "topk")]
+        for fixed, part in grouped(follows, others):
+            yield (("num_experts", "ranks"), *fixed), part
+    yield from grouped(group, crossed)
+
+
+def _crosses(group: pd.DataFrame, place: Sequence[str], name: str) -> bool:
+    """Whether two cells at one place differ in this column."""
+    keys = zip(*(map(hashable, group[n]) for n in place), strict=True)
+    seen: dict[tuple[Any, ...], Any] = {}
+    return any(
+        seen.setdefault(key, value) != value
+        for key, value in zip(keys, map(hashable, group[name]), strict=True)
+    )
+
+
+def _panel(
+    cells: pd.DataFrame, part: pd.DataFrame, axis: str, fixed: tuple[tuple[str, Any], ...]
+) -> Panel:
+    rows = part.assign(x=part[axis], series=series_names(part))
+    serial = cells[cells["strategy"] == SERIAL]
+    places = part[part["strategy"] != SERIAL].drop_duplicates(axis) if len(serial) else serial
+    baseline = [
+        match.assign(x=[row[axis]], series=[SERIAL])
+        for _, row in places.iterrows()
+        if not (match := serial_of(serial, row)).empty
+    ]
+    return Panel(axis, fixed, pd.concat([rows, *baseline], ignore_index=True))
+
+
+_SAME_WORK = tuple(
+    name
+    for name in flat_row.flat_config(Cell())
+    if name in {f.name for f in dataclasses.fields(Layer)} - {"topk_requested"}
+    or name.startswith("router_")
+    or name in ("batch_size", "mode", "workload", "workload_parameter", "seed", "cache")
+)
+
+
+def serial_of(cells: pd.DataFrame, row: pd.Series[Any]) -> pd.DataFrame:
+    """The serial cell that does the same work on the same host, timed alike: at most one row."""
+    rows = where(where(cells, "strategy", SERIAL), "host", row["host"])
+    for name in (*_SAME_WORK, "device", "metric"):
+        rows = where(rows, name, row[name])
+    return rows.iloc[:1]
+
+
+def series_names(cells: pd.DataFrame) -> list[str]:
+    """The strategy, with those of its variant's settings that tell its cells apart."""
+    differing = {strategy: varying(part, VARIANT) for strategy, part in cells.groupby("strategy")}
+    return [_series_name(row, differing[row["strategy"]]) for _, row in cells.iterrows()]
+
+
+def _series_name(row: pd.Series[Any], names: list[str]) -> str:
+    words = [str(row["strategy"])]
+    for name in names:
+        value = hashable(row[name])
+        if name in ("dispatcher", "label", "kernel", "expert_placement", "variant"):
+            words.append(str(value) if value != "" else "-")
+        else:
+            words.append(f"{name}={value}")
+    return " ".join(words)
+
+
+def title_of(axis: str) -> str:
+    return TITLES.get(axis, axis.replace("_", " "))
+
+
+SETTINGS = ("batch_size", "topk_requested", "world_size", "num_experts")
+
+
+def setting(panel: Panel) -> str:
+    """What is fixed, in words: "batch size 8, ranks 8"."""
+    fixed = dict(panel.fixed)
+    words = []
+    for name in (*SETTINGS, *(n for n in fixed if n not in (*SETTINGS, "topk"))):
+        if name in (panel.axis, "metric"):  # a table's heading names the metric
+            continue
+        value = fixed.get(name, panel.fixed_of(name))
+        if name == "num_experts" and panel.axis == "world_size" and value is None:
+            follows = panel.cells[panel.cells["strategy"] != SERIAL]
+            value = "ranks" if (follows["num_experts"] == follows["world_size"]).all() else None
+        if value is not None:
+            words.append(f"{title_of(name)} = {value}" if value == "ranks" else _pair(name, value))
+    return ", ".join(words)
+
+
+def _pair(name: str, value: Any) -> str:
+    return f"{title_of(name)} {value}" if value != "" else f"no {title_of(name)}"
+
+
+def x_label(panel: Panel, x: Any) -> str:
+    """The axis value, with what ran instead where top-k was clamped."""
+    rows = where(panel.cells, "x", x)
+    for _, row in rows[rows["strategy"] != SERIAL].iterrows():
+        if row["topk"] != row["topk_requested"]:
+            ran = f"ran as {row['topk']}"
+            if panel.axis == "topk_requested":
+                return f"{x} ({ran})"
+            return f"{x} (top-k {row['topk_requested']} {ran})"
+    return str(x)

@@ -1,0 +1,156 @@
+"""What a step asks of the hardware, phase by phase, in seconds of the hardware at its best.
+
+A time is the sum over all (phase, term) of coefficient x value:
+
+    operations   how many operations are started        coefficient: seconds each
+    experts      experts that get a product of their own coefficient: seconds each
+    matrix       FLOPs / matrix rate                     coefficient: 1 / efficiency
+    read         weight bytes / bandwidth                coefficient: 1 / efficiency
+    move         bytes of tokens and slots / bandwidth   coefficient: 1 / efficiency
+    fresh        bytes mapped anew / bandwidth           coefficient: 1 / efficiency
+    alpha, wire  collectives, see `network`              coefficient: 1 / efficiency
+
+Where coefficients are fitted, matrix and read times are added, not maximised: products with few
+rows m reach m / (m + h) of the matrix rate, and flops / rate x (1 + h / m) is a term in FLOPs plus
+one in weights read.
+
+Memory is mapped anew, page by page, where a step on a processor frees so much that glibc returns it
+to the system: beyond GIVEN_BACK, taken as twice a large block (mallopt(3), M_TRIM_THRESHOLD).
+
+A machine that only states its rates (data sheets) gets a roofline for each kernel instead, as a GPU
+with fused kernels runs them: a grouped product takes the longer of its FLOPs and of all the bytes
+that it reads and writes (`read`: weights, rows in, rows out); only the activation's kernel and
+permutes add bytes of their own (`move`). A fused permute reads tokens and writes slots; `dedup`
+sends tokens from where they are, and one permute on the other side makes slots of them. Launches
+are queued ahead of the GPU, so they count only where they take longer than all it has to do.
+
+The rank is the busiest: it takes `skew` times its even share of slots.
+Shape letters: T tokens routed here, S slots computed here, D in, O out, E experts, K top-k.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from analysis.predict import network
+from analysis.predict.hardware import Machine
+from moe import cost
+from moe.cost import Load
+from moe.cost.load import dispatches, routed_tokens
+from moe.cost.work import first_width, shared_tokens
+from moe.parallel.degrees import degrees
+from moe.spec import DTYPE_BYTES, Cell
+
+Key = tuple[str, str]
+PHASES = ("router", "permute", "dispatch", "experts", "combine", "unpermute", "backward",
+          "gradients")  # fmt: skip
+OPERATIONS = {"router": 4, "permute": 5, "experts": 3, "unpermute": 3}
+DISPATCH_OPERATIONS = 8  # more permuting on both sides of an exchange
+BACKWARD = 2.0  # times the forward pass's arithmetic
+GIVEN_BACK = 32 << 20  # bytes
+MOVED_BACK_ONCE = ("permute", "unpermute")  # their gradients are moved once, as they were
+
+
+@dataclass(frozen=True)
+class Step:
+    """The rank that decides how long a step takes."""
+
+    cell: Cell
+    load: Load
+    skew: float = 1.0
+    dense: bool = False  # all experts on all tokens, in two products
+
+    @property
+    def slots(self) -> float:
+        """Rows of expert arithmetic."""
+        if not self.dense:
+            return self.load.slots
+        rows = self.load.rows if dispatches(self.cell) else routed_tokens(self.cell, 0)
+        return rows * self.cell.layer.num_experts / degrees(self.cell).ep
+
+
+def busiest(cell: Cell, skew: float = 1.0, dense: bool = False) -> Step:
+    """Rank 0 has the most tokens; a skew beyond what top-k allows is cut to what it allows."""
+    found = degrees(cell)
+    most = found.ep * min(1.0, cell.layer.num_experts / found.ep / cell.layer.topk)
+    skew = max(1.0, min(skew, most))
+    return Step(cell, cost.expected(cell, 0, skew), skew, dense)
+
+
+def terms(step: Step, machine: Machine) -> dict[Key, float]:
+    cell = step.cell
+    found = _local(step, machine)
+    for call in cost.collectives(cell, step.load, 0, machine.exchanged):
+        times = network.call_times(call, machine)
+        phase = {"counts": "dispatch"}.get(call.purpose, call.purpose)
+        _add(found, (phase, "alpha"), times.alpha_s)
+        _add(found, (phase, "wire"), times.wire_s)
+    if cell.workload.mode == "train":
+        for (phase, term), value in list(found.items()):
+            if phase in OPERATIONS:
+                once = not machine.calibrated and phase in MOVED_BACK_ONCE
+                _add(found, ("backward", term), value if once else BACKWARD * value)
+    return {key: value for key, value in found.items() if value}
+
+
+def _add(found: dict[Key, float], key: Key, value: float) -> None:
+    found[key] = found.get(key, 0.0) + value
+
+
+def _local(step: Step, machine: Machine) -> dict[Key, float]:
+    cell, load, layer = step.cell, step.load, step.cell.layer
+    size, tokens = DTYPE_BYTES[layer.dtype], routed_tokens(cell, 0)
+    units = layer.hidden // degrees(cell).tp
+    shared = shared_tokens(cell, 0) * layer.shared_experts
+    held = layer.num_experts / degrees(cell).ep
+    touched = held if step.dense else load.touched
+    weights = cost.touched_weight_bytes(cell, dataclasses.replace(load, touched=touched))
+    arithmetic = cost.expert_flops(cell, Load(step.slots)) + cost.shared_flops(cell, 0)
+    rows = load.rows if dispatches(cell) else load.slots
+    hidden = (step.slots + shared) * (2 * first_width(layer, units) + units)
+    read, copies = machine.read_rate(cost.weight_bytes(cell)), 1 if dispatches(cell) else 0
+    permuted = 0.0 if step.dense and not copies else (1 + copies) * rows * layer.dim
+    returned = tokens * layer.topk if dispatches(cell) else load.slots
+    unpermuted = 0.0 if step.dense and not copies else (returned + copies * rows) * layer.dim_out
+    bandwidth = machine.read_bytes_per_s if not machine.read_warm else machine.read_warm[-1][1]
+    dispatch_operations = DISPATCH_OPERATIONS * copies
+    experts_bytes, moved_in, moved_out = weights, 2 * permuted, 2 * unpermuted
+    width = first_width(layer, units)
+    made = size * (step.slots + shared) * (layer.dim + width + units + layer.dim_out)
+    fresh = made + size * copies * (rows + returned) * (layer.dim + layer.dim_out)
+    kept = fresh <= GIVEN_BACK or not machine.calibrated or cell.placement.device == "cuda"
+    if not machine.calibrated:
+        experts_bytes += made
+        hidden = (step.slots + shared) * (width + units)
+        moved_in, moved_out = _fused_moves(step)
+    return {
+        ("router", "operations"): OPERATIONS["router"],
+        ("router", "matrix"): cost.router_flops(cell, 0) / machine.matrix_rate("float32"),
+        ("router", "move"): tokens * (size * layer.dim + 16 * layer.num_experts) / bandwidth,
+        ("permute", "operations"): OPERATIONS["permute"] + dispatch_operations,
+        ("permute", "move"): size * moved_in / bandwidth,
+        ("experts", "operations"): OPERATIONS["experts"],
+        ("experts", "experts"): 0.0 if step.dense else load.touched,
+        ("experts", "matrix"): arithmetic / machine.matrix_rate(layer.dtype),
+        ("experts", "read"): experts_bytes / read,
+        ("experts", "move"): size * hidden / bandwidth,
+        ("experts", "fresh"): 0.0 if kept else fresh / bandwidth,
+        ("unpermute", "operations"): OPERATIONS["unpermute"] + dispatch_operations / 2,
+        ("unpermute", "move"): size * moved_out / bandwidth,
+    }
+
+
+def _fused_moves(step: Step) -> tuple[float, float]:
+    """Elements that fused permutes read and write, before the experts and after them."""
+    cell, load, layer = step.cell, step.load, step.cell.layer
+    tokens = routed_tokens(cell, 0)
+    if cell.strategy.dispatcher == "dedup":
+        once = load.rows + load.slots  # the other way, with the gates, after the experts
+        return once * layer.dim, once * layer.dim_out
+    if dispatches(cell):  # by destination; by expert there; and both back
+        once = tokens + tokens * layer.topk + 2 * load.rows
+        return once * layer.dim, once * layer.dim_out
+    if step.dense:
+        return 0.0, 0.0
+    return (tokens + load.slots) * layer.dim, (tokens + load.slots) * layer.dim_out

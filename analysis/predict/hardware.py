@@ -1,0 +1,128 @@
+"""What one rank's hardware can do: from conf/cluster/NAME.yaml or from a record's calibration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from analysis.errors import InputError
+from runners.host import project_paths
+
+FOLDER = project_paths.CONF / "cluster"
+OF_CALIBRATION = {"calibrated", "read_warm", "links", "exchanged"}
+
+
+@dataclass(frozen=True)
+class Link:
+    """A collective takes alpha_s + message_s per message + bytes / bytes_per_s, per rank."""
+
+    bytes_per_s: float
+    alpha_s: float
+    message_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates of one rank. Efficiencies are the shares of them that a step reaches."""
+
+    name: str
+    ranks_per_node: int
+    memory_bytes: float
+    matrix_flops_per_s: dict[str, float]
+    read_bytes_per_s: float
+    intra: Link
+    inter: Link
+    matrix_efficiency: float = 1.0
+    read_efficiency: float = 1.0
+    intra_efficiency: float = 1.0
+    inter_efficiency: float = 1.0
+    operation_s: float = 0.0
+    calibrated: bool = False  # rates are of this machine, not from data sheets
+    read_warm: tuple[tuple[float, float], ...] = ()  # bytes held -> rate; caches
+    links: dict[str, Link] = field(default_factory=dict)  # by collective, where calibrated
+    exchanged: dict[str, int] | None = None  # as calibrated: see moe.parallel.algorithms
+
+    def matrix_rate(self, dtype: str) -> float:
+        """FLOP/s that are there; the share that is reached is a coefficient of the model."""
+        if dtype not in self.matrix_flops_per_s:
+            known = ", ".join(self.matrix_flops_per_s)
+            raise InputError(f"dtype={dtype}: cluster {self.name} has {known}; choose one of them")
+        return self.matrix_flops_per_s[dtype]
+
+    def read_rate(self, held_bytes: float) -> float:
+        """Bytes/s of re-reading that much: log-linear between the sizes that were calibrated."""
+        table = [*self.read_warm]
+        if not table or held_bytes >= 4 * table[-1][0]:
+            return self.read_bytes_per_s
+        table.append((4 * table[-1][0], self.read_bytes_per_s))
+        if held_bytes <= table[0][0]:
+            return table[0][1]
+        at = next(i for i, (size, _) in enumerate(table) if size >= held_bytes)
+        (low, slow), (high, fast) = table[at - 1], table[at]
+        share = math.log(held_bytes / low) / math.log(high / low)
+        return slow ** (1 - share) * fast**share
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(name: str, folder: Path = FOLDER) -> Machine:
+    """Raises InputError for a cluster there is none of, or a file that lacks something."""
+    path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
+    try:
+        found = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(
+            f"--cluster {name}: {error}; allowed are {', '.join(names())} or a .yaml file"
+        ) from None
+    return of_config(found, name)
+
+
+def of_config(found: Any, name: str) -> Machine:
+    if not isinstance(found, dict):
+        raise InputError(f"--cluster {name}: not a mapping; see conf/cluster/h100.yaml")
+    allowed = {item.name for item in fields(Machine)} - OF_CALIBRATION
+    unknown = sorted(set(found) - allowed)
+    if unknown:
+        raise InputError(
+            f"--cluster {name}: {unknown[0]}: no such key; allowed are {', '.join(sorted(allowed))}"
+        )
+    try:
+        values = {**found, "intra": Link(**found["intra"]), "inter": Link(**found["inter"])}
+        made = Machine(**values)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"--cluster {name}: {error}; see conf/cluster/h100.yaml") from None
+    if min(made.read_bytes_per_s, made.intra.bytes_per_s, made.inter.bytes_per_s) <= 0:
+        raise InputError(f"--cluster {name}: rates must be above 0")
+    return made
+
+
+def of_calibration(
+    calibration: Mapping[str, Any], ranks: int, memory_bytes: float = math.inf
+) -> Machine:
+    """The share of one of `ranks` ranks in what all of them reach together; latencies are those of
+    the ranks that were calibrated. KeyError where something is missing."""
+    shared = calibration["shared"]
+    links = {
+        name: Link(_rate(fit["beta_s_per_byte"]), float(fit["alpha_s"]))
+        for name, fit in calibration["collectives"].items()
+    }
+    slow = links.get("all_to_all") or Link(math.inf, 0.0)
+    warm = sorted((float(n), float(r)) for n, r in calibration["read_warm_bytes_per_s"].items())
+    rates = {d: float(r) / ranks for d, r in shared["matmul_flops_per_s"].items()}
+    return Machine(
+        name="here", ranks_per_node=10**9, memory_bytes=memory_bytes / ranks,
+        matrix_flops_per_s=rates, read_bytes_per_s=float(shared["read_bytes_per_s"]) / ranks,
+        intra=slow, inter=slow, calibrated=True, read_warm=tuple(warm), links=links,
+        exchanged=calibration.get("exchanged"),
+    )  # fmt: skip
+
+
+def _rate(seconds_per_byte: float) -> float:
+    return 1 / seconds_per_byte if seconds_per_byte else math.inf

@@ -1,0 +1,186 @@
+"""Predictions and advice as tables, lines and a picture."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis import numbers
+from analysis.predict import candidates
+from analysis.predict.model import (
+    EXTRAPOLATED,
+    INTERPOLATED,
+    MEASURED,
+    UNFITTED_FACTOR,
+    Prediction,
+)
+from analysis.predict.problem import HERE, Scene
+from runners.host.project_paths import BENCH
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HEADER = ("ranks", "strategy", "ms", "interval", "tokens/s", "how known", "memory a rank",
+          "largest phase")  # fmt: skip
+STYLES = {MEASURED: "filled", INTERPOLATED: "filled", EXTRAPOLATED: "hollow"}
+
+
+def row(found: Prediction) -> list[str]:
+    value = numbers.short(found.total_ms)
+    low, high = (numbers.short(end) for end in (found.low_ms, found.high_ms))
+    memory = numbers.bytes_text(found.memory_bytes)
+    return [
+        str(found.cell.placement.world_size), candidates.name_of(found.cell.strategy), value,
+        f"{low} to {high}", numbers.short(throughput(found)), found.status,
+        memory if found.fits else f"{memory}: OUT OF MEMORY", _largest(found),
+    ]  # fmt: skip
+
+
+def throughput(found: Prediction) -> float:
+    return found.cell.workload.batch_size / found.total_ms * 1e3
+
+
+def _largest(found: Prediction) -> str:
+    total = sum(found.phases_ms.values())
+    name = max(found.phases_ms, key=lambda n: found.phases_ms[n])
+    return f"{name} {found.phases_ms[name] / total:.0%}" if total else "-"
+
+
+def legend(scene: Scene, found: Sequence[Prediction]) -> list[str]:
+    """What the words mean here, and how good the model has been."""
+    fitted = scene.coefficients
+    lines = []
+    if fitted.cells:
+        lines.append(
+            f"fitted to {fitted.cells} measured cells; cells left out while fitting were missed by "
+            f"{fitted.error:.0%} (median); intervals are meant to hold 90% of such cells"
+        )
+    else:
+        lines.append(
+            f"{scene.cluster}: from data sheets and stated efficiencies (conf/cluster), fitted to "
+            f"no record: intervals are a factor of {UNFITTED_FACTOR:g}, by judgement"
+        )
+    words = {
+        MEASURED: "a record has this cell",
+        INTERPOLATED: "every axis lies within what was measured",
+        EXTRAPOLATED: "beyond what was measured; the interval widens with the distance",
+    }
+    present = {p.status for p in found}
+    lines += [f"{word}: {about}" for word, about in words.items() if word in present]
+    reasons = sorted({p.reason for p in found if p.reason})
+    lines += [f"beyond: {reason}" for reason in reasons[:6]]
+    if scene.skew > 1:
+        lines.append(f"skew {scene.skew:g}: the busiest rank's slots over the mean")
+    if scene.cluster == HERE and any(p.cell.placement.world_size > scene.cores for p in found):
+        lines.append(f"more ranks than the {scene.cores} cores: cores are shared, as if in turn")
+    return lines
+
+
+def advice(scene: Scene, ranked: Sequence[Prediction]) -> list[str]:
+    """The best, the runner-up and by how much, and what to measure to be sure."""
+    fitting = [p for p in ranked if p.fits]
+    if not fitting:
+        least = min(ranked, key=lambda p: p.memory_bytes)
+        return [
+            "nothing fits the memory of a rank; the least is "
+            f"{candidates.name_of(least.cell.strategy)} with "
+            f"{numbers.bytes_text(least.memory_bytes)}; use more ranks or fewer tokens"
+        ]
+    best, *others = fitting
+    name = candidates.name_of(best.cell.strategy)
+    lines = [f"best: {name}, {numbers.short(best.total_ms)} ms ({best.status})"]
+    if not others:
+        return [*lines, "no other form fits"]
+    second = others[0]
+    ratio = second.total_ms / best.total_ms
+    lines.append(
+        f"runner-up: {candidates.name_of(second.cell.strategy)}, {numbers.short(second.total_ms)} "
+        f"ms: {ratio - 1:.0%} slower"
+    )
+    sure = certain(scene, best, second)
+    rivals = [p for p in others if not certain(scene, best, p)]
+    if sure:
+        lines.append("the difference is larger than the model's error")
+    else:
+        lines.append(
+            f"not certain: {len(rivals)} other forms are within the model's error of the best"
+        )
+    return [*lines, _measure(scene, [best, *rivals[:3]] if rivals else [best, second])]
+
+
+def certain(scene: Scene, better: Prediction, worse: Prediction) -> bool:
+    """Whether the difference exceeds what two predictions' independent errors could make."""
+    spreads = [math.log(p.high_ms / p.low_ms) / 2 for p in (better, worse)]
+    return math.log(worse.total_ms / better.total_ms) > math.hypot(*spreads)
+
+
+def _measure(scene: Scene, rivals: Sequence[Prediction]) -> str:
+    cell = rivals[0].cell
+    names = list(dict.fromkeys(p.cell.strategy.name for p in rivals))
+    ways = list(dict.fromkeys(p.cell.strategy.dispatcher for p in rivals
+                              if p.cell.strategy.name in candidates.EXPERT_PARALLEL))  # fmt: skip
+    words = [f"strategy={','.join(names)}"]
+    if ways:
+        words.append(f"strategy.dispatcher={','.join(ways)} on_invalid=skip")
+    words.append(
+        f"world_size={cell.placement.world_size} batch_size={cell.workload.batch_size} "
+        f"topk={cell.layer.topk} tokens={cell.workload.tokens} mode={cell.workload.mode}"
+    )
+    return f"to be sure, measure: {BENCH} -m " + " ".join(words)
+
+
+def draw(scene: Scene, found: Sequence[Prediction], folder: Path) -> list[Path]:
+    """predict.png and .svg: solid where measured or interpolated, broken and hollow beyond."""
+    from analysis import plots
+
+    plots.settle_matplotlib()
+    from analysis.plots import canvas
+
+    with canvas.styled():
+        return canvas.save(_figure(scene, found), folder, "predict")
+
+
+def _figure(scene: Scene, found: Sequence[Prediction]) -> Figure:
+    from analysis.plots import canvas
+
+    made = canvas.figure(width=7.0, height=4.2)
+    ax = made.subplots()
+    names = sorted({candidates.name_of(p.cell.strategy) for p in found})
+    for name in names:
+        mine = sorted(
+            (p for p in found if candidates.name_of(p.cell.strategy) == name),
+            key=lambda p: p.cell.placement.world_size,
+        )
+        color = canvas.look(name, names)["color"]
+        marker = canvas.look(name, names)["marker"]
+        for pair in itertools.pairwise(mine):
+            known = EXTRAPOLATED not in (pair[0].status, pair[1].status)
+            ax.plot(_x(pair), [p.total_ms for p in pair], color=color, lw=1.4 if known else 0.9,
+                    linestyle="-" if known else (0, (4, 3)))  # fmt: skip
+        ax.fill_between(_x(mine), [p.low_ms for p in mine], [p.high_ms for p in mine],
+                        color=color, alpha=0.10, linewidth=0)  # fmt: skip
+        for point in mine:
+            hollow = point.status == EXTRAPOLATED
+            ax.plot(_x([point]), [point.total_ms], color=color, linestyle="", markersize=6,
+                    marker=marker if point.fits else "X",
+                    markerfacecolor="white" if hollow else color,
+                    markeredgecolor="#000000" if point.status == MEASURED else color)  # fmt: skip
+        ax.plot([], [], color=color, marker=marker, label=name)
+    canvas.number_axis(ax, sorted({p.cell.placement.world_size for p in found}))
+    ax.set_yscale("log")
+    ax.set_xlabel("ranks")
+    ax.set_ylabel("ms per step")
+    canvas.legend(made, [ax])
+    ax.set_title(
+        f"{scene.cluster}: black-edged measured, filled interpolated, hollow and broken "
+        "extrapolated, X out of memory",
+        size=7, loc="left",
+    )  # fmt: skip
+    return made
+
+
+def _x(points: Sequence[Prediction]) -> list[int]:
+    return [p.cell.placement.world_size for p in points]

@@ -1,0 +1,160 @@
+"""What a prediction starts from: the layer, the workload, the machine and its coefficients."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from analysis.data.frame import plain
+from analysis.errors import InputError
+from analysis.predict import candidates, fit, model, observed
+from analysis.predict import hardware as machine
+from analysis.predict.fit import Measured
+from analysis.predict.hardware import Machine
+from analysis.predict.model import MEASURED, Coefficients, Prediction
+from moe.spec import MODES, TOKENS, Cell, Layer, Placement, Workload
+
+HERE = "here"
+MAX_RANKS = 65536
+
+
+@dataclass
+class Scene:
+    cluster: str
+    layer: Layer
+    work: Workload
+    skew: float
+    per_rank: int  # tokens per rank where the batch grows with the ranks; else 0
+    coefficients: Coefficients
+    fixed: Machine | None = None  # a cluster's
+    calibrations: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    cores: int = 0
+    memory_bytes: float = float("inf")  # of the machine of the records, for all its ranks
+    known: list[Measured] = field(default_factory=list)
+    intervals: Mapping[Cell, tuple[float, float, float]] = field(default_factory=dict)
+
+    def machine(self, ranks: int) -> Machine:
+        """The cluster, or this machine by its calibration for the nearest number of ranks."""
+        if self.fixed is not None:
+            return self.fixed
+        nearest = min(self.calibrations, key=lambda n: (abs(n - ranks), n))
+        calibration = self.calibrations[nearest]
+        return machine.of_calibration(calibration, ranks, self.memory_bytes)
+
+    def workload(self, ranks: int) -> Workload:
+        batch = self.per_rank * ranks if self.per_rank else self.work.batch_size
+        return dataclasses.replace(self.work, batch_size=batch)
+
+    def placement(self, ranks: int) -> Placement:
+        if self.fixed is not None:
+            return Placement(ranks, "nccl", "cuda", 1)
+        backend = self.known[0].cell.placement.backend if self.known else "gloo"
+        return Placement(ranks, backend, "cpu", max(1, self.cores // ranks))
+
+    def predict(self, cell: Cell) -> Prediction:
+        """Measured where a record has exactly this cell, else by the model."""
+        prediction = model.predict(
+            cell, self.machine(cell.placement.world_size), self.coefficients, self.skew
+        )
+        if cell not in self.intervals:
+            return prediction
+        value, low, high = self.intervals[cell]
+        return dataclasses.replace(
+            prediction,
+            total_ms=value,
+            low_ms=low,
+            high_ms=high,
+            fits=True,
+            status=MEASURED,
+            reason="",
+        )
+
+
+def make(options: argparse.Namespace, cells: pd.DataFrame | None) -> Scene:
+    """From the options, and where the cluster is `here` from the records."""
+    if options.cluster != HERE:
+        return _cluster(options)
+    if cells is None or cells.empty:
+        raise InputError("--cluster here: needs records; give a SOURCE, or name another cluster")
+    return _here(options, cells)
+
+
+def _cluster(options: argparse.Namespace) -> Scene:
+    made = machine.load(options.cluster)
+    if not options.model:
+        raise InputError(f"--model: missing; --cluster {options.cluster} needs a layer's shape")
+    layer = candidates.model_layer(
+        options.model, options.scale or 1, options.topk, options.dtype or "bfloat16"
+    )
+    work, per_rank = _work(options, Workload(tokens="sharded"), 4096)
+    return Scene(made.name, candidates.plain(layer), work, options.skew, per_rank,
+                 model.of_machine(made), made)  # fmt: skip
+
+
+def _here(options: argparse.Namespace, cells: pd.DataFrame) -> Scene:
+    known = observed.measured(cells)
+    found = fit.fit(known)
+    rows = [{str(k): v for k, v in row.items()} for row in cells.to_dict("records")]
+    layer, first = known[0].cell.layer, known[0].cell.workload
+    if options.model:
+        dtype = options.dtype or layer.dtype
+        made = candidates.model_layer(options.model, options.scale or 1, options.topk, dtype)
+        layer = candidates.plain(made)
+    elif options.topk:
+        layer = dataclasses.replace(layer, topk=options.topk, topk_requested=options.topk)
+    work, per_rank = _work(options, first, 0)
+    intervals = {
+        _plain_cell(m.cell): (float(r["median_ms"]), float(r["low_ms"]), float(r["high_ms"]))
+        for r in rows
+        for m in observed.measured(pd.DataFrame([r]))
+    }
+    return Scene(HERE, layer, work, options.skew, per_rank, found, None,
+                 observed.machines(rows), int(plain(rows[0]["cores"]) or 1),
+                 observed.memory_bytes(rows), known, intervals)  # fmt: skip
+
+
+def _plain_cell(cell: Cell) -> Cell:
+    """Without the dispatcher where a strategy has none, as `candidates` writes it."""
+    if cell.strategy.name in candidates.EXPERT_PARALLEL:
+        return cell
+    strategy = dataclasses.replace(cell.strategy, dispatcher="local")
+    return dataclasses.replace(cell, strategy=strategy)
+
+
+def _work(options: argparse.Namespace, base: Workload, per_rank: int) -> tuple[Workload, int]:
+    mode, tokens = options.mode or base.mode, options.tokens or base.tokens
+    for name, value, allowed in (("mode", mode, MODES), ("tokens", tokens, TOKENS)):
+        if value not in allowed:
+            raise InputError(f"--{name} {value}: allowed are {', '.join(allowed)}")
+    if options.batch_size and options.tokens_per_rank:
+        raise InputError("--tokens-per-rank: not together with --batch-size; leave one out")
+    if options.skew < 1:
+        raise InputError(f"--skew {options.skew}: allowed are numbers from 1, which is even")
+    each = options.tokens_per_rank or (0 if options.batch_size else per_rank)
+    batch = options.batch_size or base.batch_size
+    return dataclasses.replace(base, batch_size=batch, mode=mode, tokens=tokens), each
+
+
+def world_sizes(text: str) -> list[int]:
+    """ "8..64" is 8, 16, 32, 64; "8,12" is 8 and 12. Raises InputError."""
+    try:
+        if ".." in text:
+            low, high = (int(part) for part in text.split(".."))
+            found = []
+            while 0 < low <= high:
+                found.append(low)
+                low *= 2
+        else:
+            found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1 or max(found) > MAX_RANKS:
+        raise InputError(
+            f"--world-size {text}: allowed are numbers up to {MAX_RANKS}, such as 8..4096 or 8,16"
+        )
+    return found

@@ -1,0 +1,150 @@
+"""`report`: everything about a sweep in one HTML page; it needs no network, and escapes names."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from importlib import resources
+from typing import Any
+
+import pandas as pd
+
+from analysis import plots
+from analysis.data.facets import series_names
+from analysis.data.frame import plain
+from analysis.plots.canvas import Scene, styled
+from analysis.stats import compare, roofline
+from analysis.stats.verdict import NOISE_THRESHOLD
+from analysis.text import captions, diagnosis, insights, render, status, tables
+
+WIDE = 1.8  # width over height from which a picture takes the page's whole width
+CELL_COLUMNS = (
+    *("series", "batch_size", "topk", "world_size", "num_experts", "tokens", "mode", "load"),
+    *("dtype", "outcome"),
+    *("median_ms", "low_ms", "high_ms", "mean_ms", "throughput", "launches", "rounds", "flags"),
+    *("skew_lambda", "sent_bytes_total", "peak_bytes_max", "kernel_ran", "cell_id"),
+)
+
+
+def page(scene: Scene, threshold: float = NOISE_THRESHOLD) -> str:
+    """The page as text: verdict first, then tables, plots, insights, trouble, provenance."""
+    import jinja2
+
+    folder = resources.files("analysis.publish") / "templates"
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    texts = {name: (folder / name).read_text("utf-8") for name in ("report.css", "report.js")}
+    template = environment.from_string((folder / "report.html.j2").read_text("utf-8"))
+    return template.render(**texts_of(texts), **content(scene, threshold))
+
+
+def texts_of(texts: dict[str, str]) -> dict[str, Any]:
+    """Our own style and script: the only things on the page that are not escaped."""
+    from markupsafe import Markup
+
+    return {"css": Markup(texts["report.css"]), "js": Markup(texts["report.js"])}
+
+
+def content(scene: Scene, threshold: float) -> dict[str, Any]:
+    frame, cells = scene.frame, scene.cells
+    found = tables.sweep_tables(cells)
+    short, said = insights.told(frame, cells, threshold)
+    flags = [flag for table in found for flag in table.flags()]
+    again = captions.command("report", scene.sources, *scene.options)
+    return {
+        "title": f"MoE benchmark: {', '.join(captions.sweeps(frame))}",
+        "banners": captions.banners(frame),
+        "short": short,
+        "insights": said,
+        "tables": [_table(table) for table in found],
+        "legend": captions.legend(cells, flags),
+        "captions": captions.lines(frame, cells, again),
+        "pictures": pictures(scene),
+        "findings": diagnosis.findings(frame, cells),
+        "wrong_bounds": roofline.wrong(cells),
+        "bounds": roofline.rows(cells),
+        "cells": cell_rows(cells),
+        "cell_columns": CELL_COLUMNS,
+        "status_header": status.HEADER,
+        "status": status.rows(frame, scene.sources),
+        "failures": status.failures(frame),
+        "pairs_header": compare.HEADER,
+        "pairs": _pairs(frame, threshold),
+        "environments": environments(frame),
+        "commands": commands(frame, scene),
+    }
+
+
+def _table(table: tables.Table) -> dict[str, Any]:
+    """Turned where it would be wide: a row per series then."""
+    turned = len(table.columns) >= render.MOST_COLUMNS and len(table.rows) < len(table.columns)
+    down, across = (table.columns, table.rows) if turned else (table.rows, table.columns)
+    found = {(d, a): table.entries.get((a, d) if turned else (d, a)) for d in down for a in across}
+    rows = [
+        (d, [(e.text, e.value, e.outcome) if (e := found[d, a]) else ("", "", "") for a in across])
+        for d in down
+    ]
+    header = [table.corner, *across]
+    return {"title": table.title, "header": header, "rows": rows, "notes": table.notes}
+
+
+def pictures(scene: Scene) -> list[dict[str, str]]:
+    """Every plot there are data for, as a PNG inside the page."""
+    found = []
+    for name, made in plots.figures(scene):
+        if made is None:
+            continue
+        stream = io.BytesIO()
+        with styled():
+            made.savefig(stream, format="png", dpi=130, bbox_inches="tight")
+        wide = "wide" if made.get_figwidth() > WIDE * made.get_figheight() else ""
+        encoded = base64.b64encode(stream.getvalue()).decode("ascii")
+        about = plots.PLOTS[name][1] if name != "axis" else "duration against a further axis"
+        found.append({"name": name, "about": about, "data": encoded, "wide": wide})
+    return found
+
+
+def _pairs(frame: pd.DataFrame, threshold: float) -> list[list[str]]:
+    """The strategies against each other; nothing for a sweep of one strategy."""
+    from analysis.errors import InputError
+
+    try:
+        return [c.row(threshold) for c in compare.column(frame, "strategy", threshold)]
+    except InputError:
+        return []
+
+
+def cell_rows(cells: pd.DataFrame) -> list[list[str]]:
+    named = cells.assign(series=series_names(cells))
+    return [[_text(row[name]) for name in CELL_COLUMNS] for _, row in named.iterrows()]
+
+
+def _text(value: Any) -> str:
+    value = plain(value)
+    if isinstance(value, list):
+        return ", ".join(str(v) for v in value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
+
+
+def environments(frame: pd.DataFrame) -> list[dict[str, str]]:
+    """Each distinct launch environment once, with its launches."""
+    seen: dict[str, list[str]] = {}
+    for _, row in frame.iterrows():
+        stable = {k: v for k, v in row["environment"].items() if k not in ("before", "after")}
+        text = json.dumps(stable, indent=1, sort_keys=True, default=str)
+        launches = seen.setdefault(text, [])
+        name = f"{row['sweep']} launch {row['launch']}"
+        if name not in launches:
+            launches.append(name)
+    return [{"launches": ", ".join(names), "text": text} for text, names in seen.items()]
+
+
+def commands(frame: pd.DataFrame, scene: Scene) -> list[str]:
+    """What makes this page, its tables and its plots again, and the sweep's own command."""
+    own = sorted(c for c in status.sweep_commands(scene.sources) if c)
+    verbs = [captions.command(v, scene.sources, *scene.options) for v in ("show", "plot", "report")]
+    return [*own, *verbs]

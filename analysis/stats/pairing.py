@@ -1,0 +1,119 @@
+"""From the frame to comparisons: which launches and rounds of two cells belong together."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from analysis.stats import verdict
+from analysis.stats.verdict import MIN_LAUNCHES, NOISE_THRESHOLD, Verdict
+from runners.records.stats import CONFIDENCE
+
+COLUMNS = ["host", "sweep", "launch", "wave", "median_duration_ms", "round_numbers",
+           "round_medians_ms"]  # fmt: skip
+Unit = tuple[str, str, int]  # host, sweep, launch
+
+
+class Series:
+    """Measured attempts of one cell by launch. A round in which noise made the short block no
+    shorter than the long one has no ratio to anything, and is left out; so is such a launch."""
+
+    def __init__(self, attempts: pd.DataFrame) -> None:
+        self.medians: dict[Unit, float] = {}
+        self.rounds: dict[Unit, dict[tuple[int, int], float]] = {}
+        for row in attempts[COLUMNS].itertuples():
+            median = float(row.median_duration_ms)  # type: ignore[arg-type]
+            if not median > 0:  # also where there is none
+                continue
+            unit = (str(row.host), str(row.sweep), int(row.launch))  # type: ignore[arg-type]
+            numbers: Iterable[Any] = row.round_numbers  # type: ignore[assignment]
+            values: Iterable[Any] = row.round_medians_ms  # type: ignore[assignment]
+            keys = [(int(row.wave), int(n)) for n in numbers]  # type: ignore[arg-type]
+            self.medians[unit] = median
+            self.rounds[unit] = {
+                key: value for key, value in zip(keys, values, strict=True) if value > 0
+            }
+
+    def all_rounds(self) -> list[float]:
+        return [value for rounds in self.rounds.values() for value in rounds.values()]
+
+
+def series(frame: pd.DataFrame, cell: pd.Series[Any]) -> Series:
+    """The attempts behind a row of `cells.summarize`; none where the cell has no figure."""
+    index = cell["index"] if cell["outcome"] == "measured" else []
+    return Series(frame.iloc[index])
+
+
+def compare(
+    a: Series,
+    b: Series,
+    *,
+    comparisons: int = 1,
+    threshold: float = NOISE_THRESHOLD,
+    confidence: float = CONFIDENCE,
+) -> Verdict | None:
+    """A against B on the best data both have: launches before rounds, paired before unpaired."""
+    for x, y, paired, basis, count in _candidates(a, b):
+        found = verdict.compare(
+            x,
+            y,
+            paired=paired,
+            basis=basis,
+            launches=count,
+            comparisons=comparisons,
+            threshold=threshold,
+            confidence=confidence,
+        )
+        if found is not None:
+            return found
+    return None
+
+
+def _candidates(a: Series, b: Series) -> Iterable[tuple[list[float], list[float], bool, str, int]]:
+    shared = [unit for unit in a.medians if unit in b.medians]
+    if len(shared) >= MIN_LAUNCHES:
+        ratios = [_ratio(a, b, unit) for unit in shared]
+        yield ratios, [1.0] * len(ratios), True, "launches", len(ratios)
+    if min(len(a.medians), len(b.medians)) >= MIN_LAUNCHES:
+        fewest = min(len(a.medians), len(b.medians))
+        yield list(a.medians.values()), list(b.medians.values()), False, "launches", fewest
+    both = [
+        (unit, number) for unit in shared for number in a.rounds[unit] if number in b.rounds[unit]
+    ]
+    if len(both) > 1:
+        x = [a.rounds[u][n] for u, n in both]
+        y = [b.rounds[u][n] for u, n in both]
+        yield x, y, True, "rounds", len({unit for unit, _ in both})
+    launches = len(set(a.medians) | set(b.medians))
+    yield a.all_rounds(), b.all_rounds(), False, "rounds", launches
+
+
+def _ratio(a: Series, b: Series, unit: Unit) -> float:
+    """A over B in one launch: the median over the rounds both were in, where a disturbance met
+    both; the medians over each other where they shared no round."""
+    both = [number for number in a.rounds[unit] if number in b.rounds[unit]]
+    if not both:
+        return a.medians[unit] / b.medians[unit]
+    return statistics.median(a.rounds[unit][n] / b.rounds[unit][n] for n in both)
+
+
+def all_pairs(
+    named: Sequence[tuple[str, Series]], comparisons: int, threshold: float = NOISE_THRESHOLD
+) -> dict[tuple[str, str], Verdict | None]:
+    """Every pair once, in the given order; look-up the other way round by `inverted`."""
+    return {
+        (x, y): compare(a, b, comparisons=comparisons, threshold=threshold)
+        for (x, a), (y, b) in itertools.combinations(named, 2)
+    }
+
+
+def is_faster(verdicts: dict[tuple[str, str], Verdict | None], a: str, b: str) -> bool:
+    """Whether A is shown to be faster than B."""
+    found, wanted = verdicts.get((a, b)), verdict.FASTER
+    if found is None:
+        found, wanted = verdicts.get((b, a)), verdict.SLOWER
+    return found is not None and found.word == wanted

@@ -1,0 +1,177 @@
+"""Which of two is faster, and may we say so: pure functions on durations, no frames, no files.
+
+A comparison is an interval of the ratio of two durations, by Student's t on logarithms: paired
+differences where the two were measured side by side (same launch, same round), Welch's unpaired
+form where they were not. The unit is the launch where both have five or more; else it is the
+round, and the sentence then says "in this launch", since between-launch variation is not in it.
+
+Multiple comparisons are corrected by Bonferroni: with m comparisons made together every interval
+is taken at 1 - (1 - confidence)/m, so that all of them hold at once with the stated confidence.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from runners.records.stats import CONFIDENCE
+
+NOISE_THRESHOLD = 0.02  # effects smaller than this are never called a difference
+MIN_LAUNCHES = 5
+MOST_LOG = 700.0  # exp of it and 1 over that are floats
+FASTER, SLOWER, SAME, UNDECIDED = "faster", "slower", "same", "undecided"
+OPPOSITE = {FASTER: SLOWER, SLOWER: FASTER, SAME: SAME, UNDECIDED: UNDECIDED}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean on the log scale with its interval."""
+
+    center: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A against B. `ratio` is A's duration over B's, `low` and `high` its simultaneous interval."""
+
+    word: str  # what A is: faster, slower, same (shown to be), undecided
+    ratio: float
+    low: float
+    high: float
+    confidence: float
+    basis: str  # launches | rounds
+    count: int  # launches the data come from
+    paired: bool
+    comparisons: int
+
+    def inverted(self) -> Verdict:
+        """B against A."""
+        return Verdict(
+            OPPOSITE[self.word],
+            1 / self.ratio,
+            1 / self.high,
+            1 / self.low,
+            self.confidence,
+            self.basis,
+            self.count,
+            self.paired,
+            self.comparisons,
+        )
+
+
+def t_quantile(probability: float, degrees: float) -> float:
+    """Quantile of Student's t; scipy is imported here since it is slow to import."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, probability))
+
+
+def level(confidence: float, comparisons: int) -> float:
+    """Bonferroni: the confidence of each of `comparisons` intervals that shall hold together."""
+    return 1 - (1 - confidence) / max(1, comparisons)
+
+
+def paired_interval(differences: Sequence[float], confidence: float) -> Estimate | None:
+    """t-interval of the mean of paired differences; None with fewer than two."""
+    n = len(differences)
+    if n < 2:
+        return None
+    center = statistics.fmean(differences)
+    half = t_quantile((1 + confidence) / 2, n - 1) * statistics.stdev(differences) / math.sqrt(n)
+    return Estimate(center, center - half, center + half)
+
+
+def contrast_interval(
+    weights: Sequence[float], groups: Sequence[Sequence[float]], confidence: float
+) -> Estimate | None:
+    """t-interval of sum(weight * mean(group)) over independent groups of unequal variances.
+
+    Degrees of freedom by Welch and Satterthwaite. None where a group has fewer than two values.
+    With weights (1, -1) this is Welch's interval of a difference of means.
+    """
+    if any(len(group) < 2 for group in groups):
+        return None
+    center = sum(w * statistics.fmean(g) for w, g in zip(weights, groups, strict=True))
+    parts = [w * w * statistics.variance(g) / len(g) for w, g in zip(weights, groups, strict=True)]
+    total = sum(parts)
+    if total == 0:
+        return Estimate(center, center, center)
+    inverse = sum(p * p / (len(g) - 1) for p, g in zip(parts, groups, strict=True))
+    half = t_quantile((1 + confidence) / 2, total * total / inverse) * math.sqrt(total)
+    return Estimate(center, center - half, center + half)
+
+
+def factor(log: float) -> float:
+    """exp, cut where a float ends: the ends of an interval of few and wild values lie that far."""
+    return math.exp(max(-MOST_LOG, min(MOST_LOG, log)))
+
+
+def word_for(estimate: Estimate, threshold: float) -> str:
+    """The interval of a log ratio in words: it must lie wholly past the noise, or within it."""
+    bound = math.log1p(threshold)
+    if estimate.high < -bound:
+        return FASTER
+    if estimate.low > bound:
+        return SLOWER
+    if -bound <= estimate.low and estimate.high <= bound:
+        return SAME
+    return UNDECIDED
+
+
+def logs(values: Sequence[float]) -> list[float]:
+    return [math.log(value) for value in values]
+
+
+def compare(
+    a: Sequence[float],
+    b: Sequence[float],
+    *,
+    paired: bool,
+    basis: str,
+    launches: int,
+    comparisons: int = 1,
+    threshold: float = NOISE_THRESHOLD,
+    confidence: float = CONFIDENCE,
+) -> Verdict | None:
+    """Durations of A against those of B, in one order if paired; None where too few to tell."""
+    each = level(confidence, comparisons)
+    if paired:
+        differences = [x - y for x, y in zip(logs(a), logs(b), strict=True)]
+        found = paired_interval(differences, each)
+    else:
+        found = contrast_interval((1.0, -1.0), (logs(a), logs(b)), each)
+    if found is None:
+        return None
+    ratio, low, high = factor(found.center), factor(found.low), factor(found.high)
+    word = word_for(found, threshold)
+    return Verdict(word, ratio, low, high, confidence, basis, launches, paired, comparisons)
+
+
+def ranks(names: Sequence[str], faster: Callable[[str, str], bool]) -> dict[str, int]:
+    """1 + how many are shown to be faster: those who cannot be told apart share a rank."""
+    return {a: 1 + sum(faster(b, a) for b in names if b != a) for a in names}
+
+
+def scope(verdict: Verdict) -> str:
+    """How far the words may be taken."""
+    if verdict.basis == "launches":
+        return f"over {verdict.count} launches"
+    return "in this launch" if verdict.count == 1 else f"in these {verdict.count} launches"
+
+
+def sentence(a: str, b: str, verdict: Verdict | None, threshold: float = NOISE_THRESHOLD) -> str:
+    """The verdict in words that claim no more than it holds."""
+    if verdict is None:
+        return f"{a} against {b}: too few samples to tell"
+    if verdict.word == SLOWER:
+        return sentence(b, a, verdict.inverted(), threshold)
+    figures = f"{1 / verdict.ratio:.2f}x [{1 / verdict.high:.2f}, {1 / verdict.low:.2f}]"
+    if verdict.word == FASTER:
+        return f"{a} is faster than {b}, {figures}, {scope(verdict)}"
+    if verdict.word == SAME:
+        return f"{a} and {b} differ by less than {threshold:.0%} {scope(verdict)}"
+    return f"no difference shown between {a} and {b} ({figures}) {scope(verdict)}"

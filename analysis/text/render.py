@@ -1,0 +1,86 @@
+"""Tables as text, Markdown or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+from analysis.text.tables import Table, long_rows
+
+FORMATS = ("text", "markdown", "csv")
+# A table with fewer rows than columns is turned from this many characters or columns on.
+WIDEST, MOST_COLUMNS = 120, 6
+
+
+def tables(found: Sequence[Table], style: str) -> str:
+    if style == "csv":
+        return as_csv(found)
+    return "\n\n".join(_one(table, style) for table in found)
+
+
+def grid(table: Table) -> list[list[str]]:
+    """Row label, then the entry of every column; empty where the sweep has no cell."""
+    return [
+        [
+            row,
+            *(entry.text if (entry := table.entries.get((row, c))) else "" for c in table.columns),
+        ]
+        for row in table.rows
+    ]
+
+
+def _one(table: Table, style: str) -> str:
+    """What would be wider than a terminal and has fewer rows than columns is turned."""
+    heading = f"**{cell_text(table.title)}**" if style == "markdown" else table.title
+    header, rows = [table.corner, *table.columns], grid(table)
+    body = simple(header, rows, style)
+    wide = len(body.split("\n", 1)[0]) > WIDEST or len(table.columns) >= MOST_COLUMNS
+    if wide and len(rows) < len(table.columns):
+        turned = [list(column) for column in zip(header, *rows, strict=True)]
+        body = simple(turned[0], turned[1:], style)
+    return "\n".join([heading, "", body, *table.notes])
+
+
+def simple(header: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> str:
+    """Any small table of texts."""
+    if style == "csv":
+        return _csv(header, rows)
+    if style == "markdown":
+        header = [cell_text(h) for h in header]
+        rows = [[cell_text(value) for value in row] for row in rows]
+    form = "pipe" if style == "markdown" else "simple"
+    return str(tabulate(rows, headers=header, tablefmt=form, disable_numparse=True))
+
+
+def cell_text(text: str) -> str:
+    """Nothing a name holds may end a Markdown cell or start HTML."""
+    clean = " ".join(str(text).split()).replace("\\", "\\\\").replace("|", "\\|")
+    return clean.replace("<", "&lt;").replace(">", "&gt;")
+
+
+def as_csv(found: Sequence[Table]) -> str:
+    """Long form: one entry a line at full precision."""
+    rows = long_rows(list(found))
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    # Two tables may have different axes: the axis columns of the others stay empty.
+    return _csv(header, [[str(row.get(name, "")) for name in header] for row in rows])
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return stream.getvalue().rstrip("\n")
+
+
+def lines(found: Sequence[str], style: str) -> str:
+    """Plain lines; in Markdown a list; in CSV they are comments."""
+    if style == "markdown":
+        return "\n".join(f"- {cell_text(line)}" for line in found)
+    if style == "csv":
+        return "\n".join(f"# {' '.join(line.split())}" for line in found)
+    return "\n".join(found)

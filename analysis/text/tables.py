@@ -1,0 +1,226 @@
+"""Tables of a sweep: rows along an axis, a column per strategy, every number with its interval."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from analysis import numbers
+from analysis.data.facets import Panel, axes, panels, series_names, setting, title_of, x_label
+from analysis.data.frame import hashable, plain
+from analysis.text import captions, flag_legend
+
+MAX_PANELS = 6  # of one axis in `show`; --filter chooses among more
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a table shows: columns of the summarized cells, and the words for it."""
+
+    column: str
+    title: str
+    unit: str
+    low: str = ""
+    high: str = ""
+    scale: float = 1.0
+    of_step: bool = False  # made of the time of a step, which can be of more than one kind
+
+    @property
+    def heading(self) -> str:
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+    def kind(self, cells: pd.DataFrame) -> str:
+        """What the times of these cells are: "steady state"."""
+        return "/".join(dict.fromkeys(str(m) for m in cells["metric"])) if self.of_step else ""
+
+
+DURATION = Metric("median_ms", "Duration", "ms", "low_ms", "high_ms", of_step=True)
+MEAN = Metric("mean_ms", "Average duration", "ms", "mean_low_ms", "mean_high_ms", of_step=True)
+THROUGHPUT = Metric(
+    "throughput", "Throughput", "10^3 samples/s", "throughput_low", "throughput_high", 1e-3, True
+)
+LATENCY = Metric("latency_ms", "Latency", "ms", "latency_low_ms", "latency_high_ms")
+METRICS = {
+    "median_duration_ms": DURATION,
+    "avg_duration_ms": MEAN,
+    "avg_throughput": THROUGHPUT,
+    "latency_ms": LATENCY,
+}
+# The seed's tables and throughput by batch, duration first. Other axes get a duration table.
+SEED = (
+    ("topk_requested", DURATION),
+    ("batch_size", DURATION),
+    ("world_size", DURATION),
+    ("topk_requested", THROUGHPUT),
+    ("batch_size", THROUGHPUT),
+    ("world_size", THROUGHPUT),
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One place of a table."""
+
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    flags: tuple[str, ...] = ()
+    outcome: str = "measured"
+    cell_id: str = ""
+
+    @property
+    def text(self) -> str:
+        if self.outcome != "measured":
+            return self.outcome
+        body = numbers.with_interval(self.value, self.low, self.high)
+        return body + flag_legend.letters(self.flags)
+
+
+@dataclass
+class Table:
+    """A title, row labels, column labels, and an entry where the sweep has a cell."""
+
+    title: str
+    corner: str
+    rows: list[str]
+    columns: list[str]
+    entries: dict[tuple[str, str], Entry]
+    notes: list[str] = field(default_factory=list)
+
+    def flags(self) -> list[str]:
+        return [flag for entry in self.entries.values() for flag in entry.flags]
+
+
+def metric_of(name: str) -> Metric:
+    """A known metric, or any numeric column by its own name."""
+    return METRICS.get(name) or Metric(name, name.replace("_", " "), "")
+
+
+def entry(cell: pd.Series[Any] | None, metric: Metric) -> Entry:
+    """No number for a cell that failed or was wrong."""
+    if cell is None:
+        return Entry(outcome="")
+    outcome = str(cell["outcome"])
+    known = (str(cell["cell_id"]),)
+    if outcome != "measured":
+        return Entry(outcome=outcome, cell_id=known[0])
+    value, low, high = (
+        _scaled(cell, name, metric.scale) for name in (metric.column, metric.low, metric.high)
+    )
+    flags = list(cell["flags"])
+    if metric.low and not math.isfinite(low):
+        flags.append("no_interval")
+    return Entry(value, low, high, tuple(flags), outcome, known[0])
+
+
+def _scaled(cell: pd.Series[Any], name: str, scale: float) -> float:
+    value = plain(cell[name]) if name else None
+    return math.nan if value is None or isinstance(value, str) else float(value) * scale
+
+
+def panel_table(panel: Panel, metric: Metric) -> Table:
+    labels = {x: x_label(panel, x) for x in panel.values}
+    entries = {
+        (labels[x], series): entry(panel.at(x, series), metric)
+        for x in panel.values
+        for series in panel.series
+    }
+    where = setting(panel)
+    title = f"{metric.heading} by {title_of(panel.axis)}"
+    title = "; ".join(part for part in (title, where, metric.kind(panel.cells)) if part)
+    return Table(title, title_of(panel.axis), list(labels.values()), panel.series, entries)
+
+
+def sweep_tables(cells: pd.DataFrame, metric: Metric | None = None, group: str = "") -> list[Table]:
+    """The seed's tables as far as the sweep has data for them, then one per further axis."""
+    if group and group != "strategy":
+        chosen = [(group, metric or DURATION)]
+    elif metric:
+        chosen = [(axis, metric) for axis in axes(cells)]
+    else:
+        found = axes(cells)
+        chosen = [(axis, m) for axis, m in SEED if axis in found]
+        seed_axes = {axis for axis, _ in SEED}
+        chosen += [(axis, DURATION) for axis in found if axis not in seed_axes]
+    tables = [table for axis, m in chosen for table in _axis_tables(cells, axis, m)]
+    return tables or [flat_table(cells, metric or DURATION)]
+
+
+def _axis_tables(cells: pd.DataFrame, axis: str, metric: Metric) -> list[Table]:
+    found = panels(cells, axis)
+    tables = [panel_table(panel, metric) for panel in found[:MAX_PANELS]]
+    for table, panel in zip(tables, found, strict=False):
+        table.notes += captions.of_part(cells, panel.cells)
+    if len(found) > MAX_PANELS:
+        left = len(found) - MAX_PANELS
+        tables[-1].notes.append(
+            f"{left} more tables by {title_of(axis)}: choose with --filter column=value"
+        )
+    return tables
+
+
+def flat_table(cells: pd.DataFrame, metric: Metric) -> Table:
+    """One row per cell, for a sweep that varies nothing but the strategy."""
+    names = series_names(cells)
+    if len(set(names)) < len(names):
+        ids = cells["cell_id"].tolist()
+        names = [f"{name} {cell_id}" for name, cell_id in zip(names, ids, strict=True)]
+    entries: dict[tuple[str, str], Entry] = {}
+    columns = [metric] if metric is not DURATION else [DURATION, LATENCY, MEAN, THROUGHPUT]
+    for name, (_, cell) in zip(names, cells.iterrows(), strict=True):
+        for column in columns:
+            entries[(name, column.heading)] = entry(cell, column)
+    headings = [column.heading for column in columns]
+    title = "; ".join(part for part in (_flat_title(cells), columns[0].kind(cells)) if part)
+    return Table(title, "strategy", names, headings, entries)
+
+
+def _flat_title(cells: pd.DataFrame) -> str:
+    names = ("batch_size", "topk", "world_size", "num_experts")
+    words = []
+    for name in names:
+        values = {hashable(v) for v in cells[cells["strategy"] != "serial"][name]}
+        if len(values) == 1:
+            words.append(f"{title_of(name)} {values.pop()}")
+    return "Cells" + (f"; {', '.join(words)}" if words else "")
+
+
+def problems(cells: pd.DataFrame) -> list[str]:
+    """Cells without a time, each with the reason and where to look."""
+    lines = []
+    for _, cell in cells[cells["outcome"] != "measured"].iterrows():
+        where = f"; log {cell['error_log']}" if cell["error_log"] else ""
+        why = cell["error_message"] or _gate_text(cell)
+        lines.append(f"{cell['strategy']} {cell['cell_id']} {cell['outcome']}: {why}{where}")
+    return lines
+
+
+def _gate_text(cell: pd.Series[Any]) -> str:
+    error = plain(cell["gate_error"])
+    if cell["outcome"] == "wrong":
+        detail = cell["gate_detail"] or "outputs disagree with the oracle"
+        return detail + (f"; largest error of an output before timing {error:.2g}" if error else "")
+    return "; ".join(str(note) for note in cell["notes"]) or "no reason recorded"
+
+
+def long_rows(tables: list[Table]) -> list[dict[str, Any]]:
+    """Every entry on its own row, for CSV: full precision, flags in words."""
+    return [
+        {
+            "table": table.title,
+            table.corner: row,
+            "series": column,
+            "value": found.value,
+            "low": found.low,
+            "high": found.high,
+            "outcome": found.outcome,
+            "flags": " ".join(found.flags),
+            "cell_id": found.cell_id,
+        }
+        for table in tables
+        for (row, column), found in table.entries.items()
+        if found.outcome
+    ]

@@ -1,0 +1,326 @@
+"""What all strategies share: router, experts, and the local mix of both.
+
+Shape letters: T tokens on this rank, B tokens in the global batch, D in, H hidden, O out,
+E experts, P places (experts or copies of them) on this rank, K top-k, S slots, R ranks.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moe import weights
+from moe.layer import kernel_choice
+from moe.layer.capacity import Scope, extents
+from moe.layer.experts import Experts
+from moe.layer.router import Router, Routing
+from moe.parallel import dispatch
+from moe.parallel.collectives import gather_outputs, spread
+from moe.parallel.comm import Comm, Group
+from moe.parallel.degrees import degrees
+from moe.parallel.expert_placement import order_for, places_of
+from moe.parallel.permute import permute, sort_slots, unpermute
+from moe.phases import phase
+from moe.spec import Cell, shard_bounds
+from moe.workload import batches
+
+
+@dataclass
+class Seen:
+    """What one forward did on this rank, for the correctness check and the skew."""
+
+    rows: tuple[int, int] = (0, 0)
+    routing: Routing | None = None
+    slots: int = 0  # rows this rank's experts were given
+    stage: partial[Tensor] | None = None  # repeats what needs the experts, without collectives
+
+
+Reductions = list[tuple[list[nn.Parameter], Group]]
+
+
+class MoELayer(nn.Module):
+    """Subclasses say which tokens this rank routes, which experts it holds, and `forward`."""
+
+    part, parts = 0, 1  # of the hidden units of every expert here
+
+    def __init__(self, cell: Cell, comm: Comm, trace_BK: Tensor | None = None) -> None:
+        super().__init__()
+        self.cell, self.comm, self.layer = cell, comm, cell.layer
+        self.total = cell.workload.batch_size
+        self.sharded = cell.workload.tokens == "sharded"
+        self.wire = weights.dtype_of(cell.strategy.comm_dtype or cell.layer.dtype)
+        self.degrees = degrees(cell)
+        self.make_groups()
+        self.seen: Seen | None = None
+        self.rows = self.routed_rows()
+        allowed_TE = batches.allowed(cell, self.rows, trace_BK)
+        self.router = Router(cell.layer, comm.device, allowed_TE, self.scope())
+        loads = self.expert_loads(trace_BK) if cell.strategy.hot_replicas else []
+        order = order_for(cell, self.ep.size, loads)
+        self.places = places_of(order, cell.layer.num_experts, comm.device)
+        self.first = self.ep.index * (len(order) // self.ep.size)  # place of the first expert here
+        self.experts = self.make_experts()
+        self.shared = self.make_shared()
+        self.requires_grad_(cell.workload.mode == "train")
+        if cell.strategy.kernel != "auto":
+            self.use(cell.strategy.kernel)
+
+    # What a strategy says.
+
+    def make_groups(self) -> None:
+        """`ep` are the ranks that share the experts between them. Strategies that cut experts in
+        parts also say here which `part` of how many `parts` is held."""
+        self.ep = Group(self.comm, "self", (self.comm.rank,))
+
+    def routed_rows(self) -> tuple[int, int]:
+        """Half-open range of global token ids that this rank's router sees."""
+        return batches.own_rows(self.cell, self.comm.rank)
+
+    def routed_by(self) -> tuple[Group, list[int]] | None:
+        """Ranks that together route every token once, and how many each; None where each of them
+        routes the whole batch."""
+        return self.comm.world, self.shard_sizes
+
+    def make_experts(self) -> Experts:
+        per_rank = len(self.places.experts) // self.ep.size
+        held = self.places.experts[self.first : self.first + per_rank]
+        return self.hold(held, self.part, self.parts)
+
+    def make_shared(self) -> Experts | None:
+        """The experts that every token visits; their ids follow those of the others."""
+        number, first = self.layer.shared_experts, self.layer.num_experts
+        if not number:
+            return None
+        made = self.hold(range(first, first + number), self.part, self.parts)
+        made.use("dense")
+        return made
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    # What strategies are made of.
+
+    def scope(self) -> Scope:
+        by, ranks = self.routed_by(), self.comm.world_size
+        found = tuple(extents(self.cell))
+        if by is None:
+            return Scope(self.rows, found, None, ranks)
+        group, sizes = by
+        gather = partial(group.all_gather, sizes=sizes)
+        whole = self.layer.router.scope == "global" and group.size > 1
+        return Scope(self.rows, found, gather if whole else None, ranks // group.size)
+
+    def expert_loads(self, trace_BK: Tensor | None) -> list[int]:
+        """Slots that the whole batch has for each expert, the same on every rank."""
+        whole = (0, self.total)
+        allowed_BE = batches.allowed(self.cell, whole, trace_BK)
+        scope = Scope(whole, tuple(extents(self.cell)))
+        router = Router(self.layer, torch.device("cpu"), allowed_BE, scope)
+        with torch.no_grad():
+            routing = router(batches.tokens(self.cell, whole))
+        chosen = routing.indices_TK
+        if routing.kept_TK is not None:
+            chosen = chosen[routing.kept_TK]
+        counts = torch.bincount(chosen.reshape(-1), minlength=self.layer.num_experts)
+        found: list[int] = self.comm.world.broadcast_(counts.to(self.comm.device)).tolist()
+        return found
+
+    def hold(self, ids: Sequence[int], part: int = 0, parts: int = 1) -> Experts:
+        """Part `part` of `parts` of the hidden units of the experts `ids`."""
+        columns = shard_bounds(self.layer.hidden, parts, part)
+        return Experts(self.layer, tuple(ids), columns, self.comm.device, bias2=part == 0)
+
+    @cached_property
+    def shard_sizes(self) -> list[int]:
+        """Tokens of every rank's shard."""
+        size = self.comm.world_size
+        bounds = [shard_bounds(self.total, size, rank) for rank in range(size)]
+        return [end - start for start, end in bounds]
+
+    def own_slice(self, x_BD: Tensor) -> Tensor:
+        """The rows this rank routes, of what it started with."""
+        if x_BD.shape[0] == self.rows[1] - self.rows[0]:
+            return x_BD
+        return x_BD[self.rows[0] : self.rows[1]]
+
+    def own_tokens(self, x_TD: Tensor) -> Tensor:
+        """The rows this rank routes, of tokens that every rank has whole or its shard of."""
+        return x_TD if self.sharded else self.own_slice(spread(x_TD, self.comm.world, self.wire))
+
+    def gather_batch(self, y_TO: Tensor) -> Tensor:
+        """The whole batch's outputs on every rank, from each rank's shard."""
+        with phase("combine"):
+            return gather_outputs(y_TO, self.comm.world, self.shard_sizes, self.wire)
+
+    def route(self, x_TD: Tensor) -> Routing:
+        with phase("router"):
+            routing = self.router(x_TD)
+        if self.seen is not None:
+            self.seen.rows, self.seen.routing = self.rows, routing
+        return routing
+
+    def mix(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        """Gated sum over the experts held here, for all tokens."""
+        if self.seen is not None and self.seen.stage is None:
+            self.seen.stage = partial(self.mix, x_TD, routing)
+        experts, places_TK = self.experts, self.places.locate(routing.indices_TK, self.rows[0])
+        if experts.fused:
+            return self._mix_dense(x_TD, routing, places_TK)
+        with phase("permute"):
+            held, total = len(experts.ids), len(self.places.experts)
+            if held < total:  # places held here become 0 to held - 1, all others more
+                places_TK = (places_TK - self.first) % total
+            slots = sort_slots(without_dropped(places_TK, routing, total), held)
+            x_SD = permute(x_TD, slots)
+        y_SO = self.compute(x_SD, slots.counts)
+        with phase("unpermute"):
+            return unpermute(y_SO, routing.gates_TK, slots)
+
+    def _mix_dense(self, x_TD: Tensor, routing: Routing, places_TK: Tensor) -> Tensor:
+        total, first = len(self.places.experts), self.first
+        last = first + len(self.experts.ids)
+        if self.seen is not None:
+            here = (places_TK >= first) & (places_TK < last)
+            if routing.kept_TK is not None:
+                here &= routing.kept_TK
+            self.seen.slots += int(here.sum())
+        with phase("permute"):
+            gates_TE = routing.logits_TE.new_zeros((x_TD.shape[0], total))
+            gates_TE.scatter_(1, places_TK, routing.gates_TK)
+        with phase("experts"):
+            return self.experts.dense(x_TD, gates_TE[:, first:last])
+
+    def dispatched(self, x_TD: Tensor, routing: Routing) -> Tensor:
+        """Gated sum over all experts, by sending slots to the ranks of `ep` that hold them."""
+        strategy, total = self.cell.strategy, len(self.places.experts)
+        way = dispatch.Way(self.ep, total, self.wire)
+        places_TK = self.places.locate(routing.indices_TK, self.rows[0])
+        places_TK = without_dropped(places_TK, routing, total)
+        if strategy.dispatcher == "dedup":
+            return dispatch.dedup(x_TD, places_TK, routing.gates_TK, way, self.compute)
+        if strategy.overlap > 1:
+            return dispatch.overlapped(
+                x_TD, places_TK, routing.gates_TK, way, self.compute, strategy.overlap
+            )
+        return dispatch.alltoall(x_TD, places_TK, routing.gates_TK, way, self.compute)
+
+    def plus_shared(
+        self, y_TO: Tensor, x_TD: Tensor, rows: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Adds the shared experts' outputs, for the tokens `rows` of those routed here only."""
+        if self.shared is None:
+            return y_TO
+        with phase("experts"):
+            if rows is None:
+                return y_TO + self.shared.dense(x_TD, None)
+            start, end = rows[0] - self.rows[0], rows[1] - self.rows[0]
+            part = self.shared.dense(x_TD[start:end], None)
+            return y_TO + nn.functional.pad(part, (0, 0, start, y_TO.shape[0] - end))
+
+    def compute(self, x_SD: Tensor, counts: list[int]) -> Tensor:
+        """The experts on rows in expert order."""
+        if self.seen is not None:
+            self.seen.slots += x_SD.shape[0]
+            self.seen.stage = self.seen.stage or partial(self.compute, x_SD, counts)
+        with phase("experts"):
+            return self.experts.rows(x_SD, counts)
+
+    # What the runner asks.
+
+    @contextmanager
+    def watching(self) -> Iterator[Seen]:
+        """Notes what the next forward routes and how many rows its experts get."""
+        self.seen = Seen()
+        try:
+            yield self.seen
+        finally:
+            self.seen = None
+
+    def use(self, kernel: str) -> None:
+        self.experts.use(kernel)
+
+    def tune(self, x_TD: Tensor) -> dict[str, Any]:
+        """Chooses the kernel for strategy.kernel; collective. {name, how, candidates_ms}."""
+        return kernel_choice.tune(self, x_TD)
+
+    def clone(self) -> MoELayer:
+        """The same layer with weights of its own, on the same ranks."""
+        return copy.deepcopy(self)
+
+    def weights_bytes(self) -> int:
+        """Bytes of the weights this rank keeps between steps."""
+        return sum(parameter.nbytes for parameter in self.parameters())
+
+    def skew(self, seen: Seen) -> dict[str, list[int]]:
+        """Global slots per expert, and per rank the rows its experts computed, of a forward that
+        was watched; collective."""
+        experts = torch.zeros(self.layer.num_experts, dtype=torch.int64)
+        ranks = torch.zeros(self.comm.world_size, dtype=torch.int64)
+        ranks[self.comm.rank] = seen.slots
+        own = batches.own_rows(self.cell, self.comm.rank)
+        if self.comm.rank == 0 and self.cell.strategy.name == "serial":
+            own = (0, self.total)
+        if seen.routing is not None:
+            here = slice(own[0] - seen.rows[0], own[1] - seen.rows[0])
+            chosen = seen.routing.indices_TK[here]
+            if seen.routing.kept_TK is not None:
+                chosen = chosen[seen.routing.kept_TK[here]]
+            experts += torch.bincount(chosen.reshape(-1).cpu(), minlength=experts.numel())
+        both = self.comm.world.combine_(torch.cat([experts, ranks]).to(self.comm.device), "sum")
+        counts: list[int] = both.tolist()
+        return {"expert_slots": counts[: len(experts)], "rank_slots": counts[len(experts) :]}
+
+    # Gradients of weights that several ranks hold.
+
+    def reductions(self) -> Reductions:
+        """Parameters whose gradient on this rank is only its part, and the ranks that have the
+        other parts; the same list on every rank."""
+        return [([self.router.weight_ED, *self.shared_parameters()], self.comm.world)]
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        return [] if self.shared is None else list(self.shared.parameters())
+
+    def finish_gradients(self) -> None:
+        """Adds up over the ranks what `backward` left in parts."""
+        for parameters, group in self.reductions():
+            for parameter in parameters:
+                group.all_reduce_(gradient(parameter))
+        for expert in self.places.copied:
+            self._add_up_copies(expert)
+
+    def _add_up_copies(self, expert: int) -> None:
+        """Every rank takes part; those without a copy add nothing."""
+        at = self.experts.ids.index(expert) if expert in self.experts.ids else -1
+        for parameter in self.experts.parameters():
+            grad = gradient(parameter)
+            part = grad[at] if at >= 0 else torch.zeros_like(grad[0])
+            self.ep.all_reduce_(part)
+
+    def named_gradients(self) -> dict[str, Tensor]:
+        """Of all weights this rank works with, by the name of the parameter; collective."""
+        return {name: known_gradient(parameter) for name, parameter in self.named_parameters()}
+
+
+def known_gradient(parameter: nn.Parameter) -> Tensor:
+    """Zeros where a step has left none; the parameter stays as it is."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def gradient(parameter: nn.Parameter) -> Tensor:
+    """The parameter's own, made where there is none."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def without_dropped(places_TK: Tensor, routing: Routing, total: int) -> Tensor:
+    """Places, with `total` (nowhere) for slots that are dropped."""
+    kept_TK = routing.kept_TK
+    return places_TK if kept_TK is None else places_TK.masked_fill(~kept_TK, total)

@@ -1,0 +1,274 @@
+"""The experts a rank holds, and the ways to multiply by them.
+
+No way is fastest everywhere, so `MoELayer.tune` chooses by measuring. Each wants its own layout:
+
+| kernel  | fc1 stored | fc2 stored | what it does                                               |
+|---------|-----------|-----------|------------------------------------------------------------|
+| loop    | [P, F, D] | [P, O, H] | one x @ W.T per expert that has slots                      |
+| loop_wx | [P, F, D] | [P, O, H] | the same as W @ x.T: reads the weights faster for few rows |
+| packed  | oneDNN's  | oneDNN's  | loop on weights packed for it; forward on a processor only |
+| wide    | [P, F, D] | [P, O, H] | loop in float32, each half-precision matrix widened first  |
+| bmm     | [P, F, D] | [P, O, H] | one batched product, padded to the fullest expert          |
+| bmm_t   | [P, D, F] | [P, H, O] | the same, weights stored transposed                        |
+| dense   | [P, F, D] | [P, H, O] | all experts on all rows in two products; fewest operations |
+| grouped | [P, F, D] | [P, O, H] | F.grouped_mm                                               |
+
+Shape letters: T tokens, S slots here, D in, H hidden, F = H or (gated) 2H, O out, P experts here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe import weights
+from moe.layer.activations import activate
+from moe.layer.expert_autograd import ExpertRows, Room
+from moe.layer.onednn import Packed, runs
+from moe.spec import Layer
+
+TRANSPOSED = {"bmm_t": (True, True), "dense": (False, True)}
+VARIANTS = {"loop": ("loop", "loop_wx", "packed", "wide"), "bmm": ("bmm", "bmm_t"),
+            "dense": ("dense",), "grouped": ("grouped",)}  # fmt: skip
+
+FEW_ROWS = 32  # up to which W @ x.T beats x @ W.T in float32
+
+
+class Experts(nn.Module):
+    """`ids` are the experts held, `columns` their hidden units; `bias2` is false on all but one of
+    the ranks that share an expert, because their results are added up."""
+
+    def __init__(
+        self,
+        layer: Layer,
+        ids: Sequence[int],
+        columns: tuple[int, int],
+        device: torch.device,
+        bias2: bool = True,
+    ) -> None:
+        super().__init__()
+        self.layer, self.ids, self.columns = layer, tuple(ids), columns
+        self.device = device
+        self.kernel = "loop"
+        self.wide: Tensor | None = None  # room for one matrix in float32
+        self.packed: Packed | None = None  # in place of fc1 and fc2, which then hold no memory
+        self.room = Room()  # of the gradients of kernel `loop`
+        self.resident = True  # whether the weights are here between steps
+        held = {n: weights.stacked(layer, ids, n, columns) for n in weights.names(layer)}
+        fc1, b1 = held["w1"], held.get("b1")
+        if "w3" in held:
+            fc1 = torch.cat([fc1, held["w3"]], dim=1)
+            b1 = None if b1 is None else torch.cat([b1, held["b3"]], dim=1)
+        self.fc1 = nn.Parameter(fc1.to(device))
+        self.fc2 = nn.Parameter(held["w2"].to(device))
+        self.b1 = None if b1 is None else nn.Parameter(b1.to(device))
+        self.b2 = nn.Parameter(held["b2"].to(device)) if "b2" in held and bias2 else None
+
+    @property
+    def fused(self) -> bool:
+        """Whether the kernel takes all experts and all tokens at once, gates included."""
+        return self.kernel == "dense"
+
+    def use(self, kernel: str) -> None:
+        """Switches kernel and, where needed, the weights' layout."""
+        if self.packed is not None:
+            self._hold(*self.packed.plain())
+            self.packed = None
+        before, after = (TRANSPOSED.get(k, (False, False)) for k in (self.kernel, kernel))
+        for name, old, new in zip(("fc1", "fc2"), before, after, strict=True):
+            if old != new:
+                parameter = getattr(self, name)
+                data = parameter.data.transpose(1, 2).contiguous()
+                setattr(self, name, nn.Parameter(data, parameter.requires_grad))
+        self.kernel = kernel
+        self.wide, self.room = None, Room()
+        if kernel == "wide":  # made here, because what inference mode makes cannot be reused
+            size = max(self.fc1.shape[1:].numel(), self.fc2.shape[1:].numel())
+            self.wide = torch.empty(size, device=self.device)
+        if kernel == "packed":
+            self.packed = Packed(self.fc1, self.fc2, self.layer.activation)
+            self._hold(self.fc1.to("meta"), self.fc2.to("meta"))
+
+    def _hold(self, fc1: Tensor, fc2: Tensor) -> None:
+        self.fc1 = nn.Parameter(fc1, self.fc1.requires_grad)
+        self.fc2 = nn.Parameter(fc2, self.fc2.requires_grad)
+
+    def by_expert(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Of tensors shaped like the parameters, each expert's, named, oriented and cut as
+        `weights.sliced` gives them."""
+        first, second = TRANSPOSED.get(self.kernel, (False, False))
+        gated = self.layer.activation == "silu_gated"
+        for i, expert in enumerate(self.ids):
+            fc1, fc2 = tensors["fc1"][i], tensors["fc2"][i]
+            found = {"w1": fc1.T if first else fc1, "w2": fc2.T if second else fc2}
+            if "b1" in tensors:
+                found["b1"] = tensors["b1"][i]
+            if "b2" in tensors:
+                found["b2"] = tensors["b2"][i]
+            for name in [n for n in ("w1", "b1") if gated and n in found]:
+                found[name], found[name.replace("1", "3")] = found[name].chunk(2)
+            yield expert, found
+
+    def variants(self, kernel: str, dtype: torch.dtype) -> list[str]:
+        """What may be tried for `strategy.kernel`, on this rank's shapes."""
+        names = [v for k, vs in VARIANTS.items() if kernel in ("auto", k) for v in vs]
+        forward_on_cpu = not self.fc1.requires_grad and self.device.type == "cpu"
+        fits = {
+            "grouped": self._grouped_fits(dtype),
+            # Processors without arithmetic in half precision are faster in float32. Not in
+            # training, where every widened matrix would be kept for the backward pass.
+            "wide": forward_on_cpu and dtype != torch.float32,
+            "packed": forward_on_cpu and self.resident and runs(dtype),
+            # A backward pass through it would be autograd's, all experts' gradients for each.
+            "loop_wx": not self.fc1.requires_grad,
+        }
+        return [n for n in names if fits.get(n, True)]
+
+    def _grouped_fits(self, dtype: torch.dtype) -> bool:
+        """F.grouped_mm wants strides that are multiples of 16 bytes."""
+        width = self.columns[1] - self.columns[0]
+        sizes = (self.layer.dim, width, self.layer.dim_out)
+        return hasattr(F, "grouped_mm") and all(n * dtype.itemsize % 16 == 0 for n in sizes)
+
+    def rows(self, x_SD: Tensor, counts: list[int]) -> Tensor:
+        """Rows in expert order, `counts` of each expert -> [S, O] in the same order."""
+        if not x_SD.shape[0]:  # an empty product keeps every rank's graph the same
+            return self._loop(x_SD, counts)
+        kernels: dict[str, Callable[[Tensor, list[int]], Tensor]] = {
+            "loop": self._loop, "loop_wx": self._loop, "wide": self._loop, "packed": self._loop,
+            "bmm": self._bmm, "bmm_t": self._bmm, "grouped": self._grouped, "dense": self._one_hot,
+        }  # fmt: skip
+        return kernels[self.kernel](x_SD, counts)
+
+    def _expert(self, x_MD: Tensor, e: int) -> Tensor:
+        b1 = None if self.b1 is None else self.b1[e]
+        b2 = None if self.b2 is None else self.b2[e]
+        if self.packed is not None:
+            return self.packed.expert(x_MD, e, b1, b2)
+        fc1, fc2 = self._oriented(e)
+        if self.wide is not None:
+            h = activate(self._widened(x_MD.float(), fc1, b1), self.layer.activation)
+            return self._widened(h, fc2, b2).to(x_MD.dtype)
+        if self.kernel != "loop_wx":
+            h = activate(F.linear(x_MD, fc1, b1), self.layer.activation)
+            return F.linear(h, fc2, b2)
+        left = fc1 @ x_MD.T if b1 is None else torch.addmm(b1.unsqueeze(1), fc1, x_MD.T)
+        h_T = activate(left.T, self.layer.activation).T
+        out = fc2 @ h_T if b2 is None else torch.addmm(b2.unsqueeze(1), fc2, h_T)
+        return out.T
+
+    def _widened(self, x_MI: Tensor, weight_JI: Tensor, bias_J: Tensor | None) -> Tensor:
+        """x @ W.T + b in float32, through the one buffer that stays in the cache."""
+        assert self.wide is not None
+        wide_JI = self.wide[: weight_JI.numel()].view_as(weight_JI).copy_(weight_JI)
+        bias_J = None if bias_J is None else bias_J.float()
+        if x_MI.shape[0] > FEW_ROWS:
+            return F.linear(x_MI, wide_JI, bias_J)
+        y_MJ = torch.mm(wide_JI, x_MI.T).T
+        return y_MJ if bias_J is None else y_MJ + bias_J
+
+    def _oriented(self, e: int) -> tuple[Tensor, Tensor]:
+        """fc1 as [F, D] and fc2 as [O, H], however they are stored."""
+        first, second = TRANSPOSED.get(self.kernel, (False, False))
+        fc1, fc2 = self.fc1[e], self.fc2[e]
+        return fc1.T if first else fc1, fc2.T if second else fc2
+
+    def _loop(self, x_SD: Tensor, counts: list[int]) -> Tensor:
+        if torch.is_grad_enabled() and self.fc1.requires_grad and self.kernel == "loop":
+            made: Tensor = ExpertRows.apply(
+                x_SD,
+                self.fc1,
+                self.b1,
+                self.fc2,
+                self.b2,
+                counts,
+                self.layer.activation,
+                self.room,
+            )
+            return made
+        busy = [e for e, count in enumerate(counts) if count] or [0]
+        if len(busy) == 1:
+            return self._expert(x_SD, busy[0])
+        sizes = [counts[e] for e in busy]
+        if torch.is_grad_enabled():
+            parts = zip(x_SD.split(sizes), busy, strict=True)
+            return torch.cat([self._expert(part, e) for part, e in parts])
+        y_SO = x_SD.new_empty((x_SD.shape[0], self.layer.dim_out))
+        for x_MD, y_MO, e in zip(x_SD.split(sizes), y_SO.split(sizes), busy, strict=True):
+            y_MO.copy_(self._expert(x_MD, e))  # while it is in the cache
+        return y_SO
+
+    def _bmm(self, x_SD: Tensor, counts: list[int]) -> Tensor:
+        most = max(counts)
+        even = min(counts) == most
+        if even:
+            x_PMD = x_SD.view(len(counts), most, -1)
+        else:
+            place = _padded_places(counts, most, x_SD.device)
+            flat = x_SD.new_zeros((len(counts) * most, x_SD.shape[1]))
+            x_PMD = flat.index_copy(0, place, x_SD).view(len(counts), most, -1)
+        stored = TRANSPOSED.get(self.kernel, (False, False))
+        fc1 = self.fc1 if stored[0] else self.fc1.transpose(1, 2)
+        fc2 = self.fc2 if stored[1] else self.fc2.transpose(1, 2)
+        y_PMO = _batched(
+            activate(_batched(x_PMD, fc1, self.b1), self.layer.activation), fc2, self.b2
+        )
+        y = y_PMO.reshape(len(counts) * most, -1)
+        return y if even else y.index_select(0, place)
+
+    def _grouped(self, x_SD: Tensor, counts: list[int]) -> Tensor:
+        counts_P = torch.tensor(counts, device=x_SD.device)
+        ends = counts_P.cumsum(0).to(torch.int32)
+        h = F.grouped_mm(x_SD, self.fc1.transpose(1, 2), offs=ends)
+        if self.b1 is not None:
+            h = h + self.b1.repeat_interleave(counts_P, dim=0, output_size=x_SD.shape[0])
+        y = F.grouped_mm(activate(h, self.layer.activation), self.fc2.transpose(1, 2), offs=ends)
+        if self.b2 is not None:
+            y = y + self.b2.repeat_interleave(counts_P, dim=0, output_size=x_SD.shape[0])
+        return y
+
+    def _one_hot(self, x_SD: Tensor, counts: list[int]) -> Tensor:
+        expert_S = torch.arange(len(counts), device=x_SD.device).repeat_interleave(
+            torch.tensor(counts, device=x_SD.device), output_size=x_SD.shape[0]
+        )
+        return self.dense(x_SD, F.one_hot(expert_S, len(counts)))
+
+    def dense(self, x_TD: Tensor, gates_TP: Tensor | None) -> Tensor:
+        """Sum over experts of gate * expert(x), in two products; gates of None are ones."""
+        num, hidden = len(self.ids), self.columns[1] - self.columns[0]
+        fc1, fc2, b1, b2 = self.fc1, self.fc2, self.b1, self.b2
+        in_place = not torch.is_grad_enabled()
+        h_TF = F.linear(x_TD, fc1.view(-1, x_TD.shape[1]), None if b1 is None else b1.view(-1))
+        if in_place and self.layer.activation == "relu":
+            h_TPH = h_TF.relu_().view(-1, num, hidden)
+        else:
+            h_TPH = activate(h_TF.view(-1, num, h_TF.shape[1] // num), self.layer.activation)
+        if gates_TP is not None:
+            if gates_TP.dtype != x_TD.dtype:
+                gates_TP = gates_TP.to(x_TD.dtype)
+            gates_TP1 = gates_TP.unsqueeze(2)
+            h_TPH = h_TPH.mul_(gates_TP1) if in_place else h_TPH * gates_TP1
+        h_TQ, fc2_QO = h_TPH.reshape(-1, num * hidden), fc2.view(num * hidden, -1)
+        if b2 is None:
+            return torch.mm(h_TQ, fc2_QO)
+        bias = b2.sum(0) if gates_TP is None else torch.mm(gates_TP, b2)
+        return torch.addmm(bias, h_TQ, fc2_QO)
+
+
+def _batched(x_PMI: Tensor, weight_PIJ: Tensor, bias_PJ: Tensor | None) -> Tensor:
+    if bias_PJ is None:
+        return torch.bmm(x_PMI, weight_PIJ)
+    return torch.baddbmm(bias_PJ.unsqueeze(1), x_PMI, weight_PIJ)
+
+
+def _padded_places(counts: list[int], most: int, device: torch.device) -> Tensor:
+    """Where each row goes when every expert gets `most` rows."""
+    counts_P = torch.tensor(counts, device=device)
+    skipped = (most * torch.arange(len(counts), device=device)) - (counts_P.cumsum(0) - counts_P)
+    total = sum(counts)
+    return torch.arange(total, device=device) + skipped.repeat_interleave(
+        counts_P, output_size=total
+    )

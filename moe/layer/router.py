@@ -1,0 +1,183 @@
+"""Which experts a token visits, and with what weight.
+
+Shape letters: T tokens the router sees, E experts, K top-k.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from moe import weights
+from moe.layer import balance_loss
+from moe.layer.capacity import Scope, keep_first, places_per_expert, take_best
+from moe.spec import Layer
+from moe.spec import Router as Rule
+
+_PLAIN = (Rule(), Rule(order="after"), Rule(order="after", normalize=False))
+_TINY = 1e-20  # below any gate that counts
+_SORT_LIMIT = 2048  # elements up to which a stable sort costs no more than top-k and a check
+
+
+@dataclass
+class Routing:
+    """`kept_TK` is None when no slot is dropped; gates are 0 where a slot is. Where experts choose
+    their tokens, all E are slots of a token, and those kept are the ones that took it."""
+
+    logits_TE: Tensor  # float32
+    scores_TE: Tensor  # float32, what the choice was made on
+    indices_TK: Tensor  # int64
+    gates_TK: Tensor  # float32
+    kept_TK: Tensor | None = None
+    ranked_TE: Tensor | None = None  # scores before groups were ruled out
+    weight_TK: Tensor | None = None  # what slots were ordered by, where some are dropped
+
+
+def _sorts(scores_TE: Tensor, topk: int) -> bool:
+    return scores_TE.numel() <= _SORT_LIMIT or topk == scores_TE.shape[1]
+
+
+def top_indices(scores_TE: Tensor, topk: int) -> Tensor:
+    """Indices of the K largest per row; of equal scores the lowest, which topk leaves open."""
+    if _sorts(scores_TE, topk):
+        return torch.sort(scores_TE, dim=1, descending=True, stable=True)[1][:, :topk]
+    if scores_TE.is_cuda:
+        return _ordered_keys(scores_TE).topk(topk, dim=1)[1]
+    values, indices = scores_TE.topk(topk + 1, dim=1)
+    if bool((values[:, 1:] == values[:, :-1]).any()):
+        return torch.sort(scores_TE, dim=1, descending=True, stable=True)[1][:, :topk]
+    return indices[:, :topk]
+
+
+def _ordered_keys(scores_TE: Tensor) -> Tensor:
+    """Integers that order as (score, lower index first), so that no two are equal."""
+    bits = (scores_TE + 0.0).view(torch.int32)  # + 0.0 makes -0 the equal of 0
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    experts = scores_TE.shape[1]
+    return bits.to(torch.int64) * experts - torch.arange(experts, device=scores_TE.device)
+
+
+def probabilities(logits_TE: Tensor, score: str) -> Tensor:
+    return logits_TE.sigmoid() if score == "sigmoid" else logits_TE.softmax(dim=1)
+
+
+class Router(nn.Module):
+    """`allowed_TE` masks what a prescribed workload does not want; None lets logits decide.
+    `scope` is needed by the rules that look at many tokens together."""
+
+    def __init__(
+        self,
+        layer: Layer,
+        device: torch.device,
+        allowed_TE: Tensor | None,
+        scope: Scope | None = None,
+    ) -> None:
+        super().__init__()
+        self.layer, self.rule, self.scope = layer, layer.router, scope
+        self.plain_rule = self.rule if self.rule in _PLAIN else None
+        self.weight_ED = nn.Parameter(weights.router(layer).to(device))
+        self.allowed_TE: Tensor | None
+        self.register_buffer("allowed_TE", None if allowed_TE is None else allowed_TE.to(device))
+        self.bias_E: Tensor | None
+        self.register_buffer("bias_E", None)
+        if self.rule.selection_bias == "balanced":
+            self.bias_E = balance_loss.selection_bias(layer).to(device)
+
+    def forward(self, x_TD: Tensor) -> Routing:
+        logits_TE = nn.functional.linear(x_TD.float(), self.weight_ED)
+        if not torch.is_grad_enabled() and self._simple() and _sorts(logits_TE, self.layer.topk):
+            return self._sorted(logits_TE)
+        if self.rule.kind == "expert_choice":
+            return self._expert_choice(logits_TE)
+        masked_TE = logits_TE
+        if self.allowed_TE is not None:
+            masked_TE = logits_TE.masked_fill(~self.allowed_TE, -torch.inf)
+        ranked_TE, scores_TE = self._ranked(masked_TE.detach())
+        indices_TK = top_indices(scores_TE, self.layer.topk)
+        gates_TK = self._gates(logits_TE, indices_TK)
+        if self.rule.aux_loss and torch.is_grad_enabled():
+            gates_TK = self._balanced(gates_TK, logits_TE, indices_TK)
+        routing = Routing(logits_TE, scores_TE, indices_TK, gates_TK, None, ranked_TE)
+        return self._limited(routing) if self.rule.capacity_factor else routing
+
+    def _simple(self) -> bool:
+        """Whether the choice and the gates are those of the K largest logits, as they are."""
+        return self.allowed_TE is None and self.rule is self.plain_rule
+
+    def _sorted(self, logits_TE: Tensor) -> Routing:
+        """The same choice and gates with half the operations, of which a small batch feels each."""
+        values_TE, order_TE = torch.sort(logits_TE, dim=1, descending=True, stable=True)
+        topk = self.layer.topk
+        gates_TK = torch.softmax(values_TE[:, :topk], 1)
+        return Routing(logits_TE, logits_TE, order_TE[:, :topk], gates_TK)
+
+    def _ranked(self, logits_TE: Tensor) -> tuple[Tensor, Tensor]:
+        """What experts are ranked by, and the same without the groups that are not eligible.
+        Probabilities grow with logits: without a bias or groups, logits serve."""
+        rule = self.rule
+        if self.bias_E is None and rule.groups == 1:
+            return logits_TE, logits_TE
+        ranked_TE = probabilities(logits_TE, rule.score)
+        if self.bias_E is not None:
+            ranked_TE = ranked_TE + self.bias_E
+        if rule.groups == 1:
+            return ranked_TE, ranked_TE
+        return ranked_TE, ranked_TE.masked_fill(~balance_loss.eligible(ranked_TE, rule), -torch.inf)
+
+    def _gates(self, logits_TE: Tensor, indices_TK: Tensor) -> Tensor:
+        """softmax over the chosen equals softmax over all, renormalised: one operation less. A
+        prescribed choice changes no logits: not renormalised, gates are shares of all experts."""
+        rule = self.rule
+        if rule.score == "sigmoid":
+            gates_TK = logits_TE.gather(1, indices_TK).sigmoid()
+            if rule.normalize:
+                gates_TK = gates_TK / gates_TK.sum(dim=1, keepdim=True)
+        elif rule.order == "before" and not rule.normalize:
+            gates_TK = logits_TE.softmax(dim=1).gather(1, indices_TK)
+        else:
+            gates_TK = logits_TE.gather(1, indices_TK).softmax(dim=1)
+        return gates_TK if rule.scale == 1.0 else gates_TK * rule.scale
+
+    def _limited(self, routing: Routing) -> Routing:
+        """Slots beyond an expert's capacity are dropped; what is left keeps its gates."""
+        layer, scope = self.layer, self.scope
+        assert scope is not None
+        indices_TK, drop = routing.indices_TK, self.rule.drop
+        by_gate = drop == "probability"
+
+        def keep(indices: Tensor, gates: Tensor | None = None) -> Tensor:
+            places = places_per_expert(layer, indices.shape[0])
+            return keep_first(indices, gates, layer.num_experts, places, drop)
+
+        weight_TK = routing.gates_TK.detach()
+        kept_TK = scope.each(keep, *((indices_TK, weight_TK) if by_gate else (indices_TK,)))
+        gates_TK = routing.gates_TK * kept_TK
+        return replace(routing, gates_TK=gates_TK, kept_TK=kept_TK, weight_TK=weight_TK)
+
+    def _expert_choice(self, logits_TE: Tensor) -> Routing:
+        """Every expert takes its best tokens: all E are slots of a token, few of them kept."""
+        layer, scope = self.layer, self.scope
+        assert scope is not None
+        gates_TE = probabilities(logits_TE, self.rule.score)
+        scores_TE = gates_TE.detach()
+
+        def take(scores: Tensor) -> Tensor:
+            return take_best(scores, places_per_expert(layer, scores.shape[0]))
+
+        kept_TE = scope.each(take, scores_TE)
+        gates_TE = gates_TE * kept_TE
+        if self.rule.normalize:  # a token that nobody took has no gates
+            gates_TE = gates_TE / gates_TE.sum(dim=1, keepdim=True).clamp(min=_TINY)
+        indices_TE = torch.arange(layer.num_experts, device=logits_TE.device).expand_as(kept_TE)
+        gates_TE = gates_TE * self.rule.scale
+        return Routing(logits_TE, scores_TE, indices_TE, gates_TE, kept_TE, scores_TE, scores_TE)
+
+    def _balanced(self, gates_TK: Tensor, logits_TE: Tensor, indices_TK: Tensor) -> Tensor:
+        """The same gates; their backward pass also gives the balancing loss's gradient."""
+        assert self.scope is not None
+        shares_TE = balance_loss.shares(self.layer, self.scope, indices_TK)
+        probabilities_TE = balance_loss.normalized(logits_TE, self.rule.score)
+        loss = balance_loss.loss(self.layer, self.scope, shares_TE, probabilities_TE)
+        return balance_loss.attach(gates_TK, loss)

@@ -1,0 +1,96 @@
+"""conf/hosts: one machine or many, and what a node of them has. Torch-free."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from runners.config.cell import Machine
+from runners.config.fields import ConfigError, integer, number, safe_name
+from runners.host.inherited import withheld
+
+PORTS = range(1, 65536)
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?")
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Where this process stands among the hosts of a run; `nnodes` of 1 is one machine."""
+
+    nnodes: int = 1
+    node_rank: int = 0
+    address: str = ""  # of node 0, as the others reach it
+    port: int = 0
+    interface: str = ""  # "": the one that leads to node 0
+    run: str = ""  # names the folder that all hosts share
+    wait_s: float = 600.0
+
+
+def hosts_of(config: Mapping[str, Any]) -> Hosts:
+    """Raises ConfigError for what several hosts need and do not have."""
+    found = config["hosts"]
+    nnodes = integer(found, "hosts.nnodes")
+    node_rank = integer(found, "hosts.node_rank", 0)
+    if node_rank >= nnodes:
+        raise ConfigError(
+            f"hosts.node_rank={node_rank}: allowed are 0 to nnodes - 1 = {nnodes - 1}; "
+            "set NODE_RANK, or NNODES, on every host"
+        )
+    run = "" if found["run"] is None else safe_name(found["run"])
+    interface = "" if found["interface"] == "auto" else str(found["interface"])
+    wait_s = number(found, "hosts.wait_s", 1)
+    if nnodes == 1:
+        return Hosts(interface=interface, run=run, wait_s=wait_s)
+    if not run:
+        raise ConfigError(
+            "hosts.run=None: allowed with several hosts is a name that all of them are given, "
+            "of the folder they share; set MOE_RUN on every host"
+        )
+    address, port = endpoint(found["rdzv_endpoint"])
+    return Hosts(nnodes, node_rank, address, port, interface, run, wait_s)
+
+
+def pass_env_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """hosts.pass_env: names of variables, or NAME* for a family; raises ConfigError."""
+    asked = config["pass_env"]
+    for name in asked if isinstance(asked, list) else [asked]:
+        if not isinstance(asked, list) or not VARIABLE.fullmatch(str(name)):
+            raise ConfigError(
+                f"hosts.pass_env={asked!r}: allowed is a list of names of variables, NAME* for a "
+                "family; set hosts.pass_env=[MALLOC_ARENA_MAX,UCX_*], say"
+            )
+        if withheld(name):
+            raise ConfigError(
+                f"hosts.pass_env: {name}: allowed are variables that hold no secret and that no "
+                "launcher sets for its ranks; leave it out"
+            )
+    return tuple(asked)
+
+
+def endpoint(value: object) -> tuple[str, int]:
+    """address:port; raises ConfigError."""
+    address, _, port = str(value).rpartition(":")
+    if not address or not port.isdigit() or int(port) not in PORTS:
+        raise ConfigError(
+            f"hosts.rdzv_endpoint={value}: allowed is address:port of node 0, as the other hosts "
+            "reach it; set RDZV_ENDPOINT=10.0.0.1:29500, say"
+        )
+    return address.strip("[]"), int(port)
+
+
+def machine(config: Mapping[str, Any], found: Machine) -> Machine:
+    """`found` with what conf/hosts states of a node instead, and its number of nodes."""
+    given = config["hosts"]
+    gib = given["memory_gib"]
+    return Machine(
+        cores=found.cores if given["cores"] == "auto" else integer(given, "hosts.cores"),
+        cuda_devices=found.cuda_devices
+        if given["gpus"] == "auto"
+        else integer(given, "hosts.gpus", 0),
+        nodes=max(found.nodes, integer(given, "hosts.nnodes")),
+        memory_bytes=found.memory_bytes
+        if gib == "auto"
+        else int(number(given, "hosts.memory_gib") * 2**30),
+    )

@@ -1,0 +1,94 @@
+"""What a refused command is told: one line in plain words, whoever met the error first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
+from omegaconf.errors import OmegaConfBaseException
+
+from runners.config.fields import ConfigError
+from runners.host import project_paths
+
+KINDS = f"allowed is a value of the kind that `{project_paths.BENCH} --cfg all` shows there"
+
+
+def told(error: Exception, words: Sequence[str]) -> str:
+    """The line for a command of these words that ended in this error."""
+    return one_line(error if _is_plain(error) else unexpected(error, words))
+
+
+def _is_plain(error: Exception) -> bool:
+    """Whether its words are meant for a user: ours, or those that Hydra has for bad input."""
+    if isinstance(error, InstantiationException) or not str(error).strip():
+        return False
+    return isinstance(error, ConfigError | HydraException | OmegaConfBaseException)
+
+
+def one_line(error: BaseException) -> str:
+    """Hydra's messages run over several lines, with its search path and inner keys behind."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"( Config search path:| full_key:).*", "", text)
+    text = text.removeprefix("ConfigError raised while resolving interpolation: ")
+    if unknown := re.match(r"Could not override '([^']*)'", text):
+        hydras = unknown[1].startswith("hydra.")  # keys can be added there, and nowhere else
+        lists = f"`{project_paths.BENCH} --cfg {'hydra' if hydras else 'job'}` lists the keys"
+        added = re.search(r"To append to your config use (\+.*)", text) if hydras else None
+        more = f"; to add one, write {added[1]}" if added else ""
+        return f"{unknown[1]}: no such key; {lists}{more}"
+    if merged := re.match(r"Error merging override (.*)", text):
+        return f"{merged[1]}: {KINDS}; correct it or leave it out"
+    return text
+
+
+def unexpected(error: Exception, words: Sequence[str]) -> ConfigError:
+    """For an error that Hydra has no words for: the override that it comes from."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return ConfigError(
+            f"{error.filename}: cannot be used: {error.strerror}; allowed is a folder that can be "
+            "written; choose another"
+        )
+    named, options = _culprit(words)
+    allowed = f"allowed are {', '.join(options)}" if options else KINDS
+    return ConfigError(f"{named}: Hydra cannot use this; {allowed}; correct it or leave it out")
+
+
+def _culprit(words: Sequence[str]) -> tuple[str, list[str]]:
+    """The first override that fails by itself, with the files of its group; else all of them."""
+    overrides = [word for word in words if not word.startswith("-")]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(project_paths.CONF)):
+        loader = GlobalHydra.instance().config_loader()
+        assert isinstance(loader, ConfigLoaderImpl)
+        for word in overrides:
+            if any(_fails(loader, one) for one in _values(loader, word)):
+                return word, loader.get_group_options(word.split("=")[0].lstrip("+~"))
+    return " ".join(overrides) or "these options", []
+
+
+def _values(loader: ConfigLoaderImpl, word: str) -> Iterator[str]:
+    """Each value of a sweep as an override of its own."""
+    (override,) = OverridesParser.create(config_loader=loader).parse_overrides([word])
+    if not override.is_discrete_sweep():
+        yield word
+        return
+    for value in override.sweep_string_iterator():
+        yield f"{override.get_key_element()}={value}"
+
+
+def _fails(loader: ConfigLoaderImpl, word: str) -> bool:
+    """Whether it ends in an error without plain words."""
+    try:
+        config = loader.load_configuration("config", [word], run_mode=RunMode.RUN)
+        for node in (config.hydra.launcher, config.hydra.sweeper):
+            Plugins.instance()._instantiate(node)
+        return False
+    except Exception as error:
+        return not _is_plain(error)

@@ -1,0 +1,79 @@
+"""`hydra/sweeper=moe`: the product of all values, as Hydra's basic sweeper makes it.
+
+That one writes a file before anything is checked, composes every job twice, hands an empty sweep
+on, and writes words anew that are no sweep, not always as they were meant. Here the launcher
+composes and checks, and makes the folder after that.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
+from hydra.core.utils import JobReturn
+
+from runners.config.fields import ConfigError
+from runners.config.launcher import PACKAGE
+
+
+@dataclass
+class MoeSweeperConf:
+    _target_: str = f"{PACKAGE}.MoeSweeper"
+    params: dict[str, str] = field(default_factory=dict)  # values by key, as an experiment has them
+
+
+ConfigStore.instance().store(
+    group="hydra/sweeper", name="moe", node=MoeSweeperConf, provider="moe_launcher"
+)
+
+
+class MoeSweeper(BasicSweeper):
+    __module__ = PACKAGE
+
+    def __init__(self, params: dict[str, str]) -> None:
+        super().__init__(max_batch_size=None, params=params)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """All jobs to the launcher in one call. Raises ConfigError where there is none, and what
+        the launcher raises."""
+        assert self.hydra_context is not None and self.launcher is not None
+        loader = self.hydra_context.config_loader
+        parser = OverridesParser.create(config_loader=loader)
+        words: dict[str, list[str]] = {}  # by key: of two for one key the later counts
+        for override in parser.parse_overrides([*self._parse_config(), *arguments]):
+            found = words[override.get_key_element()] = _words(override)
+            if not found:
+                raise ConfigError(_empty(override, loader.get_group_options(override.key_or_group)))
+        jobs = [list(job) for job in itertools.product(*words.values())]
+        ended: Sequence[JobReturn] = self.launcher.launch(jobs, initial_job_idx=0)
+        return [job.return_value for job in ended]  # raises what a job raised, in other launchers
+
+
+def _words(override: Override) -> list[str]:
+    """An override for each of its values; what is no sweep stays as it was typed."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if not override.is_discrete_sweep():
+        raise ConfigError(
+            f"{override.input_line}: allowed are single values, and lists of them; list the values"
+        )
+    key = override.get_key_element()
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
+
+
+def _empty(override: Override, options: Sequence[str]) -> str:
+    key = override.get_key_element()
+    if not isinstance(override.value(), Glob):
+        return f"{override.input_line}: no value at all; name at least one: {key}=VALUE"
+    if options:
+        return f"{override.input_line}: matches none; allowed are {', '.join(options)}"
+    return (
+        f"{override.input_line}: glob chooses among the files of a folder of conf/, and {key} has "
+        f"none; list the values: {key}=A,B"
+    )

@@ -1,0 +1,300 @@
+"""What ran where: the machine and process facts stored with every launch. Stdlib only at import.
+
+By allow-list: nothing is recorded that names a person, a home folder, a host or a secret. Host and
+boot are stored as salted short hashes, enough to tell two machines apart.
+
+    capture(...)             once per launch, before anything is timed -> Record.environment
+    snapshot()               before and after a wave; the difference tells what disturbed it
+    fingerprint(env)         what a calibration belongs to
+    pin(...)                 give a local rank its own cores
+    reset_peak_memory(...), peak_memory_bytes(...)   peak memory, with the method that was used
+    step_memory_bytes(...)   what one step allocates at once
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from runners.host.files import number, text
+from runners.host.hardware import (
+    clock_mhz,
+    cpu_model,
+    cpu_quota,
+    gpu_links,
+    gpus,
+    launch_affinity,
+    memory_bytes,
+    parse_cpu_list,
+    steal_s,
+    temperature_c,
+)
+from runners.host.hardware import llc_bytes as llc_bytes
+from runners.host.hardware import usable_cores as usable_cores
+
+PROJECT = "moe-bench"
+GIT_LIMIT_S = 5.0
+UNTRACKED_LIMIT_BYTES = 1 << 20  # larger untracked files enter the dirty hash by name and size only
+
+VARIABLES = re.compile(
+    r"(OMP|KMP|GOMP|MKL|OPENBLAS|DNNL|ONEDNN|MPIR_CVAR)_\w+|ATEN_CPU_CAPABILITY|PYTHONHASHSEED"
+    r"|(GLOO|NCCL)_SOCKET_IFNAME|NCCL_(ALGO|PROTO|DEBUG|NTHREADS|(IB|P2P|SHM)_DISABLE)"
+    r"|NCCL_(MIN|MAX)_NCHANNELS|CUDA_(LAUNCH_BLOCKING|DEVICE_MAX_CONNECTIONS)|MALLOC_ARENA_MAX"
+    r"|CUBLAS_WORKSPACE_CONFIG|NVIDIA_TF32_OVERRIDE|MPICH_ASYNC_PROGRESS"
+    r"|(PYTORCH|TORCH_NCCL|UCX|FI)_\w+"
+)
+HARMLESS_VALUE = re.compile(r"[\w .,:{}()=+*^-]{0,80}")  # no slash: never a path
+
+
+def capture(
+    device: str = "cpu",
+    local_ranks: int | None = None,
+    git: dict[str, Any] | None = None,
+    root: Path | None = None,
+) -> dict[str, Any]:
+    """Facts that hold for a whole launch on this host, JSON-ready; unknown ones are None.
+
+    `git` is what `git_state` gave in the parent; without it `root` is asked, where one is given.
+    """
+    memory = memory_bytes()
+    return {
+        "versions": versions(),
+        "git": git if git is not None else git_state(root),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "host": short_hash(text("/etc/machine-id"), platform.node()),
+        "boot": short_hash(text("/proc/sys/kernel/random/boot_id")),
+        "cpu_model": cpu_model(),
+        "cores": usable_cores(),
+        "cpu_quota": cpu_quota(),
+        "affinity": _affinity(),
+        "governor": text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "numa_nodes": max(1, len(list(Path("/sys/devices/system/node").glob("node[0-9]*")))),
+        "llc_bytes": llc_bytes(),
+        "memory_total_bytes": memory.get("MemTotal"),
+        "memory_available_bytes": memory.get("MemAvailable"),
+        "local_ranks": local_ranks,
+        "threads": threads(),
+        "variables": variables(os.environ),
+        "device": device,
+        "gpus": gpus() if device.startswith("cuda") else [],
+        "gpu_links": gpu_links() if device.startswith("cuda") else [],
+        "before": snapshot(),
+    }
+
+
+def snapshot() -> dict[str, Any]:
+    """The state of host and process now; counters are totals, meant to be subtracted."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    load = text("/proc/loadavg")
+    return {
+        "monotonic_ns": time.monotonic_ns(),
+        "load_1m": os.getloadavg()[0],
+        "runnable": int(load.split()[3].split("/")[0]) if load else None,
+        "voluntary_switches": usage.ru_nvcsw,
+        "involuntary_switches": usage.ru_nivcsw,
+        "major_faults": usage.ru_majflt,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "steal_s": steal_s(),
+        "clock_mhz": clock_mhz(),
+        "temperature_c": temperature_c(),
+    }
+
+
+def fingerprint(environment: dict[str, Any]) -> str:
+    """Twelve hex digits over what decides the speed of the hardware and the libraries on it."""
+    names = ("host", "cpu_model", "cores", "cpu_quota", "governor", "numa_nodes", "llc_bytes")
+    facts = {name: environment.get(name) for name in names}
+    facts["memory_gib"] = round((environment.get("memory_total_bytes") or 0) / 2**30)
+    facts["torch"] = (environment.get("versions") or {}).get("torch")
+    facts["gpus"] = [gpu.get("name") for gpu in environment.get("gpus") or []]
+    return short_hash(json.dumps(facts, sort_keys=True))
+
+
+def short_hash(*parts: str | None) -> str:
+    """Twelve hex digits, salted with the project's name so that they match no other list."""
+    joined = "\0".join([PROJECT, *(part or "" for part in parts)])
+    return hashlib.sha256(joined.encode()).hexdigest()[:12]
+
+
+# --- software ---------------------------------------------------------------------------------
+
+
+def versions() -> dict[str, str | None]:
+    """From package metadata, so that torch need not be imported."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name, package in (("torch", "torch"), ("project", PROJECT), ("mpi4py", "mpi4py")):
+        try:
+            found[name] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def git_state(root: Path | None, limit_s: float = GIT_LIMIT_S) -> dict[str, Any] | None:
+    """{"sha", "dirty"}: dirty is None for a clean tree, else a hash of the changes against sha.
+
+    None where there is no git, no repository, or no answer in time.
+    """
+    if root is None:
+        return None
+    try:
+        sha = _git(root, limit_s, "rev-parse", "HEAD").decode().strip()
+        changes = _git(root, limit_s, "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--binary")
+        untracked = _git(root, limit_s, "ls-files", "--others", "--exclude-standard", "-z")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if not changes and not untracked:
+        return {"sha": sha, "dirty": None}
+    digest = hashlib.sha256(changes)
+    for name in sorted(filter(None, untracked.split(b"\0"))):
+        digest.update(name + b"\0" + _file_mark(root / os.fsdecode(name)))
+    return {"sha": sha, "dirty": digest.hexdigest()[:12]}
+
+
+def _git(root: Path, limit_s: float, *arguments: str) -> bytes:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, check=True, timeout=limit_s).stdout
+
+
+def _file_mark(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if path.is_file() and size <= UNTRACKED_LIMIT_BYTES:
+            return hashlib.sha256(path.read_bytes()).digest()
+        return str(size).encode()
+    except OSError:
+        return b"unreadable"
+
+
+def threads() -> dict[str, int | None]:
+    """Threads per library; torch's only where torch is already imported."""
+    torch = sys.modules.get("torch")
+    return {
+        "torch": torch.get_num_threads() if torch else None,
+        "torch_interop": torch.get_num_interop_threads() if torch else None,
+        "omp": number(os.environ.get("OMP_NUM_THREADS")),
+        "mkl": number(os.environ.get("MKL_NUM_THREADS")),
+    }
+
+
+def variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The allow-listed variables that are set; a value that could be a path is withheld."""
+    return {
+        name: value if HARMLESS_VALUE.fullmatch(value) else "(withheld)"
+        for name, value in sorted(environ.items())
+        if VARIABLES.fullmatch(name)
+    }
+
+
+# --- cores --------------------------------------------------------------------------------------
+
+
+def pin(local_rank: int, local_ranks: int, threads: int) -> list[int] | None:
+    """Binds this process, and threads started later, to its own cores; returns them, else None.
+
+    Cores are dealt out one hardware thread per physical core first, so that ranks share a physical
+    core only when there are more threads than physical cores. With more threads than cores they
+    are dealt out again and again, as long as every core gets as many: left to themselves, ranks
+    gather on one core and spread again over hundreds of ms, longer than a block. Nothing is done,
+    and None returned, where the threads do not come out even or the system does not let us.
+    """
+    order = sorted(launch_affinity(), key=_core_order)
+    wanted = local_ranks * threads
+    uneven = wanted % len(order) or usable_cores() < len(order)
+    if (wanted > usable_cores() and uneven) or not hasattr(os, "sched_setaffinity"):
+        return None
+    first = local_rank * threads
+    cores = sorted({order[n % len(order)] for n in range(first, first + threads)})
+    try:
+        os.sched_setaffinity(0, cores)
+    except OSError:
+        return None
+    return cores
+
+
+def _core_order(cpu: int) -> tuple[int, int, int]:
+    """(place among its siblings, package, cpu): first hardware threads of all cores come first."""
+    topology = f"/sys/devices/system/cpu/cpu{cpu}/topology"
+    siblings = parse_cpu_list(text(f"{topology}/thread_siblings_list") or str(cpu))
+    place = siblings.index(cpu) if cpu in siblings else 0
+    return place, number(text(f"{topology}/physical_package_id")) or 0, cpu
+
+
+def _affinity() -> list[int] | None:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+
+
+# --- peak memory ------------------------------------------------------------------------------
+
+_reset_worked = False  # whether the kernel let us restart its high-water mark
+
+
+def reset_peak_memory(device: str = "cpu") -> bool:
+    """Restarts the peak; False where that is not permitted (it then counts from process start)."""
+    global _reset_worked
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        _reset_worked = True
+    except OSError:
+        _reset_worked = False
+    return _reset_worked
+
+
+def step_memory_bytes(step: Callable[[], None], device: str = "cpu") -> int:
+    """Most bytes of tensors that were alive at once in a step, beyond those before it, by what
+    torch's allocator was asked for: unlike the resident set it does not depend on what the process
+    did before. What libraries allocate for themselves (oneDNN, MPI) is not in it."""
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device)) - int(before)
+    with torch.autograd.profiler.profile(use_kineto=True, profile_memory=True) as seen:
+        step()
+    assert seen.kineto_results is not None
+    events = [event for event in seen.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(changes, initial=0))
+
+
+def peak_memory_bytes(device: str = "cpu") -> dict[str, Any]:
+    """{"peak_bytes", "current_bytes", "method"} of this rank.
+
+    On CPU the whole process's resident memory, libraries included (the kernel's count may be some
+    hundred KiB behind); on CUDA what torch's allocator handed out.
+    """
+    if device.startswith("cuda"):
+        import torch
+
+        peak, now = torch.cuda.max_memory_allocated(device), torch.cuda.memory_allocated(device)
+        return {"peak_bytes": peak, "current_bytes": now, "method": "torch.cuda allocator"}
+    status = dict(
+        line.split(":", 1) for line in (text("/proc/self/status") or "").splitlines() if ":" in line
+    )
+    if "VmHWM" in status:
+        since = "since reset" if _reset_worked else "since process start"
+        peak, now = (int(status[name].split()[0]) * 1024 for name in ("VmHWM", "VmRSS"))
+        return {"peak_bytes": peak, "current_bytes": now, "method": f"VmHWM {since}"}
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"peak_bytes": peak, "current_bytes": None, "method": "ru_maxrss since process start"}

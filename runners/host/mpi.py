@@ -1,0 +1,87 @@
+"""Starting ranks by mpiexec: torch-free, for the parent of the ranks and a rank's first lines."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from runners.host.hardware import usable_cores
+
+# Rank, size, local rank and local size, as each launcher calls them.
+PLACES = {
+    "MPICH": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    "Open MPI": (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+}
+# MPICH waits for messages by polling. With more ranks than cores, a rank that polls keeps the one
+# it waits for off the core, for whole time slices: 20-30 ms, not 0.1 ms, per collective. So it has
+# to yield after every poll, and use the collectives that do yield (its shared-memory ones do not).
+OVERSUBSCRIBED = {"MPIR_CVAR_POLLS_BEFORE_YIELD": "1", "MPIR_CVAR_DEVICE_COLLECTIVES": "none"}
+TORCH_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+def export_environment() -> None:
+    """Sets RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE from what mpiexec told this process.
+
+    Raises RuntimeError in a process that mpiexec did not start.
+    """
+    for names in PLACES.values():
+        if all(name in os.environ for name in names):
+            for torch_name, name in zip(TORCH_NAMES, names, strict=True):
+                os.environ[torch_name] = os.environ[name]
+            return
+    tried = " or ".join(f"{names[0]} ({library})" for library, names in PLACES.items())
+    raise RuntimeError(f"{tried} is not set: backend=mpi ranks are started by mpiexec -n RANKS ...")
+
+
+def available() -> str | None:
+    """None where `backend=mpi` can run, else the reason with what to do."""
+    if importlib.util.find_spec("mpi4py") is None:
+        return "mpi4py is not installed; in the clone: pip install -e '.[mpi]'"
+    if _mpiexec() is None:
+        return "no mpiexec beside this Python or on PATH; in the clone: pip install -e '.[mpi]'"
+    return None
+
+
+def mpiexec_command(
+    ranks: int, arguments: Sequence[str], variables: Mapping[str, str]
+) -> list[str]:
+    """The command that starts `arguments` (a whole command line) as `ranks` processes here, to be
+    run with `variables` as its environment.
+
+    Give it stdin=DEVNULL: mpiexec reads from a terminal otherwise. Raises RuntimeError where MPI is
+    not available.
+    """
+    mpiexec = _mpiexec()
+    if mpiexec is None:
+        raise RuntimeError(available())
+    options = ["-n", str(ranks)]
+    if is_open_mpi(mpiexec):
+        options += ["--oversubscribe", "--bind-to", "none"]
+        options += ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    elif ranks > usable_cores():
+        for name, value in OVERSUBSCRIBED.items():
+            options += ["-genv", name, variables.get(name, value)]
+    return [mpiexec, *options, *arguments]
+
+
+def _mpiexec() -> str | None:
+    """The one installed with this Python first: it belongs to the library mpi4py will load."""
+    beside = Path(sys.executable).parent
+    return shutil.which("mpiexec", path=str(beside)) or shutil.which("mpiexec")
+
+
+@functools.cache
+def is_open_mpi(mpiexec: str) -> bool:
+    done = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, timeout=30)
+    return "open" in done.stdout.lower().split("\n")[0]

@@ -1,0 +1,137 @@
+"""Starts the ranks of a launch on this machine, as processes of their own session. Torch-free."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from runners.host.inherited import made_for_ranks
+from runners.host.isolation import NETWORK
+from runners.host.mpi import mpiexec_command
+from runners.host.timeout import within
+from runners.plan import LaunchPlan, save
+
+GRACE_S = 5.0
+
+
+@dataclass
+class Started:
+    """A running launch."""
+
+    process: subprocess.Popen[bytes]
+    launch_dir: Path
+    ended: bool = False  # by us
+
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def end(self) -> None:
+        """Ends the launch's own processes: politely, then not."""
+        self.ended = self.ended or self.running()
+        for sign, grace_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
+            if not self.running():
+                return
+            self.process.send_signal(sign)
+            deadline = time.monotonic() + grace_s
+            while self.running() and time.monotonic() < deadline:
+                time.sleep(0.05)
+
+    def killed_by(self) -> int:
+        """The signal that ended the ranks' parent; 0 where it ended itself, or we ended it."""
+        return max(0, -(self.process.returncode or 0)) if not self.ended else 0
+
+    def failures(self) -> list[dict[str, Any]]:
+        """{rank, exitcode, pid} of every rank that the agent saw fail."""
+        try:
+            found = json.loads((self.launch_dir / "failures.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return []
+        return list(found)
+
+    def log_path(self, rank: int) -> Path:
+        """Where a rank's stderr went."""
+        found = sorted(self.launch_dir.glob(f"logs/*/attempt_0/{rank}/stderr.log"))
+        return found[0] if found else self.launch_dir / "logs" / "agent.log"
+
+
+def start(plan: LaunchPlan, worker: str = "runners.worker", anew: bool = False) -> Started:
+    """Freezes the plan to a file and starts its ranks; the caller polls and ends them. `worker` is
+    the module whose `main` every rank runs; `anew`: in processes that import torch each by itself,
+    not forked from one that has."""
+    launch_dir = Path(plan.launch_dir)
+    agent_log = within("the launch's folder", lambda: _prepare(plan, launch_dir))
+    variables = rank_environment(plan)
+    if plan.placement.backend == "mpi":
+        program = [sys.executable, "-m", worker, str(launch_dir / "launch.json")]
+        mpiexec = mpiexec_command(plan.placement.world_size, program, variables)
+        command = [sys.executable, "-m", "runners.host.isolation", *_alone(plan), *mpiexec]
+    else:
+        command = torchrun_command(plan, worker, anew)
+    with agent_log as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=variables,
+            start_new_session=True,
+        )
+    return Started(process, launch_dir)
+
+
+def _prepare(plan: LaunchPlan, launch_dir: Path) -> IO[bytes]:
+    (launch_dir / "logs").mkdir(parents=True)
+    save(plan, launch_dir / "launch.json")
+    return (launch_dir / "logs" / "agent.log").open("wb")
+
+
+def _alone(plan: LaunchPlan) -> list[str]:
+    """Ranks that need no other network than each other get one of their own."""
+    usual = os.environ.get("GLOO_SOCKET_IFNAME", "lo") == "lo"
+    return ["--alone"] if usual and plan.placement.device == "cpu" else []
+
+
+def torchrun_command(plan: LaunchPlan, worker: str, anew: bool) -> list[str]:
+    launch_dir = Path(plan.launch_dir)
+    options = [*_alone(plan), *(["--anew"] if anew else [])]
+    return [
+        *agent_command(launch_dir, plan.placement.world_size, *options),
+        f"--log-dir={launch_dir / 'logs'}",
+        "--redirects=3",
+        *("-m", worker, str(launch_dir / "launch.json")),
+    ]
+
+
+def agent_command(folder: Path, ranks: int, *options: str) -> list[str]:
+    """One node, rendezvous on loopback, no restarts (a restart would silently measure again)."""
+    return [
+        *(sys.executable, "-m", "runners.launch.torchrun_agent", *options, str(folder)),
+        "--standalone",
+        "--local-addr=127.0.0.1",
+        f"--nproc-per-node={ranks}",
+        "--max-restarts=0",
+        "--monitor-interval=0.1",
+    ]
+
+
+def rank_environment(plan: LaunchPlan) -> dict[str, str]:
+    """Made, not inherited: what `runners.host.inherited` lists for ranks and `hosts.pass_env`
+    names, with threads set explicitly, loopback for one node, and the token that the ranks know
+    each other by."""
+    return {
+        **made_for_ranks(os.environ, plan.placement.threads, plan.pass_env),
+        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
+        "MOE_LAUNCHER_PID": str(os.getpid()),
+        "MOE_LAUNCH_TOKEN": secrets.token_hex(16),
+        NETWORK: "loopback",
+        "PYTHONUNBUFFERED": "1",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }

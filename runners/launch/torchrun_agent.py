@@ -1,0 +1,107 @@
+"""torchrun's agent of one node, with four additions: its ranks are forked from this process, which
+has imported torch; it dies with the launcher; it says which ranks failed; and nobody outside the
+launch can reach its store.
+
+python -m runners.launch.torchrun_agent [--alone] [--anew] LAUNCH_DIR [torchrun arguments] -m MODULE
+ARGS
+
+MODULE is what every rank runs; it has `main(arguments) -> int`, and may have `prepare(arguments)`,
+which imports here what the ranks would import one by one. With --anew every rank is a Python
+process of its own that imports torch by itself, as torchrun starts them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from runners.host import isolation
+
+LOOPBACK = "127.0.0.1"
+
+
+def main(arguments: list[str]) -> int:
+    options = parser().parse_args(arguments)
+    isolation.enter(options.alone)  # before torch, which starts threads
+    isolation.die_with_parent(sign=signal.SIGKILL)
+    os.environ["MOE_AGENT_PID"] = str(os.getpid())
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+    from torch.distributed.run import config_from_args, parse_args
+
+    from runners.launch import forked
+
+    asked = parse_args(options.torchrun)
+    if asked.standalone:
+        keep_store_on_loopback()
+        asked.rdzv_backend, asked.rdzv_endpoint = "c10d", "localhost:0"
+        asked.rdzv_id = str(uuid.uuid4())
+    asked.start_method = "fork"
+    with forked.without_cuda():
+        config, command, command_arguments = config_from_args(asked)
+    start: Callable[..., object] = elastic_launch(config, command)
+    if not options.anew and forked.may_fork():
+        module = importlib.import_module(asked.training_script)
+        if hasattr(module, "prepare"):
+            module.prepare(asked.training_script_args)
+        entry = forked.entry(module.main, asked.training_script_args)
+        start, command_arguments = elastic_launch(config, entry), []
+    try:
+        start(*command_arguments)
+    except ChildFailedError as error:
+        failures = [
+            {"rank": rank, "exitcode": failure.exitcode, "pid": failure.pid}
+            for rank, failure in error.failures.items()
+        ]
+        (Path(options.launch_dir) / "failures.json").write_text(json.dumps(failures))
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
+        prog="python -m runners.launch.torchrun_agent",
+        description="torchrun's agent of one node",
+        allow_abbrev=False,
+    )
+    found.add_argument("--alone", action="store_true", help="in a network of its own")
+    found.add_argument("--anew", action="store_true", help="every rank imports torch by itself")
+    found.add_argument("launch_dir", help="where failures.json goes")
+    found.add_argument("torchrun", nargs=argparse.REMAINDER, help="torchrun's own arguments")
+    return found
+
+
+def keep_store_on_loopback() -> None:
+    """torch's stores (the agents' rendezvous, the ranks' own) listen on every interface, unless
+    they are given a socket that does not."""
+    from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend, dynamic_rendezvous
+
+    backend: Any = c10d_rendezvous_backend  # its type stubs leave out what it imports
+    handler: Any = dynamic_rendezvous.DynamicRendezvousHandler
+    store = backend.TCPStore
+
+    def on_loopback(host: str, port: int, *, is_master: bool, **rest: Any) -> Any:
+        if not is_master:
+            return store(host, port, is_master=False, **rest)
+        listening = socket.create_server((LOOPBACK, port))
+        port, handle = listening.getsockname()[1], listening.detach()
+        return store(LOOPBACK, port, is_master=True, master_listen_fd=handle, **rest)
+
+    backend.TCPStore = on_loopback
+    handler._create_tcp_store_server = lambda self, address, port: on_loopback(
+        address, port, is_master=True, multi_tenant=True
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

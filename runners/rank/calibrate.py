@@ -1,0 +1,241 @@
+"""Measures what this machine can do at best: memory, matrix products, collectives.
+
+    python -m runners.calibrate [--ranks N] [--threads T] [--backend gloo|mpi] [--limit S] [--show]
+
+`calibrate_ranks` is what runs inside a launch, on every rank at once;
+runners/records/calibrations.py has the shape of the result and its cache. Random numbers
+throughout: zeros run faster than any real data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from moe.parallel.comm import Comm
+from moe.spec import Placement
+from runners.host import environment
+from runners.host.inherited import made_for_ranks
+from runners.host.mpi import mpiexec_command
+from runners.host.streams import reader_may_leave
+from runners.launch.local import agent_command
+from runners.plan import Measure
+from runners.rank.links import collective_fits, exchange_limits, left_out, of_first, tier_fits
+from runners.rank.probe import (
+    CHUNK_BYTES,
+    MATRICES,
+    ROWS,
+    Alone,
+    Memory,
+    Probe,
+    Products,
+    Step,
+    alone_rates,
+    dtypes,
+    ways,
+)
+from runners.rank.process_group import TorchRanks, Where
+from runners.records import calibrations
+from runners.records.record import write_atomic
+
+LIMIT_S = Measure().calibration_limit_s
+# Shares of the limit after which each part ends; what is left is for overruns.
+ALONE_UNTIL, SHARED_UNTIL, CHOICE_UNTIL, LINKS_UNTIL = 0.45, 0.6, 0.75, 0.9
+WINDOWS = 3  # in which all ranks are at work at once, where the time lasts
+PRODUCT_WEIGHT = 2  # shares of the time of all ranks at once, where memory has one
+
+
+def together(step: Step, amount: float, probe: Probe, comm: Comm, until_s: float) -> float:
+    """Best total rate of all ranks over up to three windows in which all of them are at work, as
+    long as rank 0 says."""
+    best = 0.0
+    for number in range(WINDOWS):
+        window_s = of_first(comm, probe.left_s(until_s) / (WINDOWS - number))
+        if best and window_s <= 0:
+            break
+        comm.barrier()
+        start, done = probe.clock(), 0
+        while not done or probe.clock() - start < window_s:
+            step()
+            done += 1
+        probe.sync()
+        rank_rate = amount * done / (probe.clock() - start)
+        total = torch.tensor([rank_rate], dtype=torch.float64, device=comm.device)
+        best = max(best, float(comm.world.combine_(total, "sum").item()))
+    return best
+
+
+def shared_rates(
+    probe: Probe, memory: Memory, comm: Comm, alone: Alone, until_s: float
+) -> dict[str, Any]:
+    """Totals over all ranks; at least what one of them reaches alone."""
+    kinds = dtypes(probe.device)
+    weights = [1, 1] + [PRODUCT_WEIGHT] * len(kinds)
+
+    def until() -> float:
+        share = weights[0] / sum(weights)
+        del weights[0]
+        return probe.clock() + share * probe.left_s(until_s)
+
+    read = together(memory.product, CHUNK_BYTES, probe, comm, until())
+    copy = together(memory.copy, 2 * CHUNK_BYTES, probe, comm, until())
+    flops = {}
+    for dtype in kinds:
+        name, (n, k) = str(dtype).removeprefix("torch."), MATRICES[0]
+        one_rank, end_s = alone.products[name], until()
+        rows = round(
+            of_first(comm, rows_within(one_rank, comm.world_size, probe.left_s(end_s) / 2))
+        )
+        way = ways(probe.random(n, k, dtype=dtype))[one_rank.way[f"{rows}x{n}x{k}"]]()
+        step = functools.partial(way, probe.random(rows, k, dtype=dtype))
+        step()  # the first call prepares
+        rate = together(step, 2 * rows * n * k, probe, comm, end_s)
+        flops[name] = max(rate, alone.rates["matmul_flops_per_s"][name]["peak"])
+    return {
+        "read_bytes_per_s": max(read, alone.rates["read_bytes_per_s"]),
+        "copy_bytes_per_s": max(copy, alone.rates["copy_bytes_per_s"]),
+        "matmul_flops_per_s": flops,
+    }
+
+
+def rows_within(one_rank: Products, ranks: int, limit_s: float) -> int:
+    """The most rows of those timed alone whose product ends in time on every rank at once, were
+    the cores shared out evenly; the fewest where none would."""
+    n, k = MATRICES[0]
+    crowd = max(1.0, ranks / environment.usable_cores())
+    timed = {m: rate for m in ROWS if (rate := one_rank.flops_per_s.get(f"{m}x{n}x{k}"))}
+    fitting = [m for m, rate in timed.items() if crowd * 2 * m * n * k / rate <= limit_s]
+    return max(fitting, default=min(timed))
+
+
+def calibrate_ranks(
+    limit_s: float = LIMIT_S, device: torch.device | None = None, nodes: int = 1
+) -> dict[str, Any]:
+    """Runs on every rank of a started process group and returns the same rates on each.
+
+    Takes at most about `limit_s` seconds, whatever the ranks share: what that does not suffice for
+    is named in `left_out`. Rank 0 is measured alone first, while the others sleep: a rank that
+    waits for a message may take the core. Then all ranks at once; then the collectives.
+    """
+    device = device or torch.device("cuda" if _backend() == "nccl" else "cpu")
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    comm, probe = Comm(device, ranks, rank), Probe(device)
+    fingerprint = environment.fingerprint(environment.capture(device.type)) if rank == 0 else ""
+    comm.barrier()
+    began_s = probe.clock()
+    alone_until, shared_until, choice_until, links_until = (
+        began_s + part * limit_s for part in (ALONE_UNTIL, SHARED_UNTIL, CHOICE_UNTIL, LINKS_UNTIL)
+    )
+    memory = Memory(probe, ranks, sharing=ranks if rank else 1)
+    comm.barrier()
+    box: list[Any] = [None, ""]
+    if rank == 0:
+        box = [alone_rates(probe, memory, alone_until), fingerprint]
+    else:
+        probe.sleep(max(0.0, probe.left_s(alone_until)))
+    if ranks > 1:
+        dist.broadcast_object_list(box, 0)
+    alone, fingerprint = box
+    shared = shared_rates(probe, memory, comm, alone, shared_until)
+    exchanged: dict[str, int] = {}
+    untried: list[str] = []
+    if comm.backend == "gloo":
+        exchanged, untried = exchange_limits(probe, comm, choice_until)
+    middle = (choice_until + links_until) / 2
+    fits = collective_fits(probe, comm.world, links_until if nodes == 1 else middle)
+    tiers = tier_fits(probe, comm, nodes, links_until) if nodes > 1 else {}
+    missing = left_out(fits) if ranks > 1 else []
+    return {
+        "fingerprint": fingerprint,
+        "ranks": ranks,
+        "threads": torch.get_num_threads(),
+        "backend": _backend(),
+        "device": device.type,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "llc_bytes": environment.llc_bytes(),
+        **alone.rates,
+        "shared": shared,
+        "collectives": fits,
+        **({"exchanged": exchanged} if exchanged else {}),
+        **({"nodes": nodes, "tiers": tiers} if nodes > 1 else {}),
+        "limit_s": limit_s,
+        "took_s": of_first(comm, probe.clock() - began_s),
+        "left_out": alone.left_out + untried + missing,
+    }
+
+
+def _backend() -> str:
+    name = str(dist.get_backend()) if dist.is_initialized() else "none"
+    return "mpi" if name == "mpi4py" else name
+
+
+def launch(ranks: int, threads: int, backend: str, limit_s: float) -> dict[str, Any]:
+    """Calibrates in processes of its own; raises CalledProcessError or TimeoutExpired."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "calibration.json"
+        rank = ["-m", "runners.calibrate", "--backend", backend, "--limit", str(limit_s)]
+        rank += ["--threads", str(threads), "--rank-of", str(out)]
+        variables = made_for_ranks(os.environ, threads)
+        if backend == "mpi":
+            command = mpiexec_command(ranks, [sys.executable, *rank], variables)
+        else:
+            command = [*agent_command(Path(folder), ranks), *rank]
+        longest_s = 120 + 10 * limit_s
+        subprocess.run(
+            command, check=True, timeout=longest_s, env=variables, stdin=subprocess.DEVNULL
+        )
+        calibration: dict[str, Any] = json.loads(out.read_text())
+        return calibration
+
+
+def run_rank(backend: str, threads: int, limit_s: float, out: Path) -> None:
+    """One rank of `launch`; the first one writes the result."""
+    if backend == "mpi":
+        from runners.rank.mpi_backend import export_environment
+
+        export_environment()
+    where = Where.from_environment()
+    environment.pin(where.local_rank, where.local_ranks, threads)
+    torch.set_num_threads(threads)
+    device = "cuda" if backend == "nccl" else "cpu"
+    placement = Placement(where.world_size, backend, device, threads)
+    ranks = TorchRanks(where, placement, limit_s=300)
+    calibration = calibrate_ranks(limit_s, ranks.device)
+    if where.rank == 0:
+        write_atomic(out, json.dumps(calibration))
+    ranks.close()
+
+
+@reader_may_leave()
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m runners.calibrate", description=__doc__)
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="per rank; default: cores // ranks")
+    parser.add_argument("--backend", default="gloo", choices=("gloo", "mpi", "nccl"))
+    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds")
+    parser.add_argument("--folder", type=Path, default=calibrations.FOLDER)
+    parser.add_argument("--show", action="store_true", help="print what is cached, measure nothing")
+    parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    threads = args.threads or max(1, environment.usable_cores() // args.ranks)
+    if args.rank_of:
+        run_rank(args.backend, threads, args.limit, args.rank_of)
+        return 0
+    if args.show:
+        cached = [calibrations.read(path) for path in sorted(args.folder.glob("*.json"))]
+        print("\n".join(map(calibrations.describe, cached)) or f"nothing cached in {args.folder}")
+        return 0
+    calibration = launch(args.ranks, threads, args.backend, args.limit)
+    print(calibrations.describe(calibrations.store(args.folder, calibration)))
+    return 0

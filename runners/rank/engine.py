@@ -1,0 +1,405 @@
+"""The measuring engine: barriers, blocks, rounds and the rule that ends them.
+
+**Two lengths of block.** A block of n steps takes start + n * step: its first steps find cold
+caches and ranks that begin apart, its last ones ranks that are already done. A round therefore
+times a short and a long block of every cell, each after another cell's block, and the time of a
+step is the difference of the two over the difference of their steps: whatever a block costs
+beside its steps is in both and drops out. One step alone is timed beside them: the latency. With
+`measure.block=N` every block has exactly N steps, and its mean is the time: the start is in it.
+
+Where ranks are on several nodes there is no clock that all of them share. A sample then ends with a
+barrier of its own: each node's ranks see, on their node's clock, how long it took from their first
+start until the last rank of all had ended; the longest of these is the makespan. The floor has the
+same two barriers, so that it holds what the second one costs.
+
+It knows neither torch nor processes: `Ranks` is what it needs of them, so that its logic is
+tested under a fake clock. Every rank runs the same code; whatever depends on a measured time is
+decided by rank 0 and handed to all, so that ranks can never disagree on a count.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from runners.plan import Measure
+from runners.records.stats import median_interval, step_ms
+
+STEADY = 0.10  # relative difference of the two halves of the warm-up below which it has settled
+SETTLE_BLOCKS = 8  # of control, whose two halves have to agree
+SETTLE_S = 2.0  # that they may take
+PRECISE_ROUNDS = 8  # before which no interval is narrow enough: six may all be of one mode
+SHORT_SHARE = 4  # the long block over the short one, in time
+SHORT_STEPS = 2  # of the short block, at least
+LONG_SHORT = 4  # steps of the long block over those of the short one, at least
+SHORT_TURNS = 2  # turns of all ranks on their core that the short block lasts, at least
+CHECK_EVERY = 4  # rounds, in one of which a cell is called without being timed ...
+CHECK_CALLS = 3  # ... 1 to so many times, to look at steps that are no block's last
+MAX_STEPS = 1_000_000
+RULES = ("", "fixed", "precision", "maximum", "wall", "interrupted", "wrong")
+
+
+class Ranks(Protocol):
+    """The processes of a launch, as the engine sees them."""
+
+    @property
+    def rank(self) -> int: ...
+    def barrier(self) -> None: ...
+    def now_ns(self) -> int: ...
+    def sync(self) -> None: ...
+    def decide(self, value: int) -> int: ...  # rank 0's value, on every rank
+    def gather(self, values: Sequence[int]) -> list[list[int]]: ...  # of every rank, on all
+
+
+@dataclass
+class Timed:
+    """A cell that is ready to be timed. `active` makes it so; a cell that is not `resident` is
+    built anew there, and all its blocks of a round are taken at once. `check` looks at what the
+    last step left, outside of samples, and is told when that was; False where it is not what was
+    proven."""
+
+    index: int
+    step: Callable[[], None]
+    active: Callable[[], AbstractContextManager[None]] = nullcontext
+    check: Callable[[str], bool] | None = None
+    fine: bool = True  # as far as this rank has looked
+    right: bool = True  # on all ranks, as of the last time they told each other
+    resident: bool = True
+    short: int = 0  # steps of the short block; 0: every block has `steps`
+    steps: int = 1  # steps of the long block
+    rounds_ms: list[float] = field(default_factory=list)  # median time of a step, by round
+    warmup_ms: list[float] = field(default_factory=list)
+
+    def steps_of(self, kind: str) -> int:
+        if kind == "latency":
+            return 1
+        return self.short if kind == "short" else self.steps
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One line of a rank's log: its own start and end of one block."""
+
+    cell: int
+    kind: str  # of runners.records.record.KINDS, floor, or anchor-first, -middle, -last
+    round: int
+    position: int
+    steps: int
+    start_ns: int
+    end_ns: int
+
+
+Emit = Callable[[Sample], None]
+
+
+def idle() -> None:
+    """The empty step: what is left is the skew of the barrier."""
+
+
+EMPTY = Timed(-1, idle)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No garbage collection inside samples."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def block(
+    ranks: Ranks, step: Callable[[], None], steps: int, end_barrier: bool = False
+) -> tuple[int, int]:
+    """barrier -> device sync -> start -> steps -> device sync (-> barrier) -> end, in ns."""
+    ranks.barrier()
+    ranks.sync()
+    start = ranks.now_ns()
+    for _ in range(steps):
+        step()
+    ranks.sync()
+    if end_barrier:
+        ranks.barrier()
+    return start, ranks.now_ns()
+
+
+def makespan_ns(starts: Sequence[int], ends: Sequence[int], node_of: Sequence[int] = ()) -> int:
+    """Last end minus first start on the ranks' shared clock; with `node_of`, the node of each rank,
+    the longest of the nodes, each on its own clock (the ends are those of an end barrier)."""
+    if not node_of:
+        return max(ends) - min(starts)
+    rows = list(zip(node_of, starts, ends, strict=True))
+    return max(
+        max(end for at, _, end in rows if at == node)
+        - min(start for at, start, _ in rows if at == node)
+        for node in set(node_of)
+    )
+
+
+class Engine:
+    """Times the cells of one wave, on every rank alike."""
+
+    def __init__(self, ranks: Ranks, measure: Measure, emit: Emit, flush: Callable[[], None]):
+        self.ranks = ranks
+        self.measure = measure
+        self.emit = emit
+        self.flush = flush
+        self.floor_ms = 0.0
+        self.turn_ms = 0.0  # until all ranks that share a core have had it; 0: none share one
+        self.least_ms = 0.0  # that a long block lasts, whatever measure.block_ms says
+        self.node_of: tuple[int, ...] = ()  # of every rank, where there are several nodes
+
+    def take(
+        self, cell: Timed, kind: str, round_: int, position: int = 0, steps: int = 0
+    ) -> tuple[int, int]:
+        """One block of a cell, on this rank's clock; what the others saw is asked for later. When
+        the block has ended, what its last step left is looked at."""
+        steps = steps or cell.steps_of(kind)
+        start, end = block(self.ranks, cell.step, steps, bool(self.node_of))
+        self.emit(Sample(cell.index, kind, round_, position, steps, start, end))
+        self._look(cell, f"after a block ({kind}) of round {round_ + 1}")
+        return start, end
+
+    def _look(self, cell: Timed, when: str) -> None:
+        if cell.check is not None:
+            cell.fine = cell.check(when) and cell.fine
+
+    def makespans_ms(
+        self, taken: Sequence[tuple[int, int]], cells: Sequence[Timed] = ()
+    ) -> list[float]:
+        """Of blocks that every rank took in the same order. The ranks also tell each other which of
+        `cells` are still right."""
+        spans = [value for pair in taken for value in pair]
+        rows = self.ranks.gather([*spans, *(int(cell.fine) for cell in cells)])
+        for place, cell in enumerate(cells, len(spans)):
+            cell.right = all(row[place] for row in rows)
+        return [
+            makespan_ns([row[i] for row in rows], [row[i + 1] for row in rows], self.node_of) / 1e6
+            for i in range(0, 2 * len(taken), 2)
+        ]
+
+    def sample(self, cell: Timed, kind: str, round_: int, steps: int) -> float:
+        """One block of a cell; returns its makespan per step in ms."""
+        return self.makespans_ms([self.take(cell, kind, round_, steps=steps)], [cell])[0] / steps
+
+    def measure_floor(self, samples: int = 21) -> None:
+        """The empty block, to size blocks by; the floor that is recorded is taken in rounds."""
+        with quiet():
+            taken = [self.take(EMPTY, "sizing", number) for number in range(samples)]
+        self.floor_ms = statistics.median(self.makespans_ms(taken))
+        self.flush()
+
+    def settle(self, step: Callable[[], None]) -> bool:
+        """Control blocks of a step until the latest of them agree: what kept the machine busy
+        before is over then. False where they still do not after SETTLE_S."""
+        began, control = self.ranks.now_ns(), Timed(-1, step)
+        took_ms: list[float] = []
+        self.size_block(control)
+        while self.ranks.decide(int(self.ranks.now_ns() - began < SETTLE_S * 1e9)):
+            took_ms.append(self.sample(control, "sizing", 0, control.short or control.steps))
+            latest = took_ms[-SETTLE_BLOCKS:]
+            agreed = len(latest) == SETTLE_BLOCKS and settled(latest)
+            if self.ranks.decide(int(agreed)):
+                return True
+        return False
+
+    def size_block(self, cell: Timed) -> None:
+        """Lengthens the block until it is well above the floor; rank 0's clock decides."""
+        if self.measure.block:
+            cell.steps = self.measure.block
+            return
+        target_ms = max(
+            self.measure.block_ms,
+            self.least_ms,
+            self.measure.block_floors * self.floor_ms,
+            SHORT_SHARE * SHORT_TURNS * self.turn_ms,
+        )
+        steps, more = 1, 1
+        while more:
+            took_ms = self.sample(cell, "sizing", 0, steps) * steps
+            wanted = min(target_ms / took_ms, 10.0) * steps if took_ms > 0 else 2.0 * steps
+            more = self.ranks.decide(int(took_ms < 0.7 * target_ms and steps < MAX_STEPS))
+            if more:
+                steps = self.ranks.decide(min(max(round(wanted), steps + 1), MAX_STEPS))
+        cell.short = max(SHORT_STEPS, round(steps / SHORT_SHARE))
+        cell.steps = max(LONG_SHORT * cell.short, steps)
+
+    def warm_up(self, cell: Timed) -> bool:
+        """At least `warmup` samples, more while it has not settled; True when it has."""
+        limit = max(self.measure.warmup, self.measure.warmup_max)
+        steps = cell.short or cell.steps
+        steady = 1
+        for number in range(limit):
+            cell.warmup_ms.append(self.sample(cell, "warmup", number, steps))
+            if number + 1 >= self.measure.warmup:
+                steady = self.ranks.decide(int(settled(cell.warmup_ms)))
+                if steady:
+                    break
+        self.flush()
+        return bool(steady)
+
+    def anchor(self, cell: Timed, place: str) -> None:
+        with quiet(), cell.active():
+            for number in range(self.measure.anchors):
+                self.take(cell, f"anchor-{place}", number)
+        self.flush()
+
+    def run_round(self, cells: Sequence[Timed], number: int, seed: str) -> None:
+        """Every cell once, in this round's order; ranks exchange times only at its end."""
+        generator = random.Random(f"{seed}:{number}")
+        order = list(cells)
+        if self.measure.order == "random":
+            generator.shuffle(order)
+        taken: list[tuple[int, str, tuple[int, int]]] = []
+        with quiet():
+            self._lead_in(order[-1])
+            for position, (cell, kinds) in enumerate(self._visits(order, number, generator)):
+                with cell.active():
+                    for kind in kinds:
+                        if kind == "check":
+                            self._untimed(cell, generator.randint(1, CHECK_CALLS), number)
+                            continue
+                        span = self.take(cell, kind, number, position)
+                        taken.append((cell.index, kind, span))
+        spans: dict[tuple[int, str], list[float]] = {}
+        found = self.makespans_ms([span for _, _, span in taken], order)
+        for (index, kind, _), span_ms in zip(taken, found, strict=True):
+            spans.setdefault((index, kind), []).append(span_ms)
+        for cell in order:
+            if cell.short:
+                pairs = zip(spans[cell.index, "short"], spans[cell.index, "long"], strict=True)
+                values = [step_ms(cell.short, one, cell.steps, two) for one, two in pairs]
+            else:
+                values = [span_ms / cell.steps for span_ms in spans[cell.index, "fixed"]]
+            cell.rounds_ms.append(statistics.median(values))
+        self.flush()
+
+    def _untimed(self, cell: Timed, calls: int, number: int) -> None:
+        for _ in range(calls):
+            cell.step()
+            self._look(cell, f"after a call that was not timed, in round {number + 1}")
+
+    def _lead_in(self, last: Timed) -> None:
+        """One unrecorded step, so that a round's first block too begins after another cell's
+        work, not after the collection and the writing between rounds."""
+        self.ranks.barrier()
+        if last.resident:
+            last.step()
+
+    def _visits(
+        self, order: Sequence[Timed], number: int, generator: random.Random
+    ) -> list[tuple[Timed, list[str]]]:
+        """A round's blocks in turn. Cells go in twos (the last three together): a's block of one
+        kind, then b's of the same kind, then a's of the next. So a cell's two lengths are timed
+        close to each other, and each after another cell's block. The kinds' order is random, and
+        an empty block is somewhere among them. Some cells are called at the end without timing."""
+        visits: list[tuple[Timed, list[str]]] = []
+        looked = [c for c in order if c.check and (c.index + number) % CHECK_EVERY == 0]
+        while order:
+            size = 1 if not order[0].resident else 3 if len(order) == 3 else 2
+            together, order = order[:size], order[size:]
+            kinds = ["fixed"] if not together[0].short else ["short", "long"]
+            kinds = kinds * self.measure.per_round
+            kinds += ["latency"] if together[0].short else []
+            generator.shuffle(kinds)
+            if not together[0].resident and together[0] in looked:
+                kinds.append("check")
+            if together[0].resident:
+                visits += [(cell, [kind]) for kind in kinds for cell in together]
+            else:
+                visits += [(together[0], kinds)]
+        visits.insert(generator.randrange(1, len(visits) + 1), (EMPTY, ["floor"]))
+        return [*visits, *((cell, ["check"]) for cell in looked if cell.resident)]
+
+    def run(
+        self, cells: Sequence[Timed], seed: str, progress: Callable[[int], None] = lambda n: None
+    ) -> str:
+        """Rounds until the stop rule ends the wave, anchors around them; names the rule. A cell
+        that is no longer right takes part in no further round."""
+        if self.measure.order == "product":
+            return self._run_product(cells, seed, progress)
+        began = self.ranks.now_ns()
+        limit_ns = self.measure.wall_limit_s * len(cells) * 1e9
+        self._anchor(cells, "first")
+        number, check, rule = 0, max(self.measure.rounds_min, PRECISE_ROUNDS), ""
+        while not rule:
+            self.run_round(cells, number, seed)
+            number += 1
+            progress(number)
+            cells = [cell for cell in cells if cell.right]
+            if not cells:
+                return "wrong"
+            if number == -(-self.measure.rounds_min // 2):
+                self._anchor(cells, "middle")
+            late = self.ranks.now_ns() - began > limit_ns
+            rule = self._stop(cells, number, number == check, late)
+            if number == check:
+                check = max(check + 1, -(-check * 3 // 2))
+        self._anchor(cells, "last")
+        return rule
+
+    def _run_product(
+        self, cells: Sequence[Timed], seed: str, progress: Callable[[int], None]
+    ) -> str:
+        """Hydra's own order, one cell after the other: kept to show what drift does to it."""
+        self._anchor(cells, "first")
+        for done, cell in enumerate(cells):
+            for number in range(self.measure.rounds_min):
+                if cell.right:
+                    self.run_round([cell], number, seed)
+            if done == len(cells) // 2:
+                self._anchor(cells, "middle")
+            progress((done + 1) * self.measure.rounds_min // len(cells))
+        self._anchor(cells, "last")
+        return "fixed"
+
+    def _anchor(self, cells: Sequence[Timed], place: str) -> None:
+        """Of the cell whose block is shortest, of those that are right."""
+        cells = [cell for cell in cells if cell.right]
+        if self.measure.anchors and cells:
+            took_ms = [c.steps * min(c.warmup_ms, default=0.0) for c in cells]
+            self.anchor(cells[self.ranks.decide(took_ms.index(min(took_ms)))], place)
+
+    def _stop(self, cells: Sequence[Timed], number: int, check: bool, late: bool) -> str:
+        """The rule that ends the wave after `number` rounds, or "". Precision is looked at only
+        at geometric sizes: looking after every round would bias the interval."""
+        measure, found = self.measure, ""
+        if self.interrupted():
+            found = "interrupted"
+        elif check and all(precise(cell.rounds_ms, measure.precision) for cell in cells):
+            found = "precision"
+        elif number >= measure.rounds_max:
+            found = "fixed" if measure.rounds_min == measure.rounds_max else "maximum"
+        elif number >= measure.rounds_min and late:
+            found = "wall"
+        return RULES[self.ranks.decide(RULES.index(found))]
+
+    def interrupted(self) -> bool:
+        """Overridden by the worker: whether the user asked to stop after this round."""
+        return False
+
+
+def settled(values_ms: Sequence[float]) -> bool:
+    """Whether the two halves of the warm-up's last samples agree within STEADY."""
+    if len(values_ms) < 2:
+        return True
+    half = len(values_ms) // 2
+    early = statistics.median(values_ms[half - max(1, half // 2) : half])
+    late = statistics.median(values_ms[half:])
+    return abs(late / early - 1) < STEADY if early > 0 else False
+
+
+def precise(values_ms: Sequence[float], target: float) -> bool:
+    """Whether the median's interval is narrower than target * median to either side."""
+    interval = median_interval(values_ms)
+    if interval is None or interval.low <= 0:
+        return False
+    return interval.high - interval.low <= 2 * target * statistics.median(values_ms)

@@ -1,0 +1,165 @@
+"""What collectives cost on the ranks of a launch: fitted to a few message sizes, within a time.
+
+Rank 0's clock decides what is still measured, and tells the others: a rank that stopped by its own
+clock would leave them waiting.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from moe.parallel import algorithms
+from moe.parallel.comm import Comm, Group
+from runners.rank.probe import Probe, Step
+from runners.records import calibrations
+
+ENDS_BYTES = (1 << 10, 1 << 20)  # of messages: what a line needs, so they come first
+BETWEEN_BYTES = (16 << 10, 128 << 10)
+MESSAGE_BYTES = (*ENDS_BYTES, *BETWEEN_BYTES)
+COLLECTIVES = ("barrier", "all_to_all", "all_reduce", "all_gather", "reduce_scatter")
+NOTHING, ALL = (dict.fromkeys(algorithms.CHOSEN, limit) for limit in (0, 1 << 30))
+BLOCKS = 5  # of calls, per collective and size, where the time lasts
+
+
+def of_first(comm: Comm, value: float) -> float:
+    """Rank 0's value, on every rank."""
+    box = torch.tensor([value], dtype=torch.float64, device=comm.device)
+    return float(comm.world.broadcast_(box).item())
+
+
+def collective_steps(group: Group, size: int) -> dict[str, tuple[float, Step]]:
+    """By name: bytes a rank sends to others, and the call as strategies make it.
+
+    Repeated sums overflow to infinity, which takes no longer to add than other numbers.
+    """
+    ranks = group.size
+    rows = max(1, size // (4 * ranks))
+    x = torch.randn(rows * ranks, 1, device=group.comm.device)
+    split, even = x.nbytes * (ranks - 1) / ranks, [rows] * ranks
+    return {
+        "barrier": (0.0, group.barrier),
+        "all_reduce": (2 * split, lambda: group.all_reduce_(x)),
+        "all_gather": ((ranks - 1) * x.nbytes, lambda: group.all_gather(x, [len(x)] * ranks)),
+        "all_to_all": (split, lambda: group.all_to_all(x, even, even)),
+        "reduce_scatter": (split, lambda: group.reduce_scatter(x, even)),
+    }
+
+
+def time_collective(probe: Probe, comm: Comm, step: Step, share_s: float) -> tuple[float, float]:
+    """(median, minimum) over blocks of calls of the slowest rank's time per call: two blocks, and
+    more while rank 0's share of the time lasts."""
+    until_s = probe.clock() + share_s
+
+    def slowest_s(calls: int) -> float:
+        comm.barrier()
+        mine = torch.tensor([probe.elapsed_s(step, calls)], dtype=torch.float64)
+        return float(comm.world.combine_(mine.to(comm.device), "max").item())
+
+    trial_s = max(slowest_s(1), slowest_s(2) / 2)
+    wanted = of_first(comm, max(0.0, probe.left_s(until_s)) / BLOCKS) / max(trial_s, 1e-9)
+    calls = max(1, min(1000, int(wanted)))
+    blocks: list[float] = []
+    while len(blocks) < 2 or (len(blocks) < BLOCKS and of_first(comm, probe.left_s(until_s)) > 0):
+        blocks.append(slowest_s(calls) / calls)
+    return statistics.median(blocks), min(blocks)
+
+
+def collective_fits(
+    probe: Probe, group: Group, until_s: float, names: Sequence[str] = COLLECTIVES
+) -> dict[str, Any]:
+    """By collective, as the library has it; every rank takes part, in its own group of the kind.
+    What the time does not suffice for is left out: sizes first, then a collective of which no two
+    sizes were timed."""
+    comm = group.comm
+    if group.size == 1:
+        return {}
+    with comm.exchanging(NOTHING):
+        return _collective_fits(probe, group, until_s, names)
+
+
+def _collective_fits(
+    probe: Probe, group: Group, until_s: float, names: Sequence[str]
+) -> dict[str, Any]:
+    comm = group.comm
+    steps = {size: collective_steps(group, size) for size in MESSAGE_BYTES}
+    wanted = [(name, size) for name in names for size in ENDS_BYTES]
+    wanted += [(name, size) for size in BETWEEN_BYTES for name in names]
+    wanted = [w for w in wanted if w[0] != "barrier" or w[1] == ENDS_BYTES[0]]
+    points: dict[str, list[list[float]]] = {}
+    least_s = 0.0  # that a size has taken
+    for done, (name, size) in enumerate(wanted):
+        began_s = probe.clock()
+        left_s = until_s - began_s
+        share_s = of_first(comm, left_s / (len(wanted) - done) if left_s > least_s else 0.0)
+        if share_s <= 0:
+            break
+        sent, step = steps[size][name]
+        found = time_collective(probe, comm, step, share_s)
+        points.setdefault(name, []).append([sent, *found])
+        least_s = min(least_s or math.inf, probe.clock() - began_s)
+    return {
+        name: _fit(sorted(rows))
+        for name, rows in points.items()
+        if len(rows) > 1 or name == "barrier"
+    }
+
+
+def exchange_limits(probe: Probe, comm: Comm, until_s: float) -> tuple[dict[str, int], list[str]]:
+    """Up to which size all ranks of a gloo launch exchange messages (moe.parallel.algorithms), and
+    in words what was not timed. Each size by both algorithms, one after the other."""
+    wanted = [(name, size) for size in algorithms.SIZES_BYTES for name in algorithms.CHOSEN]
+    times: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in algorithms.CHOSEN}
+    least_s = 0.0  # that a pair has taken
+    for done, (name, size) in enumerate(wanted):
+        began_s = probe.clock()
+        left_s = until_s - began_s
+        share_s = of_first(comm, left_s / (len(wanted) - done) / 2 if left_s > least_s else 0.0)
+        if share_s <= 0:
+            break
+        _, step = collective_steps(comm.world, size)[name]
+        both = []
+        for exchanged in (NOTHING, ALL):
+            with comm.exchanging(exchanged):
+                both.append(time_collective(probe, comm, step, share_s)[0])
+        times[name][size] = both[0], both[1]
+        least_s = min(least_s or math.inf, probe.clock() - began_s)
+    missing = [
+        f"{len(algorithms.SIZES_BYTES) - len(found)} of {len(algorithms.SIZES_BYTES)} exchanges of "
+        f"{name}"
+        for name, found in times.items()
+        if len(found) < len(algorithms.SIZES_BYTES)
+    ]
+    return algorithms.choose(times, comm.world_size), missing
+
+
+def left_out(fits: dict[str, Any], names: Sequence[str] = COLLECTIVES) -> list[str]:
+    """In words, what was not timed."""
+    sizes = {name: len(MESSAGE_BYTES) if name != "barrier" else 1 for name in names}
+    timed = {name: len(fits[name]["points"]) if name in fits else 0 for name in names}
+    return [
+        f"{sizes[name] - timed[name]} of {sizes[name]} sizes of {name}"
+        for name in names
+        if timed[name] < sizes[name]
+    ]
+
+
+def tier_fits(probe: Probe, comm: Comm, nodes: int, until_s: float) -> dict[str, Any]:
+    """Alpha and beta inside a node (its ranks) and between nodes (ranks that have the same place
+    in theirs, all such groups at once, as collectives over several nodes use the links)."""
+    inside, across = comm.split(comm.world_size // nodes, ("node", "across nodes"))
+    half_s = probe.clock() + probe.left_s(until_s) / 2
+    parts = {"intra": (inside, half_s), "inter": (across, until_s)}
+    return {
+        name: collective_fits(probe, group, until, ("barrier", "all_to_all"))
+        for name, (group, until) in parts.items()
+    }
+
+
+def _fit(points: list[list[float]]) -> dict[str, Any]:
+    alpha, beta, error = calibrations.fit_line([p[0] for p in points], [p[1] for p in points])
+    return {"alpha_s": alpha, "beta_s_per_byte": beta, "error": error, "points": points}

@@ -1,0 +1,260 @@
+"""What one rank reaches alone: memory bandwidth and matrix products, the best of several tries.
+
+`until_s` is the moment on the probe's clock at which a part has to end. A call that has been begun
+is not broken off, so nothing is begun that is known to end too late.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from moe.layer import onednn
+from runners.host import hardware
+
+CHUNK_BYTES = 32 << 20
+MEMORY_LIMIT_BYTES = 1 << 30  # of one rank's buffer for cold reads
+WARM_BYTES = (256 << 10, 2 << 20, 16 << 20)
+ROWS = (1, 8, 64, 512)  # M: tokens of one expert
+MATRICES = ((4096, 1024), (1024, 4096))  # N x K of an expert
+SQUARE = 1024
+GPU_SQUARE = 8192
+MEMORY_SHARE = 0.3  # of the time that one rank has alone
+LARGEST_WEIGHT = 4  # shares of time for the most rows of a matrix, where others have one
+
+Step = Callable[[], object]
+
+
+class Probe:
+    """Times steps on one device. `clock` and `sleep` are replaced in tests."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        clock: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.device, self.clock, self.sleep = device, clock, sleep
+        self.noise = torch.empty(0, device=device)
+
+    def sync(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def left_s(self, until_s: float) -> float:
+        """On the clock; below zero when it is over."""
+        return until_s - self.clock()
+
+    def elapsed_s(self, step: Step, calls: int = 1) -> float:
+        self.sync()
+        start = self.clock()
+        for _ in range(calls):
+            step()
+        self.sync()
+        return self.clock() - start
+
+    def best_s(self, step: Step, budget_s: float) -> float:
+        """Shortest time of one call; of one only where another would not end within the budget."""
+        deadline = self.clock() + budget_s
+        calls = 10 if self.device.type == "cuda" else 1
+        best = self.elapsed_s(step, calls)
+        while best <= self.left_s(deadline):
+            best = min(best, self.elapsed_s(step, calls))
+        return best / calls
+
+    def random(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Normal numbers, to be read only: making new ones would take longer than to use them."""
+        count = math.prod(shape)
+        if len(self.noise) < count:
+            self.noise = torch.randn(count, device=self.device)
+        return self.noise[:count].view(shape).to(dtype)
+
+
+class Memory:
+    """A buffer larger than the caches, read and copied piece by piece so that each comes cold.
+    `sharing` ranks read theirs at once, and need no more than that together."""
+
+    def __init__(self, probe: Probe, ranks: int, sharing: int = 1) -> None:
+        self.probe, self.next = probe, 0
+        free = hardware.memory_bytes().get("MemAvailable", 8 << 30)
+        cache = hardware.llc_bytes() or CHUNK_BYTES
+        wanted = max(4 * CHUNK_BYTES, 2 * cache) // sharing
+        size = min(wanted, MEMORY_LIMIT_BYTES, free // (4 * ranks))
+        chunk = probe.random(CHUNK_BYTES // 32).repeat(8)
+        self.chunks = [chunk.clone() for _ in range(max(2, size // CHUNK_BYTES))]
+        self.ones = torch.ones(1024, device=probe.device)
+        self.target = torch.empty_like(chunk)
+
+    def chunk(self) -> torch.Tensor:
+        self.next = (self.next + 1) % len(self.chunks)
+        return self.chunks[self.next]
+
+    def sum(self) -> object:
+        return self.chunk().sum()
+
+    def product(self) -> object:
+        """A matrix by a vector: often nearer to the limit than a plain sum."""
+        return torch.mv(self.chunk().view(-1, 1024), self.ones)
+
+    def copy(self) -> object:
+        return self.chunk().copy_(self.target)
+
+    def rates(self, budget_s: float) -> dict[str, Any]:
+        share = budget_s / (3 + 2 * len(WARM_BYTES))
+        read = [self.probe.best_s(step, share) for step in (self.sum, self.product)]
+        copy = self.probe.best_s(self.copy, share)
+        return {
+            "read_bytes_per_s": CHUNK_BYTES / min(read),
+            "copy_bytes_per_s": 2 * CHUNK_BYTES / copy,
+            "read_warm_bytes_per_s": {str(n): n / self.warm_s(n, share) for n in WARM_BYTES},
+        }
+
+    def warm_s(self, size: int, share_s: float) -> float:
+        """Time to read `size` bytes again and again."""
+        part = self.chunks[0][: size // 4]
+        matrix = part.view(-1, 1024)
+        steps: tuple[Step, ...] = (part.sum, lambda: torch.mv(matrix, self.ones))
+        return min(self.probe.best_s(step, share_s) for step in steps)
+
+
+Way = Callable[[torch.Tensor], torch.Tensor]
+
+
+def ways(w_NK: torch.Tensor) -> tuple[Callable[[], Way], ...]:
+    """How x @ w.T can be written; each is made when it is called, since some copy the matrix. Which
+    is fastest depends on shape and dtype: by 4x, and by 100x in half precision on processors that
+    have no arithmetic in it."""
+    made: tuple[Callable[[], Way], ...] = (
+        lambda: lambda x: F.linear(x, w_NK),
+        lambda: functools.partial(_transposed_first, w_NK.t().contiguous()),
+        lambda: lambda x: w_NK @ x.t(),
+    )
+    if not w_NK.is_cuda and onednn.runs(w_NK.dtype):
+        made = (*made, lambda: functools.partial(_packed, onednn.packed(w_NK)))
+    if w_NK.dtype == torch.float32 or w_NK.is_cuda:
+        return made
+    return (*made, lambda: functools.partial(_widened, w_NK, torch.empty(w_NK.shape)))
+
+
+def products(w_NK: torch.Tensor) -> tuple[Way, ...]:
+    return tuple(make() for make in ways(w_NK))
+
+
+def _transposed_first(w_KN: torch.Tensor, x_MK: torch.Tensor) -> torch.Tensor:
+    return x_MK @ w_KN
+
+
+def _packed(for_onednn: torch.Tensor, x_MK: torch.Tensor) -> torch.Tensor:
+    return onednn.product(x_MK, for_onednn)
+
+
+def _widened(w_NK: torch.Tensor, wide_NK: torch.Tensor, x_MK: torch.Tensor) -> torch.Tensor:
+    """For processors without arithmetic in half precision."""
+    return F.linear(x_MK.float(), wide_NK.copy_(w_NK)).to(x_MK.dtype)
+
+
+def dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
+    half = (torch.float16,) if device.type == "cuda" else ()
+    return (torch.float32, torch.bfloat16, *half)
+
+
+@dataclass
+class Products:
+    """Of one dtype: by "MxNxK", the best rate, and which of `ways` reached it."""
+
+    flops_per_s: dict[str, float] = field(default_factory=dict)
+    way: dict[str, int] = field(default_factory=dict)
+    left_out: int = 0  # shapes, because they would have taken too long
+
+    def add(self, shape: str, flops: float, found_s: dict[int, float]) -> None:
+        self.way[shape] = min(found_s, key=found_s.__getitem__)
+        self.flops_per_s[shape] = flops / found_s[self.way[shape]]
+
+
+def matmul_rates(probe: Probe, dtype: torch.dtype, until_s: float) -> Products:
+    """Rows of a matrix in ascending order: what a way took with fewer rows tells at most what it
+    will take, so that none is begun that would not end in time. The most rows get the most of it.
+    """
+    square = GPU_SQUARE if probe.device.type == "cuda" else SQUARE
+    matrices: list[tuple[tuple[int, int], tuple[int, ...]]] = [(one, ROWS) for one in MATRICES]
+    matrices += [((square, square), (1, square // 64, square // 8, square))]
+    weights = [LARGEST_WEIGHT if m == rows[-1] else 1 for _, rows in matrices for m in rows]
+    found = Products()
+    for (n, k), rows in matrices:
+        steps: tuple[Way, ...] = ()
+        last_s: dict[int, tuple[int, float]] = {}
+        for m in rows:
+            share_s = probe.left_s(until_s) * weights[0] / sum(weights)
+            del weights[0]
+            most_s = {way: s * m / fewer for way, (fewer, s) in last_s.items()}
+            if found.way and min(most_s.values(), default=0.0) >= probe.left_s(until_s):
+                found.left_out += 1
+                continue
+            steps = steps or products(probe.random(n, k, dtype=dtype))
+            x_MK = probe.random(m, k, dtype=dtype)
+            calls = [functools.partial(step, x_MK) for step in steps]
+            for call in calls if not last_s else ():
+                call()  # the first one prepares
+            least_s = {way: s for way, (_, s) in last_s.items()}
+            took_s = fastest_s(probe, calls, least_s, most_s, share_s, until_s)
+            found.add(f"{m}x{n}x{k}", 2 * m * n * k, took_s)
+            last_s |= {way: (m, s) for way, s in took_s.items()}
+    return found
+
+
+def fastest_s(
+    probe: Probe,
+    calls: Sequence[Step],
+    least_s: Mapping[int, float],
+    most_s: Mapping[int, float],
+    share_s: float,
+    until_s: float,
+) -> dict[int, float]:
+    """By way, its best time: of the one that should be fastest, and of every other that could be
+    faster and will end in time. A way of which nothing is known yet is always tried."""
+    end_s = probe.clock() + share_s
+    found: dict[int, float] = {}
+    order = sorted(range(len(calls)), key=lambda way: most_s.get(way, 0.0))
+    for tried, way in enumerate(order):
+        faster = least_s.get(way, 0.0) < min(found.values(), default=math.inf)
+        if faster and (not found or most_s.get(way, 0.0) < max(probe.left_s(until_s), 1e-9)):
+            found[way] = probe.best_s(calls[way], probe.left_s(end_s) / (len(order) - tried))
+    return found
+
+
+@dataclass
+class Alone:
+    """What one rank reaches while the others sleep."""
+
+    rates: dict[str, Any]
+    products: dict[str, Products]
+
+    @property
+    def left_out(self) -> list[str]:
+        """In words, what was not timed."""
+        return [
+            f"{p.left_out} of {p.left_out + len(p.way)} products in {name}"
+            for name, p in self.products.items()
+            if p.left_out
+        ]
+
+
+def alone_rates(probe: Probe, memory: Memory, until_s: float) -> Alone:
+    rates = memory.rates(MEMORY_SHARE * probe.left_s(until_s))
+    kinds = dtypes(probe.device)
+    products = {}
+    for number, dtype in enumerate(kinds):
+        until = probe.clock() + probe.left_s(until_s) / (len(kinds) - number)
+        products[str(dtype).removeprefix("torch.")] = matmul_rates(probe, dtype, until)
+    flops = {
+        name: {**found.flops_per_s, "peak": max(found.flops_per_s.values())}
+        for name, found in products.items()
+    }
+    return Alone({**rates, "matmul_flops_per_s": flops}, products)

@@ -1,0 +1,113 @@
+"""The processes of a launch: how a rank finds the others, knows that they belong, and the clock."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from moe.spec import Placement
+
+TOKEN = "MOE_LAUNCH_TOKEN"  # drawn anew by the launcher; in no file, record or log
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # old name
+
+
+@dataclass(frozen=True)
+class Where:
+    """This rank's place, from the variables that torchrun, srun wrappers and mpiexec set."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_ranks: int
+    node: int = 0
+
+    @staticmethod
+    def from_environment() -> Where:
+        world_size = int(os.environ["WORLD_SIZE"])
+        return Where(
+            rank=int(os.environ["RANK"]),
+            world_size=world_size,
+            local_rank=int(os.environ["LOCAL_RANK"]),
+            local_ranks=int(os.environ.get("LOCAL_WORLD_SIZE", world_size)),
+            node=int(os.environ.get("GROUP_RANK", 0)),
+        )
+
+
+class TorchRanks:
+    """`runners.rank.engine.Ranks` over torch.distributed; control traffic never uses the GPU's
+    group, so that a barrier does not enqueue kernels before a sample."""
+
+    def __init__(self, where: Where, placement: Placement, limit_s: float) -> None:
+        self.where = where
+        self.rank = where.rank
+        self.device = torch.device("cpu")
+        self._on_gloo = placement.backend != "mpi"  # nccl has a control group of gloo
+        timeout = datetime.timedelta(seconds=limit_s)
+        self._control: dist.ProcessGroup | None = None
+        if placement.device == "cuda":
+            self.device = torch.device("cuda", where.local_rank)
+            torch.cuda.set_device(self.device)
+        if placement.backend == "mpi":
+            from runners.rank.mpi_backend import init_mpi
+
+            init_mpi()
+            return
+        dist.init_process_group(placement.backend, timeout=timeout)
+        if placement.backend == "nccl":
+            self._control = dist.new_group(backend="gloo", timeout=timeout)
+        self._check_members(os.environ.get(TOKEN, ""))
+
+    def _check_members(self, token: str) -> None:
+        """Raises RuntimeError when some rank does not know the launch's token: whoever took its
+        place in the rendezvous was not started by this launcher."""
+        marks = [_mark(token, rank) for rank in range(self.where.world_size)]
+        found = self.gather([_mark(token, self.rank)])
+        strangers = [rank for rank, mark in enumerate(marks) if found[rank] != [mark]]
+        if strangers:
+            raise RuntimeError(f"rank {strangers[0]} is not of this launch: it lacks its token")
+
+    def barrier(self) -> None:
+        if self.where.world_size > 1:
+            dist.barrier(self._control)
+
+    def now_ns(self) -> int:
+        return time.monotonic_ns()
+
+    def sync(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def decide(self, value: int) -> int:
+        if self.where.world_size == 1:
+            return value
+        box = torch.tensor([value], dtype=torch.int64)
+        dist.broadcast(box, 0, group=self._control)
+        return int(box.item())
+
+    def gather(self, values: Sequence[int]) -> list[list[int]]:
+        if self.where.world_size == 1:
+            return [list(values)]
+        own = torch.tensor(list(values), dtype=torch.int64)
+        everyone = torch.empty(self.where.world_size * len(own), dtype=torch.int64)
+        if self._on_gloo:  # an exchange: its all-gather is a ring (moe.parallel.algorithms)
+            dist.all_to_all_single(everyone, own.repeat(self.where.world_size), group=self._control)
+        else:
+            all_gather(everyone, own, group=self._control)
+        rows: list[list[int]] = everyone.view(self.where.world_size, -1).tolist()
+        return rows
+
+    def close(self) -> None:
+        dist.destroy_process_group()
+
+
+def _mark(token: str, rank: int) -> int:
+    """63 bits that only who knows the token can make, another for every rank."""
+    digest = hashlib.sha256(f"{token}:{rank}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

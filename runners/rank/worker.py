@@ -1,0 +1,273 @@
+"""One rank of a launch: builds, checks, times and checks again the cells of a frozen plan.
+
+Started by torchrun, srun or mpiexec as `python -m runners.worker PLAN`; needs nothing but torch.
+Everything it finds goes, flushed, to its own file of JSON lines below the launch's folder; the
+process that started the ranks makes records of them.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import importlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe.parallel import algorithms
+from moe.parallel.comm import Comm
+from moe.spec import STRATEGIES
+from runners.host import environment, isolation
+from runners.host.hardware import usable_cores
+from runners.host.mpi import export_environment
+from runners.plan import LaunchPlan, load
+from runners.rank.cells import Ready
+from runners.rank.engine import Engine, Sample, Timed, idle
+from runners.rank.process_group import TorchRanks, Where
+from runners.records.rank_log import RankLog, rank_path
+
+GO_POLL_S = 0.05
+OF_BACKWARD = "torch.fx.experimental.symbolic_shapes"  # torch imports it in the first backward pass
+DUMP_S = 10.0  # to write the stacks in, after the limit; then the kernel ends the rank
+SLICE_MS = 3.0  # for which Linux lets one of several threads have a core
+YOUNG = 1  # the garbage collector's generation: what is there since the last full collection
+REBUILT_STEPS = 2  # unmeasured steps after a heavy cell was built again
+
+
+class Worker:
+    """The launch as this rank sees it."""
+
+    def __init__(
+        self, plan: LaunchPlan, where: Where, log: RankLog, pinned: list[int] | None
+    ) -> None:
+        self.plan, self.where, self.log, self.pinned = plan, where, log, pinned
+        self.launch_dir = Path(plan.launch_dir)
+        limit_s = plan.measure.cell_limit_s
+        self.ranks = TorchRanks(where, plan.placement, limit_s + 60)
+        self.comm = Comm(self.ranks.device, where.world_size, where.rank)
+        self.engine = StoppableEngine(
+            self.ranks, plan.measure, self.emit, self.tidy, self.launch_dir / "stop"
+        )
+        if plan.placement.device == "cpu":
+            self.engine.turn_ms = turn_ms(where.local_ranks * plan.placement.threads)
+        if plan.placement.backend == "gloo" and where.world_size > 1:
+            self.engine.least_ms = plan.measure.block_gloo_ms
+        if plan.placement.nodes > 1:
+            self.engine.node_of = tuple(row[0] for row in self.ranks.gather([where.node]))
+        self.ready = Ready(plan, self.comm, self.ranks, log)
+
+    def emit(self, sample: Sample) -> None:
+        if sample.kind != "sizing":
+            self.log.write("sample", flush=False, **vars(sample))
+
+    def tidy(self) -> None:
+        """Between samples: what was measured goes to disk, garbage goes now rather than later."""
+        self.log.flush()
+        gc.collect(YOUNG)
+
+    def enter(self, cell: int, stage: str) -> None:
+        """Says where this rank is, and re-arms the watchdog that ends it if it stays there."""
+        self.log.write("enter", cell=cell, stage=stage, clock_ns=self.ranks.now_ns())
+        watch(self.plan.measure.cell_limit_s)
+
+    def run(self) -> None:
+        self._describe()
+        gc.collect()
+        gc.freeze()  # or every wave's collection would look at all that was imported, for 80 ms
+        for number, wave in enumerate(self.plan.waves):
+            self._wave(number, wave)
+            self.log.write("wave_end", wave=number, after=environment.snapshot())
+            if number + 1 < len(self.plan.waves):
+                self._wait_for_go(number)
+        unwatch()
+
+    def _describe(self) -> None:
+        """The environment, once a launch; the machine's limits, where they are not known yet."""
+        self.enter(-1, "environment")
+        if self.where.local_rank == 0:
+            found = environment.capture(self.plan.placement.device, self.where.local_ranks)
+            found["network"] = os.environ.get(isolation.NETWORK)
+            self.log.write("environment", value=found)
+        if self.engine.node_of and self.where.rank == 0:
+            self.log.write("nodes", value=self.engine.node_of)
+        self.log.write("pinned", value=self.pinned)
+        exchanged = self.plan.exchanged or (self.plan.calibration or {}).get("exchanged")
+        if self.plan.calibrate:
+            from runners.rank.calibrate import calibrate_ranks
+
+            self.enter(-1, "calibrate")
+            limit_s = self.plan.measure.calibration_limit_s
+            found = calibrate_ranks(limit_s, nodes=self.plan.placement.nodes)
+            self.log.write("calibration", value=found)
+            exchanged = exchanged or found.get("exchanged")
+            self.enter(-1, "settle")
+            gc.collect()
+            self.engine.settle(control_step(self.comm.device))
+        if self.comm.backend == "gloo":
+            self.comm.exchanged = exchanged or algorithms.table(self.comm.world_size)
+            self.log.write("exchanged", value=self.comm.exchanged)
+
+    def _wave(self, number: int, wave: list[int]) -> None:
+        self.enter(-1, "floor")
+        gc.collect()  # what the last wave left
+        self.engine.measure_floor()
+        resident, timed = self.plan.resident[number], []
+        for index in wave:
+            if cell := self._prepare(index, resident):
+                timed.append(cell)
+        gc.collect()  # what is built now is old from here on
+        if timed:
+            rounds = self._progress(number)
+            seed = f"{self.plan.measure.order_seed}:{self.plan.launch}:{number}"
+            rule = self.engine.run(timed, seed, rounds)
+            self.log.write("stop", wave=number, rule=rule)
+            for cell in timed:
+                self._check_again(cell)
+        self.ready.forget(wave)
+
+    def _check_again(self, cell: Timed) -> None:
+        """After the last round, on other tokens: unless the cell has turned out wrong already."""
+        if not cell.right:
+            return
+        self.enter(cell.index, "check")
+        self.ready.prove_again(cell.index)
+        if not cell.resident:
+            self.ready.drop([cell.index])
+
+    def _progress(self, wave: int) -> Callable[[int], None]:
+        def tell(done: int) -> None:
+            self.log.write("progress", wave=wave, round=done)
+
+        return tell
+
+    def _prepare(self, index: int, resident: bool) -> Timed | None:
+        """Build, gate and warm up; None for a cell that computes something else."""
+        self.enter(index, "gate")
+        if not self.ready.prove(index):
+            return None
+        timed = Timed(index, self.ready.built[index].call, resident=resident)
+        timed.active = lambda: self._active(timed, resident)
+        timed.check = partial(self.ready.compare, index)
+        self.enter(index, "warm-up")
+        self.engine.size_block(timed)
+        steady = self.engine.warm_up(timed)
+        if not timed.right:
+            self.ready.forget([index])
+            return None
+        self.log.write("warmup", cell=index, samples=len(timed.warmup_ms), steady=steady)
+        self.enter(index, "phases")
+        self.ready.inspect(index)
+        if not resident:
+            self._let_go(timed)
+        return timed
+
+    @contextmanager
+    def _active(self, timed: Timed, resident: bool) -> Iterator[None]:
+        """Around a cell's samples; cells that cannot live in memory together come and go here."""
+        self.enter(timed.index, "round")
+        if resident:
+            yield
+            return
+        self.ready.build(timed.index)
+        timed.step = self.ready.built[timed.index].call
+        for _ in range(REBUILT_STEPS):
+            timed.step()
+            self.ready.compare(timed.index, "when it was built again")
+        yield
+        self._let_go(timed)
+
+    def _let_go(self, timed: Timed) -> None:
+        timed.step = idle
+        self.ready.drop([timed.index])
+
+    def _wait_for_go(self, wave: int) -> None:
+        """Sleeps while the parent writes and tracks the wave's records."""
+        unwatch()
+        deadline = time.monotonic() + 3600
+        while not (self.launch_dir / f"go-{wave}").exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no word from the launcher after wave {wave}")
+            time.sleep(GO_POLL_S)
+        self.ranks.barrier()
+
+
+def turn_ms(threads: int) -> float:
+    """How long all of a node's threads take to get their share of a core once; 0 where every one
+    has a core of its own."""
+    cores = usable_cores()
+    return SLICE_MS * -(-threads // cores) if threads > cores else 0.0
+
+
+def control_step(device: torch.device) -> Callable[[], None]:
+    """The same small piece of work every time."""
+    x, y = torch.randn(2, 256, 256, device=device)
+
+    def step() -> None:
+        torch.mm(x, x, out=y)
+
+    return step
+
+
+class StoppableEngine(Engine):
+    """Ends a wave after the round in which the launcher's stop file appears."""
+
+    def __init__(self, *arguments: Any) -> None:
+        *rest, self.stop_file = arguments
+        super().__init__(*rest)
+
+    def interrupted(self) -> bool:
+        return bool(self.stop_file.exists())
+
+
+def watch(limit_s: float) -> None:
+    """Unless called again in time: every thread's stack goes to stderr and the process ends. Where
+    even stderr does not answer, the kernel's own timer ends it."""
+    faulthandler.dump_traceback_later(limit_s, exit=True)
+    signal.setitimer(signal.ITIMER_REAL, limit_s + DUMP_S)
+
+
+def unwatch() -> None:
+    faulthandler.cancel_dump_traceback_later()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def prepare(arguments: list[str]) -> None:
+    """Imports what ranks of this plan need, in the process that they are forked from."""
+    plan = load(Path(arguments[0]))
+    wanted = ["runners.rank.calibrate"] if plan.calibrate else []
+    if any(cell.workload.mode == "train" for cell in plan.cells):
+        wanted.append(OF_BACKWARD)
+    own = {cell.strategy.name for cell in plan.cells} & set(STRATEGIES)
+    for name in [*wanted, *(f"moe.strategies.{strategy}" for strategy in sorted(own))]:
+        importlib.import_module(name)
+
+
+def main(arguments: list[str]) -> int:
+    isolation.die_with_parent(int(os.environ.get("MOE_AGENT_PID", "0")) or None)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGTERM, chain=True)  # where it was when the others ended
+    plan = load(Path(arguments[0]))
+    if plan.placement.backend == "mpi":
+        export_environment()
+    where = Where.from_environment()
+    log = RankLog(rank_path(Path(plan.launch_dir), where.rank))
+    log.write("start", rank=where.rank, pid=os.getpid(), clock_ns=time.monotonic_ns())
+    pinned = environment.pin(where.local_rank, where.local_ranks, plan.placement.threads)
+    torch.set_num_threads(plan.placement.threads)
+    try:
+        worker = Worker(plan, where, log, pinned)
+        worker.run()
+        worker.ranks.close()
+    except BaseException as error:
+        log.write("error", message=f"{type(error).__name__}: {error}", clock_ns=time.monotonic_ns())
+        raise
+    log.write("exit")
+    log.close()
+    return 0

@@ -1,0 +1,318 @@
+"""One record as one flat row of JSON values: what the tracker logs and what the analysis loads.
+
+Whoever writes rows (the W&B tracker) and whoever reads them (the analysis) shares this file, so
+that every source of the same attempt gives the same row. Units are in the names. Every row has
+the same keys in the same order; a value that is not known is None, and every value survives JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from moe.spec import Cell, Workload
+from runners.records import stats
+from runners.records.record import Record, Samples
+
+# Fields of the cell whose plain name would be ambiguous in a flat row. All others keep theirs;
+# those of the router get the prefix "router_".
+RENAMED = {
+    ("strategy", "name"): "strategy",
+    ("strategy", "placement"): "expert_placement",
+    ("workload", "kind"): "workload",
+    ("workload", "parameter"): "workload_parameter",
+    ("workload", "nominal_ep"): "workload_nominal_ep",
+}
+HEADLINE = (
+    "median_duration_ms",
+    "median_low_ms",
+    "median_high_ms",
+    "median_confidence",
+    "avg_duration_ms",
+    "std_duration_ms",
+    "min_duration_ms",
+    "max_duration_ms",
+    "avg_throughput",
+    "num_samples",
+    "num_rounds",
+    "latency_ms",
+    "latency_low_ms",
+    "latency_high_ms",
+    "start_ms",
+    "start_growth_low",
+    "start_growth_high",
+    "floor_ms",
+)
+# Row name -> where the environment of a launch holds it.
+ENVIRONMENT = {
+    "host": ("host",),
+    "cpu_model": ("cpu_model",),
+    "cores": ("cores",),
+    "memory_total_bytes": ("memory_total_bytes",),
+    "local_ranks": ("local_ranks",),
+    "gpu_model": ("gpus", 0, "name"),
+    "os": ("system",),
+    "python_version": ("versions", "python"),
+    "torch_version": ("versions", "torch"),
+    "project_version": ("versions", "project"),
+    "git_sha": ("git", "sha"),
+    "git_dirty": ("git", "dirty"),
+}
+
+
+def workload_name(work: Workload) -> str:
+    """Its kind and, where it has one, the parameter: zipf(1.2)."""
+    return f"{work.kind}({work.parameter:g})" if work.parameter else work.kind
+
+
+def flat_config(cell: Cell) -> dict[str, Any]:
+    """Every field of the cell under one stable flat name; tuples become lists."""
+    flat: dict[str, Any] = {}
+    for section in dataclasses.fields(cell):
+        flat.update(_flat_section(section.name, getattr(cell, section.name)))
+    return flat
+
+
+def _flat_section(section: str, part: Any) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for item in dataclasses.fields(part):
+        value = getattr(part, item.name)
+        if dataclasses.is_dataclass(value):
+            flat.update({f"{item.name}_{k}": v for k, v in vars(value).items()})
+            continue
+        name = RENAMED.get((section, item.name), item.name)
+        flat[name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def cell_of(row: Mapping[str, Any]) -> Cell:
+    """The cell that `flat_config` made these values of; a field that is missing has its default.
+
+    Raises ValueError for a value that is not of the field's kind.
+    """
+    sections = {
+        item.name: _section_of(item.name, getattr(Cell(), item.name), row)
+        for item in dataclasses.fields(Cell)
+    }
+    return Cell(**sections)
+
+
+def _section_of(section: str, default: Any, row: Mapping[str, Any], prefix: str = "") -> Any:
+    values = {}
+    for item in dataclasses.fields(default):
+        known = getattr(default, item.name)
+        if dataclasses.is_dataclass(known):
+            values[item.name] = _section_of(section, known, row, f"{item.name}_")
+            continue
+        name = prefix + item.name if prefix else RENAMED.get((section, item.name), item.name)
+        found = row.get(name)
+        values[item.name] = known if found is None else type(known)(found)
+    return dataclasses.replace(default, **values)
+
+
+def row(record: Record, samples: bool = False) -> dict[str, Any]:
+    """The whole attempt in one flat dict; with `samples`, also every sample's makespan."""
+    values = {
+        **_identity(record),
+        **flat_config(record.cell),
+        **_headline(record),
+        **_trust(record),
+        **_skew(record),
+        **_phases(record),
+        **_traffic(record),
+        **_memory(record),
+        **_environment(record),
+    }
+    if samples:
+        values.update(sample_columns(record))
+    return values
+
+
+def sample_columns(record: Record) -> dict[str, list[Any]]:
+    """Every sample, by kind in the order it was taken: makespan per step.
+
+    Empty unless the cell was measured and right: nothing else may show a time.
+    """
+    good = record.outcome == "measured" and (record.gate or {}).get("ok")
+    taken = record.samples if good else Samples()
+    spans = [
+        (max(ends) - min(starts)) / steps / 1e6
+        for starts, ends, steps in zip(taken.start_ns, taken.end_ns, taken.steps, strict=True)
+    ]
+    return {
+        "sample_ms": spans,
+        "sample_round": list(taken.round),
+        "sample_steps": list(taken.steps),
+        "sample_kind": list(taken.kind),
+    }
+
+
+def _identity(record: Record) -> dict[str, Any]:
+    return {
+        "sweep": record.sweep,
+        "key": record.key,
+        "label": record.label,
+        "launch": record.launch,
+        "wave": record.wave,
+        "cell_id": record.cell_id,
+        "attempt_id": record.attempt_id,
+        "outcome": record.outcome,
+        "created": record.created,
+        "model": str(record.meta.get("model") or ""),
+        "scale": record.meta.get("scale"),
+        "overrides": _plain(record.meta.get("overrides")),
+    }
+
+
+def _headline(record: Record) -> dict[str, Any]:
+    figures = stats.headline(record)
+    values = {"metric": stats.metric(record), **{name: figures.get(name) for name in HEADLINE}}
+    rounds = stats.round_medians_ms(record.samples) if figures else {}
+    values["round_medians_ms"] = list(rounds.values())
+    values["round_numbers"] = list(rounds)
+    values["timed_seconds"] = stats.timed_ns(record.samples) / 1e9
+    values["steps_per_sample"] = max(record.samples.steps, default=None)
+    return values
+
+
+def _trust(record: Record) -> dict[str, Any]:
+    """What limits the figures: flags, the gate, why sampling ended, what went wrong."""
+    gate, stop, warm = record.gate or {}, record.stop or {}, record.warmup or {}
+    error = record.error or {}
+    return {
+        "flags": stats.flags(record),
+        "notes": [str(note) for note in record.notes],
+        "error_message": error.get("message"),
+        "error_rank": error.get("rank"),
+        "error_log": _text(error.get("log")),
+        "gate_ok": gate.get("ok"),
+        "gate_error": _finite(gate.get("error")),
+        "gate_tolerance": _finite(gate.get("tolerance")),
+        "gate_rms": _finite(gate.get("rms")),
+        "gate_rms_limit": _finite(gate.get("rms_limit")),
+        "gate_gradient_error": _finite(gate.get("gradient_error")),
+        "gate_gradient_limit": _finite(gate.get("gradient_limit")),
+        "gate_tokens_checked": gate.get("tokens_checked"),
+        "gate_rows_compared": gate.get("rows_compared"),
+        "gate_near_ties": gate.get("near_ties"),
+        "gate_detail": _text(gate.get("detail")),
+        "stop_rule": stop.get("rule"),
+        "stop_target": _finite(stop.get("target")),
+        "warmup_samples": warm.get("samples"),
+        "warmup_steady": warm.get("steady"),
+        "drift": stats.drift(record),
+        "anchor_medians_ms": stats.anchor_medians_ms(record),
+        "kernel_ran": _text((record.kernel or {}).get("name")),
+    }
+
+
+def _skew(record: Record) -> dict[str, Any]:
+    skew = record.skew or {}
+    return {
+        "skew_lambda": busiest_over_mean(skew.get("rank_slots")),
+        "expert_skew_lambda": busiest_over_mean(skew.get("expert_slots")),
+        "rank_slots": list(skew.get("rank_slots") or []),
+        "expert_slots": list(skew.get("expert_slots") or []),
+    }
+
+
+def busiest_over_mean(slots: list[float] | None) -> float | None:
+    """lambda: slots of the busiest rank (or expert) over the mean; None where nothing was sent."""
+    if not slots or sum(slots) == 0:
+        return None
+    return max(slots) / statistics.fmean(slots)
+
+
+def _phases(record: Record) -> dict[str, Any]:
+    """Per rank in ms, and their mean over the ranks, so that the parts still add up."""
+    phases = record.phases or {}
+    per_rank = [
+        {name: duration / 1e6 for name, duration in rank.items()}
+        for rank in phases.get("per_rank_ns") or []
+    ]
+    names = list(dict.fromkeys(name for rank in per_rank for name in rank))
+    means = {n: statistics.fmean(rank.get(n, 0.0) for rank in per_rank) for n in names}
+    totals = [total / 1e6 for total in phases.get("total_ns") or []]
+    return {
+        "phase_ms": means,
+        "phase_per_rank_ms": per_rank,
+        "phase_total_ms": statistics.fmean(totals) if totals else None,
+    }
+
+
+def _traffic(record: Record) -> dict[str, Any]:
+    """Bytes of one step: of the busiest rank, of all ranks, and of all ranks by collective."""
+    ranks = record.traffic
+    by_collective: dict[str, int] = {}
+    for call in (call for rank in ranks or [] for call in rank):
+        name = str(call.get("collective"))
+        by_collective[name] = by_collective.get(name, 0) + int(call.get("sent_bytes") or 0)
+    return {
+        "sent_bytes_max": _busiest(ranks, "sent_bytes"),
+        "received_bytes_max": _busiest(ranks, "received_bytes"),
+        "busbw_bytes_max": _busiest(ranks, "busbw_bytes"),
+        "sent_bytes_total": None if ranks is None else sum(by_collective.values()),
+        "sent_bytes_by_collective": by_collective,
+        "collective_calls_max": _busiest(ranks, "calls"),
+        "traffic": [[dict(call) for call in rank] for rank in ranks or []],
+    }
+
+
+def _busiest(ranks: list[list[dict[str, Any]]] | None, field: str) -> int | None:
+    if ranks is None:
+        return None
+    return max((sum(int(call.get(field) or 0) for call in rank) for rank in ranks), default=0)
+
+
+def _memory(record: Record) -> dict[str, Any]:
+    ranks = record.memory or []
+    methods = [str(rank["method"]) for rank in ranks if rank.get("method")]
+    return {
+        "peak_bytes_max": max((rank.get("peak_bytes") or 0 for rank in ranks), default=None),
+        "weights_bytes_max": max((rank.get("weights_bytes") or 0 for rank in ranks), default=None),
+        "step_bytes_max": max(
+            (rank["step_bytes"] for rank in ranks if "step_bytes" in rank), default=None
+        ),
+        "memory_method": methods[0] if methods else None,
+    }
+
+
+def _environment(record: Record) -> dict[str, Any]:
+    source = record.environment
+    values = {name: _plain(_reach(source, path)) for name, path in ENVIRONMENT.items()}
+    return {
+        **values,
+        "environment": source,
+        "measure": record.measure,
+        "calibration": record.calibration or {},
+    }
+
+
+def _reach(source: Any, path: tuple[str | int, ...]) -> Any:
+    for step in path:
+        try:
+            source = source[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return source
+
+
+def _plain(value: Any) -> Any:
+    """Scalars as they are, a command's words joined, anything else as text."""
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return " ".join(str(word) for word in value)
+    return str(value)
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _finite(value: Any) -> float | None:
+    """JSON has no NaN: what is not a finite number is not known."""
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None

@@ -1,0 +1,260 @@
+"""Order statistics and intervals: stdlib only, shared by the stop rule and the analysis."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from runners.records.record import Record, Samples
+
+CONFIDENCE = 0.95
+DRIFT_THRESHOLD = 0.10  # anchors further apart than this put a banner on every table
+FLOOR_MULTIPLE = 10.0  # cells under this many floors are flagged
+GROWTH_LIMIT = 0.02  # of a step's time that a start which has not levelled off may hold, unflagged
+STEADY = "steady state"
+BLOCK_MEAN = "mean of a block, its start included"  # of records of schema 2
+COUNTED = ("short", "long", "fixed")
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+    confidence: float  # achieved; order statistics cannot hit a level exactly
+
+
+def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval | None:
+    """Distribution-free interval of the median from order statistics, or None with too few values.
+
+    [x_(d), x_(n+1-d)] covers the median with 1 - 2*P(Bin(n, 1/2) < d); the largest d that still
+    reaches the confidence is taken (David & Nagaraja, Order Statistics, section 7.1).
+    """
+    count = len(values)
+    depth, tail, cumulative = 0, 0.0, 0.0
+    for d in range(1, count // 2 + 1):
+        cumulative += math.comb(count, d - 1) / 2**count
+        if 1 - 2 * cumulative < confidence:
+            break
+        depth, tail = d, cumulative
+    if depth == 0:
+        return None
+    ordered = sorted(values)
+    return Interval(ordered[depth - 1], ordered[count - depth], 1 - 2 * tail)
+
+
+def duration_low(low: float) -> float:
+    """The lower end of a duration's interval, where noise takes it below zero. A true duration is
+    above, so that what is cut off never held it: the interval's confidence stays as it is."""
+    return 0.0 if low < 0 else low  # NaN, for no interval, stays
+
+
+def step_ms(short: int, short_ms: float, long: int, long_ms: float) -> float:
+    """Time of a step from two blocks of `short` and `long` steps: what a block takes beside its
+    steps is in both and drops out."""
+    return (long_ms - short_ms) / (long - short)
+
+
+def makespans_ms(samples: Samples, kinds: Sequence[str] = COUNTED) -> list[float]:
+    """Of the samples of these kinds: (last end - first start over the ranks) / steps, in ms."""
+    return [span / steps for _, steps, span in _blocks(samples, kinds)]
+
+
+def _blocks(samples: Samples, kinds: Sequence[str]) -> list[tuple[int, int, float]]:
+    """(round, steps, makespan in ms) of the samples of these kinds, in the order taken."""
+    return [
+        (number, steps, (last - first) / 1e6)
+        for number, steps, kind, first, last in zip(
+            samples.round,
+            samples.steps,
+            samples.kind,
+            map(min, samples.start_ns),
+            map(max, samples.end_ns),
+            strict=True,
+        )
+        if kind in kinds
+    ]
+
+
+def step_times_ms(samples: Samples) -> list[tuple[int, float]]:
+    """(round, time of a step): of a round's n-th short and n-th long block by their difference;
+    where the length is fixed, of every block its mean."""
+    fixed = [(number, span / steps) for number, steps, span in _blocks(samples, ("fixed",))]
+    shorts: dict[int, list[tuple[int, float]]] = {}
+    for number, steps, span in _blocks(samples, ("short",)):
+        shorts.setdefault(number, []).append((steps, span))
+    found = fixed
+    for number, steps, span in _blocks(samples, ("long",)):
+        if shorts.get(number):
+            found.append((number, step_ms(*shorts[number].pop(0), steps, span)))
+    return found
+
+
+def round_medians_ms(samples: Samples) -> dict[int, float]:
+    """The median time of a step in each round, by its number: the unit of the interval."""
+    rounds: dict[int, list[float]] = {}
+    for number, value in step_times_ms(samples):
+        rounds.setdefault(number, []).append(value)
+    return {number: statistics.median(rounds[number]) for number in sorted(rounds)}
+
+
+def round_ratios(a: Samples, b: Samples) -> list[float]:
+    """A over B, of every round that both were timed in; a round whose difference of blocks is not
+    positive has no ratio."""
+    ours, theirs = round_medians_ms(a), round_medians_ms(b)
+    both = [n for n in ours if n in theirs and min(ours[n], theirs[n]) > 0]
+    return [ours[n] / theirs[n] for n in both]
+
+
+def metric(record: Record) -> str:
+    """What the record's time of a step is. Times of different metrics are never compared."""
+    if steps := record.measure.get("block"):
+        return f"fixed block of {steps} step" + ("s" if steps > 1 else "")
+    return STEADY if record.schema > 2 else BLOCK_MEAN
+
+
+def floor_ms(record: Record) -> float | None:
+    """Median makespan of an empty block among the cells' blocks: what the barrier leaves."""
+    if not record.floor:
+        return None
+    values = makespans_ms(Samples(**record.floor))
+    return statistics.median(values) if values else None
+
+
+def latency_ms(samples: Samples) -> tuple[float, Interval | None] | None:
+    """One step from a start after a barrier to the last rank's end: median and interval."""
+    values = makespans_ms(samples, ("latency",))
+    return (statistics.median(values), median_interval(values)) if values else None
+
+
+def start_ms(samples: Samples, step: float) -> float | None:
+    """What a block costs beside its steps, with `step` the time of a step: the median over the
+    short blocks of their makespan less that of their steps."""
+    values = [span - steps * step for _, steps, span in _blocks(samples, ("short",))]
+    return statistics.median(values) if values else None
+
+
+def start_growth(samples: Samples, step: float) -> Interval | None:
+    """How much of the time of a step the start may still hold, as a fraction, with an interval.
+
+    What a block costs beside its steps should be the same for one step as for the short block. How
+    much it grows between them bounds how much it grows between the short and the long one, as
+    long as it levels off; that, over the steps between these two, is in the time of a step.
+    """
+    single = {number: span for number, _, span in _blocks(samples, ("latency",))}
+    longs = [steps for _, steps, _ in _blocks(samples, ("long",))]
+    found = [
+        (span - single[number] - (steps - 1) * step) / ((longs[0] - steps) * step)
+        for number, steps, span in _blocks(samples, ("short",))
+        if number in single and longs and step > 0
+    ]
+    return median_interval(found)
+
+
+def anchor_medians_ms(record: Record) -> dict[str, float]:
+    """Median of the wave's anchor cell, first, middle and last, as far as they were taken."""
+    found = {}
+    for place in ("first", "middle", "last"):
+        values = makespans_ms(Samples(**(record.anchors or {}).get(place, {})))
+        if values:
+            found[place] = statistics.median(values)
+    return found
+
+
+def drift(record: Record) -> float | None:
+    """Largest over smallest anchor median, minus 1: how far the machine moved during the wave.
+
+    0 where the anchors' samples overlap everywhere: with six samples their range is a 97% interval
+    of the median, so a difference within it is noise.
+    """
+    taken = [makespans_ms(Samples(**found)) for found in _anchors(record)]
+    ranges = sorted((min(values), max(values)) for values in taken if values)
+    if len(ranges) < 2:
+        return None
+    if max(low for low, _ in ranges) <= min(high for _, high in ranges):
+        return 0.0
+    medians = [statistics.median(values) for values in taken if values]
+    return max(medians) / min(medians) - 1
+
+
+def _anchors(record: Record) -> list[dict[str, Any]]:
+    found = record.anchors or {}
+    return [found[place] for place in ("first", "middle", "last") if place in found]
+
+
+def timed_ns(samples: Samples) -> int:
+    """Wall time spent inside samples of every kind."""
+    return sum(map(max, samples.end_ns)) - sum(map(min, samples.start_ns))
+
+
+def flags(record: Record) -> list[str]:
+    """Everything that limits what the record may be used to claim, in a fixed order."""
+    found = []
+    place = record.cell.placement
+    known = (record.environment.get(name) for name in ("cores", "cpu_quota"))
+    cores = min(filter(None, known), default=0)
+    local = record.environment.get("local_ranks") or place.world_size
+    if place.device == "cpu" and cores and local * place.threads > cores:
+        found.append("oversubscribed")
+    if record.cell.layer.topk != record.cell.layer.topk_requested:
+        found.append("clamped")
+    floor = floor_ms(record)
+    blocks = [span for _, _, span in _blocks(record.samples, ("long", "fixed"))]
+    if blocks and floor is not None and statistics.median(blocks) < FLOOR_MULTIPLE * floor:
+        found.append("under_floor")
+    rounds = round_medians_ms(record.samples)
+    if rounds:
+        growth = start_growth(record.samples, statistics.median(rounds.values()))
+        if growth and growth.low > GROWTH_LIMIT:
+            found.append("start_grows")
+    if record.warmup and not record.warmup.get("steady", True):
+        found.append("no_steady_state")
+    moved = drift(record)
+    if moved is not None and moved > DRIFT_THRESHOLD:
+        found.append("drift")
+    if record.stop and record.stop.get("rule") in ("maximum", "wall", "interrupted"):
+        found.append(f"stopped_by_{record.stop['rule']}")
+    return found
+
+
+def _deviation(values: Sequence[float], mean: float) -> float:
+    """Sample standard deviation; `statistics.stdev` takes a third of loading a record."""
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def headline(record: Record) -> dict[str, Any]:
+    """The figures every reader shows: durations in ms per step, throughput in tokens per second.
+
+    Empty unless the record is of a correct, measured cell. `median_*` come from the medians of
+    rounds; `avg_duration_ms` is the mean over all times of a step and
+    avg_throughput = batch_size / (avg_duration_ms / 1000), None where noise has taken the mean to
+    zero or below. Latency, start and its growth are None where the length of a block is fixed.
+    """
+    values = [value for _, value in step_times_ms(record.samples)]
+    if record.outcome != "measured" or not values or not (record.gate or {}).get("ok"):
+        return {}
+    rounds = list(round_medians_ms(record.samples).values())
+    median, interval = statistics.median(rounds), median_interval(rounds)
+    mean = statistics.fmean(values)
+    latency, latency_interval = latency_ms(record.samples) or (None, None)
+    growth = start_growth(record.samples, median)
+    return {
+        "median_duration_ms": median,
+        "median_low_ms": duration_low(interval.low) if interval else None,
+        "median_high_ms": interval.high if interval else None,
+        "median_confidence": interval.confidence if interval else None,
+        "avg_duration_ms": mean,
+        "std_duration_ms": _deviation(values, mean) if len(values) > 1 else None,
+        "min_duration_ms": min(values),
+        "max_duration_ms": max(values),
+        "avg_throughput": record.cell.workload.batch_size / (mean / 1000) if mean > 0 else None,
+        "num_samples": len(values),
+        "num_rounds": len(rounds),
+        "latency_ms": latency,
+        "latency_low_ms": latency_interval.low if latency_interval else None,
+        "latency_high_ms": latency_interval.high if latency_interval else None,
+        "start_ms": start_ms(record.samples, median),
+        "start_growth_low": growth.low if growth else None,
+        "start_growth_high": growth.high if growth else None,
+        "floor_ms": floor_ms(record),
+    }

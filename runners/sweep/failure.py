@@ -1,0 +1,58 @@
+"""Why a launch ended: which rank, in which cell, in words. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from runners.launch.local import Started
+from runners.sweep.assemble import Assembler
+
+WATCHDOG = "Timeout ("  # what faulthandler writes above the stacks
+WAITING = ("distributed_c10d.py", "mpi_backend.py")  # frames of a rank that waits for others
+STACKS_BYTES = 1 << 20
+
+
+class Blame(NamedTuple):
+    rank: int
+    cell: int  # -1: no cell's doing
+    message: str
+
+
+def find(lines: Assembler, started: Started, silent_s: float) -> Blame:
+    """`silent_s` is how long the launcher waited for a word before it ended the launch, else 0.
+
+    The ranks' parent dying is no cell's doing; ranks that stood still are told apart by their
+    stacks; all else is told by exit codes and by what the ranks have said.
+    """
+    if sign := started.killed_by():
+        return Blame(0, -1, f"the ranks' parent died of signal {sign}")
+    if all(rank.stage == "start" and not rank.error for rank in lines.ranks):
+        waited = f" within {silent_s:g} s" if silent_s else ""
+        return Blame(0, -1, f"the ranks did not start{waited}: {_last_line(started.log_path(0))}")
+    stacks = {n: _stacks(started.log_path(n)) for n in range(len(lines.ranks))}
+    noticed = [rank for rank, text in stacks.items() if WATCHDOG in text]
+    if not silent_s and not noticed:
+        rank, cell, message = lines.culprit(started.failures())
+        return Blame(rank, cell, message)
+    stuck = [n for n, text in stacks.items() if text and not any(w in text for w in WAITING)]
+    rank = (stuck or noticed or [0])[0]
+    limit_s = silent_s or lines.plan.measure.cell_limit_s
+    said, stage = lines.ranks[rank], lines.ranks[rank].stage
+    message = f"rank {rank} stood still for {limit_s:g} s during {stage}; stacks in the ranks' logs"
+    return Blame(rank, said.cell, message)
+
+
+def _last_line(path: Path) -> str:
+    return next((line for line in reversed(_stacks(path).split("\n")) if line.strip()), "no word")
+
+
+def _stacks(path: Path) -> str:
+    """The end of a rank's log; nothing where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - STACKS_BYTES))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""

@@ -1,0 +1,307 @@
+"""A sweep on a cluster with Slurm: cells -> allocations -> records. Runs where jobs are queued.
+
+Cells of one shape (nodes, ranks per node, backend, threads) share one allocation, which measures
+all of them; allocations of other shapes are queued beside it. Whoever waits here only watches: an
+interrupt leaves the jobs, and the same folder can be taken up again at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from runners.config.cell import Machine
+from runners.config.fields import ConfigError
+from runners.host import project_paths
+from runners.launch.srun import ask
+from runners.plan import Job, groups, waves
+from runners.records import record
+from runners.sweep import freeze, resume
+from runners.sweep.progress import Progress
+from runners.sweep.slurm_job import Allocation
+from runners.sweep.sweep import Settings, Sweep, SweepResult
+
+FOLDER = freeze.FOLDER
+POLL_S = 2.0
+START_S = 120.0  # a launch: imports, rendezvous, calibration
+CELL_S = 20.0  # a cell: built, proven, chosen a kernel for, warmed up
+TRACK_S = 30.0  # a wave's records and runs
+MARGIN = 2.0
+LEAST_MIN = 10
+SIGNAL_S = 60  # before its time is up a job is told, and queues itself again
+MEGA = 2**20
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """hydra/launcher=slurm: what a job asks for; "" is the cluster's default."""
+
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    nodelist: str = ""
+    exclusive: bool = True
+    time_min: int = 0  # 0: from the plan
+    max_requeues: int = 3  # after its time was up
+    setup: Sequence[str] = ()  # shell commands before the measuring starts
+    extra: Mapping[str, Any] = field(default_factory=dict)  # further options of sbatch
+
+
+def of_launcher(launcher: Mapping[str, Any]) -> Slurm | None:
+    """From Hydra's node; None for any other launcher. Raises ConfigError."""
+    if not str(launcher.get("_target_", "")).endswith(".SlurmLauncher"):
+        return None
+    values = {f.name: launcher[f.name] for f in fields(Slurm) if f.name in launcher}
+    for name in ("time_min", "max_requeues"):
+        if type(values.get(name, 0)) is not int or values.get(name, 0) < 0:
+            raise ConfigError(
+                f"hydra.launcher.{name}={values[name]!r}: allowed are whole numbers from 0; "
+                f"set hydra.launcher.{name} to one of them"
+            )
+    return Slurm(**values)
+
+
+def machine(slurm: Slurm) -> Machine:
+    """What every node of the partition has at least, and how many there are; raises ConfigError."""
+    command = ["sinfo", "--noheader", "--Node", "--exact", "--format=%N|%c|%m|%G"]
+    command += [f"--partition={slurm.partition}"] if slurm.partition else []
+    try:
+        rows = [line.split("|") for line in ask(*command).splitlines()]
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConfigError(
+            f"hydra/launcher=slurm: sinfo does not answer ({error}); allowed where Slurm's "
+            "commands work; start it on a login node, or use hydra/launcher=moe"
+        ) from error
+    if not rows:
+        raise ConfigError(
+            f"hydra.launcher.partition={slurm.partition}: it has no nodes; `sinfo` lists those "
+            "that do"
+        )
+    memory = min(int(row[2].rstrip("+")) for row in rows)  # 1 where nobody has configured it
+    return Machine(
+        cores=min(int(row[1].rstrip("+")) for row in rows),
+        cuda_devices=min(gpus_of(row[3]) for row in rows),
+        nodes=len({row[0] for row in rows}),
+        memory_bytes=memory * MEGA if memory > 1 else 0,
+    )
+
+
+def gpus_of(gres: str) -> int:
+    """ "gpu:h100:8(S:0-1),nvme:1" has 8."""
+    found = 0
+    for one in gres.split(","):
+        parts = one.partition("(")[0].split(":")
+        if parts[0] == "gpu":
+            found += int(parts[-1]) if parts[-1].isdigit() else 1
+    return found
+
+
+def minutes(jobs: Sequence[Job], isolation: str, tracker_limit_s: float = TRACK_S) -> int:
+    """A time limit from the plan: twice every wave to its wall limit, every cell made ready."""
+    total_s = 0.0
+    for group in groups(jobs, isolation):
+        measure = group.measure
+        launch_s = START_S
+        for wave in waves(group.jobs, measure.wave_cells):
+            launch_s += (measure.wall_limit_s + CELL_S) * len(wave) + min(tracker_limit_s, TRACK_S)
+        total_s += measure.launches * launch_s
+    return max(LEAST_MIN, -(-int(MARGIN * total_s) // 60))
+
+
+def parameters(slurm: Slurm, jobs: Sequence[Job], settings: Settings) -> dict[str, Any]:
+    """Of submitit's executor for one allocation."""
+    place = jobs[0].cell.placement
+    found: dict[str, Any] = {
+        "job_name": f"moe-{settings.sweep_dir.name}"[:60],
+        "time": slurm.time_min or minutes(jobs, settings.isolation),
+        "nodes": place.nodes,
+        "ntasks_per_node": place.ranks_per_node,
+        "use_srun": False,  # the batch script starts srun itself, once a launch
+        "stderr_to_stdout": True,
+        "setup": [*exports(), *slurm.setup],
+        "additional_parameters": {
+            "requeue": True,
+            "signal": f"B:USR2@{SIGNAL_S}",
+            **slurm.extra,
+        },
+    }
+    if slurm.exclusive:
+        found["exclusive"] = True
+    if place.device == "cuda":
+        found["gpus_per_node"] = place.ranks_per_node
+    for name in ("partition", "account", "qos", "constraint", "nodelist"):
+        if getattr(slurm, name):
+            found[name] = getattr(slurm, name)
+    return found
+
+
+def exports() -> list[str]:
+    """Shell commands after which a job finds our modules."""
+    clone = project_paths.CLONE
+    found = [f"export PYTHONPATH={shlex.quote(str(clone))}:$PYTHONPATH"] if clone else []
+    return ["export PYTHONSAFEPATH=1", *found]
+
+
+def submit(slurm: Slurm, group: str, jobs: Sequence[Job], settings: Settings) -> str:
+    """Queues one allocation; its job id. Raises ConfigError where it is refused."""
+    try:
+        import submitit
+    except ImportError as error:
+        raise ConfigError(
+            "hydra/launcher=slurm: submitit is not installed; allowed where it is; "
+            "in the clone: pip install -e '.[slurm]'"
+        ) from error
+    try:
+        executor = submitit.SlurmExecutor(
+            folder=settings.sweep_dir.resolve() / freeze.FOLDER / "jobs",
+            max_num_timeout=slurm.max_requeues,
+        )
+        executor.update_parameters(**parameters(slurm, jobs, settings))
+        return str(executor.submit(Allocation(str(settings.sweep_dir.resolve()), group)).job_id)
+    except (RuntimeError, ValueError, OSError, submitit.core.utils.FailedJobError) as error:
+        raise ConfigError(
+            f"hydra/launcher=slurm: the job of {group} was refused: {' '.join(str(error).split())}"
+        ) from error
+
+
+def alive(job_ids: Sequence[str]) -> set[str]:
+    """Those that are queued or running; all of them where Slurm does not answer just now."""
+    if not job_ids:
+        return set()
+    try:
+        found = ask("squeue", "--noheader", "--format=%i", "--states=all", "--me")
+    except (OSError, subprocess.SubprocessError):
+        return set(job_ids)
+    ended = set(finished(job_ids))
+    return {one for one in job_ids if one in set(found.split()) and one not in ended}
+
+
+def finished(job_ids: Sequence[str]) -> list[str]:
+    """Those that Slurm still lists, but only as ended."""
+    over = "BF,CA,CD,DL,F,NF,OOM,TO"
+    found = ask("squeue", "--noheader", "--format=%i", f"--states={over}", "--me")
+    return [one for one in job_ids if one in found.split()]
+
+
+class SlurmSweep(Sweep):
+    """Queues what is missing and watches it."""
+
+    def __init__(
+        self, jobs: list[Job], settings: Settings, progress: Progress, slurm: Slurm, interface: str
+    ) -> None:
+        super().__init__(jobs, settings, progress)
+        self.slurm, self.interface = slurm, interface
+        self.queued: dict[str, str] = {}  # job id by group
+        self.seen: set[Path] = set()
+
+    def run(self) -> SweepResult:
+        began = time.monotonic()
+        try:
+            if self.settings.resume_mode:
+                self._look_back()
+            self._write_plan()
+            self.progress.begin(sum(self.left.values()))
+            self._queue()
+            self._watch()
+        except KeyboardInterrupt:
+            self.result.interrupted = True
+            self._say_how_to_attach()
+        self.progress.end()
+        self._account()
+        self.result.wall_s = time.monotonic() - began
+        return self.result
+
+    def _look_back(self) -> None:
+        """What is measured stays; which code or machine did is for the allocation to know."""
+        mode = self.settings.resume_mode
+        if mode not in ("missing", "failed"):
+            raise ConfigError(
+                f"resume_mode={mode}: allowed with hydra/launcher=slurm are missing and failed, "
+                "since a job that is queued again must know what is done; choose one of them"
+            )
+        past = resume.read_past(self.sweep_dir)
+        self.left = resume.left(self.jobs, past, self.version, mode)
+        done = sum(not n for n in self.left.values())
+        self.progress.say(f"resuming: {done} of {len(self.left)} cells are done")
+        self.seen = set(record.paths(self.sweep_dir))
+        for attempts in past.records.values():
+            for one in attempts:
+                if mode == "missing" or not self.left.get(one.cell_id):
+                    self._know(one)
+
+    def _queue(self) -> None:
+        """Jobs that are still there are watched, not queued again."""
+        there = self._jobs_there()
+        for group, jobs in freeze.by_allocation(self.jobs).items():
+            if group in there:
+                self.queued[group] = there[group]
+                continue
+            left = [job for job in jobs if self.left[job.cell_id]]
+            if not left:
+                continue
+            mode = self.settings.resume_mode or "missing"
+            freeze.save(
+                self.sweep_dir, group, left, self.settings, mode=mode, interface=self.interface
+            )
+            freeze.result_path(self.sweep_dir, group).unlink(missing_ok=True)
+            self.queued[group] = submit(self.slurm, group, left, self.settings)
+            told = f"queued: job {self.queued[group]}: {len(left)} cells on {group}"
+            self.progress.say(f"{told}, {minutes(left, self.settings.isolation)} min at most")
+        path = self.sweep_dir / freeze.FOLDER / "jobs.json"
+        record.write_atomic(path, json.dumps(self.queued))
+
+    def _jobs_there(self) -> dict[str, str]:
+        try:
+            known = json.loads((self.sweep_dir / freeze.FOLDER / "jobs.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        there = alive(list(known.values()))
+        return {group: job for group, job in known.items() if job in there}
+
+    def _watch(self) -> None:
+        while alive(list(self.queued.values())):
+            self._take_records()
+            time.sleep(POLL_S)
+        self._take_records()
+
+    def _take_records(self) -> None:
+        for path in record.paths(self.sweep_dir):
+            if path in self.seen:
+                continue
+            self.seen.add(path)
+            try:
+                found = record.read(path)
+            except record.RecordError as error:
+                self.result.warnings.append(f"set aside: {error}")
+                continue
+            self._know(found)
+            self.progress.cell_done(found)
+
+    def _account(self) -> None:
+        """What allocations said at their end; cells nobody came to are interrupted."""
+        for group, job_id in self.queued.items():
+            if freeze.take_result(self.sweep_dir, group, self.result) or self.result.interrupted:
+                continue
+            log = self.sweep_dir / freeze.FOLDER / "jobs" / f"{job_id}_0_log.out"
+            self.result.warnings.append(
+                f"job {job_id} ended before its cells were done (cancelled or out of time?); "
+                f"log: {log}; resume={self.sweep_dir} goes on with them"
+            )
+        for job in self.jobs:
+            self.result.outcomes.setdefault(job.cell_id, "interrupted")
+
+    def _say_how_to_attach(self) -> None:
+        ids = " ".join(self.queued.values())
+        if ids:
+            self.progress.say(
+                f"the jobs go on: {ids}\n"
+                f"to attach: {project_paths.BENCH} resume={self.sweep_dir} hydra/launcher=slurm\n"
+                f"to end them: scancel {ids}"
+            )

@@ -1,0 +1,112 @@
+"""The part of a sweep that one allocation of Slurm measures, as its batch script runs it.
+
+    python -m runners.sweep.slurm_job SWEEP_DIR GROUP
+
+It runs on the allocation's first node: makes records, runs the tracker, and starts the ranks of all
+nodes with srun. Started again, after a preemption or a time-out, it goes on with what is missing.
+Several allocations write into one folder, so each keeps to its own cells, launches and lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from runners.launch import srun
+from runners.plan import Job, load
+from runners.records.record import Record
+from runners.sweep import freeze, recover, resume
+from runners.sweep.progress import Progress
+from runners.sweep.sweep import Sweep, SweepResult
+
+TRACK_LOCK = "track.lock"
+
+
+class AllocationSweep(Sweep):
+    """A sweep over some of a folder's cells, beside others at the same time."""
+
+    def next_launch(self) -> int:
+        """Takes a number that nobody has, by making its folder."""
+        while True:
+            number = super().next_launch()
+            try:
+                (self.sweep_dir / "launches" / str(number)).mkdir(parents=True)
+                return number
+            except FileExistsError:
+                continue
+
+    def _write_plan(self) -> None:
+        """Whoever queued the allocation has."""
+
+    def _left_behind(self, jobs: Mapping[str, Job]) -> Iterator[Record]:
+        """Of this allocation's launches only: others may be running."""
+        for path in sorted(self.sweep_dir.glob("launches/*/launch.json")):
+            try:
+                plan = load(path)
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            if plan.placement in {job.cell.placement for job in self.jobs}:
+                yield from recover.of_launch(self.sweep_dir, path, plan, jobs)
+
+    def track(self, found: list[Record]) -> None:
+        """One tracker at a time writes to a folder."""
+        mine = [one for one in found if one.cell_id in self.left]
+        with held(self.sweep_dir / freeze.FOLDER / TRACK_LOCK, fcntl.LOCK_EX):
+            super().track(mine)
+
+
+@contextmanager
+def held(path: Path, kind: int) -> Iterator[None]:
+    """Waits for the lock."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        fcntl.flock(file, kind)
+        yield
+
+
+def run(sweep_dir: Path, group: str) -> SweepResult:
+    """Measures the group's cells; raises ConfigError where another process does."""
+    jobs, settings, more = freeze.load(sweep_dir, group)
+    addresses = srun.node_addresses(os.environ["SLURM_JOB_NODELIST"])
+    with (
+        held(sweep_dir / resume.LOCK, fcntl.LOCK_SH),  # against a sweep outside of Slurm
+        resume.locked(sweep_dir / freeze.FOLDER / group),
+    ):
+        freeze.result_path(sweep_dir, group).unlink(missing_ok=True)
+        sweep = AllocationSweep(jobs, settings, Progress())
+        sweep.start = srun.SrunStart(addresses, str(more["interface"]), stopper(sweep.result))
+        result = sweep.run()
+        if not result.interrupted:
+            freeze.save_result(sweep_dir, group, result)
+    return result
+
+
+def stopper(result: SweepResult) -> Callable[[], None]:
+    def stop() -> None:
+        result.interrupted = True
+
+    return stop
+
+
+class Allocation:
+    """What submitit calls in the batch script; after a preemption the same again."""
+
+    def __init__(self, sweep_dir: str, group: str) -> None:
+        self.sweep_dir, self.group = sweep_dir, group
+
+    def __call__(self) -> int:
+        return run(Path(self.sweep_dir), self.group).exit_code
+
+    def checkpoint(self) -> object:
+        """What to queue again: nothing but the same, since what was measured is on disk."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+if __name__ == "__main__":
+    sys.exit(run(Path(sys.argv[1]).resolve(), sys.argv[2]).exit_code)

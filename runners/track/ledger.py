@@ -1,0 +1,97 @@
+"""Which runs are already on disk below a `wandb` folder, and whether they are whole."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from runners.track import log_file
+from runners.track.run import ROWS_FIELD
+
+OFFLINE, ONLINE = "offline-run-", "run-"
+
+
+class Unusable(RuntimeError):
+    """Nothing can be tracked here; the message names the folder and what to do."""
+
+
+def fault(log: Path, rows: int) -> str:
+    """What a finished log lacks of a run with that many history rows; empty if it is whole."""
+    found = log_file.read(log)
+    if found.damage:
+        return found.damage
+    written = len(found.of(log_file.HISTORY))
+    if written != rows:
+        return f"{written} of {rows} rows are in it (is the disk full?)"
+    marker = ROWS_FIELD.encode()
+    if not any(marker in data for data in found.of(log_file.SUMMARY)):
+        return "it has no summary"
+    return "" if found.finished else "it has no exit record"
+
+
+def logs(folder: Path, run_id: str) -> list[Path]:
+    """Logs of a run below `folder`/wandb, of offline and online runs. Found by the file's name: of
+    two folders made within one second, W&B gives the second's name a suffix."""
+    return sorted(folder.glob(f"wandb/*run-*/run-{glob.escape(run_id)}.wandb"))
+
+
+def whole(folder: Path, run_id: str, rows: int) -> list[Path]:
+    """Those logs of a run that hold all of it."""
+    return [log for log in logs(folder, run_id) if not fault(log, rows)]
+
+
+def is_there(folder: Path, run_id: str, rows: int) -> bool:
+    """Whether a run needs no offline log: one is whole, or a server has confirmed the run."""
+    synced = any(log.with_suffix(".wandb.synced").exists() for log in logs(folder, run_id))
+    return synced or bool(whole(folder, run_id, rows))
+
+
+def drop_unfinished(folder: Path, run_id: str, rows: int) -> None:
+    """Removes what an interrupted tracker or a failed start left of a run that is now written
+    again: synced beside its replay, W&B would join the two."""
+    for log in logs(folder, run_id):
+        if fault(log, rows):
+            drop(log)
+
+
+def drop(log: Path) -> None:
+    """Removes the folder of a run that nothing may read or sync."""
+    shutil.rmtree(log.parent, ignore_errors=True)
+
+
+def mark_synced(folder: Path, run_id: str) -> None:
+    """Keeps `wandb sync` from sending an offline run again that a server has from elsewhere."""
+    for log in logs(folder, run_id):
+        with suppress(OSError):
+            log.with_suffix(".wandb.synced").touch()
+
+
+def unsynced(folder: Path, pattern: str = OFFLINE) -> list[Path]:
+    """Folders of runs that no server has confirmed, by W&B's own marker file."""
+    found = sorted(folder.glob(f"wandb/{pattern}*/run-*.wandb"))
+    return [log.parent for log in found if not log.with_suffix(".wandb.synced").exists()]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One tracker at a time per folder, checked to be writable (W&B falls back to the system's
+    temporary folder without a word in the log); raises Unusable."""
+    path = folder / "wandb" / ".track.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        remedy = "choose another folder with --dir"
+        raise Unusable(f"{path.parent}: cannot write ({error.strerror}); {remedy}") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise Unusable(f"{path.parent}: another tracker is writing; wait for it") from error
+    finally:
+        os.close(handle)

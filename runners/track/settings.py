@@ -1,0 +1,218 @@
+"""Which settings of its surroundings W&B sees in our processes, and where runs go by default.
+
+W&B takes settings for everything, another run's id and parameters included, from WANDB_*
+variables, from two files (`wandb/settings` of the working folder, `settings` of its config
+folder) and from the working folder. A sweep's agent, a launch or a notebook sets them for runs of
+its own. Ours get what is listed here: how to reach a server, and where W&B keeps files of its own.
+Imports no W&B.
+"""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from runners.host import project_paths
+from runners.host.inherited import SYSTEM, inherited
+
+CONF = project_paths.CONF / "tracker" / "wandb.yaml"
+# Bounds on every wait for a server, in seconds, under W&B's own names: unset means these.
+TIMEOUTS_S = {"WANDB_INIT_TIMEOUT": 20, "WANDB_FINISH_TIMEOUT": 60, "WANDB_HTTP_TIMEOUT": 20}
+# What reaching a server can take, and the name of each in W&B's files.
+SERVER = {
+    "WANDB_API_KEY": "api_key",
+    "WANDB_BASE_URL": "base_url",
+    "WANDB_APP_URL": "app_url_override",
+    "WANDB_HTTP_PROXY": "http_proxy",
+    "WANDB_HTTPS_PROXY": "https_proxy",
+    "WANDB_INSECURE_DISABLE_SSL": "insecure_disable_ssl",
+    "WANDB_IDENTITY_TOKEN_FILE": "identity_token_file",
+    "WANDB_CREDENTIALS_FILE": "credentials_file",
+    "WANDB__EXTRA_HTTP_HEADERS": "x_extra_http_headers",
+}
+CONFIG_DIR = "WANDB_CONFIG_DIR"
+ALLOWED = (
+    *SYSTEM,
+    *("MOE_*", "NETRC"),  # our own; where keys are kept
+    *SERVER,
+    *TIMEOUTS_S,
+    *(CONFIG_DIR, "WANDB_CACHE_DIR", "WANDB_DATA_DIR"),  # W&B's own files, none of a run's
+)
+SCHEMES = ("http", "https")  # that the client takes, of servers and proxies
+HOST = re.compile(r"[a-z0-9]([a-z0-9._:-]*[a-z0-9])?")
+# Set for W&B: it sends no reports on itself, and finds no file of settings; see `usable`.
+OURS = {"WANDB_ERROR_REPORTING": "false", CONFIG_DIR: os.devnull}
+
+
+@dataclass
+class Usable:
+    """`variables` that W&B may see; `faults` are sentences on what it may not."""
+
+    variables: dict[str, str]
+    faults: list[str] = field(default_factory=list)
+    server: bool = True  # False where a fault makes it unsafe to ask any server
+
+
+def defaults() -> dict[str, Any]:
+    """Mode, project and entity where no command line names them: of the environment, else as
+    written in conf/tracker/wandb.yaml, whose lines are this rule."""
+    from omegaconf import OmegaConf
+
+    drop_empty()
+    found = OmegaConf.to_container(OmegaConf.load(CONF), resolve=True)
+    assert isinstance(found, dict)
+    return {str(name): value for name, value in found.items()}
+
+
+def project_name(value: object) -> str:
+    """As W&B takes it; raises ValueError."""
+    text = str(value or "")
+    if not re.fullmatch(r"[^/\\#?%:]{1,128}", text):
+        raise ValueError(
+            f"{text!r}: allowed are names of 1 to 128 characters without / \\ # ? % :; "
+            "name another project"
+        )
+    return text
+
+
+def drop_empty() -> None:
+    """An empty variable of W&B counts as unset, for us, for conf and for W&B."""
+    for name in [name for name, value in os.environ.items() if _of_wandb(name) and not value]:
+        del os.environ[name]
+
+
+def _of_wandb(name: str) -> bool:
+    return "WANDB" in name
+
+
+def allowed(variables: Mapping[str, str]) -> dict[str, str]:
+    """Those of the variables that a process of ours in which W&B runs may inherit."""
+    found = inherited(variables, ALLOWED)
+    return {name: value for name, value in found.items() if value or not _of_wandb(name)}
+
+
+def usable(variables: Mapping[str, str], folder: Path) -> Usable:
+    """What W&B may see: the allowed variables whose values it can read, and the way to a server
+    of W&B's files (`folder` is the working one) where no variable says it."""
+    found = Usable(allowed(variables))
+    named = {name: name for name in found.variables}
+    for name, (value, where) in _of_files(found, folder).items():
+        if not ("KEY" in name and "WANDB_IDENTITY_TOKEN_FILE" in found.variables):
+            found.variables.setdefault(name, value)
+            named.setdefault(name, where)
+    for name, fault in list(_faults(found.variables)):
+        value = found.variables.pop(name)
+        shown = "" if "HEADERS" in name else f"={value}"  # they can hold a key
+        found.faults.append(f"{named[name]}{shown}: {fault}")
+        found.server = found.server and name in TIMEOUTS_S
+    found.variables |= OURS
+    return found
+
+
+def _of_files(found: Usable, folder: Path) -> dict[str, tuple[str, str]]:
+    """By variable, value and origin; the working folder's file goes before W&B's own."""
+    config = found.variables.get(CONFIG_DIR) or "~/.config/wandb"
+    values: dict[str, tuple[str, str]] = {}
+    home = Path(os.path.expanduser(config))  # noqa: PTH111  Path's own raises without a home
+    paths = (folder / ".wandb", folder / "wandb", home)
+    for path in (path / "settings" for path in paths):
+        parser = configparser.ConfigParser()
+        try:
+            parser.read(path, "utf-8")
+            section = dict(parser.items("default")) if parser.has_section("default") else {}
+        except (OSError, ValueError, configparser.Error) as error:
+            found.faults.append(f"{path}: cannot be read ({error}); correct or remove it")
+            found.server = False
+            continue
+        for variable, name in SERVER.items():
+            if section.get(name):
+                values.setdefault(variable, (section[name], f"{name} in {path}"))
+    return values
+
+
+def _faults(variables: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    checks: dict[str, tuple[Callable[[str], Any], str]] = {
+        name: (_is_seconds, f"allowed are whole numbers of seconds above 0; {value} is used")
+        for name, value in TIMEOUTS_S.items()
+    }
+    for name in ("WANDB_BASE_URL", "WANDB_APP_URL", "WANDB_HTTP_PROXY", "WANDB_HTTPS_PROXY"):
+        checks[name] = (_is_address, "allowed are addresses such as http://host:1234; correct it")
+    checks["WANDB_INSECURE_DISABLE_SSL"] = (_is_boolean, "allowed are true and false; correct it")
+    checks["WANDB__EXTRA_HTTP_HEADERS"] = (_is_headers, "allowed is a JSON object; correct it")
+    for name, (fits, fault) in checks.items():
+        if name in variables and not fits(variables[name]):
+            yield name, fault
+
+
+def _is_seconds(text: str) -> bool:
+    return bool(re.fullmatch(r"0*[1-9][0-9]{0,5}", text))
+
+
+def _is_address(text: str) -> bool:
+    try:
+        found = urlsplit(text)
+        host = found.hostname or ""
+        return found.scheme in SCHEMES and bool(HOST.fullmatch(host)) and (found.port or 1) > 0
+    except ValueError:
+        return False
+
+
+def _is_boolean(text: str) -> bool:
+    return text.lower() in ("true", "false", "1", "0")
+
+
+def _is_headers(text: str) -> bool:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
+
+
+def timeout_s(name: str) -> int:
+    """Of a process whose environment is usable."""
+    return int(os.environ.get(name) or TIMEOUTS_S[name])
+
+
+def forget_server() -> None:
+    """For writing offline: nothing that only concerns a server can then keep W&B from it."""
+    for name in SERVER:
+        os.environ.pop(name, None)
+
+
+def replace_environment() -> Usable:
+    """For a process that is ours alone, before W&B is imported: all that is inherited else goes."""
+    found = usable(os.environ, Path())
+    os.environ.clear()
+    os.environ.update({**found.variables, "WANDB_SILENT": "true"})
+    return found
+
+
+@contextmanager
+def usable_environment() -> Iterator[list[str]]:
+    """For a while, in a process that may be the user's: W&B's variables are the usable ones, the
+    others stay as they are. Gives the faults; raises ValueError where no server can be asked."""
+    found = usable(os.environ, Path())
+    if not found.server:
+        raise ValueError("; ".join(found.faults))
+    before = {name: value for name, value in os.environ.items() if _of_wandb(name)}
+    own = {name: value for name, value in found.variables.items() if _of_wandb(name)}
+    _exchange(own)
+    try:
+        yield found.faults
+    finally:
+        _exchange(before)
+
+
+def _exchange(wanted: Mapping[str, str]) -> None:
+    for name in [name for name in os.environ if _of_wandb(name) and name not in wanted]:
+        del os.environ[name]
+    os.environ.update(wanted)

@@ -1,0 +1,171 @@
+"""The only module of this floor that imports W&B: writes one run, offline or online.
+
+Settings are chosen from what W&B does: nothing is measured or sent that is not asked for, the log
+is flushed at once, and every wait for a server is bounded. What W&B would take of the surroundings
+is kept out by `track_settings`.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from runners.track.run import Run
+from runners.track.settings import forget_server, timeout_s
+from runners.track.signals import Interruption, end_children
+
+TEARDOWN_S = 10.0
+FLUSH_INTERVAL_S = 0.1
+PAGE = 1000
+
+
+class OnServer(NamedTuple):
+    """What the server has of a run: `lines` is its number of history rows."""
+
+    state: str
+    summary: dict[str, Any]
+    lines: int
+
+
+class Gap(RuntimeError):
+    """A run on the server lacks rows that W&B's client refuses to send any more."""
+
+
+class Writer:
+    """Writes runs below `folder`/wandb, one at a time."""
+
+    def __init__(
+        self,
+        folder: Path,
+        project: str,
+        entity: str | None,
+        online: bool,
+        interruption: Interruption,
+    ) -> None:
+        self.folder = folder
+        self.project = project
+        self.entity = entity
+        self.online = online
+        self.interruption = interruption
+
+    def write(self, run: Run, there: OnServer | None = None) -> Path:
+        """Returns the path of the run's log; raises what W&B raises, and TimeoutError
+        when the server does not confirm the run (then its log is whole all the same).
+
+        The summary goes first: a log with all history rows and an exit record is then whole.
+        What is `there` from an interrupted tracker is completed: its rows are not sent again.
+        Raises Gap where the server's rows end before the step from which W&B lets us go on.
+        """
+        with self.interruption.kept_back():
+            return self._write(run, there)
+
+    def _write(self, run: Run, there: OnServer | None) -> Path:
+        if not self.online:
+            forget_server()
+        import wandb
+
+        active = wandb.init(
+            mode="online" if self.online else "offline",
+            dir=str(self.folder),
+            project=self.project,
+            entity=self.entity,
+            id=run.id,
+            name=run.name,
+            group=run.group,
+            job_type=run.job_type,
+            tags=run.tags,
+            notes=run.notes or None,
+            config=run.config,
+            resume="allow" if there else None,
+            settings=_settings(),
+        )
+        log = Path(active.settings.sync_file)
+        done = False
+        try:
+            active.define_metric("*", summary="none")  # the summary is ours alone
+            active.summary.update(run.summary)
+            for step in range(active.starting_step, len(run.history)):
+                if self.interruption.asked:
+                    break
+                active.log(run.history[step], step=step)
+            else:
+                done = True
+        finally:
+            active.finish(exit_code=run.exit_code if done else 1)
+        if there and active.starting_step > there.lines:
+            raise Gap(f"rows {there.lines} to {active.starting_step - 1} of run {run.id}")
+        return log
+
+    def on_server(self, ids: list[str]) -> dict[str, OnServer]:
+        """Which of these runs the server has, by id; one request per page."""
+        with self.interruption.kept_back():
+            return self._on_server(ids)
+
+    def _on_server(self, ids: list[str]) -> dict[str, OnServer]:
+        import wandb
+
+        api = wandb.Api(timeout=timeout_s("WANDB_HTTP_TIMEOUT"))
+        path = f"{self.entity or api.default_entity}/{self.project}"
+        found = api.runs(
+            path, filters={"name": {"$in": ids}}, per_page=min(PAGE, len(ids)), lazy=False
+        )
+        try:
+            return {
+                run.id: OnServer(run.state, run.summary_metrics, int(run.historyLineCount or 0))
+                for run in found
+            }
+        except ValueError:  # W&B's word for a project that is not there yet
+            return {}
+
+    def close(self) -> None:
+        """Ends W&B's own process; after a failure this alone frees the run id.
+
+        About once in a hundred times it does not hear that it shall end, while `teardown` waits
+        for it without a limit: then it is ended here. Every finished run is on disk by then.
+        """
+        wandb = sys.modules.get("wandb")
+        if wandb is not None:
+            overdue = threading.Timer(TEARDOWN_S, end_children)
+            overdue.daemon = True
+            overdue.start()
+            # It exits where its process had to be ended.
+            with self.interruption.kept_back(), suppress(Exception, SystemExit):
+                wandb.teardown()
+            overdue.cancel()
+
+
+def media(pages: dict[str, Path], pictures: dict[str, Path]) -> dict[str, Any]:
+    """A history row of HTML pages and images, by their keys; the files are copied at once."""
+    import wandb
+
+    row: dict[str, Any] = {
+        key: wandb.Html(path.read_text("utf-8"), inject=False) for key, path in pages.items()
+    }
+    return {**row, **{key: wandb.Image(str(path)) for key, path in pictures.items()}}
+
+
+def _settings() -> Any:
+    import wandb
+
+    return wandb.Settings(
+        silent=True,
+        console="off",
+        symlink=False,
+        use_dot_wandb=False,
+        sagemaker_disable=True,  # else a training job's name and parameters are taken
+        save_code=False,
+        disable_code=True,
+        disable_git=True,
+        init_timeout=timeout_s("WANDB_INIT_TIMEOUT"),
+        finish_timeout=timeout_s("WANDB_FINISH_TIMEOUT"),
+        finish_timeout_raises=True,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_disable_viewer=True,
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+        x_transaction_log_flush_interval=FLUSH_INTERVAL_S,
+    )

@@ -1,0 +1,94 @@
+"""What docs/records.md lists is what records hold: nothing more, and nothing less."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from moe.spec import Cell, Layer, Placement, Strategy
+from runners.config.cell import Request
+from runners.host import topology
+from runners.launch.local import start
+from runners.plan import Job, Measure
+from runners.records import record, record_fields
+from runners.records.record import Record
+from runners.sweep.launch import Launch
+from runners.sweep.progress import Progress
+from runners.sweep.sweep import Settings, Sweep, SweepResult
+from tests.support.mutants import MUTANTS
+
+ROOT = Path(__file__).resolve().parents[2]
+MEASURE = Measure(
+    samples=3, samples_max=3, block=2, warmup=1, warmup_max=1, anchors=2, phases=2, wave_cells=1,
+    calibrate=False,
+)  # fmt: skip
+LATER = "gradient_lost_at_the_9th_call"  # right when it is checked first
+META = {"model": "seed", "scale": 1, "overrides": ["topk=2"]}
+
+
+def jobs() -> list[Job]:
+    """One whose gradients are checked, one in half precision, one that turns wrong later."""
+    layer = Layer(dim=16, hidden=32, dim_out=16, num_experts=4, topk=2, topk_requested=2)
+    forward = Cell(layer, Strategy("ep", dispatcher="alltoall"), placement=Placement(world_size=2))
+    train = replace(forward, workload=replace(forward.workload, mode="train"))
+    half = replace(forward, layer=replace(layer, dtype="bfloat16"))
+    found = [Job(Request(cell, meta=META), MEASURE) for cell in (train, half)]
+    return [*found, Job(Request(MUTANTS[LATER].cell, LATER, meta=META), MEASURE)]
+
+
+def failed(one: Record, folder: Path) -> Record:
+    """As a launch marks a cell in which a rank has died."""
+    launch = Launch.__new__(Launch)
+    launch.sweep = cast(Any, SimpleNamespace(sweep_dir=folder, result=SweepResult(folder)))
+    started = cast(Any, SimpleNamespace(log_path=lambda rank: folder.resolve() / f"rank{rank}"))
+    found = replace(one)
+    launch._fail(found, 1, "rank 1 died of signal 9", started)
+    return found
+
+
+def on_two_nodes(one: Record) -> Record:
+    launches = [{"environment": dict(one.environment), "nodes": (0, 1)} for _ in range(2)]
+    return replace(one, environment=topology.environment(launches))
+
+
+@pytest.mark.dist
+def test_the_documented_fields_are_those_of_real_records(tmp_path: Path) -> None:
+    Sweep(
+        jobs(), Settings(tmp_path), Progress(), partial(start, worker="tests.dist.mutant_worker")
+    ).run()
+    found = [record.read(path) for path in record.paths(tmp_path)]
+    assert sorted(one.outcome for one in found) == ["measured", "measured", "wrong"]
+    found += [failed(found[0], tmp_path), on_two_nodes(found[0])]
+    assert {one.outcome for one in found} <= set(record.OUTCOMES)
+    held = set[str]().union(*(record_fields.leaves(record.to_dict(one)) for one in found))
+    listed = set(record_fields.documented())
+    parents = {path for path in listed if any(other.startswith(f"{path}.") for other in listed)}
+    assert (sorted(held - listed), sorted(listed - held - parents)) == ([], [])
+
+
+def test_every_part_of_a_record_is_documented() -> None:
+    parts = {field.name for field in dataclasses.fields(Record)}
+    text = (ROOT / "docs" / "records.md").read_text("utf-8")
+    listed = {path.split(".")[0].removesuffix("[][]").removesuffix("[]")
+              for path in record_fields.documented()}  # fmt: skip
+    assert {part for part in parts if f"`{part}`" not in text} - listed == set()
+    assert listed <= parts
+
+
+def test_the_document_has_the_table() -> None:
+    assert record_fields.markdown() in (ROOT / "docs" / "records.md").read_text("utf-8")
+
+
+def test_every_outcome_is_one_that_is_written() -> None:
+    """By name in the code that makes records; a word that nothing writes is in no list."""
+    code = "".join(path.read_text("utf-8") for path in (ROOT / "runners").glob("**/*.py")
+                   if path.name != "record.py")  # fmt: skip
+    lines = [line for line in code.splitlines() if "outcome" in line.split("=")[0] and "=" in line]
+    for outcome in record.OUTCOMES:
+        assert any(f'"{outcome}"' in line for line in lines), outcome

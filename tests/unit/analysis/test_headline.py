@@ -1,0 +1,178 @@
+"""The verdict in short, and workloads that are told with their parameter."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import analysis
+from analysis import cli
+from analysis.data.frame import to_frame
+from analysis.stats import compare, summarize, verdict
+from analysis.text import insights, tables
+from runners.records import flat_row
+from runners.records.record import Record
+from tests.support import analysis_factory as factory
+
+
+def table(found: list[tables.Table], start: str) -> tables.Table:
+    return next(t for t in found if t.title.startswith(start))
+
+
+def test_workloads_are_told_with_their_parameter(tmp_path: Path) -> None:
+    """Kinds and parameters are one axis; of one kind alone the parameter is, as a number."""
+    loads = [("learned", 0.0), ("zipf", 0.6), ("zipf", 1.2)]
+    records = [factory.measured(factory.cell(s, workload=w)) for s in ("tp", "ep") for w in loads]
+    frame = analysis.load(factory.write_all(tmp_path, records))
+    summarized = summarize.summarize(frame)
+    assert table(tables.sweep_tables(summarized), "Duration (ms) by workload").rows == [
+        "learned", "zipf 0.6", "zipf 1.2",
+    ]  # fmt: skip
+    said = next(i for i in insights.insights(frame, summarized) if i.title.startswith("Skewed"))
+    ep = next(c for c in (*said.shown, *said.not_shown) if c.text.removeprefix("a difference: ")
+              .startswith("ep takes"))  # fmt: skip
+    assert "as long with zipf 1.2" in ep.text and ep.text.endswith("as with learned")
+    zipf = summarized[summarized["workload"] == "zipf"].reset_index(drop=True)
+    assert [t.corner for t in tables.sweep_tables(zipf)] == ["workload parameter"]
+    found = compare.column(frame, "workload", 0.02)
+    assert {c.names for c in found} >= {("workload=learned", "workload=zipf 0.6")}
+
+
+def test_in_short_counts_settings(tmp_path: Path) -> None:
+    """tp at batch 8, ep at 16 and 32, equal at 64: nothing is claimed there."""
+    wanted = {8: (1.0, 2.0), 16: (2.0, 1.0), 32: (4.0, 1.0), 64: (3.0, 3.0)}
+    records = []
+    for batch, times in wanted.items():
+        for name, ms in zip(("tp", "ep"), times, strict=True):
+            of = factory.cell(name, batch=batch)
+            records.append(factory.measured(of, scale=ms / factory.truth_ms(of), noise=0.01))
+    frame = analysis.load(factory.write_all(tmp_path, records))
+    short, _ = insights.told(frame, summarize.summarize(frame))
+    texts = [claim.text for claim in short.shown]
+    assert re.match(
+        r"ep is fastest at 2 of 4 settings, by [12]\.\d\dx to [34]\.\d\dx over", texts[0]
+    )
+    assert texts[1].startswith("tp is fastest at 1 of 4 settings (batch size 8): ")
+    assert "among tp and ep at batch size 64" in short.not_shown[0].text
+    assert len(short.shown[0].cells) == 4
+
+
+def test_strategies_alone_have_a_verdict(tmp_path: Path) -> None:
+    """A sweep without any axis still says who is fastest, and by how much."""
+    records = [factory.measured(factory.cell(s)) for s in ("simple", "tp", "ep")]
+    frame = analysis.load(factory.write_all(tmp_path, records))
+    short, _ = insights.told(frame, summarize.summarize(frame))
+    assert short.shown[0].text.startswith("simple is fastest: ")
+    assert "ahead of ep" in short.shown[0].text
+
+
+def test_one_setting_has_no_place_to_name(tmp_path: Path) -> None:
+    """Where only the strategy differs there is nothing to be "at"."""
+    for forms in (("tp", "dp"), ("simple", "fsdp", "ep")):
+        folder = tmp_path / forms[0]
+        records = [factory.measured(factory.cell(form), noise=0.01) for form in forms]
+        frame = analysis.load(factory.write_all(folder, records))
+        short, _ = insights.told(frame, summarize.summarize(frame))
+        (said,) = short.shown
+        assert re.fullmatch(r"\w+ is fastest: [\d.]+x \[[\d., ]+\] ahead of \w+", said.text)
+
+
+def launches(medians: dict[int, list[float]]) -> list[Record]:
+    """A cell with these times of a step in the rounds of each launch: a long block that was
+    disturbed less than the short one gives one below zero."""
+    found = []
+    for launch, values in medians.items():
+        made = factory.measured(factory.cell("ep"), launch=launch, rounds=len(values))
+        taken = made.samples
+        for number, value in enumerate(values):
+            short, long = (
+                next(i for i, (r, k) in enumerate(zip(taken.round, taken.kind, strict=True))
+                     if (r, k) == (number, kind)) for kind in ("short", "long")
+            )  # fmt: skip
+            span = max(taken.end_ns[short]) - min(taken.start_ns[short])
+            start = min(taken.start_ns[long])
+            ranks = len(taken.start_ns[long])
+            taken.start_ns[long] = [start] * ranks
+            taken.end_ns[long] = [start + max(1, round(span + 30e6 * value))] * ranks
+        found.append(made)
+    return found
+
+
+def summarized(tmp_path: Path, medians: dict[int, list[float]]) -> pd.Series:
+    frame = analysis.load(factory.write_all(tmp_path, launches(medians)))
+    (cell,) = (row for _, row in summarize.summarize(frame).iterrows())
+    return cell
+
+
+def test_no_interval_of_a_duration_reaches_below_zero(tmp_path: Path) -> None:
+    """The mean of 1, 1, 1, 40 and its deviation 19.5: 10.75 +- 3.182 x 19.5 / 2."""
+    cell = summarized(tmp_path, {0: [1.0, 1.0, 1.0, 40.0]})
+    assert cell["mean_ms"] == pytest.approx(10.75, rel=1e-3)
+    assert cell["mean_low_ms"] == 0.0
+    assert cell["mean_high_ms"] == pytest.approx(10.75 + 3.1824 * 19.5 / 2, rel=1e-3)
+    assert math.isnan(cell["throughput_high"])
+    text = tables.entry(cell, tables.MEAN).text
+    assert text.startswith("10.7 [0.0, 41.8]") or text.startswith("10.8 [0.0, 41.8]")
+
+
+@given(st.lists(st.floats(-0.2, 100.0), min_size=2, max_size=9))
+@settings(max_examples=60)
+def test_intervals_of_any_rounds(values: list[float]) -> None:
+    (made,) = launches({0: values})
+    cell = summarize.summarize(to_frame([flat_row.row(made)])).iloc[0]
+    if cell["outcome"] == "failed":
+        assert "noise hides the step" in cell["error_message"]
+        return
+    for name in ("low_ms", "mean_low_ms", "latency_low_ms"):
+        assert math.isnan(cell[name]) or cell[name] >= 0
+    assert cell["median_ms"] > 0 and cell["mean_ms"] > 0
+
+
+def test_intervals_above_zero_are_as_they_were(tmp_path: Path) -> None:
+    cell = summarized(tmp_path, {0: [2.0, 3.0, 4.0]})
+    half = 4.30265 * 1.0 / math.sqrt(3)
+    assert cell["mean_low_ms"] == pytest.approx(3.0 - half, rel=1e-3)
+    assert cell["mean_high_ms"] == pytest.approx(3.0 + half, rel=1e-3)
+
+
+def test_a_launch_that_noise_hides_has_no_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of five launches one: the others are shown, with a mark. All of one: no number at all."""
+    quiet, hidden = [1.0, 1.1, 1.2], [-0.05, -0.05, 1.0]
+    cell = summarized(tmp_path / "5", {**dict.fromkeys(range(4), quiet), 4: hidden})
+    assert (cell["outcome"], cell["launches"]) == ("measured", 4)
+    assert "some_attempts_failed" in cell["flags"]
+    cell = summarized(tmp_path / "1", {0: hidden})
+    assert cell["outcome"] == "failed" and math.isnan(cell["median_ms"])
+    for verb in ("show", "check", "status"):
+        assert cli.main([verb, str(tmp_path / "5")]) in (0, 1)
+        assert cli.main([verb, str(tmp_path / "1")]) in (0, 1)
+    assert "noise hides the step" in capsys.readouterr().out
+
+
+def test_an_interval_too_wide_for_a_float_is_no_traceback() -> None:
+    """Two rounds a thousandfold apart, and a hundred comparisons that hold together."""
+    found = verdict.compare(
+        [1.0, 1.0], [1.0, 1000.0], paired=True, basis="rounds", launches=1, comparisons=100
+    )
+    assert found is not None
+    assert found.word == verdict.UNDECIDED
+    assert found.inverted().inverted().high == pytest.approx(found.high)
+
+
+def test_an_average_that_is_not_above_zero_is_left_out_and_the_median_stays() -> None:
+    attempt = {"median_duration_ms": 0.3, "median_low_ms": 0.2, "median_high_ms": 0.4,
+               "avg_duration_ms": -0.1, "std_duration_ms": 2.0, "num_samples": 9}  # fmt: skip
+    one = summarize._one_launch(attempt)
+    assert one["median_ms"] == 0.3
+    many = summarize._many_launches([attempt] * 5)
+    assert many["median_ms"] == pytest.approx(0.3)
+    for figures in (one, many):
+        assert all(math.isnan(figures[n]) for n in ("mean_ms", "mean_low_ms", "mean_high_ms"))
