@@ -34,9 +34,9 @@ class Picture:
 
 def picture(frame: pd.DataFrame, name: str, group: str = "", metric: str = "") -> Picture:
     """The plot of this name (see `plot --name`); raises InputError without data for it."""
-    from analysis.plots.canvas import Scene, styled
+    from analysis.plots.canvas import PlotData, styled
 
-    scene = Scene(frame, summarize.summarize(frame), metric=metric, group=group)
+    scene = PlotData(frame, summarize.summarize(frame), metric=metric, group=group)
     with styled():
         made = plots.maker(name)(scene)
     if made is None:

@@ -25,7 +25,7 @@ from analysis.stats.verdict import NOISE_THRESHOLD
 from analysis.text import captions, diagnosis, insights, peers, render, states, status, tables
 
 if TYPE_CHECKING:
-    from analysis.plots.canvas import Scene
+    from analysis.plots.canvas import PlotData
 
 
 Summary = tuple[insights.Insight, list[insights.Insight]]
@@ -155,10 +155,10 @@ def plot(options: argparse.Namespace) -> int:
     return 0
 
 
-def scene(data: Data, metric: str = "", group: str = "") -> Scene:
-    from analysis.plots.canvas import Scene
+def scene(data: Data, metric: str = "", group: str = "") -> PlotData:
+    from analysis.plots.canvas import PlotData
 
-    return Scene(data.frame, data.cells, data.sources, data.options, metric, group)
+    return PlotData(data.frame, data.cells, data.sources, data.options, metric, group)
 
 
 def _folder(data: Data, name: str) -> Path:

@@ -38,7 +38,7 @@ class Unsupported(ValueError):
 
 
 @dataclass(frozen=True)
-class Router:
+class RouterSpec:
     """How tokens choose experts. `order`: softmax before or after the top-k selection."""
 
     kind: str = "token_choice"  # token_choice | expert_choice
@@ -56,7 +56,7 @@ class Router:
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerSpec:
     """Sizes and function of the MoE layer. `topk` is what runs, `topk_requested` what was asked."""
 
     dim: int = 32  # D
@@ -70,11 +70,11 @@ class Layer:
     shared_experts: int = 0  # experts every token visits, hidden size H each
     dtype: str = "float32"
     weight_seed: int = 0
-    router: Router = field(default_factory=Router)
+    router: RouterSpec = field(default_factory=RouterSpec)
 
 
 @dataclass(frozen=True)
-class Strategy:
+class StrategySpec:
     """How the layer is spread over ranks. Degrees of 0 mean "the strategy's default"."""
 
     name: str = "simple"
@@ -92,7 +92,7 @@ class Strategy:
 
 
 @dataclass(frozen=True)
-class Workload:
+class WorkloadSpec:
     """What the layer is fed. Tokens are seeded by global token id, whatever the strategy."""
 
     batch_size: int = 8  # B, global
@@ -107,7 +107,7 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Placement:
+class RankLayout:
     """Where the ranks are."""
 
     world_size: int = 8  # R
@@ -125,10 +125,10 @@ class Placement:
 class Cell:
     """One point of the sweep."""
 
-    layer: Layer = field(default_factory=Layer)
-    strategy: Strategy = field(default_factory=Strategy)
-    workload: Workload = field(default_factory=Workload)
-    placement: Placement = field(default_factory=Placement)
+    layer: LayerSpec = field(default_factory=LayerSpec)
+    strategy: StrategySpec = field(default_factory=StrategySpec)
+    workload: WorkloadSpec = field(default_factory=WorkloadSpec)
+    placement: RankLayout = field(default_factory=RankLayout)
 
 
 def shard_bounds(total: int, parts: int, index: int) -> tuple[int, int]:

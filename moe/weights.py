@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from moe.spec import Layer
+from moe.spec import LayerSpec
 
 _STREAMS = ("router", "w1", "w3", "w2", "b1", "b3", "b2", "tokens", "cotangent", "routing")
 _CHUNK = 1 << 16  # elements; the temporaries of one chunk stay in the cache
@@ -87,14 +87,14 @@ def _rows(out: Tensor, seed: int, items: Sequence[int], stream: str) -> Tensor:
     return out
 
 
-def router(layer: Layer) -> Tensor:
+def router(layer: LayerSpec) -> Tensor:
     """[E, D] in float32, with values the layer's dtype can hold: logits are float32 always."""
     flat = torch.empty(layer.num_experts * layer.dim)
     uniform_(flat, layer.weight_seed, 0, "router").mul_(math.sqrt(3) / math.sqrt(layer.dim))
     return flat.view(layer.num_experts, layer.dim).to(dtype_of(layer.dtype)).float()
 
 
-def names(layer: Layer) -> tuple[str, ...]:
+def names(layer: LayerSpec) -> tuple[str, ...]:
     """Names of an expert's matrices, in storage order."""
     gated = layer.activation == "silu_gated"
     found: tuple[str, ...] = ("w1", "w3", "w2") if gated else ("w1", "w2")
@@ -103,7 +103,7 @@ def names(layer: Layer) -> tuple[str, ...]:
     return found
 
 
-def shape(layer: Layer, name: str) -> tuple[int, ...]:
+def shape(layer: LayerSpec, name: str) -> tuple[int, ...]:
     """w1, w3 are [H, D], w2 is [O, H], b1, b3 are [H], b2 is [O]."""
     hidden, dim, out = layer.hidden, layer.dim, layer.dim_out
     if name.startswith("b"):
@@ -111,12 +111,12 @@ def shape(layer: Layer, name: str) -> tuple[int, ...]:
     return (out, hidden) if name == "w2" else (hidden, dim)
 
 
-def matrix(layer: Layer, expert: int, name: str) -> Tensor:
+def matrix(layer: LayerSpec, expert: int, name: str) -> Tensor:
     """One whole matrix in the layer's dtype; shared experts have the ids E, E + 1, ..."""
     return matrices(layer, [expert], name)[0]
 
 
-def matrices(layer: Layer, experts: Sequence[int], name: str) -> Tensor:
+def matrices(layer: LayerSpec, experts: Sequence[int], name: str) -> Tensor:
     """[len(experts), ...]: the same of several."""
     size = shape(layer, name)
     if name.startswith("b"):
@@ -131,7 +131,7 @@ def matrices(layer: Layer, experts: Sequence[int], name: str) -> Tensor:
     return flat.view(len(experts), *size).to(dtype_of(layer.dtype))
 
 
-def _together(layer: Layer, experts: Sequence[int]) -> Iterator[Sequence[int]]:
+def _together(layer: LayerSpec, experts: Sequence[int]) -> Iterator[Sequence[int]]:
     """Experts whose matrices are made at once: many small ones, or one."""
     largest = max(math.prod(shape(layer, name)) for name in names(layer))
     number = max(1, _CHUNK // largest)
@@ -139,7 +139,7 @@ def _together(layer: Layer, experts: Sequence[int]) -> Iterator[Sequence[int]]:
         yield experts[begin : begin + number]
 
 
-def by_expert(layer: Layer, experts: Sequence[int]) -> Iterator[dict[str, Tensor]]:
+def by_expert(layer: LayerSpec, experts: Sequence[int]) -> Iterator[dict[str, Tensor]]:
     """The whole matrices of one expert after the other."""
     for some in _together(layer, experts):
         made = {name: matrices(layer, some, name) for name in names(layer)}
@@ -147,7 +147,7 @@ def by_expert(layer: Layer, experts: Sequence[int]) -> Iterator[dict[str, Tensor
             yield {name: whole[place] for name, whole in made.items()}
 
 
-def sliced(layer: Layer, expert: int, name: str, columns: tuple[int, int]) -> Tensor:
+def sliced(layer: LayerSpec, expert: int, name: str, columns: tuple[int, int]) -> Tensor:
     """The part of a matrix that belongs to the half-open range of hidden units `columns`."""
     return cut(name, matrix(layer, expert, name), columns)
 
@@ -161,7 +161,9 @@ def cut(name: str, whole: Tensor, columns: tuple[int, int]) -> Tensor:
     return whole.narrow(hidden, columns[0], columns[1] - columns[0])
 
 
-def stacked(layer: Layer, experts: Sequence[int], name: str, columns: tuple[int, int]) -> Tensor:
+def stacked(
+    layer: LayerSpec, experts: Sequence[int], name: str, columns: tuple[int, int]
+) -> Tensor:
     """[len(experts), ...], each filled as it is generated so that the peak is one matrix more."""
     size = list(shape(layer, name))
     if name != "b2":

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from moe.spec import Cell, Placement, shard_bounds
+from moe.spec import Cell, RankLayout, shard_bounds
 from runners.config.cell import Request
 from runners.config.fields import ConfigError
 from runners.records.record import (
@@ -79,10 +79,10 @@ class Job:
 
 
 @dataclass
-class Group:
+class LaunchGroup:
     """The jobs that can share one set of processes."""
 
-    placement: Placement
+    placement: RankLayout
     measure: Measure
     jobs: list[Job]
 
@@ -94,7 +94,7 @@ class LaunchPlan:
     launch: int
     launch_dir: str
     measure: Measure
-    placement: Placement
+    placement: RankLayout
     cells: list[Cell]
     labels: list[str]
     waves: list[list[int]]  # indices into cells
@@ -135,13 +135,13 @@ def unique(jobs: Sequence[Job]) -> list[Job]:
     return list(seen.values())
 
 
-def groups(jobs: Iterable[Job], isolation: str) -> list[Group]:
+def groups(jobs: Iterable[Job], isolation: str) -> list[LaunchGroup]:
     """Jobs by world size, backend, device, threads and measure; one each for isolation=cell."""
-    found: dict[Any, Group] = {}
+    found: dict[Any, LaunchGroup] = {}
     for number, job in enumerate(jobs):
         alone = number if isolation == "cell" else -1
         key = (job.cell.placement, job.measure, alone)
-        found.setdefault(key, Group(job.cell.placement, job.measure, [])).jobs.append(job)
+        found.setdefault(key, LaunchGroup(job.cell.placement, job.measure, [])).jobs.append(job)
     return list(found.values())
 
 
@@ -186,7 +186,7 @@ def load(path: Path) -> LaunchPlan:
     data = read_sealed(path)
     try:
         data["measure"] = Measure(**data["measure"])
-        data["placement"] = Placement(**data["placement"])
+        data["placement"] = RankLayout(**data["placement"])
         data["cells"] = [cell_from_dict(cell) for cell in data["cells"]]
         return LaunchPlan(**data)
     except (KeyError, TypeError, ValueError) as error:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis.data.frame import hashable, varying, where
 from analysis.data.schema import CONFIG, LOAD_PARTS
-from moe.spec import Cell, Layer
+from moe.spec import Cell, LayerSpec
 from runners.records import flat_row
 
 # What tells apart two forms of one strategy: part of the series' name where it varies.
@@ -191,7 +191,7 @@ def _panel(
 _SAME_WORK = tuple(
     name
     for name in flat_row.flat_config(Cell())
-    if name in {f.name for f in dataclasses.fields(Layer)} - {"topk_requested"}
+    if name in {f.name for f in dataclasses.fields(LayerSpec)} - {"topk_requested"}
     or name.startswith("router_")
     or name in ("batch_size", "mode", "workload", "workload_parameter", "seed", "cache")
 )

@@ -18,7 +18,7 @@ from runners.host.hardware import usable_cores
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from analysis.plots.canvas import Scene
+    from analysis.plots.canvas import PlotData
 
 STYLE = Path(__file__).parent / "style.mplstyle"
 # name -> (module, what it shows); modules are imported when drawn, matplotlib is slow to import
@@ -62,7 +62,7 @@ def settle_matplotlib() -> None:
         import matplotlib  # noqa: F401
 
 
-def maker(name: str) -> Callable[[Scene], Figure | None]:
+def maker(name: str) -> Callable[[PlotData], Figure | None]:
     """The function that draws a plot; raises InputError for a name there is none of."""
     if name not in PLOTS:
         near = difflib.get_close_matches(name, PLOTS, 3, 0.4)
@@ -73,11 +73,11 @@ def maker(name: str) -> Callable[[Scene], Figure | None]:
     from importlib import import_module
 
     module = import_module(f"analysis.plots.{PLOTS[name][0]}")
-    made: Callable[[Scene], Figure | None] = getattr(module, name)
+    made: Callable[[PlotData], Figure | None] = getattr(module, name)
     return made
 
 
-def figures(scene: Scene, names: Sequence[str] = ()) -> Iterator[tuple[str, Figure | None]]:
+def figures(scene: PlotData, names: Sequence[str] = ()) -> Iterator[tuple[str, Figure | None]]:
     """Each plot with its name, in order; None for one the data have nothing for."""
     from analysis.plots import canvas
 
@@ -86,7 +86,7 @@ def figures(scene: Scene, names: Sequence[str] = ()) -> Iterator[tuple[str, Figu
             yield name, make(scene)
 
 
-def draw(scene: Scene, folder: Path, names: Sequence[str] = ()) -> dict[str, list[Path]]:
+def draw(scene: PlotData, folder: Path, names: Sequence[str] = ()) -> dict[str, list[Path]]:
     """Files by name of what could be drawn; names without data have no files."""
     from analysis.plots import canvas
 
@@ -97,7 +97,7 @@ def draw(scene: Scene, folder: Path, names: Sequence[str] = ()) -> dict[str, lis
     return drawn
 
 
-def draw_all(scene: Scene, folder: Path) -> Iterator[Path]:
+def draw_all(scene: PlotData, folder: Path) -> Iterator[Path]:
     """The files of every plot that the records have data for, as they come: as many at a time as
     there are cores, in forks of this process; lines first, then what takes longest."""
     from analysis.plots import canvas  # noqa: F401  # imported before the forks
@@ -123,10 +123,10 @@ def threads() -> int:
         return sys.maxsize
 
 
-SHARED: list[tuple[Scene, Path]] = []  # of a fork, from its parent
+SHARED: list[tuple[PlotData, Path]] = []  # of a fork, from its parent
 
 
-def _share(scene: Scene, folder: Path) -> None:
+def _share(scene: PlotData, folder: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its forks
     SHARED[:] = [(scene, folder)]
 

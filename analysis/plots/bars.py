@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from analysis.data.facets import SERIAL, VARIANT, series_names, series_order, sort_key, title_of
 from analysis.data.frame import hashable, varying
 from analysis.plots import canvas
-from analysis.plots.canvas import Scene
+from analysis.plots.canvas import PlotData
 from analysis.stats.summarize import load_of
 
 MAX_BARS = 24
@@ -126,7 +126,7 @@ class Rows:
         return [f"{len(self.cells)} of {len(every)} cells; --filter chooses others."] * bool(left)
 
 
-def phases(scene: Scene) -> Figure | None:
+def phases(scene: PlotData) -> Figure | None:
     """Phases of a step, mean over ranks, from their own passes; the rest is named."""
     every = scene.cells[[bool(p) for p in scene.cells["phase_ms"]]]
     if every.empty:
@@ -155,7 +155,7 @@ def phases(scene: Scene) -> Figure | None:
     return canvas.finish(made, scene, "phases", [text, *rows.left_out(every)], cells)
 
 
-def memory(scene: Scene) -> Figure | None:
+def memory(scene: PlotData) -> Figure | None:
     """Peak, weights and a step's tensors of the largest rank in MiB, each on an axis of its own."""
     every = scene.cells[pd.to_numeric(scene.cells["peak_bytes_max"]).notna()]
     if every.empty:

@@ -38,7 +38,7 @@ DODGE = 0.03  # of the axis between neighbouring series, so that error bars do n
 
 
 @dataclass(frozen=True)
-class Scene:
+class PlotData:
     """What a picture is made from."""
 
     frame: pd.DataFrame
@@ -75,7 +75,7 @@ def figure(columns: int = 1, rows: int = 1, width: float = 0.0, height: float = 
 
 def finish(
     made: Figure,
-    scene: Scene,
+    scene: PlotData,
     name: str,
     extra: Sequence[str] = (),
     shown: pd.DataFrame | None = None,
@@ -117,7 +117,7 @@ def _outside(made: Figure, y: float, lines: Sequence[str], side: str, look: dict
 
 
 def caption_lines(
-    scene: Scene, name: str, extra: Sequence[str], frame: pd.DataFrame, cells: pd.DataFrame
+    scene: PlotData, name: str, extra: Sequence[str], frame: pd.DataFrame, cells: pd.DataFrame
 ) -> list[str]:
     chosen = (("--group", scene.group), ("--metric", scene.metric))
     words = [word for option, value in chosen if value for word in (option, value)]

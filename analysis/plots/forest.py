@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from analysis import numbers
 from analysis.errors import InputError
 from analysis.plots import canvas
-from analysis.plots.canvas import Scene
+from analysis.plots.canvas import PlotData
 from analysis.stats import compare
 from analysis.stats.verdict import FASTER, NOISE_THRESHOLD, SLOWER
 
@@ -15,12 +15,12 @@ MAX_ROWS = 30
 LOOKS = {FASTER: ("#D55E00", "s"), SLOWER: ("#0072B2", "o")}
 
 
-def forest(scene: Scene) -> Figure | None:
+def forest(scene: PlotData) -> Figure | None:
     """B / A: left of 1, B is faster; hollow where no difference is shown."""
     return _drawn(scene, "forest", *_comparisons(scene))
 
 
-def beside(scene: Scene) -> Figure | None:
+def beside(scene: PlotData) -> Figure | None:
     """The same of the fastest of ours (A) and the fastest of other systems (B), by setting."""
     try:
         found = compare.beside(scene.frame, scene.cells, NOISE_THRESHOLD)
@@ -29,7 +29,7 @@ def beside(scene: Scene) -> Figure | None:
     return _drawn(scene, "beside", found, "A: the fastest of ours. B: the fastest other system")
 
 
-def _drawn(scene: Scene, name: str, found: list[compare.Comparison], what: str) -> Figure | None:
+def _drawn(scene: PlotData, name: str, found: list[compare.Comparison], what: str) -> Figure | None:
     every = compare.ratio_rows(found)
     rows = every[:MAX_ROWS]
     if not rows:
@@ -59,7 +59,7 @@ def _drawn(scene: Scene, name: str, found: list[compare.Comparison], what: str) 
     return canvas.finish(made, scene, name, [text])
 
 
-def _comparisons(scene: Scene) -> tuple[list[compare.Comparison], str]:
+def _comparisons(scene: PlotData) -> tuple[list[compare.Comparison], str]:
     sweeps = list(dict.fromkeys(str(s) for s in scene.frame["sweep"]))
     parts = [scene.frame[scene.frame["sweep"] == s].reset_index(drop=True) for s in sweeps]
     try:

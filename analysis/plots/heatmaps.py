@@ -25,7 +25,7 @@ from analysis.data.facets import (
 from analysis.data.frame import ALIASES, hashable
 from analysis.plots import canvas
 from analysis.plots.bars import bar_names
-from analysis.plots.canvas import Scene
+from analysis.plots.canvas import PlotData
 from analysis.stats.comparisons import Place, Standings
 
 MAX_ROWS = 16
@@ -33,7 +33,7 @@ MAX_WRITTEN = 16  # ranks up to which every tile of the skew map bears its numbe
 TIED = "#D9D9D9"
 
 
-def crossover(scene: Scene) -> Figure | None:
+def crossover(scene: PlotData) -> Figure | None:
     """The strategy shown to be fastest at every place of two axes, and how far it is ahead of the
     next; grey where none is shown to be. --group AXIS,AXIS chooses columns and rows."""
     found, rows = crossed(scene.cells, scene.group)
@@ -136,7 +136,7 @@ def _common(found: Sequence[Panel]) -> str:
     return ", ".join(word for word in sets[0] if all(word in other for other in sets))
 
 
-def skew(scene: Scene) -> Figure | None:
+def skew(scene: PlotData) -> Figure | None:
     """Slots of every rank over the mean; lambda, the busiest rank's, at the end of the row."""
     cells = scene.cells[[len(slots) > 1 and sum(slots) > 0 for slots in scene.cells["rank_slots"]]]
     cells = cells.drop_duplicates(["strategy", "dispatcher", "load", "batch_size", "topk",

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from analysis.data.facets import Panel, axes, panels, setting, title_of, x_label
 from analysis.data.frame import ALIASES
 from analysis.plots import canvas
-from analysis.plots.canvas import Scene
+from analysis.plots.canvas import PlotData
 from analysis.text.tables import DURATION, THROUGHPUT, Entry, Metric, entry, metric_of
 
 MAX_COLUMNS = 3
@@ -23,31 +23,31 @@ HOLLOW = Line2D(
 )  # fmt: skip
 
 
-def speed_vs_top_k(scene: Scene) -> Figure | None:
+def speed_vs_top_k(scene: PlotData) -> Figure | None:
     return against(scene, "topk_requested", DURATION, "speed_vs_top_k")
 
 
-def speed_vs_ranks(scene: Scene) -> Figure | None:
+def speed_vs_ranks(scene: PlotData) -> Figure | None:
     return against(scene, "world_size", DURATION, "speed_vs_ranks")
 
 
-def speed_vs_batch(scene: Scene) -> Figure | None:
+def speed_vs_batch(scene: PlotData) -> Figure | None:
     return against(scene, "batch_size", DURATION, "speed_vs_batch")
 
 
-def throughput_vs_topk(scene: Scene) -> Figure | None:
+def throughput_vs_topk(scene: PlotData) -> Figure | None:
     return against(scene, "topk_requested", THROUGHPUT, "throughput_vs_topk")
 
 
-def throughput_vs_batch(scene: Scene) -> Figure | None:
+def throughput_vs_batch(scene: PlotData) -> Figure | None:
     return against(scene, "batch_size", THROUGHPUT, "throughput_vs_batch")
 
 
-def throughput_vs_total_ranks(scene: Scene) -> Figure | None:
+def throughput_vs_total_ranks(scene: PlotData) -> Figure | None:
     return against(scene, "world_size", THROUGHPUT, "throughput_vs_total_ranks")
 
 
-def axis(scene: Scene) -> Figure | None:
+def axis(scene: PlotData) -> Figure | None:
     """Any figure against any axis with bands: --group AXIS, --metric COLUMN. Without either the
     first axis that no other plot shows."""
     metric = metric_of(scene.metric) if scene.metric else DURATION
@@ -61,7 +61,7 @@ def axis(scene: Scene) -> Figure | None:
 
 
 def against(
-    scene: Scene, axis: str, metric: Metric, name: str, bands: bool = False
+    scene: PlotData, axis: str, metric: Metric, name: str, bands: bool = False
 ) -> Figure | None:
     """Panels side by side; None where the sweep has nothing along this axis."""
     if metric.column not in scene.cells:

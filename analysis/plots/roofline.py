@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 
 from analysis.data.facets import series_names
 from analysis.plots import canvas
-from analysis.plots.canvas import Scene
+from analysis.plots.canvas import PlotData
 from analysis.stats import roofline as bounds
 
 
-def roofline(scene: Scene) -> Figure | None:
+def roofline(scene: PlotData) -> Figure | None:
     """Cells with a calibration: useful and repeated FLOPs of all ranks over bytes of weights."""
     named = scene.cells.assign(series=series_names(scene.cells))
     rows: list[Any] = [row for _, row in named.iterrows()]

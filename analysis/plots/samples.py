@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from analysis.data.frame import plain
 from analysis.plots import canvas
 from analysis.plots.bars import bar_names
-from analysis.plots.canvas import Scene
+from analysis.plots.canvas import PlotData
 
 MAX_TRACES = 12
 COLUMNS = 3
 
 
-def traces(scene: Scene) -> Figure | None:
+def traces(scene: PlotData) -> Figure | None:
     """Small multiples, one per attempt; the least steady ones where there are many."""
     frame = scene.frame
     if "sample_ms" not in frame:

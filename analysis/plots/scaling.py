@@ -22,13 +22,13 @@ from analysis.data.facets import (
 )
 from analysis.data.frame import varying
 from analysis.plots import canvas
-from analysis.plots.canvas import Scene
+from analysis.plots.canvas import PlotData
 from analysis.plots.lines import HOLLOW, difference
 
 MAX_PANELS = 3
 
 
-def strong_scaling(scene: Scene) -> Figure | None:
+def strong_scaling(scene: PlotData) -> Figure | None:
     """Speed-up against the serial cell of the same work; against its own fewest ranks without."""
     found = panels(scene.cells, "world_size")[:MAX_PANELS]
     if not found:
@@ -111,7 +111,7 @@ def _powers(values: Sequence[float]) -> list[float]:
     return found
 
 
-def weak_scaling(scene: Scene) -> Figure | None:
+def weak_scaling(scene: PlotData) -> Figure | None:
     """Efficiency t(fewest ranks) / t(ranks) of cells whose batch grows as their ranks do."""
     groups = weak_groups(scene.cells)
     if not groups:

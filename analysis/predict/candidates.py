@@ -10,7 +10,15 @@ import yaml
 
 from analysis.errors import InputError
 from moe import spec
-from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
+from moe.spec import (
+    Cell,
+    LayerSpec,
+    RankLayout,
+    RouterSpec,
+    StrategySpec,
+    Unsupported,
+    WorkloadSpec,
+)
 from moe.strategies import supports
 from runners.host import project_paths
 
@@ -19,7 +27,7 @@ EXPERT_PARALLEL = ("ep", "ep_tp", "dp_ep")
 OVERLAPS = (1, 2, 4)
 
 
-def model_layer(name: str, scale: int = 1, topk: int = 0, dtype: str = "bfloat16") -> Layer:
+def model_layer(name: str, scale: int = 1, topk: int = 0, dtype: str = "bfloat16") -> LayerSpec:
     """The layer of conf/model/NAME.yaml; raises InputError."""
     path = MODELS / f"{name}.yaml"
     if not path.is_file():
@@ -32,9 +40,9 @@ def model_layer(name: str, scale: int = 1, topk: int = 0, dtype: str = "bfloat16
     if dtype not in spec.DTYPES:
         raise InputError(f"--dtype {dtype}: allowed are {', '.join(spec.DTYPES)}")
     slots = topk or int(found["topk"])
-    names = {field.name for field in dataclasses.fields(Router)}
-    router = Router(**{k: v for k, v in found["router"].items() if k in names})
-    return Layer(
+    names = {field.name for field in dataclasses.fields(RouterSpec)}
+    router = RouterSpec(**{k: v for k, v in found["router"].items() if k in names})
+    return LayerSpec(
         **{key: size // scale for key, size in sizes.items()},
         num_experts=int(found["num_experts"]), topk=slots, topk_requested=slots,
         activation=str(found["activation"]),
@@ -43,18 +51,18 @@ def model_layer(name: str, scale: int = 1, topk: int = 0, dtype: str = "bfloat16
     )  # fmt: skip
 
 
-def plain(layer: Layer) -> Layer:
+def plain(layer: LayerSpec) -> LayerSpec:
     """With the simplest router of the same K: what a prediction needs of a router is its skew."""
-    return dataclasses.replace(layer, router=Router())
+    return dataclasses.replace(layer, router=RouterSpec())
 
 
-def strategies(ranks: int, degrees: bool, overlap: bool) -> Iterator[Strategy]:
+def strategies(ranks: int, degrees: bool, overlap: bool) -> Iterator[StrategySpec]:
     """Every strategy and dispatcher; with `degrees` every split of the ranks, too."""
     for name in spec.STRATEGIES:
         if name == "serial":
             continue
         if name not in EXPERT_PARALLEL:
-            yield Strategy(name=name)
+            yield StrategySpec(name=name)
             continue
         splits = _divisors(ranks) if degrees and name != "ep" else [0]
         for dispatcher in spec.DISPATCHERS:
@@ -62,7 +70,7 @@ def strategies(ranks: int, degrees: bool, overlap: bool) -> Iterator[Strategy]:
                 if ep in (1, ranks) or (ep == 0 and name != "ep" and degrees):
                     continue
                 for chunks in OVERLAPS if overlap and dispatcher == "alltoall" else (1,):
-                    yield Strategy(name=name, dispatcher=dispatcher, ep=ep, overlap=chunks)
+                    yield StrategySpec(name=name, dispatcher=dispatcher, ep=ep, overlap=chunks)
 
 
 def _divisors(size: int) -> list[int]:
@@ -70,7 +78,7 @@ def _divisors(size: int) -> list[int]:
 
 
 def cells(
-    layer: Layer, work: Workload, place: Placement, found: Sequence[Strategy]
+    layer: LayerSpec, work: WorkloadSpec, place: RankLayout, found: Sequence[StrategySpec]
 ) -> tuple[list[Cell], dict[str, str]]:
     """Those that are supported, and by name why others are not."""
     made: list[Cell] = []
@@ -89,7 +97,7 @@ def cells(
     return made, {name: why for name, why in refused.items() if name not in kept}
 
 
-def name_of(strategy: Strategy) -> str:
+def name_of(strategy: StrategySpec) -> str:
     """As tables and pictures call it: strategy, dispatcher, degrees, chunks."""
     words = [strategy.name]
     if strategy.name in EXPERT_PARALLEL:

@@ -11,7 +11,7 @@ from analysis.cli import write_output
 from analysis.errors import InputError
 from analysis.predict import candidates, present, problem
 from analysis.predict.model import Prediction
-from analysis.predict.problem import Scene
+from analysis.predict.problem import PredictionProblem
 from analysis.text import render
 from moe.spec import STRATEGIES
 
@@ -88,7 +88,7 @@ def _asked(text: str) -> set[str]:
 
 
 def _at(
-    made: Scene, ranks: int, asked: set[str], degrees: bool
+    made: PredictionProblem, ranks: int, asked: set[str], degrees: bool
 ) -> tuple[list[Prediction], dict[str, str]]:
     forms = [s for s in candidates.strategies(ranks, degrees, degrees) if s.name in asked]
     cells, refused = candidates.cells(

@@ -34,7 +34,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from analysis.predict import network
-from analysis.predict.hardware import Machine
+from analysis.predict.hardware import HardwareModel
 from moe import cost
 from moe.cost import Load
 from moe.cost.load import dispatches, routed_tokens
@@ -78,7 +78,7 @@ def busiest(cell: Cell, skew: float = 1.0, dense: bool = False) -> Step:
     return Step(cell, cost.expected(cell, 0, skew), skew, dense)
 
 
-def terms(step: Step, machine: Machine) -> dict[Key, float]:
+def terms(step: Step, machine: HardwareModel) -> dict[Key, float]:
     cell = step.cell
     found = _local(step, machine)
     for call in cost.collectives(cell, step.load, 0, machine.exchanged):
@@ -98,7 +98,7 @@ def _add(found: dict[Key, float], key: Key, value: float) -> None:
     found[key] = found.get(key, 0.0) + value
 
 
-def _local(step: Step, machine: Machine) -> dict[Key, float]:
+def _local(step: Step, machine: HardwareModel) -> dict[Key, float]:
     cell, load, layer = step.cell, step.load, step.cell.layer
     size, tokens = DTYPE_BYTES[layer.dtype], routed_tokens(cell, 0)
     units = layer.hidden // degrees(cell).tp

@@ -19,7 +19,7 @@ from scipy.optimize import nnls
 from analysis.errors import InputError
 from analysis.predict import features, model
 from analysis.predict.features import Key
-from analysis.predict.hardware import Machine
+from analysis.predict.hardware import HardwareModel
 from analysis.predict.model import Coefficients
 from moe.spec import Cell
 
@@ -38,7 +38,7 @@ class Measured:
     """A cell with its time, and what its machine can do."""
 
     cell: Cell
-    machine: Machine
+    machine: HardwareModel
     total_s: float
     phases_s: dict[str, float]
     skew: float = 1.0

@@ -27,7 +27,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Machine:
+class HardwareModel:
     """Rates of one rank. Efficiencies are the shares of them that a step reaches."""
 
     name: str
@@ -72,7 +72,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def load(name: str, folder: Path = FOLDER) -> Machine:
+def load(name: str, folder: Path = FOLDER) -> HardwareModel:
     """Raises InputError for a cluster there is none of, or a file that lacks something."""
     path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
     try:
@@ -84,10 +84,10 @@ def load(name: str, folder: Path = FOLDER) -> Machine:
     return of_config(found, name)
 
 
-def of_config(found: Any, name: str) -> Machine:
+def of_config(found: Any, name: str) -> HardwareModel:
     if not isinstance(found, dict):
         raise InputError(f"--cluster {name}: not a mapping; see conf/cluster/h100.yaml")
-    allowed = {item.name for item in fields(Machine)} - OF_CALIBRATION
+    allowed = {item.name for item in fields(HardwareModel)} - OF_CALIBRATION
     unknown = sorted(set(found) - allowed)
     if unknown:
         raise InputError(
@@ -95,7 +95,7 @@ def of_config(found: Any, name: str) -> Machine:
         )
     try:
         values = {**found, "intra": Link(**found["intra"]), "inter": Link(**found["inter"])}
-        made = Machine(**values)
+        made = HardwareModel(**values)
     except (KeyError, TypeError) as error:
         raise InputError(f"--cluster {name}: {error}; see conf/cluster/h100.yaml") from None
     if min(made.read_bytes_per_s, made.intra.bytes_per_s, made.inter.bytes_per_s) <= 0:
@@ -105,7 +105,7 @@ def of_config(found: Any, name: str) -> Machine:
 
 def of_calibration(
     calibration: Mapping[str, Any], ranks: int, memory_bytes: float = math.inf
-) -> Machine:
+) -> HardwareModel:
     """The share of one of `ranks` ranks in what all of them reach together; latencies are those of
     the ranks that were calibrated. KeyError where something is missing."""
     shared = calibration["shared"]
@@ -116,7 +116,7 @@ def of_calibration(
     slow = links.get("all_to_all") or Link(math.inf, 0.0)
     warm = sorted((float(n), float(r)) for n, r in calibration["read_warm_bytes_per_s"].items())
     rates = {d: float(r) / ranks for d, r in shared["matmul_flops_per_s"].items()}
-    return Machine(
+    return HardwareModel(
         name="here", ranks_per_node=10**9, memory_bytes=memory_bytes / ranks,
         matrix_flops_per_s=rates, read_bytes_per_s=float(shared["read_bytes_per_s"]) / ranks,
         intra=slow, inter=slow, calibrated=True, read_warm=tuple(warm), links=links,

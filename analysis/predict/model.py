@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from analysis.predict import features
 from analysis.predict.features import Key
-from analysis.predict.hardware import Machine
+from analysis.predict.hardware import HardwareModel
 from moe import cost
 from moe.spec import Cell
 
@@ -53,7 +53,7 @@ class Prediction:
     reason: str = ""
 
 
-def of_machine(machine: Machine) -> Coefficients:
+def of_machine(machine: HardwareModel) -> Coefficients:
     """Coefficients from the shares that the cluster's file states."""
     read = 1 / machine.read_efficiency
     return Coefficients({
@@ -98,7 +98,7 @@ def overlapped_s(phases: Mapping[str, float], chunks: int) -> float:
 
 
 def time_s(
-    cell: Cell, machine: Machine, coefficients: Coefficients, skew: float = 1.0
+    cell: Cell, machine: HardwareModel, coefficients: Coefficients, skew: float = 1.0
 ) -> tuple[dict[str, float], float]:
     """(phases, total); of the two ways to multiply, the one that is predicted to be faster."""
     best: tuple[dict[str, float], float] | None = None
@@ -117,7 +117,7 @@ def time_s(
 
 
 def predict(
-    cell: Cell, machine: Machine, coefficients: Coefficients, skew: float = 1.0
+    cell: Cell, machine: HardwareModel, coefficients: Coefficients, skew: float = 1.0
 ) -> Prediction:
     phases, total = time_s(cell, machine, coefficients, skew)
     outside, doublings = beyond(cell, coefficients, skew)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from analysis.predict.hardware import Link, Machine
+from analysis.predict.hardware import HardwareModel, Link
 from moe.cost import Call
 from moe.parallel.algorithms import fit_name
 
@@ -44,7 +44,7 @@ def members_per_node(size: int, stride: int, ranks_per_node: int) -> int:
     return max(1, min(size, ranks_per_node // stride))
 
 
-def call_times(call: Call, machine: Machine) -> Times:
+def call_times(call: Call, machine: HardwareModel) -> Times:
     name = fit_name(call.collective, call.algorithm)
     if name in machine.links:
         return _one_tier(call, machine.links[name])
@@ -71,7 +71,7 @@ def _one_tier(call: Call, link: Link) -> Times:
     return Times(call.calls * link.alpha_s, call.sent_bytes / link.bytes_per_s)
 
 
-def total(calls: Iterable[Call], machine: Machine) -> Times:
+def total(calls: Iterable[Call], machine: HardwareModel) -> Times:
     found = NOTHING
     for call in calls:
         found += call_times(call, machine)

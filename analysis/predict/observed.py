@@ -11,7 +11,7 @@ import pandas as pd
 from analysis.data.frame import plain
 from analysis.predict import hardware
 from analysis.predict.fit import Measured
-from analysis.predict.hardware import Machine
+from analysis.predict.hardware import HardwareModel
 from moe.cost.load import dispatches
 from moe.parallel.degrees import degrees
 from moe.spec import PEER, Cell
@@ -44,7 +44,7 @@ def _one(row: Mapping[str, Any]) -> Measured | None:
     return Measured(cell, calibrated, median_s, phases, skew, dense)
 
 
-def _machine(calibration: Mapping[str, Any], ranks: int) -> Machine | None:
+def _machine(calibration: Mapping[str, Any], ranks: int) -> HardwareModel | None:
     """None for a calibration that lacks something, or holds something else in its place."""
     try:
         return hardware.of_calibration(calibration, ranks)

@@ -17,7 +17,7 @@ from analysis.predict.model import (
     UNFITTED_FACTOR,
     Prediction,
 )
-from analysis.predict.problem import HERE, Scene
+from analysis.predict.problem import HERE, PredictionProblem
 from runners.host.project_paths import BENCH
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _largest(found: Prediction) -> str:
     return f"{name} {found.phases_ms[name] / total:.0%}" if total else "-"
 
 
-def legend(scene: Scene, found: Sequence[Prediction]) -> list[str]:
+def legend(scene: PredictionProblem, found: Sequence[Prediction]) -> list[str]:
     """What the words mean here, and how good the model has been."""
     fitted = scene.coefficients
     lines = []
@@ -79,7 +79,7 @@ def legend(scene: Scene, found: Sequence[Prediction]) -> list[str]:
     return lines
 
 
-def advice(scene: Scene, ranked: Sequence[Prediction]) -> list[str]:
+def advice(scene: PredictionProblem, ranked: Sequence[Prediction]) -> list[str]:
     """The best, the runner-up and by how much, and what to measure to be sure."""
     fitting = [p for p in ranked if p.fits]
     if not fitting:
@@ -111,13 +111,13 @@ def advice(scene: Scene, ranked: Sequence[Prediction]) -> list[str]:
     return [*lines, _measure(scene, [best, *rivals[:3]] if rivals else [best, second])]
 
 
-def certain(scene: Scene, better: Prediction, worse: Prediction) -> bool:
+def certain(scene: PredictionProblem, better: Prediction, worse: Prediction) -> bool:
     """Whether the difference exceeds what two predictions' independent errors could make."""
     spreads = [math.log(p.high_ms / p.low_ms) / 2 for p in (better, worse)]
     return math.log(worse.total_ms / better.total_ms) > math.hypot(*spreads)
 
 
-def _measure(scene: Scene, rivals: Sequence[Prediction]) -> str:
+def _measure(scene: PredictionProblem, rivals: Sequence[Prediction]) -> str:
     cell = rivals[0].cell
     names = list(dict.fromkeys(p.cell.strategy.name for p in rivals))
     ways = list(dict.fromkeys(p.cell.strategy.dispatcher for p in rivals
@@ -132,7 +132,7 @@ def _measure(scene: Scene, rivals: Sequence[Prediction]) -> str:
     return f"to be sure, measure: {BENCH} -m " + " ".join(words)
 
 
-def draw(scene: Scene, found: Sequence[Prediction], folder: Path) -> list[Path]:
+def draw(scene: PredictionProblem, found: Sequence[Prediction], folder: Path) -> list[Path]:
     """predict.png and .svg: solid where measured or interpolated, broken and hollow beyond."""
     from analysis import plots
 
@@ -143,7 +143,7 @@ def draw(scene: Scene, found: Sequence[Prediction], folder: Path) -> list[Path]:
         return canvas.save(_figure(scene, found), folder, "predict")
 
 
-def _figure(scene: Scene, found: Sequence[Prediction]) -> Figure:
+def _figure(scene: PredictionProblem, found: Sequence[Prediction]) -> Figure:
     from analysis.plots import canvas
 
     made = canvas.figure(width=7.0, height=4.2)

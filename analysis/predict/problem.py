@@ -15,30 +15,30 @@ from analysis.errors import InputError
 from analysis.predict import candidates, fit, model, observed
 from analysis.predict import hardware as machine
 from analysis.predict.fit import Measured
-from analysis.predict.hardware import Machine
+from analysis.predict.hardware import HardwareModel
 from analysis.predict.model import MEASURED, Coefficients, Prediction
-from moe.spec import MODES, TOKENS, Cell, Layer, Placement, Workload
+from moe.spec import MODES, TOKENS, Cell, LayerSpec, RankLayout, WorkloadSpec
 
 HERE = "here"
 MAX_RANKS = 65536
 
 
 @dataclass
-class Scene:
+class PredictionProblem:
     cluster: str
-    layer: Layer
-    work: Workload
+    layer: LayerSpec
+    work: WorkloadSpec
     skew: float
     per_rank: int  # tokens per rank where the batch grows with the ranks; else 0
     coefficients: Coefficients
-    fixed: Machine | None = None  # a cluster's
+    fixed: HardwareModel | None = None  # a cluster's
     calibrations: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     cores: int = 0
     memory_bytes: float = float("inf")  # of the machine of the records, for all its ranks
     known: list[Measured] = field(default_factory=list)
     intervals: Mapping[Cell, tuple[float, float, float]] = field(default_factory=dict)
 
-    def machine(self, ranks: int) -> Machine:
+    def machine(self, ranks: int) -> HardwareModel:
         """The cluster, or this machine by its calibration for the nearest number of ranks."""
         if self.fixed is not None:
             return self.fixed
@@ -46,15 +46,15 @@ class Scene:
         calibration = self.calibrations[nearest]
         return machine.of_calibration(calibration, ranks, self.memory_bytes)
 
-    def workload(self, ranks: int) -> Workload:
+    def workload(self, ranks: int) -> WorkloadSpec:
         batch = self.per_rank * ranks if self.per_rank else self.work.batch_size
         return dataclasses.replace(self.work, batch_size=batch)
 
-    def placement(self, ranks: int) -> Placement:
+    def placement(self, ranks: int) -> RankLayout:
         if self.fixed is not None:
-            return Placement(ranks, "nccl", "cuda", 1)
+            return RankLayout(ranks, "nccl", "cuda", 1)
         backend = self.known[0].cell.placement.backend if self.known else "gloo"
-        return Placement(ranks, backend, "cpu", max(1, self.cores // ranks))
+        return RankLayout(ranks, backend, "cpu", max(1, self.cores // ranks))
 
     def predict(self, cell: Cell) -> Prediction:
         """Measured where a record has exactly this cell, else by the model."""
@@ -75,7 +75,7 @@ class Scene:
         )
 
 
-def make(options: argparse.Namespace, cells: pd.DataFrame | None) -> Scene:
+def make(options: argparse.Namespace, cells: pd.DataFrame | None) -> PredictionProblem:
     """From the options, and where the cluster is `here` from the records."""
     if options.cluster != HERE:
         return _cluster(options)
@@ -84,19 +84,19 @@ def make(options: argparse.Namespace, cells: pd.DataFrame | None) -> Scene:
     return _here(options, cells)
 
 
-def _cluster(options: argparse.Namespace) -> Scene:
+def _cluster(options: argparse.Namespace) -> PredictionProblem:
     made = machine.load(options.cluster)
     if not options.model:
         raise InputError(f"--model: missing; --cluster {options.cluster} needs a layer's shape")
     layer = candidates.model_layer(
         options.model, options.scale or 1, options.topk, options.dtype or "bfloat16"
     )
-    work, per_rank = _work(options, Workload(tokens="sharded"), 4096)
-    return Scene(made.name, candidates.plain(layer), work, options.skew, per_rank,
+    work, per_rank = _work(options, WorkloadSpec(tokens="sharded"), 4096)
+    return PredictionProblem(made.name, candidates.plain(layer), work, options.skew, per_rank,
                  model.of_machine(made), made)  # fmt: skip
 
 
-def _here(options: argparse.Namespace, cells: pd.DataFrame) -> Scene:
+def _here(options: argparse.Namespace, cells: pd.DataFrame) -> PredictionProblem:
     known = observed.measured(cells)
     found = fit.fit(known)
     rows = [{str(k): v for k, v in row.items()} for row in cells.to_dict("records")]
@@ -113,7 +113,7 @@ def _here(options: argparse.Namespace, cells: pd.DataFrame) -> Scene:
         for r in rows
         for m in observed.measured(pd.DataFrame([r]))
     }
-    return Scene(HERE, layer, work, options.skew, per_rank, found, None,
+    return PredictionProblem(HERE, layer, work, options.skew, per_rank, found, None,
                  observed.machines(rows), int(plain(rows[0]["cores"]) or 1),
                  observed.memory_bytes(rows), known, intervals)  # fmt: skip
 
@@ -126,7 +126,9 @@ def _plain_cell(cell: Cell) -> Cell:
     return dataclasses.replace(cell, strategy=strategy)
 
 
-def _work(options: argparse.Namespace, base: Workload, per_rank: int) -> tuple[Workload, int]:
+def _work(
+    options: argparse.Namespace, base: WorkloadSpec, per_rank: int
+) -> tuple[WorkloadSpec, int]:
     mode, tokens = options.mode or base.mode, options.tokens or base.tokens
     for name, value, allowed in (("mode", mode, MODES), ("tokens", tokens, TOKENS)):
         if value not in allowed:

@@ -13,7 +13,7 @@ import pandas as pd
 from analysis import plots
 from analysis.data.facets import series_names
 from analysis.data.frame import plain
-from analysis.plots.canvas import Scene, styled
+from analysis.plots.canvas import PlotData, styled
 from analysis.stats import compare, roofline
 from analysis.stats.verdict import NOISE_THRESHOLD
 from analysis.text import captions, diagnosis, insights, render, status, tables
@@ -27,7 +27,7 @@ CELL_COLUMNS = (
 )
 
 
-def page(scene: Scene, threshold: float = NOISE_THRESHOLD) -> str:
+def page(scene: PlotData, threshold: float = NOISE_THRESHOLD) -> str:
     """The page as text: verdict first, then tables, plots, insights, trouble, provenance."""
     import jinja2
 
@@ -47,7 +47,7 @@ def texts_of(texts: dict[str, str]) -> dict[str, Any]:
     return {"css": Markup(texts["report.css"]), "js": Markup(texts["report.js"])}
 
 
-def content(scene: Scene, threshold: float) -> dict[str, Any]:
+def content(scene: PlotData, threshold: float) -> dict[str, Any]:
     frame, cells = scene.frame, scene.cells
     found = tables.sweep_tables(cells)
     short, said = insights.told(frame, cells, threshold)
@@ -90,7 +90,7 @@ def _table(table: tables.Table) -> dict[str, Any]:
     return {"title": table.title, "header": header, "rows": rows, "notes": table.notes}
 
 
-def pictures(scene: Scene) -> list[dict[str, str]]:
+def pictures(scene: PlotData) -> list[dict[str, str]]:
     """Every plot there are data for, as a PNG inside the page."""
     found = []
     for name, made in plots.figures(scene):
@@ -143,7 +143,7 @@ def environments(frame: pd.DataFrame) -> list[dict[str, str]]:
     return [{"launches": ", ".join(names), "text": text} for text, names in seen.items()]
 
 
-def commands(frame: pd.DataFrame, scene: Scene) -> list[str]:
+def commands(frame: pd.DataFrame, scene: PlotData) -> list[str]:
     """What makes this page, its tables and its plots again, and the sweep's own command."""
     own = sorted(c for c in status.sweep_commands(scene.sources) if c)
     verbs = [captions.command(v, scene.sources, *scene.options) for v in ("show", "plot", "report")]

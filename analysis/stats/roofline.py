@@ -21,7 +21,7 @@ from analysis import numbers
 from analysis.data.facets import series_names
 from moe import cost, peers
 from moe.parallel.algorithms import fit_name
-from moe.spec import Placement, Strategy
+from moe.spec import RankLayout, StrategySpec
 from runners.records import flat_row
 
 WRONG = 1.0
@@ -73,7 +73,7 @@ def weight_bytes(cell: Any) -> float:
         reached = float(sum(1 for count in slots if count))
     everyone = of.strategy.name == "simple" and work.tokens == "replicated"
     copies = of.placement.world_size if everyone else 1
-    alone = dataclasses.replace(of, strategy=Strategy(), placement=Placement(world_size=1))
+    alone = dataclasses.replace(of, strategy=StrategySpec(), placement=RankLayout(world_size=1))
     return copies * cost.touched_weight_bytes(alone, cost.Load(0, touched=reached))
 
 

@@ -19,12 +19,12 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from analysis.predict import hardware, model, network
 from moe.cost import Call
-from moe.cost.traffic import Group
-from moe.spec import Cell, Layer, Placement, Strategy, Workload
+from moe.cost.traffic import GroupShape
+from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
 
-MIXTRAL = Layer(4096, 14336, 4096, 8, 2, 2, "silu_gated", "none", dtype="bfloat16")
+MIXTRAL = LayerSpec(4096, 14336, 4096, 8, 2, 2, "silu_gated", "none", dtype="bfloat16")
 # Its shared expert is in the cases but not handed to the layer's config: none is built.
-DEEPSEEK = Layer(7168, 2048, 7168, 32, 8, 8, "silu_gated", "none", 0, "bfloat16")
+DEEPSEEK = LayerSpec(7168, 2048, 7168, 32, 8, 8, "silu_gated", "none", 0, "bfloat16")
 MOE_PERF = [  # layer, dispatcher, published name, forward ms, backward ms
     (MIXTRAL, "alltoall", "mixtral a2a", 4.32689, 7.68433),
     (MIXTRAL, "dedup", "mixtral deepep", 4.63555, 7.85436),
@@ -61,8 +61,8 @@ def layer_rows() -> list[tuple[str, float, float]]:
     for layer, dispatcher, name, forward, backward in MOE_PERF:
         times = []
         for mode in ("forward", "train"):
-            work = Workload(batch_size=8 * 4096, tokens="sharded", mode=mode)
-            cell = Cell(layer, Strategy("ep", dispatcher), work, Placement(8, "nccl", "cuda"))
+            work = WorkloadSpec(batch_size=8 * 4096, tokens="sharded", mode=mode)
+            cell = Cell(layer, StrategySpec("ep", dispatcher), work, RankLayout(8, "nccl", "cuda"))
             times.append(1e3 * model.time_s(cell, made, model.of_machine(made))[1])
         rows.append((f"moe_perf {name}, forward", forward, times[0]))
         rows.append((f"moe_perf {name}, backward", backward, times[1] - times[0]))
@@ -79,7 +79,7 @@ def latency_rows() -> list[tuple[str, float, float]]:
             ("dispatch", fp8, dispatch_us), ("combine", bf16, combine_us)
         ):  # fmt: skip
             moved = 128 * 8 * size * (ranks - 1) / ranks
-            call = Call("all_to_all", Group("world", ranks, 1), name, moved, moved)
+            call = Call("all_to_all", GroupShape("world", ranks, 1), name, moved, moved)
             found = 1e3 * network.call_times(call, made).total_s
             rows.append((f"DeepEP low latency EP{ranks}, {name}", published / 1e3, found))
     return rows

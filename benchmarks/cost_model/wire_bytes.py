@@ -58,7 +58,7 @@ def rank_main(steps: int) -> int:
     import torch.distributed as dist
 
     from moe.parallel.comm import Comm
-    from moe.spec import Cell, Layer, Placement, Strategy, Workload
+    from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
     from moe.strategies import build
     from moe.workload import batches
 
@@ -66,12 +66,12 @@ def rank_main(steps: int) -> int:
     torch.set_num_threads(1)
     rank, ranks = dist.get_rank(), dist.get_world_size()
     comm = Comm(torch.device("cpu"), ranks, rank)
-    layer = Layer(dim=1024, hidden=64, dim_out=1024, num_experts=8, topk=2, topk_requested=2)
+    layer = LayerSpec(dim=1024, hidden=64, dim_out=1024, num_experts=8, topk=2, topk_requested=2)
     good = True
     for name, dispatcher, tokens in CELLS:
-        work = Workload(batch_size=2048, tokens=tokens)
-        strategy = Strategy(name=name, dispatcher=dispatcher, kernel="loop")
-        cell = Cell(layer, strategy, work, Placement(world_size=ranks))
+        work = WorkloadSpec(batch_size=2048, tokens=tokens)
+        strategy = StrategySpec(name=name, dispatcher=dispatcher, kernel="loop")
+        cell = Cell(layer, strategy, work, RankLayout(world_size=ranks))
         made, x = build(cell, comm), batches.inputs(cell, rank, comm.device)
         with torch.no_grad():
             with comm.counting() as rows:

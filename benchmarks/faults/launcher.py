@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from moe.spec import Cell, Layer, Placement, Strategy, Workload
+from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
 from runners.config.cell import Request
 from runners.config.fields import ConfigError
 from runners.host import timeout
@@ -31,15 +31,15 @@ MEASURE = Measure(
     calibrate=False, cell_limit_s=60.0,
 )  # fmt: skip
 STRATEGIES = (
-    Strategy("simple", kernel="bmm"),
-    Strategy("tp", kernel="bmm"),
-    Strategy("ep", dispatcher="alltoall", kernel="bmm"),
+    StrategySpec("simple", kernel="bmm"),
+    StrategySpec("tp", kernel="bmm"),
+    StrategySpec("ep", dispatcher="alltoall", kernel="bmm"),
 )
 
 
 def jobs(options: dict[str, Any]) -> list[Job]:
     measure = dataclasses.replace(MEASURE, **options.get("measure", {}))
-    place = Placement(options.get("world_size", 2), options.get("backend", "gloo"))
+    place = RankLayout(options.get("world_size", 2), options.get("backend", "gloo"))
     return [
         Job(Request(_cell(strategy, seed, place)), measure)
         for seed in range(options.get("seeds", 1))
@@ -47,11 +47,11 @@ def jobs(options: dict[str, Any]) -> list[Job]:
     ]
 
 
-def _cell(strategy: Strategy, seed: int, place: Placement) -> Cell:
-    layer = Layer(
+def _cell(strategy: StrategySpec, seed: int, place: RankLayout) -> Cell:
+    layer = LayerSpec(
         dim=64, hidden=128, dim_out=64, num_experts=4, topk=2, topk_requested=2, weight_seed=seed
     )
-    return Cell(layer, strategy, Workload(batch_size=32), place)
+    return Cell(layer, strategy, WorkloadSpec(batch_size=32), place)
 
 
 def plant(kind: str, folder: Path) -> None:

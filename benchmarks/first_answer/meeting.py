@@ -13,7 +13,7 @@ import torch
 
 from runners.plan import load
 from runners.rank import worker
-from runners.rank.process_group import TorchRanks, Where
+from runners.rank.process_group import RankPlace, TorchRanks
 
 PSS = re.compile(r"^Pss:\s+(\d+) kB", re.M)
 
@@ -25,7 +25,7 @@ def pss_bytes(pid: int) -> int:
 def main(arguments: list[str]) -> int:
     plan = load(Path(arguments[0]))
     torch.set_num_threads(1)
-    ranks = TorchRanks(Where.from_environment(), plan.placement, worker.DUMP_S + 60)
+    ranks = TorchRanks(RankPlace.from_environment(), plan.placement, worker.DUMP_S + 60)
     ranks.barrier()
     met_s = time.monotonic()
     gathered = ranks.gather([os.getpid(), int(met_s * 1e6)])

@@ -16,7 +16,7 @@ from analysis.stats.verdict import compare
 from benchmarks.first_answer import turns
 from benchmarks.first_answer.exchanges import median_ms
 from benchmarks.speed.store import markdown
-from moe.spec import Cell, Layer, Placement, Strategy, Workload
+from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
 from runners.config.cell import Request
 from runners.launch.local import Started
 from runners.launch.local import start as start_ranks
@@ -30,8 +30,10 @@ RANKS, MANY = 8, 32
 LIMIT_S = 300.0
 LAUNCHES = 40
 TURNS = 60  # of each launch of a pair
-LAYER = Layer(64, 256, 64, 8, 2, 2, "relu", "none")
-CELLS = {name: Cell(LAYER, Strategy(name), Workload(64), Placement(2)) for name in ("tp", "dp")}
+LAYER = LayerSpec(64, 256, 64, 8, 2, 2, "relu", "none")
+CELLS = {
+    name: Cell(LAYER, StrategySpec(name), WorkloadSpec(64), RankLayout(2)) for name in ("tp", "dp")
+}
 MEASURE = Measure(samples=12, samples_max=12, anchors=0, phases=0, calibrate=False)
 
 
@@ -64,7 +66,7 @@ def _meeting(anew: bool, number: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         plan = LaunchPlan(
             launch=0, launch_dir=f"{folder}/launch", measure=MEASURE,
-            placement=Placement(number), cells=[], labels=[], waves=[], resident=[],
+            placement=RankLayout(number), cells=[], labels=[], waves=[], resident=[],
         )  # fmt: skip
         began = time.monotonic()
         started = start_ranks(plan, worker="benchmarks.first_answer.meeting", anew=anew)

@@ -20,7 +20,7 @@ from moe.workload import batches
 from runners.host import environment
 from runners.plan import load
 from runners.rank import worker
-from runners.rank.process_group import TorchRanks, Where
+from runners.rank.process_group import RankPlace, TorchRanks
 
 SOCKET = "turns"  # in the launch's folder
 WARM_UP_STEPS = 200
@@ -31,7 +31,7 @@ prepare = worker.prepare
 
 def main(arguments: list[str]) -> int:
     plan = load(Path(arguments[0]))
-    where = Where.from_environment()
+    where = RankPlace.from_environment()
     environment.pin(where.local_rank, where.local_ranks, plan.placement.threads)
     torch.set_num_threads(plan.placement.threads)
     ranks = TorchRanks(where, plan.placement, worker.DUMP_S + 60)

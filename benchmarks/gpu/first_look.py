@@ -31,7 +31,7 @@ from torch.nn.functional import grouped_mm, silu
 
 from moe import strategies
 from moe.parallel.comm import Comm
-from moe.spec import Cell, Layer, Placement, Strategy, Unsupported, Workload
+from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, Unsupported, WorkloadSpec
 from moe.step import Step
 from moe.verify.verifier import Verifier
 from moe.workload import batches
@@ -46,8 +46,8 @@ SHAPES = {  # D, H, E, k
 TINY = {"tiny": (64, 128, 8, 2)}
 GATED = (256, 512) if CUDA else (32, 64)  # D, H of the layers that are checked
 BATCHES = (1, 128, 1024, 16384)
-STRATEGIES = [Strategy(name) for name in ("simple", "dp", "tp", "fsdp")]
-STRATEGIES += [Strategy("ep", dispatcher) for dispatcher in ("alltoall", "allgather", "dedup")]
+STRATEGIES = [StrategySpec(name) for name in ("simple", "dp", "tp", "fsdp")]
+STRATEGIES += [StrategySpec("ep", dispatcher) for dispatcher in ("alltoall", "allgather", "dedup")]
 KERNELS = ("grouped", "loop", "bmm", "dense")
 GATE_SHARE, SPEED_SHARE = 0.5, 0.95
 DENSE_LIMIT = 200_000  # rows that kernel dense may make
@@ -126,13 +126,13 @@ def facts() -> dict[str, Any]:
     return row
 
 
-def cell_of(strategy: Strategy, layer: Layer, mode: str, batch: int) -> Cell:
-    work = Workload(batch_size=batch, tokens="sharded", mode=mode)
-    return Cell(layer, strategy, work, Placement(1, "nccl" if CUDA else "gloo", DEVICE.type, 1))
+def cell_of(strategy: StrategySpec, layer: LayerSpec, mode: str, batch: int) -> Cell:
+    work = WorkloadSpec(batch_size=batch, tokens="sharded", mode=mode)
+    return Cell(layer, strategy, work, RankLayout(1, "nccl" if CUDA else "gloo", DEVICE.type, 1))
 
 
-def layer_of(dim: int, hidden: int, experts: int, topk: int, dtype: str) -> Layer:
-    return Layer(
+def layer_of(dim: int, hidden: int, experts: int, topk: int, dtype: str) -> LayerSpec:
+    return LayerSpec(
         dim=dim, hidden=hidden, dim_out=dim, num_experts=experts, topk=topk, topk_requested=topk,
         activation="silu_gated", bias="none", dtype=dtype,
     )  # fmt: skip
@@ -197,7 +197,7 @@ def speed(log: Log) -> None:
         for batch in BATCHES if CUDA else (8,):
             if log.used() > SPEED_SHARE:
                 return log.say("speed", cut=True, model=model, batch=batch)
-            cell = cell_of(Strategy("simple"), layer, "forward", batch)
+            cell = cell_of(StrategySpec("simple"), layer, "forward", batch)
             row: dict[str, Any] = {}
             try:
                 if built is None:  # its weights are the same for every batch
@@ -231,7 +231,7 @@ def _speed(cell: Cell, built: Any) -> dict[str, Any]:
     return row
 
 
-def plain_grouped(built: Any, x_TD: Tensor, layer: Layer) -> Callable[[], Tensor]:
+def plain_grouped(built: Any, x_TD: Tensor, layer: LayerSpec) -> Callable[[], Tensor]:
     """What anyone would write: rows sorted beforehand, two grouped products, a weighted sum."""
     routing = built.router(x_TD)
     chosen_S = routing.indices_TK.reshape(-1)

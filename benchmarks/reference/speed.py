@@ -83,10 +83,10 @@ def prepare(cell: tuple[str, int, int], comm: Any, world: Any) -> tuple[Step, St
     side, batch, topk = cell
     name, _, dispatcher = side.partition("-")
     point = spec.Cell(
-        spec.Layer(num_experts=RANKS, topk=topk, topk_requested=topk),
-        spec.Strategy(name, dispatcher or "local"),
-        spec.Workload(batch_size=batch),
-        spec.Placement(world_size=RANKS, backend="mpi"),
+        spec.LayerSpec(num_experts=RANKS, topk=topk, topk_requested=topk),
+        spec.StrategySpec(name, dispatcher or "local"),
+        spec.WorkloadSpec(batch_size=batch),
+        spec.RankLayout(world_size=RANKS, backend="mpi"),
     )
     layer = strategies.build(point, comm)
     x_TD = batches.inputs(point, comm.rank, comm.device)

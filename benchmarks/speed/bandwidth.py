@@ -75,8 +75,10 @@ def measure_rows(
 
 def cold_sets(dtype: str) -> list[Experts]:
     """Experts of several layers, together over twice the last-level cache."""
-    layer = spec.Layer(DIM, HIDDEN, DIM, NUM, 1, 1, "silu_gated", "none", dtype=dtype)
-    cell = spec.Cell(layer, spec.Strategy("simple"), spec.Workload(), spec.Placement(world_size=1))
+    layer = spec.LayerSpec(DIM, HIDDEN, DIM, NUM, 1, 1, "silu_gated", "none", dtype=dtype)
+    cell = spec.Cell(
+        layer, spec.StrategySpec("simple"), spec.WorkloadSpec(), spec.RankLayout(world_size=1)
+    )
     first = strategies.build(cell, Comm(torch.device("cpu"), 1, 0))
     count = -(-2 * (llc_bytes() or LLC_UNKNOWN) // first.weights_bytes()) + 1
     return [first.experts, *(first.clone().experts for _ in range(count - 1))]

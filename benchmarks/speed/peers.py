@@ -57,10 +57,11 @@ def name(dtype: str, num: int, shape: tuple[int, int], point: tuple[int, int]) -
 
 
 def cell_of(dtype: str, num: int, shape: tuple[int, int], topk: int, tokens: int) -> spec.Cell:
-    layer = spec.Layer(*shape, dim_out=shape[0], num_experts=num, topk=topk, topk_requested=topk,
+    layer = spec.LayerSpec(*shape, dim_out=shape[0], num_experts=num, topk=topk,
+                           topk_requested=topk,
                        activation="silu_gated", bias="none", dtype=dtype)  # fmt: skip
-    return spec.Cell(layer, spec.Strategy("simple"), spec.Workload(batch_size=tokens),
-                     spec.Placement(world_size=1, threads=torch.get_num_threads()))  # fmt: skip
+    return spec.Cell(layer, spec.StrategySpec("simple"), spec.WorkloadSpec(batch_size=tokens),
+                     spec.RankLayout(world_size=1, threads=torch.get_num_threads()))  # fmt: skip
 
 
 def pair(dtype: str, num: int, shape: tuple[int, int]) -> tuple[MoELayer, Any]:

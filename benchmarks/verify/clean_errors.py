@@ -26,7 +26,15 @@ import torch.distributed as dist
 
 from moe import spec
 from moe.parallel.comm import Comm
-from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
+from moe.spec import (
+    Cell,
+    LayerSpec,
+    RankLayout,
+    RouterSpec,
+    StrategySpec,
+    Unsupported,
+    WorkloadSpec,
+)
 from moe.step import Step
 from moe.strategies import build, supports
 from moe.verify.faults import CheckResult
@@ -57,25 +65,25 @@ def drawn(generator: random.Random, ranks: int) -> Cell:
     pick = generator.choice
     experts = pick((4, 8, 12, 16))
     topk = generator.randint(1, min(4, experts))
-    layer = Layer(
+    layer = LayerSpec(
         pick((8, 16, 64, 200)), pick((16, 48, 192)), pick((8, 32, 80)), experts, topk, topk,
         pick(spec.ACTIVATIONS), pick(spec.BIASES), pick((0, 0, 1)), pick(spec.DTYPES),
-        generator.randrange(1000), Router(**pick(ROUTERS)),
+        generator.randrange(1000), RouterSpec(**pick(ROUTERS)),
     )  # fmt: skip
     name, spread = pick(spec.STRATEGIES), dict(pick(SPREADS))
     if "hot_replicas" in spread:
         spread["hot_replicas"] = ranks
     dispatcher = pick(spec.DISPATCHERS) if name in ("ep", "ep_tp", "dp_ep") else "local"
     kind = pick(("learned", *PARAMETERS, "balanced", "learned"))
-    work = Workload(
+    work = WorkloadSpec(
         pick((1, 3, 8, 29, 64, 400, 1024)), pick(spec.TOKENS), pick(spec.MODES), kind,
         pick(PARAMETERS.get(kind, (0.0,))), seed=generator.randrange(1000),
         cache=pick(("warm", "warm", "warm", "cold")),
     )  # fmt: skip
-    strategy = Strategy(
+    strategy = StrategySpec(
         name, dispatcher, kernel=pick(("loop", "bmm", "dense", "grouped")), **spread
     )
-    return Cell(layer, strategy, work, Placement(world_size=ranks))
+    return Cell(layer, strategy, work, RankLayout(world_size=ranks))
 
 
 def accepted(generator: random.Random, ranks: int) -> Cell:

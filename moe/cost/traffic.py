@@ -43,7 +43,7 @@ INDEX_BYTES = 8  # int64
 
 
 @dataclass(frozen=True)
-class Group:
+class GroupShape:
     """`size` ranks, `stride` apart."""
 
     name: str
@@ -56,7 +56,7 @@ class Call:
     """Collectives of one kind with one purpose in one step of one rank."""
 
     collective: str
-    group: Group
+    group: GroupShape
     purpose: str  # scope | counts | dispatch | combine | backward | gradients
     sent_bytes: float
     received_bytes: float
@@ -83,17 +83,17 @@ class _Rank:
         self.sharded = cell.workload.tokens == "sharded"
         self.s = DTYPE_BYTES[cell.layer.dtype]
         self.w = DTYPE_BYTES[cell.strategy.comm_dtype or cell.layer.dtype]
-        self.world = Group("world", self.size, 1)
+        self.world = GroupShape("world", self.size, 1)
         self.tp, self.ep, self.dp = self._groups()
 
-    def _groups(self) -> tuple[Group, Group, Group]:
+    def _groups(self) -> tuple[GroupShape, GroupShape, GroupShape]:
         """tp, ep, dp as the strategies split the ranks: neighbours first."""
         name, (ep, tp, dp) = self.cell.strategy.name, self.found
         if name == "ep_tp":
-            return Group("tp", tp, 1), Group("ep", ep, tp), Group("dp", 1, 1)
+            return GroupShape("tp", tp, 1), GroupShape("ep", ep, tp), GroupShape("dp", 1, 1)
         if name == "dp_ep":
-            return Group("tp", 1, 1), Group("ep", ep, 1), Group("dp", dp, ep)
-        return Group("tp", 1, 1), self.world, Group("dp", 1, 1)
+            return GroupShape("tp", 1, 1), GroupShape("ep", ep, 1), GroupShape("dp", dp, ep)
+        return GroupShape("tp", 1, 1), self.world, GroupShape("dp", 1, 1)
 
     def shard(self, rank: int) -> int:
         low, high = shard_bounds(self.batch, self.size, rank)
@@ -105,24 +105,24 @@ class _Rank:
 
     # Collectives.
 
-    def algorithm(self, collective: str, group: Group, size: float) -> str:
+    def algorithm(self, collective: str, group: GroupShape, size: float) -> str:
         calibrated = self.exchanged if group.size == self.size else None
         backend = self.cell.placement.backend
         return algorithm(collective, size, group.size, backend=backend, calibrated=calibrated)
 
-    def all_reduce(self, group: Group, size: float, purpose: str, calls: int = 1) -> Call:
+    def all_reduce(self, group: GroupShape, size: float, purpose: str, calls: int = 1) -> Call:
         """`calls` of them, of `size` bytes together."""
         by = self.algorithm("all_reduce", group, size / calls)
         share = 1 if by == EXCHANGE else 2 / group.size
         moved = share * (group.size - 1) * size
         return Call("all_reduce", group, purpose, moved, moved, calls, by)
 
-    def all_gather(self, group: Group, longest: float, purpose: str) -> Call:
+    def all_gather(self, group: GroupShape, longest: float, purpose: str) -> Call:
         by = self.algorithm("all_gather", group, longest)
         moved = (group.size - 1) * longest
         return Call("all_gather", group, purpose, moved, moved, algorithm=by)
 
-    def reduce_scatter(self, group: Group, whole: float, own: float, purpose: str) -> Call:
+    def reduce_scatter(self, group: GroupShape, whole: float, own: float, purpose: str) -> Call:
         return Call("reduce_scatter", group, purpose, whole - own, (group.size - 1) * own)
 
     def exchange(self, row_bytes: float, purpose: str, back: bool = False) -> Call:
@@ -160,7 +160,7 @@ class _Rank:
         return self.all_reduce(self.world, self.batch * self.layer.dim * self.w, "backward")
 
     def tokens_to_outputs(
-        self, group: Group, rows: float, own: float, longest: float
+        self, group: GroupShape, rows: float, own: float, longest: float
     ) -> list[Call]:
         """All-gather of tokens in the layer's dtype, reduce-scatter of partial outputs."""
         out = self.layer.dim_out * self.w
@@ -168,13 +168,13 @@ class _Rank:
         return [gather, self.reduce_scatter(group, rows * out, own * out, "combine")]
 
     def tokens_to_outputs_backward(
-        self, group: Group, rows: float, own: float, longest: float
+        self, group: GroupShape, rows: float, own: float, longest: float
     ) -> list[Call]:
         into = self.layer.dim * self.s
         gather = self.all_gather(group, longest * self.layer.dim_out * self.w, "backward")
         return [gather, self.reduce_scatter(group, rows * into, own * into, "backward")]
 
-    def add_up_gradients(self, names: Iterable[str], group: Group) -> Iterator[Call]:
+    def add_up_gradients(self, names: Iterable[str], group: GroupShape) -> Iterator[Call]:
         held = work.parameter_bytes(self.cell, self.rank)
         for name in names:
             if name in held:
@@ -190,7 +190,7 @@ class _Rank:
 
     # What router.scope=global asks for.
 
-    def routed_by(self) -> tuple[Group, int] | None:
+    def routed_by(self) -> tuple[GroupShape, int] | None:
         """Ranks that together route every token once, and the tokens of the longest of them; None
         where every rank routes the whole batch."""
         name, dispatcher = self.cell.strategy.name, self.cell.strategy.dispatcher

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from moe.cost.load import Load, dispatches, group_rows, routed_tokens
 from moe.parallel.degrees import degrees
-from moe.spec import DTYPE_BYTES, Cell, Layer
+from moe.spec import DTYPE_BYTES, Cell, LayerSpec
 
 TRAIN_FACTOR = 3
 ROUTER_BYTES = 4  # its weights and logits are float32 whatever the dtype
@@ -23,12 +23,12 @@ KEPT_HIDDEN = {"relu": 1, "identity": 1, "gelu": 2, "silu_gated": 4}
 KEPT_BY_LOOP = {**KEPT_HIDDEN, "silu_gated": 3}
 
 
-def first_width(layer: Layer, hidden: int) -> int:
+def first_width(layer: LayerSpec, hidden: int) -> int:
     """F: columns of the first product."""
     return 2 * hidden if layer.activation == "silu_gated" else hidden
 
 
-def expert_elements(layer: Layer, parts: int = 1) -> int:
+def expert_elements(layer: LayerSpec, parts: int = 1) -> int:
     """Elements of the matrices of one expert of which a rank holds 1 / parts."""
     hidden = layer.hidden // parts
     return first_width(layer, hidden) * layer.dim + hidden * layer.dim_out

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from moe import weights
 from moe.layer.capacity import Scope
-from moe.spec import Layer
-from moe.spec import Router as Rule
+from moe.spec import LayerSpec, RouterSpec
 
 BIAS_SLOTS = 256  # of every expert: with fewer, chance in the sample is what gets evened out
 BIAS_STEPS = (16, 16, 24)  # at falling rates
@@ -30,7 +29,7 @@ def normalized(logits_TE: Tensor, score: str) -> Tensor:
     return scores_TE / scores_TE.sum(dim=1, keepdim=True)
 
 
-def shares(layer: Layer, scope: Scope, indices_TK: Tensor) -> Tensor:
+def shares(layer: LayerSpec, scope: Scope, indices_TK: Tensor) -> Tensor:
     """[T, E]: for every token here E * f_e, where f_e are the slots that expert e has per token of
     the extent: they sum to K."""
 
@@ -42,7 +41,7 @@ def shares(layer: Layer, scope: Scope, indices_TK: Tensor) -> Tensor:
     return scope.each(share, indices_TK)
 
 
-def loss(layer: Layer, scope: Scope, shares_TE: Tensor, probabilities_TE: Tensor) -> Tensor:
+def loss(layer: LayerSpec, scope: Scope, shares_TE: Tensor, probabilities_TE: Tensor) -> Tensor:
     """This rank's part of coefficient * sum over extents of (tokens / B) * E * sum_e f_e P_e, f
     without a gradient (Switch Transformer, arXiv 2101.03961, equations 4 to 6, for K experts a
     token as in transformers' load_balancing_loss_func: K where the load is even).
@@ -69,7 +68,7 @@ def attach(gates_TK: Tensor, extra: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=4)
-def calibration_scores(layer: Layer) -> Tensor:
+def calibration_scores(layer: LayerSpec) -> Tensor:
     """[N, E] float32 scores of the seeded tokens that the bias is found on."""
     tokens = BIAS_SLOTS * layer.num_experts // layer.topk
     flat = torch.empty(tokens * layer.dim)
@@ -81,7 +80,7 @@ def calibration_scores(layer: Layer) -> Tensor:
 
 
 @functools.lru_cache(maxsize=16)
-def selection_bias(layer: Layer) -> Tensor:
+def selection_bias(layer: LayerSpec) -> Tensor:
     """[E] float32 that evens out the choice on seeded tokens: raised where an expert has less than
     the mean, lowered where it has more (auxiliary-loss-free balancing, arXiv 2408.15664).
 
@@ -102,7 +101,7 @@ def selection_bias(layer: Layer) -> Tensor:
     return bias_E
 
 
-def eligible(ranked_TE: Tensor, rule: Rule) -> Tensor:
+def eligible(ranked_TE: Tensor, rule: RouterSpec) -> Tensor:
     """[T, E]: experts of the groups whose two best experts together are best (DeepSeek-V3,
     arXiv 2412.19437, section 2.1.2); of equal groups the first."""
     size = ranked_TE.shape[1] // rule.groups

@@ -23,7 +23,7 @@ from moe.layer.experts import Experts
 from moe.layer.router import Router, Routing
 from moe.parallel import dispatch
 from moe.parallel.collectives import gather_outputs, spread
-from moe.parallel.comm import Comm, Group
+from moe.parallel.comm import Comm, RankGroup
 from moe.parallel.degrees import degrees
 from moe.parallel.expert_placement import order_for, places_of
 from moe.parallel.permute import permute, sort_slots, unpermute
@@ -33,7 +33,7 @@ from moe.workload import batches
 
 
 @dataclass
-class Seen:
+class ForwardTrace:
     """What one forward did on this rank, for the correctness check and the skew."""
 
     rows: tuple[int, int] = (0, 0)
@@ -42,7 +42,7 @@ class Seen:
     stage: partial[Tensor] | None = None  # repeats what needs the experts, without collectives
 
 
-Reductions = list[tuple[list[nn.Parameter], Group]]
+Reductions = list[tuple[list[nn.Parameter], RankGroup]]
 
 
 class MoELayer(nn.Module):
@@ -58,7 +58,7 @@ class MoELayer(nn.Module):
         self.wire = weights.dtype_of(cell.strategy.comm_dtype or cell.layer.dtype)
         self.degrees = degrees(cell)
         self.make_groups()
-        self.seen: Seen | None = None
+        self.seen: ForwardTrace | None = None
         self.rows = self.routed_rows()
         allowed_TE = batches.allowed(cell, self.rows, trace_BK)
         self.router = Router(cell.layer, comm.device, allowed_TE, self.scope())
@@ -77,13 +77,13 @@ class MoELayer(nn.Module):
     def make_groups(self) -> None:
         """`ep` are the ranks that share the experts between them. Strategies that cut experts in
         parts also say here which `part` of how many `parts` is held."""
-        self.ep = Group(self.comm, "self", (self.comm.rank,))
+        self.ep = RankGroup(self.comm, "self", (self.comm.rank,))
 
     def routed_rows(self) -> tuple[int, int]:
         """Half-open range of global token ids that this rank's router sees."""
         return batches.own_rows(self.cell, self.comm.rank)
 
-    def routed_by(self) -> tuple[Group, list[int]] | None:
+    def routed_by(self) -> tuple[RankGroup, list[int]] | None:
         """Ranks that together route every token once, and how many each; None where each of them
         routes the whole batch."""
         return self.comm.world, self.shard_sizes
@@ -235,9 +235,9 @@ class MoELayer(nn.Module):
     # What the runner asks.
 
     @contextmanager
-    def watching(self) -> Iterator[Seen]:
+    def watching(self) -> Iterator[ForwardTrace]:
         """Notes what the next forward routes and how many rows its experts get."""
-        self.seen = Seen()
+        self.seen = ForwardTrace()
         try:
             yield self.seen
         finally:
@@ -258,7 +258,7 @@ class MoELayer(nn.Module):
         """Bytes of the weights this rank keeps between steps."""
         return sum(parameter.nbytes for parameter in self.parameters())
 
-    def skew(self, seen: Seen) -> dict[str, list[int]]:
+    def skew(self, seen: ForwardTrace) -> dict[str, list[int]]:
         """Global slots per expert, and per rank the rows its experts computed, of a forward that
         was watched; collective."""
         experts = torch.zeros(self.layer.num_experts, dtype=torch.int64)

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe.spec import Cell, Layer, shard_bounds
+from moe.spec import Cell, LayerSpec, shard_bounds
 
 ROUNDING = 9  # decimals: 1.1 * 2 * 50 / 11 is meant to be 10 places, not 11
 
 
-def places_per_expert(layer: Layer, tokens: int) -> int:
+def places_per_expert(layer: LayerSpec, tokens: int) -> int:
     """ceil(factor * K * tokens / E), at most `tokens`: GShard's expert capacity (Lepikhin et al.
     2020, section 2.2), and expert choice's k (Zhou et al. 2022, section 3.2)."""
     factor = layer.router.capacity_factor or 1.0

@@ -26,14 +26,14 @@ _MANY, _SOME, _LARGE = 12, 4, 1 << 20
 _MANY_BACK = 2
 
 
-class Room:
+class GradientBuffers:
     """Memory for gradients, given out again once nobody holds what was last in it."""
 
     def __init__(self) -> None:
         self._kept: dict[str, torch.UntypedStorage] = {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Room:
-        return Room()
+    def __deepcopy__(self, memo: dict[int, Any]) -> GradientBuffers:
+        return GradientBuffers()
 
     def like(self, name: str, weight: Tensor) -> Tensor:
         """A tensor of the weight's shape, dtype and device, whatever is in it."""
@@ -50,7 +50,7 @@ def _held_elsewhere(storage: torch.UntypedStorage) -> bool:
     return bool(torch._C._storage_Use_Count(storage._cdata) > 1)
 
 
-class ExpertRows(torch.autograd.Function):
+class PerExpertFunction(torch.autograd.Function):
     """apply(x_SD, fc1_PFD, b1_PF, fc2_POH, b2_PO, counts, activation, room) -> y_SO.
 
     Biases may be None; `activation` is as in `moe.layer.activations`.
@@ -59,7 +59,7 @@ class ExpertRows(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x_SD: Tensor, fc1: Tensor, b1: Tensor | None, fc2: Tensor, b2: Tensor | None,
-        counts: Sequence[int], activation: str, room: Room,
+        counts: Sequence[int], activation: str, room: GradientBuffers,
     ) -> Tensor:  # fmt: skip
         sizes = list(counts)
         y_SO = x_SD.new_empty((x_SD.shape[0], fc2.shape[1]))

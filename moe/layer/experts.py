@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from moe import weights
 from moe.layer.activations import activate
-from moe.layer.expert_autograd import ExpertRows, Room
+from moe.layer.expert_autograd import GradientBuffers, PerExpertFunction
 from moe.layer.onednn import Packed, runs
-from moe.spec import Layer
+from moe.spec import LayerSpec
 
 TRANSPOSED = {"bmm_t": (True, True), "dense": (False, True)}
 VARIANTS = {"loop": ("loop", "loop_wx", "packed", "wide"), "bmm": ("bmm", "bmm_t"),
@@ -43,7 +43,7 @@ class Experts(nn.Module):
 
     def __init__(
         self,
-        layer: Layer,
+        layer: LayerSpec,
         ids: Sequence[int],
         columns: tuple[int, int],
         device: torch.device,
@@ -55,7 +55,7 @@ class Experts(nn.Module):
         self.kernel = "loop"
         self.wide: Tensor | None = None  # room for one matrix in float32
         self.packed: Packed | None = None  # in place of fc1 and fc2, which then hold no memory
-        self.room = Room()  # of the gradients of kernel `loop`
+        self.room = GradientBuffers()  # of the gradients of kernel `loop`
         self.resident = True  # whether the weights are here between steps
         held = {n: weights.stacked(layer, ids, n, columns) for n in weights.names(layer)}
         fc1, b1 = held["w1"], held.get("b1")
@@ -84,7 +84,7 @@ class Experts(nn.Module):
                 data = parameter.data.transpose(1, 2).contiguous()
                 setattr(self, name, nn.Parameter(data, parameter.requires_grad))
         self.kernel = kernel
-        self.wide, self.room = None, Room()
+        self.wide, self.room = None, GradientBuffers()
         if kernel == "wide":  # made here, because what inference mode makes cannot be reused
             size = max(self.fc1.shape[1:].numel(), self.fc2.shape[1:].numel())
             self.wide = torch.empty(size, device=self.device)
@@ -178,7 +178,7 @@ class Experts(nn.Module):
 
     def _loop(self, x_SD: Tensor, counts: list[int]) -> Tensor:
         if torch.is_grad_enabled() and self.fc1.requires_grad and self.kernel == "loop":
-            made: Tensor = ExpertRows.apply(
+            made: Tensor = PerExpertFunction.apply(
                 x_SD,
                 self.fc1,
                 self.b1,

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from moe import weights
 from moe.layer import balance_loss
 from moe.layer.capacity import Scope, keep_first, places_per_expert, take_best
-from moe.spec import Layer
-from moe.spec import Router as Rule
+from moe.spec import LayerSpec, RouterSpec
 
-_PLAIN = (Rule(), Rule(order="after"), Rule(order="after", normalize=False))
+_PLAIN = (RouterSpec(), RouterSpec(order="after"), RouterSpec(order="after", normalize=False))
 _TINY = 1e-20  # below any gate that counts
 _SORT_LIMIT = 2048  # elements up to which a stable sort costs no more than top-k and a check
 
@@ -69,7 +68,7 @@ class Router(nn.Module):
 
     def __init__(
         self,
-        layer: Layer,
+        layer: LayerSpec,
         device: torch.device,
         allowed_TE: Tensor | None,
         scope: Scope | None = None,

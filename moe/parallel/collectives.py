@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe.parallel.comm import Group
+from moe.parallel.comm import RankGroup
 
 
 def _tracked(x: Tensor) -> bool:
@@ -41,7 +41,7 @@ def on_wire(call: Callable[[Tensor], Tensor], x: Tensor, wire: torch.dtype | Non
 
 class _AddUp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: RankGroup) -> Tensor:
         return group.all_reduce_(x.clone())
 
     @staticmethod
@@ -51,7 +51,7 @@ class _AddUp(torch.autograd.Function):
 
 class _Spread(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group, wire: torch.dtype | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: RankGroup, wire: torch.dtype | None) -> Tensor:
         ctx.group, ctx.wire = group, wire
         return x.view_as(x)
 
@@ -63,7 +63,7 @@ class _Spread(torch.autograd.Function):
 
 class _GatherOutputs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group, sizes: Sequence[int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: RankGroup, sizes: Sequence[int]) -> Tensor:
         ctx.start, ctx.rows = sum(sizes[: group.index]), x.shape[0]
         return group.all_gather(x, sizes)
 
@@ -74,7 +74,7 @@ class _GatherOutputs(torch.autograd.Function):
 
 class _GatherTokens(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group, sizes: Sequence[int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: RankGroup, sizes: Sequence[int]) -> Tensor:
         ctx.group, ctx.sizes = group, sizes
         return group.all_gather(x, sizes)
 
@@ -85,7 +85,7 @@ class _GatherTokens(torch.autograd.Function):
 
 class _AddAndScatter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Group, sizes: Sequence[int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: RankGroup, sizes: Sequence[int]) -> Tensor:
         ctx.group, ctx.sizes = group, sizes
         return group.reduce_scatter(x, sizes)
 
@@ -97,7 +97,12 @@ class _AddAndScatter(torch.autograd.Function):
 class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, group: Group, received: list[int], sent: list[int], opened: list[Any]
+        ctx: Any,
+        x: Tensor,
+        group: RankGroup,
+        received: list[int],
+        sent: list[int],
+        opened: list[Any],
     ) -> Tensor:
         """`opened` is empty to wait for the rows; else it gets the open work in its place."""
         ctx.group, ctx.received, ctx.sent = group, received, sent
@@ -110,7 +115,7 @@ class _Exchange(torch.autograd.Function):
         return ctx.group.all_to_all(grad, ctx.sent, ctx.received)[0], None, None, None, None
 
 
-def add_up(x: Tensor, group: Group, wire: torch.dtype | None = None) -> Tensor:
+def add_up(x: Tensor, group: RankGroup, wire: torch.dtype | None = None) -> Tensor:
     """Sum of the group's partial results, replicated; x may be overwritten."""
     if group.size == 1:
         return x
@@ -119,7 +124,7 @@ def add_up(x: Tensor, group: Group, wire: torch.dtype | None = None) -> Tensor:
     return on_wire(lambda part: _AddUp.apply(part, group), x, wire)
 
 
-def spread(x: Tensor, group: Group, wire: torch.dtype | None = None) -> Tensor:
+def spread(x: Tensor, group: RankGroup, wire: torch.dtype | None = None) -> Tensor:
     """A replicated x, of which every member uses a part or makes a partial result."""
     if group.size == 1 or not _tracked(x):
         return x
@@ -127,7 +132,7 @@ def spread(x: Tensor, group: Group, wire: torch.dtype | None = None) -> Tensor:
 
 
 def gather_outputs(
-    x: Tensor, group: Group, sizes: Sequence[int], wire: torch.dtype | None = None
+    x: Tensor, group: RankGroup, sizes: Sequence[int], wire: torch.dtype | None = None
 ) -> Tensor:
     """Everyone's rows, replicated, as the end of a step that started replicated."""
     if group.size == 1:
@@ -137,7 +142,7 @@ def gather_outputs(
     return on_wire(lambda part: _GatherOutputs.apply(part, group, sizes), x, wire)
 
 
-def gather_tokens(x: Tensor, group: Group, sizes: Sequence[int]) -> Tensor:
+def gather_tokens(x: Tensor, group: RankGroup, sizes: Sequence[int]) -> Tensor:
     """Everyone's rows, of which every member makes a partial result."""
     if group.size == 1:
         return x
@@ -147,7 +152,7 @@ def gather_tokens(x: Tensor, group: Group, sizes: Sequence[int]) -> Tensor:
 
 
 def add_and_scatter(
-    x: Tensor, group: Group, sizes: Sequence[int], wire: torch.dtype | None = None
+    x: Tensor, group: RankGroup, sizes: Sequence[int], wire: torch.dtype | None = None
 ) -> Tensor:
     """This rank's rows of the sum of the group's partial results."""
     if group.size == 1:
@@ -159,7 +164,7 @@ def add_and_scatter(
 
 def exchange(
     x: Tensor,
-    group: Group,
+    group: RankGroup,
     received: list[int],
     sent: list[int],
     wire: torch.dtype | None = None,
@@ -172,13 +177,13 @@ def exchange(
     return on_wire(lambda part: _Exchange.apply(part, group, received, sent, []), x, wire)
 
 
-class Pending:
+class PendingExchange:
     """Rows on their way: `wait` before use, so that something else can run meanwhile."""
 
     def __init__(
         self,
         x: Tensor,
-        group: Group,
+        group: RankGroup,
         received: list[int],
         sent: list[int],
         wire: torch.dtype | None = None,

@@ -49,12 +49,12 @@ class Comm:
         self.exchanged: Limits | None = (
             None  # among all ranks, as calibrated: see moe.parallel.algorithms
         )
-        self.world = Group(self, "world", tuple(range(world_size)))
+        self.world = RankGroup(self, "world", tuple(range(world_size)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Comm:
         return self  # process groups are shared by copies of a layer
 
-    def split(self, inner: int, names: tuple[str, str]) -> tuple[Group, Group]:
+    def split(self, inner: int, names: tuple[str, str]) -> tuple[RankGroup, RankGroup]:
         """Groups of `inner` neighbouring ranks, and the groups that cross them.
 
         Every rank must ask for the same splits in the same order: new groups are made by all.
@@ -67,8 +67,8 @@ class Comm:
             if len(ranks) > 1 and ranks not in self._groups:
                 self._groups[ranks] = dist.new_group(list(ranks))
         return (
-            Group(self, names[0], rows[start // inner]),
-            Group(self, names[1], columns[rank % inner]),
+            RankGroup(self, names[0], rows[start // inner]),
+            RankGroup(self, names[1], columns[rank % inner]),
         )
 
     def process_group(self, ranks: tuple[int, ...]) -> Any:
@@ -121,14 +121,14 @@ class Comm:
 
 
 @dataclass(frozen=True)
-class Group:
+class RankGroup:
     """Ranks that exchange data with each other. Collectives work on the first dimension (rows)."""
 
     comm: Comm
     name: str
     ranks: tuple[int, ...]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Group:
+    def __deepcopy__(self, memo: dict[int, Any]) -> RankGroup:
         return self
 
     @property

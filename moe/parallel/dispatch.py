@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe.parallel.collectives import Pending, exchange
-from moe.parallel.comm import Group
+from moe.parallel.collectives import PendingExchange, exchange
+from moe.parallel.comm import RankGroup
 from moe.parallel.permute import Slots, permute, sort_slots, unpermute
 from moe.phases import phase
 from moe.spec import shard_bounds
@@ -28,7 +28,7 @@ Compute = Callable[[Tensor, list[int]], Tensor]
 class Way:
     """Where rows go: `places` in all over the ranks of `group`, sent in the dtype `wire`."""
 
-    group: Group
+    group: RankGroup
     places: int
     wire: torch.dtype | None = None
 
@@ -44,7 +44,7 @@ def expert_order(counts_GP: Tensor) -> Tensor:
     return torch.argsort(expert_N, stable=True)
 
 
-def exchange_counts(counts: list[int], group: Group) -> Tensor:
+def exchange_counts(counts: list[int], group: RankGroup) -> Tensor:
     """[G, X] of what each member will send here; `counts` are G times X numbers, by member."""
     sent = torch.tensor(counts, device=group.comm.device).view(group.size, -1)
     one_each = [1] * group.size
@@ -103,7 +103,8 @@ def overlapped(
         received: list[list[int]] = counts_CGP.sum(2).tolist()
         sent = [_by_member(one.counts, way) for one in slots]
         going = [
-            Pending(x_SD, way.group, received[c], sent[c], way.wire) for c, x_SD in enumerate(rows)
+            PendingExchange(x_SD, way.group, received[c], sent[c], way.wire)
+            for c, x_SD in enumerate(rows)
         ]
     coming = []
     for chunk in range(chunks):
@@ -111,7 +112,7 @@ def overlapped(
             x_ND = going[chunk].wait()
         y_NO = _computed(x_ND, counts_CGP[chunk], compute)
         with phase("combine"):
-            coming.append(Pending(y_NO, way.group, sent[chunk], received[chunk], way.wire))
+            coming.append(PendingExchange(y_NO, way.group, sent[chunk], received[chunk], way.wire))
     parts = []
     for (a, b), one, back in zip(bounds, slots, coming, strict=True):
         with phase("combine"):

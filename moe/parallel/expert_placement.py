@@ -13,10 +13,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from moe.spec import Cell, Strategy
+from moe.spec import Cell, StrategySpec
 
 
-def primary_order(strategy: Strategy, experts: int, ranks: int) -> list[int]:
+def primary_order(strategy: StrategySpec, experts: int, ranks: int) -> list[int]:
     """Expert of each of E places: contiguous blocks, dealt out in turn, or as the user says."""
     if strategy.placement == "round_robin":
         return [expert for rank in range(ranks) for expert in range(rank, experts, ranks)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 
 from moe import spec
-from moe.spec import Cell, Strategy, Unsupported
+from moe.spec import Cell, StrategySpec, Unsupported
 
 EXTRA = "in the clone: pip install -e '.[peers]'"
 
@@ -23,7 +23,7 @@ class Limits:
 
     system: str  # as its users call it
     needs: tuple[str, ...]  # modules that must be importable
-    like: Mapping[str, Strategy]
+    like: Mapping[str, StrategySpec]
     install: str = EXTRA
     activations: tuple[str, ...] = ("silu_gated",)
     biases: tuple[str, ...] = ("none",)
@@ -48,7 +48,7 @@ class Limits:
     def refuse(self, cell: Cell) -> None:
         """Raises Unsupported, naming field, value, what is allowed and what to do."""
         layer, work, place = cell.layer, cell.workload, cell.placement
-        for field in fields(Strategy):
+        for field in fields(StrategySpec):
             if field.name not in ("name", "variant", "slowdown"):
                 value = getattr(cell.strategy, field.name)
                 _one_of(cell, f"strategy.{field.name}", value, (field.default,))
@@ -121,15 +121,15 @@ def _deepspeed(cell: Cell) -> None:
         raise Unsupported("batch_size", batch, f"multiples of world_size={size} for topk=1 with "
                           "strategy.variant=legacy, whose ranks would disagree on the capacity",
                           "change batch_size or use strategy.variant=autoep")  # fmt: skip
-    plain = spec.Router()
+    plain = spec.RouterSpec()
     for name in ("score", "scale", "aux_loss"):
         _one_of(cell, f"router.{name}", getattr(rule, name), (getattr(plain, name),))
     if not rule.normalize and rule.order == "before":
         _one_of(cell, "router.normalize", False, (True,))
 
 
-SIMPLE = Strategy("simple")
-ALLTOALL = Strategy("ep", "alltoall")
+SIMPLE = StrategySpec("simple")
+ALLTOALL = StrategySpec("ep", "alltoall")
 MAKE = "`make peers` sets up an environment that has it"
 
 LIMITS = {
@@ -142,7 +142,7 @@ LIMITS = {
     "seed": Limits(
         system="the seed's style of code",
         needs=("numpy",),
-        like={"simple": SIMPLE, "tp": Strategy("tp"), "ep": ALLTOALL},
+        like={"simple": SIMPLE, "tp": StrategySpec("tp"), "ep": ALLTOALL},
         activations=spec.ACTIVATIONS[:2],
         biases=spec.BIASES,
         dtypes=("float32",),

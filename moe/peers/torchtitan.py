@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from moe.peers.base import Gate, Matrices, PeerLayer, View
 from moe.peers.instrument import Part
-from moe.spec import Layer
+from moe.spec import LayerSpec
 
 NAMES = {"w1": "w1_EFD", "w3": "w3_EFD", "w2": "w2_EDF"}
 
@@ -78,7 +78,7 @@ class Peer(PeerLayer):
         return y_TD if self.sharded else self.gather_batch(y_TD)
 
 
-def _config(layer: Layer, per_rank: int) -> Any:
+def _config(layer: LayerSpec, per_rank: int) -> Any:
     """Plain parameters of this rank's experts, where torchtitan would shard DTensors over a mesh;
     its balancing bias is off."""
     from torchtitan.models.common.linear import Linear

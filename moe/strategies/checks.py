@@ -102,15 +102,15 @@ def _router(cell: Cell) -> None:
         _groups(layer)
 
 
-def _expert_choice(rule: spec.Router) -> None:
+def _expert_choice(rule: spec.RouterSpec) -> None:
     """What speaks of a token's choice has no meaning where experts choose."""
-    plain = spec.Router()
+    plain = spec.RouterSpec()
     for name in ("order", "groups", "selection_bias", "aux_loss"):
         _one_of(f"router.{name} with kind=expert_choice", getattr(rule, name),
                 [getattr(plain, name)])  # fmt: skip
 
 
-def _groups(layer: spec.Layer) -> None:
+def _groups(layer: spec.LayerSpec) -> None:
     rule, experts = layer.router, layer.num_experts
     if experts % rule.groups:
         raise Unsupported("router.groups", rule.groups, f"divisors of num_experts={experts}",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moe.layer.base import MoELayer, Reductions
 from moe.parallel.collectives import add_up, gather_outputs
-from moe.parallel.comm import Group
+from moe.parallel.comm import RankGroup
 from moe.phases import phase
 from moe.workload import batches
 
@@ -27,11 +27,11 @@ class DpEp(MoELayer):
         local = self.cell.strategy.dispatcher == "local"
         return batches.rows_of(self.cell, self.ep.ranks) if local else super().routed_rows()
 
-    def routed_by(self) -> tuple[Group, list[int]] | None:
+    def routed_by(self) -> tuple[RankGroup, list[int]] | None:
         return self.by_replica if self.cell.strategy.dispatcher == "local" else super().routed_by()
 
     @cached_property
-    def by_replica(self) -> tuple[Group, list[int]]:
+    def by_replica(self) -> tuple[RankGroup, list[int]]:
         firsts = [rank - self.ep.index for rank in self.dp.ranks]
         slices = [batches.rows_of(self.cell, (f, f + self.ep.size - 1)) for f in firsts]
         return self.dp, [end - start for start, end in slices]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moe.layer.base import MoELayer
 from moe.parallel.collectives import add_and_scatter, add_up, gather_tokens, spread
-from moe.parallel.comm import Group
+from moe.parallel.comm import RankGroup
 from moe.phases import phase
 from moe.workload import batches
 
@@ -30,7 +30,7 @@ class Ep(MoELayer):
     def routed_rows(self) -> tuple[int, int]:
         return (0, self.total) if self.whole else super().routed_rows()
 
-    def routed_by(self) -> tuple[Group, list[int]] | None:
+    def routed_by(self) -> tuple[RankGroup, list[int]] | None:
         return None if self.whole else super().routed_by()
 
     def forward(self, x_TD: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from moe.layer.base import MoELayer, Reductions
 from moe.parallel.collectives import add_and_scatter, add_up, gather_outputs, gather_tokens, spread
-from moe.parallel.comm import Group
+from moe.parallel.comm import RankGroup
 from moe.phases import phase
 from moe.workload import batches
 
@@ -29,11 +29,11 @@ class EpTp(MoELayer):
         whole = self.cell.strategy.dispatcher == "local"
         return (0, self.total) if whole else batches.rows_of(self.cell, self.tp.ranks)
 
-    def routed_by(self) -> tuple[Group, list[int]] | None:
+    def routed_by(self) -> tuple[RankGroup, list[int]] | None:
         return None if self.cell.strategy.dispatcher == "local" else self.by_tp_group
 
     @cached_property
-    def by_tp_group(self) -> tuple[Group, list[int]]:
+    def by_tp_group(self) -> tuple[RankGroup, list[int]]:
         firsts = [rank - self.tp.index for rank in self.ep.ranks]
         slices = [batches.rows_of(self.cell, (f, f + self.tp.size - 1)) for f in firsts]
         return self.ep, [end - start for start, end in slices]

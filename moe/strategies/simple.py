@@ -12,14 +12,14 @@ from torch import Tensor
 
 from moe.layer.base import MoELayer, Reductions
 from moe.layer.capacity import Scope
-from moe.parallel.comm import Group
+from moe.parallel.comm import RankGroup
 
 
 class Simple(MoELayer):
     def routed_rows(self) -> tuple[int, int]:
         return super().routed_rows() if self.sharded else (0, self.total)
 
-    def routed_by(self) -> tuple[Group, list[int]] | None:
+    def routed_by(self) -> tuple[RankGroup, list[int]] | None:
         return super().routed_by() if self.sharded else None
 
     def scope(self) -> Scope:

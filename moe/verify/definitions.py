@@ -15,7 +15,7 @@ from torch import Tensor
 from moe import weights
 from moe.cost.load import dispatches
 from moe.parallel.degrees import degrees
-from moe.spec import Cell, Layer
+from moe.spec import Cell, LayerSpec
 from moe.workload.checks import hot_slots, most_imbalance, nominal_ranks
 
 Rows = tuple[int, int]
@@ -55,7 +55,7 @@ def extents(cell: Cell) -> list[Rows]:
     return [bounds for bounds in shards(cell) if bounds[0] < bounds[1]]
 
 
-def places_per_expert(layer: Layer, tokens: int) -> int:
+def places_per_expert(layer: LayerSpec, tokens: int) -> int:
     """ceil(factor * K * T / E), exactly in decimals, at most T (GShard, arXiv 2006.16668, section
     2.2; expert choice, arXiv 2202.09368, section 3.2)."""
     factor = Fraction(str(layer.router.capacity_factor)) or Fraction(1)
@@ -87,7 +87,7 @@ def tokens_differ(cell: Cell, x_BD: Tensor) -> bool:
     return cell.layer.dim < DISTINCT_DIM or len(firsts.unique(dim=0)) == len(x_BD)
 
 
-def experts_differ(layer: Layer, numbers_EN: Tensor) -> bool:
+def experts_differ(layer: LayerSpec, numbers_EN: Tensor) -> bool:
     """Of the first numbers of every expert, shared ones included: no two rows are the same."""
     return layer.dim < DISTINCT_DIM or len(numbers_EN.unique(dim=0)) == len(numbers_EN)
 

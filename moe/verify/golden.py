@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from moe import weights
-from moe.spec import Cell, Layer, Placement, Workload
+from moe.spec import Cell, LayerSpec, RankLayout, WorkloadSpec
 from moe.workload import batches, routings
 
 # kind, parameter, nominal_ep, seed
@@ -30,18 +30,18 @@ DIGEST = "6dd656a9cc68c1c1f655bd36060c658ae3567cc7e164b2eb5961dc5cce810a69"
 def shared_definitions() -> Iterator[Tensor]:
     """Small samples of all of them; not of the selection bias, which is checked by what it does."""
     for dtype, activation, seed in LAYERS:
-        layer = Layer(16, 12, 8, 8, 2, 2, activation, "random", 1, dtype, seed)
+        layer = LayerSpec(16, 12, 8, 8, 2, 2, activation, "random", 1, dtype, seed)
         yield weights.router(layer)
         for expert in (5, 8):
             for name in weights.names(layer):
                 yield weights.matrix(layer, expert, name)
-        cell = Cell(layer, workload=Workload(batch_size=20, seed=seed))
+        cell = Cell(layer, workload=WorkloadSpec(batch_size=20, seed=seed))
         yield batches.tokens(cell, (0, 20))
         yield batches.tokens(cell, (17, 20))
         yield batches.cotangent(cell, (3, 9))
     for kind, parameter, nominal, seed in PRESCRIBED:
-        work = Workload(20, "replicated", "forward", kind, parameter, nominal, seed=seed)
-        cell = Cell(Layer(num_experts=16, topk=3), workload=work, placement=Placement(2))
+        work = WorkloadSpec(20, "replicated", "forward", kind, parameter, nominal, seed=seed)
+        cell = Cell(LayerSpec(num_experts=16, topk=3), workload=work, placement=RankLayout(2))
         allowed = batches.allowed(cell, (0, 20))
         assert allowed is not None
         yield allowed

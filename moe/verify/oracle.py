@@ -17,23 +17,23 @@ from torch import Tensor
 
 from moe import weights
 from moe.layer import balance_loss
-from moe.spec import Cell, Layer
+from moe.spec import Cell, LayerSpec
 from moe.verify import definitions
 
 Matrices = Mapping[str, Tensor]
 
 
-def expert_output(layer: Layer, held: Matrices, x_ND: Tensor) -> Tensor:
+def expert_output(layer: LayerSpec, held: Matrices, x_ND: Tensor) -> Tensor:
     """[N, O] of one expert."""
     return expert_second(layer, held, expert_first(layer, held, x_ND), x_ND)
 
 
-def expert_first(layer: Layer, held: Matrices, x_ND: Tensor) -> Tensor:
+def expert_first(layer: LayerSpec, held: Matrices, x_ND: Tensor) -> Tensor:
     """[N, H] before the activation."""
     return F.linear(x_ND, held["w1"], held.get("b1"))
 
 
-def expert_second(layer: Layer, held: Matrices, h: Tensor, x_ND: Tensor) -> Tensor:
+def expert_second(layer: LayerSpec, held: Matrices, h: Tensor, x_ND: Tensor) -> Tensor:
     """[N, O] from the hidden units before their activation."""
     if layer.activation == "relu":
         h = h.clamp(min=0)
@@ -44,24 +44,24 @@ def expert_second(layer: Layer, held: Matrices, h: Tensor, x_ND: Tensor) -> Tens
     return F.linear(h, held["w2"], held.get("b2"))
 
 
-def router_weight(layer: Layer, device: torch.device) -> Tensor:
+def router_weight(layer: LayerSpec, device: torch.device) -> Tensor:
     """[E, D] in float64."""
     return weights.router(layer).to(device).double()
 
 
-def logits(layer: Layer, x_ND: Tensor) -> Tensor:
+def logits(layer: LayerSpec, x_ND: Tensor) -> Tensor:
     """[N, E] router logits of float64 tokens."""
     return x_ND @ router_weight(layer, x_ND.device).T
 
 
-def probabilities(layer: Layer, logits_NE: Tensor) -> Tensor:
+def probabilities(layer: LayerSpec, logits_NE: Tensor) -> Tensor:
     if layer.router.score == "sigmoid":
         return 1 / (1 + torch.exp(-logits_NE))
     return torch.softmax(logits_NE, dim=1)
 
 
 def gates(
-    layer: Layer, logits_NE: Tensor, indices_NK: Tensor, kept_NK: Tensor | None = None
+    layer: LayerSpec, logits_NE: Tensor, indices_NK: Tensor, kept_NK: Tensor | None = None
 ) -> Tensor:
     """[N, K] weights of the given choice of experts; what is dropped has none."""
     rule = layer.router
@@ -80,7 +80,7 @@ def gates(
     return gates_NK * rule.scale
 
 
-def ranking(layer: Layer, logits_NE: Tensor) -> Tensor:
+def ranking(layer: LayerSpec, logits_NE: Tensor) -> Tensor:
     """[N, E] what experts are ranked by when a bias or groups have a say."""
     scores_NE = probabilities(layer, logits_NE)
     if layer.router.selection_bias == "balanced":
@@ -88,7 +88,7 @@ def ranking(layer: Layer, logits_NE: Tensor) -> Tensor:
     return scores_NE
 
 
-def eligible(layer: Layer, ranked_NE: Tensor) -> Tensor:
+def eligible(layer: LayerSpec, ranked_NE: Tensor) -> Tensor:
     """[N, E]: experts of the best groups, by the sum of a group's two best."""
     rule = layer.router
     by_group = ranked_NE.unflatten(1, (rule.groups, ranked_NE.shape[1] // rule.groups))

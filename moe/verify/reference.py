@@ -19,7 +19,7 @@ from torch import Tensor
 
 from moe import weights
 from moe.parallel.comm import Comm
-from moe.spec import Cell, Layer
+from moe.spec import Cell, LayerSpec
 from moe.verify import definitions, oracle
 from moe.verify.limits import UNIT, logit_limit
 from moe.verify.routing import Routed
@@ -217,7 +217,7 @@ class _Sums:
 
 
 def near_kinks(
-    layer: Layer, held: oracle.Matrices, x_MD: Tensor, h_MH: Tensor, into_MO: Tensor
+    layer: LayerSpec, held: oracle.Matrices, x_MD: Tensor, h_MH: Tensor, into_MO: Tensor
 ) -> tuple[Tensor, float]:
     """How far gradients may be off where a relu's input is so near to 0 that rounding decides its
     sign: of the rows of x, and of the first matrix and its bias.

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from moe.layer import balance_loss
-from moe.layer.base import Seen
+from moe.layer.base import ForwardTrace
 from moe.layer.router import Routing
 from moe.parallel.comm import Comm
-from moe.spec import Cell, Layer
+from moe.spec import Cell, LayerSpec
 from moe.verify import faults, oracle
 from moe.verify.faults import FaultCollector
 from moe.verify.limits import logit_limit
@@ -45,12 +45,12 @@ class Routed:
         return self.table_BK if kept is None else self.table_BK.masked_fill(~kept, -1)
 
 
-def drops(layer: Layer) -> bool:
+def drops(layer: LayerSpec) -> bool:
     return layer.router.kind == "expert_choice" or layer.router.capacity_factor > 0
 
 
 def check_routing(
-    cell: Cell, comm: Comm, seen: Seen, x_BD: Tensor, allowed_BE: Tensor | None,
+    cell: Cell, comm: Comm, seen: ForwardTrace, x_BD: Tensor, allowed_BE: Tensor | None,
     collector: FaultCollector,
 ) -> Routed:  # fmt: skip
     """Collective. `x_BD` are the whole batch's tokens in float64, `seen` what a step on them did;
@@ -72,14 +72,14 @@ def check_routing(
     return Routed(table_BK, kept_BK, gates_BK, logits_BE)
 
 
-def _gate_tolerance(layer: Layer, x_TD: Tensor) -> Tensor:
+def _gate_tolerance(layer: LayerSpec, x_TD: Tensor) -> Tensor:
     """[T, 1]: how far a gate may be from its float64 value; a logit's error changes it by as much
     times the gate, and so do those of the others in the sum."""
     slack_T1 = _logit_slack(layer, x_TD).amax(1, keepdim=True)
     return layer.router.scale * (2 * slack_T1 + GATE_ROUNDING)
 
 
-def _logit_slack(layer: Layer, x_TD: Tensor) -> Tensor:
+def _logit_slack(layer: LayerSpec, x_TD: Tensor) -> Tensor:
     """[T, E]: how far a float32 logit may be from its float64 value."""
     norms_E = oracle.router_weight(layer, x_TD.device).norm(dim=1)
     size_TE = x_TD.norm(dim=1, keepdim=True) * norms_E / layer.dim**0.5
@@ -121,7 +121,11 @@ def _check_rows(
 
 
 def _check_choice(
-    layer: Layer, routing: Routing, scores_TE: Tensor, want_TE: Tensor, collector: FaultCollector
+    layer: LayerSpec,
+    routing: Routing,
+    scores_TE: Tensor,
+    want_TE: Tensor,
+    collector: FaultCollector,
 ) -> None:
     chosen_TK = routing.indices_TK
     if not collector.require(chosen_TK.shape[1] == layer.topk, faults.CHOICE):
@@ -137,7 +141,7 @@ def _check_choice(
 
 
 def _everyones_choice(
-    cell: Cell, comm: Comm, seen: Seen, collector: FaultCollector
+    cell: Cell, comm: Comm, seen: ForwardTrace, collector: FaultCollector
 ) -> tuple[Tensor, Tensor | None]:
     """[B, K] experts of every token's slots and which of these are kept (None: all); all ranks that
     routed a token must have done the same, and what is dropped must follow the rule."""
@@ -187,7 +191,7 @@ def _check_weights(
 
 
 def check_ties(
-    cell: Cell, seen: Seen, allowed_BE: Tensor | None, collector: FaultCollector
+    cell: Cell, seen: ForwardTrace, allowed_BE: Tensor | None, collector: FaultCollector
 ) -> None:
     """Of a step on zero tokens, whose logits are all exactly 0: the first experts are chosen."""
     routing = seen.routing
@@ -204,7 +208,7 @@ def check_ties(
     collector.require(not found.fault, faults.TIES)
 
 
-def bias_evens_out(layer: Layer) -> bool:
+def bias_evens_out(layer: LayerSpec) -> bool:
     """The selection bias makes the load on its seeded tokens more even than it is without."""
     plain_NE = balance_loss.calibration_scores(layer).double()
     with_bias_NE = plain_NE + balance_loss.selection_bias(layer).double()
@@ -212,7 +216,7 @@ def bias_evens_out(layer: Layer) -> bool:
     return after <= EVENED * before + 0.02
 
 
-def _unevenness(layer: Layer, ranked_NE: Tensor) -> float:
+def _unevenness(layer: LayerSpec, ranked_NE: Tensor) -> float:
     """Standard deviation of the experts' loads over their mean."""
     if layer.router.groups > 1:
         ranked_NE = ranked_NE.masked_fill(~oracle.eligible(layer, ranked_NE), -torch.inf)

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from moe import strategies
-from moe.layer.base import Seen
+from moe.layer.base import ForwardTrace
 from moe.parallel.comm import Comm
 from moe.spec import Cell
 from moe.step import Step
@@ -76,7 +76,7 @@ class Verifier:
         self.cell, self.comm, self.trace_NK = cell, comm, trace_NK
         self.limit = limits(cell)
         self.train = cell.workload.mode == "train"
-        self.seen: Seen | None = None  # of the step that was proven
+        self.seen: ForwardTrace | None = None  # of the step that was proven
         self.done = Done()  # by the last watched step
         self.proven: Snapshot | None = None
         allowed_BE = batches.allowed(cell, (0, cell.workload.batch_size), trace_NK)
@@ -140,14 +140,14 @@ class Verifier:
         """The rows this rank starts with."""
         return x_BD[slice(*definitions.input_rows(self.cell, self.comm.rank))]
 
-    def _run(self, step: Step, x_BD: Tensor) -> Seen:
+    def _run(self, step: Step, x_BD: Tensor) -> ForwardTrace:
         """The step on these tokens, watched."""
         _write(step, self._own(x_BD))
         with step.layer.watching() as seen:
             self.done = _counted(step)
         return seen
 
-    def _works(self, step: Step, seen: Seen) -> bool:
+    def _works(self, step: Step, seen: ForwardTrace) -> bool:
         """Whether the products had at least the multiplications that the rows need that experts
         here were given; systems that hold their own experts are not asked."""
         if not step.layer.experts.ids or seen.routing is None:

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from moe import peers, spec
-from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
+from moe.spec import (
+    Cell,
+    LayerSpec,
+    RankLayout,
+    RouterSpec,
+    StrategySpec,
+    Unsupported,
+    WorkloadSpec,
+)
 from moe.strategies.checks import DISPATCH, usual_dispatcher
 from runners.config.fields import ConfigError, boolean, choice, integer, label_of, number, only_keys
 from runners.host.files import small_text
@@ -21,7 +29,7 @@ KEYS = {  # what each node of the config may hold
     "dtype tokens mode seed threads backend label topk_overflow name isolation on_invalid on_error "
     "report resume resume_mode hosts",
     "model": "name dim hidden dim_out scale num_experts topk activation bias shared_experts router",
-    "model.router": " ".join(f.name for f in fields(Router)),
+    "model.router": " ".join(f.name for f in fields(RouterSpec)),
     "strategy": "name dispatcher ep tp overlap placement hot_replicas comm_dtype kernel slowdown "
     "variant",
     "workload": "kind parameter nominal_ep trace",
@@ -32,7 +40,7 @@ KEYS = {  # what each node of the config may hold
 
 
 @dataclass(frozen=True)
-class Machine:
+class NodeResources:
     """What a cell may be placed on: nodes that are alike, each with so many cores and GPUs."""
 
     cores: int
@@ -52,7 +60,9 @@ class Request:
     trace: Trace | None = field(default=None, repr=False)  # what workload.trace_sha256 names
 
 
-def request(config: Mapping[str, Any], machine: Machine, overrides: Sequence[str] = ()) -> Request:
+def request(
+    config: Mapping[str, Any], machine: NodeResources, overrides: Sequence[str] = ()
+) -> Request:
     """The cell that `config` (a resolved, plain mapping) describes.
 
     Raises ConfigError, or Unsupported for what only the layer or the strategy can refuse.
@@ -74,7 +84,7 @@ def request(config: Mapping[str, Any], machine: Machine, overrides: Sequence[str
     return Request(cell, label_of(config), tuple(notes), meta, trace)
 
 
-def _layer(config: Mapping[str, Any], notes: list[str]) -> Layer:
+def _layer(config: Mapping[str, Any], notes: list[str]) -> LayerSpec:
     model = config["model"]
     scale = integer(model, "model.scale")
     sizes = {name: _scaled(model, name, scale) for name in ("dim", "hidden", "dim_out")}
@@ -90,7 +100,7 @@ def _layer(config: Mapping[str, Any], notes: list[str]) -> Layer:
             )
         topk = num_experts
         notes.append(f"top-k {requested} ran as {topk}: there are {num_experts} experts")
-    return Layer(
+    return LayerSpec(
         **sizes,
         num_experts=num_experts,
         topk=topk,
@@ -114,10 +124,10 @@ def _scaled(model: Mapping[str, Any], name: str, scale: int) -> int:
     return full // scale
 
 
-def _router(config: Mapping[str, Any]) -> Router:
+def _router(config: Mapping[str, Any]) -> RouterSpec:
     kind = choice(config, "model.router.kind", ("token_choice", "expert_choice"))
     by_kind = config["normalize"] is None
-    return Router(
+    return RouterSpec(
         kind=kind,
         score=choice(config, "model.router.score", ("softmax", "sigmoid")),
         order=choice(config, "model.router.order", ("before", "after")),
@@ -135,7 +145,7 @@ def _router(config: Mapping[str, Any]) -> Router:
     )
 
 
-def _strategy(config: Mapping[str, Any], tokens: str) -> Strategy:
+def _strategy(config: Mapping[str, Any], tokens: str) -> StrategySpec:
     placement, order = _expert_placement(config["placement"])
     comm_dtype = config["comm_dtype"] or ""
     if comm_dtype:
@@ -145,7 +155,7 @@ def _strategy(config: Mapping[str, Any], tokens: str) -> Strategy:
     overlap = integer(config, "strategy.overlap")
     if dispatcher == "auto" or name not in DISPATCH:
         dispatcher = usual_dispatcher(name, tokens, overlap)
-    return Strategy(
+    return StrategySpec(
         name=name,
         dispatcher=dispatcher,
         ep=integer(config, "strategy.ep", 0),
@@ -188,7 +198,7 @@ def _expert_placement(value: Any) -> tuple[str, tuple[int, ...]]:
 
 
 def _trace(
-    config: Mapping[str, Any], layer: Layer, notes: list[str], batch_size: int
+    config: Mapping[str, Any], layer: LayerSpec, notes: list[str], batch_size: int
 ) -> Trace | None:
     """The rows of workload.trace, for kind=trace; without that kind nothing would read a file."""
     path = config["trace"]
@@ -215,9 +225,9 @@ def _trace(
     return found
 
 
-def _workload(config: Mapping[str, Any], trace: Trace | None) -> Workload:
+def _workload(config: Mapping[str, Any], trace: Trace | None) -> WorkloadSpec:
     work = config["workload"]
-    return Workload(
+    return WorkloadSpec(
         batch_size=integer(config, "batch_size"),
         tokens=choice(config, "tokens", spec.TOKENS),
         mode=choice(config, "mode", spec.MODES),
@@ -231,8 +241,8 @@ def _workload(config: Mapping[str, Any], trace: Trace | None) -> Workload:
 
 
 def _placement(
-    config: Mapping[str, Any], strategy: Strategy, machine: Machine, notes: list[str]
-) -> Placement:
+    config: Mapping[str, Any], strategy: StrategySpec, machine: NodeResources, notes: list[str]
+) -> RankLayout:
     world_size = integer(config, "world_size")
     if strategy.name == "serial" and world_size > 1:
         notes.append("serial runs once, on one rank with every core, whatever world_size is")
@@ -254,10 +264,10 @@ def _placement(
     auto = config["threads"] == "auto"
     threads = max(1, machine.cores // on_node) if auto else integer(config, "threads")
     device = "cuda" if backend == "nccl" else "cpu"
-    return Placement(world_size, backend, device, threads, nodes)
+    return RankLayout(world_size, backend, device, threads, nodes)
 
 
-def _nodes(hosts: Mapping[str, Any], world_size: int, machine: Machine) -> int:
+def _nodes(hosts: Mapping[str, Any], world_size: int, machine: NodeResources) -> int:
     """Nodes that the ranks are spread over; the same number of ranks on each."""
     nnodes = integer(hosts, "hosts.nnodes")
     given = hosts["ranks_per_node"]
@@ -278,7 +288,7 @@ def _nodes(hosts: Mapping[str, Any], world_size: int, machine: Machine) -> int:
     return nodes
 
 
-def _backend(config: Mapping[str, Any], on_node: int, machine: Machine) -> str:
+def _backend(config: Mapping[str, Any], on_node: int, machine: NodeResources) -> str:
     backend = choice(config, "backend", ("auto", *spec.BACKENDS))
     reason = available() if backend == "mpi" else None
     if reason:
@@ -288,4 +298,4 @@ def _backend(config: Mapping[str, Any], on_node: int, machine: Machine) -> str:
     return "nccl" if 0 < on_node <= machine.cuda_devices else "gloo"
 
 
-__all__ = ["ConfigError", "Machine", "Request", "Unsupported", "request", "usable_cores"]
+__all__ = ["ConfigError", "NodeResources", "Request", "Unsupported", "request", "usable_cores"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runners.config.cell import Machine
+from runners.config.cell import NodeResources
 from runners.config.fields import ConfigError, integer, number, safe_name
 from runners.host.inherited import withheld
 
@@ -80,11 +80,11 @@ def endpoint(value: object) -> tuple[str, int]:
     return address.strip("[]"), int(port)
 
 
-def machine(config: Mapping[str, Any], found: Machine) -> Machine:
+def machine(config: Mapping[str, Any], found: NodeResources) -> NodeResources:
     """`found` with what conf/hosts states of a node instead, and its number of nodes."""
     given = config["hosts"]
     gib = given["memory_gib"]
-    return Machine(
+    return NodeResources(
         cores=found.cores if given["cores"] == "auto" else integer(given, "hosts.cores"),
         cuda_devices=found.cuda_devices
         if given["gpus"] == "auto"

@@ -14,7 +14,7 @@ LIMIT_S = 60.0
 T = TypeVar("T")
 
 
-def within(what: str, call: Callable[[], T], limit_s: float | None = None) -> T:
+def call_with_timeout(what: str, call: Callable[[], T], limit_s: float | None = None) -> T:
     """What `call` returns or raises; TimeoutError, an OSError, when it does neither in time. The
     thread is left behind then, and does not keep the program from ending."""
     found: list[T] = []

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from moe.spec import Layer, Placement, Strategy, Unsupported
+from moe.spec import LayerSpec, RankLayout, StrategySpec, Unsupported
 
 BY_NODE = "by_node"
 END_BARRIER = "end barrier inside the sample"
@@ -29,7 +29,7 @@ def by_node(experts: int, nodes: int) -> tuple[int, ...]:
     return tuple(expert for node in range(nodes) for expert in range(node, experts, nodes))
 
 
-def over_nodes(strategy: Strategy, layer: Layer, placement: Placement) -> Strategy:
+def over_nodes(strategy: StrategySpec, layer: LayerSpec, placement: RankLayout) -> StrategySpec:
     """strategy.placement=by_node as the order it stands for: on one node the contiguous one.
 
     Raises Unsupported for a strategy whose experts are not spread over all ranks.

@@ -16,7 +16,7 @@ from typing import IO, Any
 from runners.host.inherited import made_for_ranks
 from runners.host.isolation import NETWORK
 from runners.host.mpi import mpiexec_command
-from runners.host.timeout import within
+from runners.host.timeout import call_with_timeout
 from runners.plan import LaunchPlan, save
 
 GRACE_S = 5.0
@@ -67,7 +67,7 @@ def start(plan: LaunchPlan, worker: str = "runners.worker", anew: bool = False) 
     the module whose `main` every rank runs; `anew`: in processes that import torch each by itself,
     not forked from one that has."""
     launch_dir = Path(plan.launch_dir)
-    agent_log = within("the launch's folder", lambda: _prepare(plan, launch_dir))
+    agent_log = call_with_timeout("the launch's folder", lambda: _prepare(plan, launch_dir))
     variables = rank_environment(plan)
     if plan.placement.backend == "mpi":
         program = [sys.executable, "-m", worker, str(launch_dir / "launch.json")]

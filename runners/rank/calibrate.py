@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from moe.parallel.comm import Comm
-from moe.spec import Placement
+from moe.spec import RankLayout
 from runners.host import environment
 from runners.host.inherited import made_for_ranks
 from runners.host.mpi import mpiexec_command
@@ -45,7 +45,7 @@ from runners.rank.probe import (
     dtypes,
     ways,
 )
-from runners.rank.process_group import TorchRanks, Where
+from runners.rank.process_group import RankPlace, TorchRanks
 from runners.records import calibrations
 from runners.records.record import write_atomic
 
@@ -205,11 +205,11 @@ def run_rank(backend: str, threads: int, limit_s: float, out: Path) -> None:
         from runners.rank.mpi_backend import export_environment
 
         export_environment()
-    where = Where.from_environment()
+    where = RankPlace.from_environment()
     environment.pin(where.local_rank, where.local_ranks, threads)
     torch.set_num_threads(threads)
     device = "cuda" if backend == "nccl" else "cpu"
-    placement = Placement(where.world_size, backend, device, threads)
+    placement = RankLayout(where.world_size, backend, device, threads)
     ranks = TorchRanks(where, placement, limit_s=300)
     calibration = calibrate_ranks(limit_s, ranks.device)
     if where.rank == 0:

@@ -44,7 +44,7 @@ class Built:
         return self.call.last if isinstance(self.call, Rotation) else self.steps[0]
 
 
-class Ready:
+class CellRunner:
     """Builds and drops cells; all ranks call alike."""
 
     def __init__(self, plan: LaunchPlan, comm: Comm, ranks: TorchRanks, log: RankLog) -> None:

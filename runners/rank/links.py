@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from moe.parallel import algorithms
-from moe.parallel.comm import Comm, Group
+from moe.parallel.comm import Comm, RankGroup
 from runners.rank.probe import Probe, Step
 from runners.records import calibrations
 
@@ -32,7 +32,7 @@ def of_first(comm: Comm, value: float) -> float:
     return float(comm.world.broadcast_(box).item())
 
 
-def collective_steps(group: Group, size: int) -> dict[str, tuple[float, Step]]:
+def collective_steps(group: RankGroup, size: int) -> dict[str, tuple[float, Step]]:
     """By name: bytes a rank sends to others, and the call as strategies make it.
 
     Repeated sums overflow to infinity, which takes no longer to add than other numbers.
@@ -70,7 +70,7 @@ def time_collective(probe: Probe, comm: Comm, step: Step, share_s: float) -> tup
 
 
 def collective_fits(
-    probe: Probe, group: Group, until_s: float, names: Sequence[str] = COLLECTIVES
+    probe: Probe, group: RankGroup, until_s: float, names: Sequence[str] = COLLECTIVES
 ) -> dict[str, Any]:
     """By collective, as the library has it; every rank takes part, in its own group of the kind.
     What the time does not suffice for is left out: sizes first, then a collective of which no two
@@ -83,7 +83,7 @@ def collective_fits(
 
 
 def _collective_fits(
-    probe: Probe, group: Group, until_s: float, names: Sequence[str]
+    probe: Probe, group: RankGroup, until_s: float, names: Sequence[str]
 ) -> dict[str, Any]:
     comm = group.comm
     steps = {size: collective_steps(group, size) for size in MESSAGE_BYTES}

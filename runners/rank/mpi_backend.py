@@ -126,7 +126,7 @@ class Finished(_Work):  # type: ignore[misc]
         return True
 
 
-class Pending(_Work):  # type: ignore[misc]
+class PendingSend(_Work):  # type: ignore[misc]
     """A point-to-point message under way; the tensor is kept alive until it has arrived."""
 
     def __init__(self, request: MPI.Request, tensor: torch.Tensor) -> None:
@@ -282,11 +282,11 @@ class MpiGroup(_ProcessGroup):  # type: ignore[misc]
 
     _reduce_scatter_base = reduce_scatter_single
 
-    def send(self, tensors: list[torch.Tensor], rank: int, tag: int) -> Pending:
-        return Pending(self.communicator.Isend(_bytes(tensors[0]), rank, tag), tensors[0])
+    def send(self, tensors: list[torch.Tensor], rank: int, tag: int) -> PendingSend:
+        return PendingSend(self.communicator.Isend(_bytes(tensors[0]), rank, tag), tensors[0])
 
-    def recv(self, tensors: list[torch.Tensor], rank: int, tag: int) -> Pending:
-        return Pending(self.communicator.Irecv(_bytes(tensors[0]), rank, tag), tensors[0])
+    def recv(self, tensors: list[torch.Tensor], rank: int, tag: int) -> PendingSend:
+        return PendingSend(self.communicator.Irecv(_bytes(tensors[0]), rank, tag), tensors[0])
 
     def shutdown(self) -> None:
         if self.communicator != MPI.COMM_NULL:

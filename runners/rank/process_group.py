@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from moe.spec import Placement
+from moe.spec import RankLayout
 
 TOKEN = "MOE_LAUNCH_TOKEN"  # drawn anew by the launcher; in no file, record or log
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # old name
 
 
 @dataclass(frozen=True)
-class Where:
+class RankPlace:
     """This rank's place, from the variables that torchrun, srun wrappers and mpiexec set."""
 
     rank: int
@@ -29,9 +29,9 @@ class Where:
     node: int = 0
 
     @staticmethod
-    def from_environment() -> Where:
+    def from_environment() -> RankPlace:
         world_size = int(os.environ["WORLD_SIZE"])
-        return Where(
+        return RankPlace(
             rank=int(os.environ["RANK"]),
             world_size=world_size,
             local_rank=int(os.environ["LOCAL_RANK"]),
@@ -44,7 +44,7 @@ class TorchRanks:
     """`runners.rank.engine.Ranks` over torch.distributed; control traffic never uses the GPU's
     group, so that a barrier does not enqueue kernels before a sample."""
 
-    def __init__(self, where: Where, placement: Placement, limit_s: float) -> None:
+    def __init__(self, where: RankPlace, placement: RankLayout, limit_s: float) -> None:
         self.where = where
         self.rank = where.rank
         self.device = torch.device("cpu")

@@ -28,9 +28,9 @@ from runners.host import environment, isolation
 from runners.host.hardware import usable_cores
 from runners.host.mpi import export_environment
 from runners.plan import LaunchPlan, load
-from runners.rank.cells import Ready
+from runners.rank.cells import CellRunner
 from runners.rank.engine import Engine, Sample, Timed, idle
-from runners.rank.process_group import TorchRanks, Where
+from runners.rank.process_group import RankPlace, TorchRanks
 from runners.records.rank_log import RankLog, rank_path
 
 GO_POLL_S = 0.05
@@ -45,7 +45,7 @@ class Worker:
     """The launch as this rank sees it."""
 
     def __init__(
-        self, plan: LaunchPlan, where: Where, log: RankLog, pinned: list[int] | None
+        self, plan: LaunchPlan, where: RankPlace, log: RankLog, pinned: list[int] | None
     ) -> None:
         self.plan, self.where, self.log, self.pinned = plan, where, log, pinned
         self.launch_dir = Path(plan.launch_dir)
@@ -61,7 +61,7 @@ class Worker:
             self.engine.least_ms = plan.measure.block_gloo_ms
         if plan.placement.nodes > 1:
             self.engine.node_of = tuple(row[0] for row in self.ranks.gather([where.node]))
-        self.ready = Ready(plan, self.comm, self.ranks, log)
+        self.ready = CellRunner(plan, self.comm, self.ranks, log)
 
     def emit(self, sample: Sample) -> None:
         if sample.kind != "sizing":
@@ -256,7 +256,7 @@ def main(arguments: list[str]) -> int:
     plan = load(Path(arguments[0]))
     if plan.placement.backend == "mpi":
         export_environment()
-    where = Where.from_environment()
+    where = RankPlace.from_environment()
     log = RankLog(rank_path(Path(plan.launch_dir), where.rank))
     log.write("start", rank=where.rank, pid=os.getpid(), clock_ns=time.monotonic_ns())
     pinned = environment.pin(where.local_rank, where.local_ranks, plan.placement.threads)

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from moe.parallel.algorithms import EXCHANGE, LIBRARY, fit_name
-from moe.spec import Placement
+from moe.spec import RankLayout
 from runners.host.project_paths import OUTPUTS
 from runners.records.record import read_sealed, sealed, write_atomic
 
@@ -65,7 +65,7 @@ def beside(sweep_dir: Path) -> Path:
     return sweep_dir.resolve().parent / FOLDER.name
 
 
-def any_cached(folder: Path, place: Placement) -> bool:
+def any_cached(folder: Path, place: RankLayout) -> bool:
     """Whether there is one for such ranks, of this machine or another: a look at names alone."""
     path = cache_path(folder, "*", place.world_size, place.threads, place.backend, place.nodes)
     return any(folder.glob(path.name))
@@ -90,7 +90,7 @@ def load_cached(
         return None
 
 
-def small_message_s(folder: Path, fingerprint: str, place: Placement) -> float | None:
+def small_message_s(folder: Path, fingerprint: str, place: RankLayout) -> float | None:
     """Of an all-reduce among all ranks; None where it was not timed."""
     ranks, threads, backend = place.world_size, place.threads, place.backend
     cached = load_cached(folder, fingerprint, ranks, threads, backend, place.nodes) or {}

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from moe.spec import Cell, Workload
+from moe.spec import Cell, WorkloadSpec
 from runners.records import stats
 from runners.records.record import Record, Samples
 
@@ -63,7 +63,7 @@ ENVIRONMENT = {
 }
 
 
-def workload_name(work: Workload) -> str:
+def workload_name(work: WorkloadSpec) -> str:
     """Its kind and, where it has one, the parameter: zipf(1.2)."""
     return f"{work.kind}({work.parameter:g})" if work.parameter else work.kind
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe.spec import Cell, Layer, Placement, Router, Strategy, Workload
+from moe.spec import Cell, LayerSpec, RankLayout, RouterSpec, StrategySpec, WorkloadSpec
 
 # 2: every file carries the checksum of its content; a time is the mean over a block of steps
 # 3: every sample has a kind; a time is a step's in steady state, by two lengths of block
@@ -141,13 +141,13 @@ def cell_from_dict(data: dict[str, Any]) -> Cell:
     """Inverse of `dataclasses.asdict`; raises KeyError or TypeError on unknown fields."""
     layer = dict(data["layer"])
     strategy = dict(data["strategy"])
-    router = Router(**layer.pop("router"))
+    router = RouterSpec(**layer.pop("router"))
     order = tuple(strategy.pop("expert_order"))
     return Cell(
-        layer=Layer(router=router, **layer),
-        strategy=Strategy(expert_order=order, **strategy),
-        workload=Workload(**data["workload"]),
-        placement=Placement(**data["placement"]),
+        layer=LayerSpec(router=router, **layer),
+        strategy=StrategySpec(expert_order=order, **strategy),
+        workload=WorkloadSpec(**data["workload"]),
+        placement=RankLayout(**data["placement"]),
     )
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from moe.spec import Placement
-from runners.config.cell import KEYS, Machine, Unsupported, request, usable_cores
+from moe.spec import RankLayout
+from runners.config.cell import KEYS, NodeResources, Unsupported, request, usable_cores
 from runners.config.fields import (
     ConfigError,
     boolean,
@@ -160,7 +160,7 @@ def settings_of(asked: Sequence[Asked], sweep_dir: Path, command: str) -> Settin
 
 
 def validate(
-    asked: Sequence[Asked], found: Machine | None = None
+    asked: Sequence[Asked], found: NodeResources | None = None
 ) -> tuple[dict[int, Job], dict[int, str]]:
     """Jobs and errors by number, on nodes like the one that was found."""
     from moe import peers
@@ -185,17 +185,17 @@ def validate(
     return jobs, errors
 
 
-def this_machine() -> Machine:
+def this_machine() -> NodeResources:
     """torch counts the devices, where there can be any: importing it takes longer than all else."""
     cores = usable_cores()
     if not may_have_gpus():
-        return Machine(cores, 0)
+        return NodeResources(cores, 0)
     before = launch_affinity()
     import torch  # its OpenMP binds this thread to a core where OMP_PROC_BIND is set
 
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, before)  # or every rank would inherit that one core
-    return Machine(cores, torch.cuda.device_count())
+    return NodeResources(cores, torch.cuda.device_count())
 
 
 def measure_of(config: Mapping[str, Any]) -> Measure:
@@ -253,7 +253,7 @@ def announce(jobs: Sequence[Job], progress: Progress, cores: int, calibrations: 
         )
 
 
-def _mpi_gives(crowded: Sequence[Placement], calibrations: Path) -> str:
+def _mpi_gives(crowded: Sequence[RankLayout], calibrations: Path) -> str:
     """What small messages cost on both, where this machine has been calibrated on both."""
     gloo = [p for p in crowded if p.backend == "gloo" and p.nodes == 1]
     if not gloo:

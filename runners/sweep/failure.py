@@ -13,34 +13,34 @@ WAITING = ("distributed_c10d.py", "mpi_backend.py")  # frames of a rank that wai
 STACKS_BYTES = 1 << 20
 
 
-class Blame(NamedTuple):
+class Failure(NamedTuple):
     rank: int
     cell: int  # -1: no cell's doing
     message: str
 
 
-def find(lines: Assembler, started: Started, silent_s: float) -> Blame:
+def find(lines: Assembler, started: Started, silent_s: float) -> Failure:
     """`silent_s` is how long the launcher waited for a word before it ended the launch, else 0.
 
     The ranks' parent dying is no cell's doing; ranks that stood still are told apart by their
     stacks; all else is told by exit codes and by what the ranks have said.
     """
     if sign := started.killed_by():
-        return Blame(0, -1, f"the ranks' parent died of signal {sign}")
+        return Failure(0, -1, f"the ranks' parent died of signal {sign}")
     if all(rank.stage == "start" and not rank.error for rank in lines.ranks):
         waited = f" within {silent_s:g} s" if silent_s else ""
-        return Blame(0, -1, f"the ranks did not start{waited}: {_last_line(started.log_path(0))}")
+        return Failure(0, -1, f"the ranks did not start{waited}: {_last_line(started.log_path(0))}")
     stacks = {n: _stacks(started.log_path(n)) for n in range(len(lines.ranks))}
     noticed = [rank for rank, text in stacks.items() if WATCHDOG in text]
     if not silent_s and not noticed:
         rank, cell, message = lines.culprit(started.failures())
-        return Blame(rank, cell, message)
+        return Failure(rank, cell, message)
     stuck = [n for n, text in stacks.items() if text and not any(w in text for w in WAITING)]
     rank = (stuck or noticed or [0])[0]
     limit_s = silent_s or lines.plan.measure.cell_limit_s
     said, stage = lines.ranks[rank], lines.ranks[rank].stage
     message = f"rank {rank} stood still for {limit_s:g} s during {stage}; stacks in the ranks' logs"
-    return Blame(rank, said.cell, message)
+    return Failure(rank, said.cell, message)
 
 
 def _last_line(path: Path) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moe.spec import Cell, Placement
+from moe.spec import Cell, RankLayout
 from runners.config.cell import Request
 from runners.plan import Job, Measure
 from runners.records import routing_trace
@@ -25,7 +25,7 @@ from runners.sweep.sweep import Settings, SweepResult
 FOLDER = "slurm"
 
 
-def group_name(placement: Placement) -> str:
+def group_name(placement: RankLayout) -> str:
     """Of the allocation that cells share: all that decides its shape, and the backend."""
     p = placement
     return f"{p.nodes}x{p.ranks_per_node}-{p.backend}-{p.threads}threads"

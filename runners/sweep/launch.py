@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runners.config.memory import fits_together
-from runners.host.timeout import within
+from runners.host.timeout import call_with_timeout
 from runners.launch.local import Started
 from runners.plan import Job, LaunchPlan, engine_and_ranks, waves
 from runners.records import calibrations, record, routing_trace
@@ -84,7 +84,9 @@ class Launch:
     def run(self) -> list[Job]:
         """Follows the ranks to their end; returns the jobs that still have to be measured."""
         folder = Path(self.plan.launch_dir)
-        within("the launch's folder", lambda: routing_trace.freeze(self._traces(), folder))
+        call_with_timeout(
+            "the launch's folder", lambda: routing_trace.freeze(self._traces(), folder)
+        )
         with stop_on_interrupt(folder / "stop") as asked:
             started = self.sweep.start(self.plan)
             try:
@@ -100,7 +102,7 @@ class Launch:
         return pending
 
     def _read(self) -> None:
-        within("the ranks' files", self.lines.update)
+        call_with_timeout("the ranks' files", self.lines.update)
 
     def _follow(self, started: Started, asked: Callable[[], bool]) -> None:
         """To the end of the ranks. A launch that has no sample to lose ends as soon as the user
@@ -140,7 +142,9 @@ class Launch:
                 self.sweep.when_measured()
             self.sweep.track(found)
             self.lines.forget(number)
-            within("the launch's folder", (Path(self.plan.launch_dir) / f"go-{number}").touch)
+            call_with_timeout(
+                "the launch's folder", (Path(self.plan.launch_dir) / f"go-{number}").touch
+            )
             finished = True
         return finished
 
@@ -167,7 +171,9 @@ class Launch:
         if not left:
             return []
         stopped = self.sweep.result.interrupted
-        why = within("the ranks' logs", lambda: failure.find(self.lines, started, self.silent_s))
+        why = call_with_timeout(
+            "the ranks' logs", lambda: failure.find(self.lines, started, self.silent_s)
+        )
         self.blamed = why.cell if why.cell >= 0 and not stopped else None
         found, pending = [], []
         for number, index in left:

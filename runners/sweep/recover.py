@@ -11,7 +11,7 @@ from runners.records.record import Record, RecordError, record_path
 from runners.sweep.assemble import Assembler
 
 
-def salvage(
+def recover(
     sweep_dir: Path, jobs: Mapping[str, Job], warn: Callable[[str], None] = lambda text: None
 ) -> Iterator[Record]:
     """What was sampled and has no record yet; `jobs` by cell id tell where a cell came from. A

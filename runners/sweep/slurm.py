@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from runners.config.cell import Machine
+from runners.config.cell import NodeResources
 from runners.config.fields import ConfigError
 from runners.host import project_paths
 from runners.launch.srun import ask
@@ -68,7 +68,7 @@ def of_launcher(launcher: Mapping[str, Any]) -> Slurm | None:
     return Slurm(**values)
 
 
-def machine(slurm: Slurm) -> Machine:
+def machine(slurm: Slurm) -> NodeResources:
     """What every node of the partition has at least, and how many there are; raises ConfigError."""
     command = ["sinfo", "--noheader", "--Node", "--exact", "--format=%N|%c|%m|%G"]
     command += [f"--partition={slurm.partition}"] if slurm.partition else []
@@ -85,7 +85,7 @@ def machine(slurm: Slurm) -> Machine:
             "that do"
         )
     memory = min(int(row[2].rstrip("+")) for row in rows)  # 1 where nobody has configured it
-    return Machine(
+    return NodeResources(
         cores=min(int(row[1].rstrip("+")) for row in rows),
         cuda_devices=min(gpus_of(row[3]) for row in rows),
         nodes=len({row[0] for row in rows}),

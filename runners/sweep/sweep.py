@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runners.host import environment, project_paths
-from runners.host.timeout import within
+from runners.host.timeout import call_with_timeout
 from runners.launch.local import Started, start
 from runners.plan import Job, LaunchPlan, engine_and_ranks, groups, kernel_key, unique
 from runners.records import calibrations, record, stats
@@ -19,7 +19,7 @@ from runners.records.record import Record
 from runners.sweep import resume
 from runners.sweep.launch import Launch, StopSweep
 from runners.sweep.progress import Progress
-from runners.sweep.recover import salvage
+from runners.sweep.recover import recover
 from runners.track.client import run_tracker
 
 READ_BY_PEOPLE = 200  # cells in a plan; a longer one is written without indentation, at once
@@ -101,7 +101,7 @@ class Sweep:
         try:
             if self.settings.resume_mode:
                 self._go_on(self.settings.resume_mode)
-            within("the sweep's folder", self._write_plan, BULK_S)
+            call_with_timeout("the sweep's folder", self._write_plan, BULK_S)
             self.progress.begin(sum(self.left.values()))
             for jobs, last in self._launches():
                 self._run_group(jobs, last)
@@ -132,8 +132,10 @@ class Sweep:
     def _go_on(self, mode: str) -> None:
         """Takes up what the folder has: first records for what a dead launcher left behind."""
         jobs = {job.cell_id: job for job in self.jobs}
-        within("the sweep's folder", lambda: self._salvage(jobs), BULK_S)
-        past = within("the sweep's folder", lambda: resume.read_past(self.sweep_dir), BULK_S)
+        call_with_timeout("the sweep's folder", lambda: self._salvage(jobs), BULK_S)
+        past = call_with_timeout(
+            "the sweep's folder", lambda: resume.read_past(self.sweep_dir), BULK_S
+        )
         self.result.warnings += [f"set aside: {error}" for error in past.damaged]
         self.launches = past.next_launch
         self.progress.say(resume.told(self.jobs, past, self.version))
@@ -149,7 +151,7 @@ class Sweep:
             record.write(self.sweep_dir, found)
 
     def _left_behind(self, jobs: Mapping[str, Job]) -> Iterable[Record]:
-        return salvage(self.sweep_dir, jobs, self.result.warnings.append)
+        return recover(self.sweep_dir, jobs, self.result.warnings.append)
 
     def _know(self, found: Record) -> None:
         """Kernel and algorithms for later launches, the outcome for the end."""
@@ -219,7 +221,7 @@ class Sweep:
 
     def save(self, found: Record) -> None:
         """The record first; OSError from a disk that does not keep it ends the sweep."""
-        within("the sweep's folder", lambda: record.write(self.sweep_dir, found))
+        call_with_timeout("the sweep's folder", lambda: record.write(self.sweep_dir, found))
         self._know(found)
         self.result.timed_s += stats.timed_ns(found.samples) / 1e9
         self.progress.cell_done(found)

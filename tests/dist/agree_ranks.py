@@ -20,7 +20,15 @@ import torch.distributed as dist
 
 from moe import spec
 from moe.parallel.comm import Comm
-from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
+from moe.spec import (
+    Cell,
+    LayerSpec,
+    RankLayout,
+    RouterSpec,
+    StrategySpec,
+    Unsupported,
+    WorkloadSpec,
+)
 from moe.step import Step
 from moe.strategies import build, supports
 from moe.verify.verifier import verify
@@ -30,18 +38,18 @@ from tests.support.ranks import prepare as prepare
 
 EXPERTS, TOPK, DIM, HIDDEN, OUT = 12, 3, 16, 48, 32
 ROUTERS = {
-    "plain": Router(),
-    "after": Router(order="after"),
-    "not normalised": Router(normalize=False, scale=1.5),
-    "sigmoid": Router(score="sigmoid", scale=2.5),
-    "groups": Router(score="sigmoid", groups=4, group_topk=2, selection_bias="balanced"),
-    "bias": Router(selection_bias="balanced"),
-    "capacity": Router(capacity_factor=0.8),
-    "capacity by probability": Router(capacity_factor=0.8, drop="probability", scope="global"),
-    "expert choice": Router(kind="expert_choice"),
-    "expert choice, global": Router(kind="expert_choice", scope="global", normalize=False),
-    "loss": Router(aux_loss=1.0),
-    "loss, global": Router(aux_loss=1.0, scope="global", score="sigmoid"),
+    "plain": RouterSpec(),
+    "after": RouterSpec(order="after"),
+    "not normalised": RouterSpec(normalize=False, scale=1.5),
+    "sigmoid": RouterSpec(score="sigmoid", scale=2.5),
+    "groups": RouterSpec(score="sigmoid", groups=4, group_topk=2, selection_bias="balanced"),
+    "bias": RouterSpec(selection_bias="balanced"),
+    "capacity": RouterSpec(capacity_factor=0.8),
+    "capacity by probability": RouterSpec(capacity_factor=0.8, drop="probability", scope="global"),
+    "expert choice": RouterSpec(kind="expert_choice"),
+    "expert choice, global": RouterSpec(kind="expert_choice", scope="global", normalize=False),
+    "loss": RouterSpec(aux_loss=1.0),
+    "loss, global": RouterSpec(aux_loss=1.0, scope="global", score="sigmoid"),
 }
 WORKLOADS = {
     "learned": 0.0, "balanced": 0.0, "zipf": 1.2, "k_hot": 4.0, "hot_rank": 0.7, "imbalance": 1.3,
@@ -79,17 +87,17 @@ FACTORS: dict[str, tuple[Any, ...]] = {
 
 def cell_of(row: Row, ranks: int) -> Cell:
     name, dispatcher, tokens = row["core"]
-    layer = Layer(
+    layer = LayerSpec(
         DIM, HIDDEN, OUT, EXPERTS, TOPK, TOPK, row["activation"], row["bias"], row["shared"],
         row["dtype"], 0, ROUTERS[row["router"]],
     )  # fmt: skip
     spread = dict(SPREADS[row["spread"]])
     if "hot_replicas" in spread:
         spread["hot_replicas"] = ranks
-    strategy = Strategy(name, dispatcher, kernel=row["kernel"], **spread)
+    strategy = StrategySpec(name, dispatcher, kernel=row["kernel"], **spread)
     parameter = WORKLOADS[row["workload"]]
-    work = Workload(row["batch"], tokens, row["mode"], row["workload"], parameter)
-    return Cell(layer, strategy, work, Placement(world_size=ranks))
+    work = WorkloadSpec(row["batch"], tokens, row["mode"], row["workload"], parameter)
+    return Cell(layer, strategy, work, RankLayout(world_size=ranks))
 
 
 def accepted(row: Row, ranks: int) -> bool:

@@ -23,38 +23,46 @@ from moe.cost import traffic, work
 from moe.layer import onednn
 from moe.layer.base import MoELayer
 from moe.parallel.comm import Comm
-from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
+from moe.spec import (
+    Cell,
+    LayerSpec,
+    RankLayout,
+    RouterSpec,
+    StrategySpec,
+    Unsupported,
+    WorkloadSpec,
+)
 from moe.step import Step
 from moe.strategies import build, supports
 from moe.workload import batches
 from tests.support.ranks import prepare as prepare
 
-LAYER = Layer(dim=24, hidden=32, dim_out=40, num_experts=8, topk=3, topk_requested=3)
+LAYER = LayerSpec(dim=24, hidden=32, dim_out=40, num_experts=8, topk=3, topk_requested=3)
 GLOBAL = {"scope": "global"}
 
 
-def ruled(**rules: Any) -> Layer:
-    return dataclasses.replace(LAYER, router=Router(**rules))
+def ruled(**rules: Any) -> LayerSpec:
+    return dataclasses.replace(LAYER, router=RouterSpec(**rules))
 
 
-VARIANTS: dict[str, tuple[Layer, Strategy]] = {
-    "plain": (LAYER, Strategy(kernel="loop")),
+VARIANTS: dict[str, tuple[LayerSpec, StrategySpec]] = {
+    "plain": (LAYER, StrategySpec(kernel="loop")),
     "gated bfloat16": (
         dataclasses.replace(LAYER, activation="silu_gated", dtype="bfloat16", bias="none"),
-        Strategy(kernel="loop"),
+        StrategySpec(kernel="loop"),
     ),
-    "overlap": (LAYER, Strategy(kernel="loop", overlap=3)),
-    "wire": (LAYER, Strategy(kernel="loop", comm_dtype="bfloat16")),
-    "shared": (dataclasses.replace(LAYER, shared_experts=2), Strategy(kernel="loop")),
-    "round robin": (LAYER, Strategy(kernel="loop", placement="round_robin")),
-    "hot replicas": (LAYER, Strategy(kernel="loop", hot_replicas=4)),
-    "capacity, rank": (ruled(capacity_factor=0.7), Strategy(kernel="loop")),
-    "capacity, global": (ruled(capacity_factor=0.7, **GLOBAL), Strategy(kernel="loop")),
+    "overlap": (LAYER, StrategySpec(kernel="loop", overlap=3)),
+    "wire": (LAYER, StrategySpec(kernel="loop", comm_dtype="bfloat16")),
+    "shared": (dataclasses.replace(LAYER, shared_experts=2), StrategySpec(kernel="loop")),
+    "round robin": (LAYER, StrategySpec(kernel="loop", placement="round_robin")),
+    "hot replicas": (LAYER, StrategySpec(kernel="loop", hot_replicas=4)),
+    "capacity, rank": (ruled(capacity_factor=0.7), StrategySpec(kernel="loop")),
+    "capacity, global": (ruled(capacity_factor=0.7, **GLOBAL), StrategySpec(kernel="loop")),
     "by probability, loss, global": (
         ruled(capacity_factor=0.7, drop="probability", aux_loss=0.5, **GLOBAL),
-        Strategy(kernel="loop"),
+        StrategySpec(kernel="loop"),
     ),
-    "expert choice, global": (ruled(kind="expert_choice", **GLOBAL), Strategy(kernel="loop")),
+    "expert choice, global": (ruled(kind="expert_choice", **GLOBAL), StrategySpec(kernel="loop")),
 }
 ONE_MODE = {  # variants that need not be stepped in both
     "round robin": "train",
@@ -81,8 +89,8 @@ def cells(ranks: int) -> Iterator[tuple[str, Cell]]:
             continue
         layer, strategy = VARIANTS[variant]
         strategy = dataclasses.replace(strategy, name=name, dispatcher=dispatcher)
-        work_ = Workload(batch_size=batch, tokens=tokens, mode=mode)
-        cell = Cell(layer, strategy, work_, Placement(world_size=ranks))
+        work_ = WorkloadSpec(batch_size=batch, tokens=tokens, mode=mode)
+        cell = Cell(layer, strategy, work_, RankLayout(world_size=ranks))
         try:
             supports(cell)
         except Unsupported:

@@ -24,7 +24,7 @@ from moe.parallel.comm import Comm
 from moe.peers import limits_of, seed, transformers
 from moe.peers.base import PeerLayer
 from moe.peers.instrument import Listening
-from moe.spec import Cell, Layer, Placement, Strategy, Unsupported, Workload
+from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, Unsupported, WorkloadSpec
 from moe.step import Step
 from moe.strategies import build, supports
 from moe.verify.verifier import Verifier
@@ -78,14 +78,14 @@ FAULTS = {
 }
 
 
-def cell_of(strategy: Strategy, ranks: int, **changes: Any) -> Cell:
+def cell_of(strategy: StrategySpec, ranks: int, **changes: Any) -> Cell:
     limits = limits_of(strategy.name)
     dtype, mode = changes.get("dtype", "float32"), changes.get("mode", "forward")
     experts = ranks if strategy.variant == "ep" else 8
-    layer = Layer(32, 64, 32, experts, 2, 2, limits.activations[-1], "none", dtype=dtype)
-    work = Workload(changes.get("batch", 12), changes.get("tokens", "replicated"), mode,
+    layer = LayerSpec(32, 64, 32, experts, 2, 2, limits.activations[-1], "none", dtype=dtype)
+    work = WorkloadSpec(changes.get("batch", 12), changes.get("tokens", "replicated"), mode,
                     changes.get("kind", "learned"), changes.get("parameter", 0.0))  # fmt: skip
-    return Cell(layer, strategy, work, Placement(ranks, "gloo", "cpu", 1))
+    return Cell(layer, strategy, work, RankLayout(ranks, "gloo", "cpu", 1))
 
 
 def judge(cell: Cell, layer: Any, comm: Comm) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def judge(cell: Cell, layer: Any, comm: Comm) -> dict[str, Any]:
 def right(name: str, comm: Comm) -> Verdicts:
     """Every dtype, mode, way of holding tokens and skew that the peer takes."""
     peer, _, variant = name.partition(":")
-    strategy = Strategy(f"peer_{peer}", variant=variant)
+    strategy = StrategySpec(f"peer_{peer}", variant=variant)
     found: Verdicts = {}
     points = itertools.product(DTYPES, ("forward", "train"), ("replicated", "sharded"),
                                (("learned", 0.0), ("zipf", 1.0)), (12, 64))  # fmt: skip
@@ -122,7 +122,7 @@ def faults(comm: Comm) -> Verdicts:
     found: Verdicts = {}
     for name, (kind, strategy) in FAULTS.items():
         for dtype, mode in itertools.product(DTYPES, ("forward", "train")):
-            cell = cell_of(Strategy(strategy), comm.world_size, dtype=dtype, mode=mode)
+            cell = cell_of(StrategySpec(strategy), comm.world_size, dtype=dtype, mode=mode)
             try:
                 supports(cell)
             except Unsupported:

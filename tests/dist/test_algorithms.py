@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from moe.parallel import algorithms
 from moe.parallel.algorithms import CHOSEN, EXCHANGE, LIBRARY, SIZES_BYTES, choose
 from moe.parallel.comm import add_in_order
-from moe.spec import Cell, Placement
+from moe.spec import Cell, RankLayout
 from runners.config.cell import Request
 from runners.plan import Job, Measure
 from runners.records.record import Record
@@ -100,13 +100,13 @@ def test_what_is_counted_is_what_the_algorithm_sends(found: dict[str, Any]) -> N
 
 
 def a_record(world_size: int, exchanged: dict[str, int] | None, launch: int = 0) -> Record:
-    job = Job(Request(Cell(placement=Placement(world_size))), Measure())
+    job = Job(Request(Cell(placement=RankLayout(world_size))), Measure())
     return Record(key=job.key, cell=job.cell, launch=launch, exchanged=exchanged)
 
 
 def test_one_choice_holds_for_a_whole_sweep(tmp_path: Path) -> None:
     """The first launch's, whatever a later calibration says; of other numbers of ranks another."""
-    jobs = [Job(Request(Cell(placement=Placement(ranks))), Measure()) for ranks in (4, 8)]
+    jobs = [Job(Request(Cell(placement=RankLayout(ranks))), Measure()) for ranks in (4, 8)]
     sweep = Sweep(jobs, Settings(tmp_path / "s"), Progress())
     first, later = {"all_reduce": 1024, "all_gather": 0}, {"all_reduce": 0, "all_gather": 0}
     assert Launch(sweep, jobs[:1]).plan.exchanged is None

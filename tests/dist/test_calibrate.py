@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe.parallel import algorithms
-from moe.spec import Placement
+from moe.spec import RankLayout
 from runners.host import environment
 from runners.plan import Measure
 from runners.rank import calibrate, links, probe
@@ -347,7 +347,7 @@ def test_what_was_left_out_is_told_with_how_to_measure_it() -> None:
 def test_a_calibration_is_said_while_it_runs_and_what_bounds_it() -> None:
     said = io.StringIO()
     plan = cast(
-        Any, SimpleNamespace(placement=Placement(world_size=6, backend="mpi"),
+        Any, SimpleNamespace(placement=RankLayout(world_size=6, backend="mpi"),
                              measure=Measure(calibration_limit_s=9.0)),
     )  # fmt: skip
     shown = Progress(said)
@@ -390,7 +390,7 @@ def test_calibrating_two_ranks_from_the_command_line(tmp_path: Path, backend: st
 
 def test_the_note_on_crowded_cores_has_this_machines_own_figures(tmp_path: Path) -> None:
     here = environment.fingerprint(environment.capture())
-    job = {"cell": SimpleNamespace(placement=Placement(8)), "request": SimpleNamespace(notes=[])}
+    job = {"cell": SimpleNamespace(placement=RankLayout(8)), "request": SimpleNamespace(notes=[])}
     asked = cast(Any, [SimpleNamespace(**job)])
 
     def said() -> str:

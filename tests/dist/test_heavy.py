@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moe.spec import Cell, Layer, Placement, Strategy
+from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec
 from runners.config.cell import Request
 from runners.plan import Job, Measure
 from runners.records import record
@@ -21,8 +21,10 @@ MEASURE = Measure(
 
 
 def job(strategy: str, cache: str, slowdown: float = 0.0) -> Job:
-    layer = Layer(dim=64, hidden=128, dim_out=64, num_experts=4, topk=2, topk_requested=2)
-    cell = Cell(layer, Strategy(strategy, slowdown=slowdown), placement=Placement(world_size=2))
+    layer = LayerSpec(dim=64, hidden=128, dim_out=64, num_experts=4, topk=2, topk_requested=2)
+    cell = Cell(
+        layer, StrategySpec(strategy, slowdown=slowdown), placement=RankLayout(world_size=2)
+    )
     cell = replace(cell, workload=replace(cell.workload, batch_size=8, cache=cache))
     return Job(Request(cell), MEASURE)
 

@@ -15,14 +15,22 @@ import pytest
 
 from moe import peers
 from moe.peers.support import LIMITS
-from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
+from moe.spec import (
+    Cell,
+    LayerSpec,
+    RankLayout,
+    RouterSpec,
+    StrategySpec,
+    Unsupported,
+    WorkloadSpec,
+)
 from moe.strategies import supports
 from runners.records import record
 from tests.support.ranks import run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
-LAYER = Layer(32, 64, 32, 8, 2, 2, "silu_gated", "none")
-CELL = Cell(LAYER, Strategy("peer_transformers"), Workload(12), Placement(2))
+LAYER = LayerSpec(32, 64, 32, 8, 2, 2, "silu_gated", "none")
+CELL = Cell(LAYER, StrategySpec("peer_transformers"), WorkloadSpec(12), RankLayout(2))
 SQUARE = ["model.dim_out=32", "model.activation=silu_gated", "model.bias=none"]
 QUICK = ["measure=quick", "measure.block_ms=1", "measure.block_gloo_ms=1", "measure.block_floors=2",
          "report=false", "tracker=none", "world_size=2"]  # fmt: skip
@@ -47,14 +55,17 @@ def changed(**changes: Any) -> Cell:
         ({"dispatcher": "alltoall"}, "strategy.dispatcher=alltoall: allowed is local"),
         ({"kernel": "bmm"}, "strategy.kernel=bmm: allowed is auto"),
         ({"variant": "fastest"}, "strategy.variant=fastest: allowed is grouped_mm|eager"),
-        ({"router": Router(capacity_factor=1.0)}, "router.capacity_factor=1.0: allowed is 0.0"),
+        ({"router": RouterSpec(capacity_factor=1.0)}, "router.capacity_factor=1.0: allowed is 0.0"),
         ({"shared_experts": 1}, "model.shared_experts=1: allowed is 0"),
         ({"num_experts": 1}, "topk=2: allowed is 1 to num_experts=1"),
         ({"name": "peer_torchtitan"}, "dtype=float32: allowed is bfloat16"),
         ({"name": "peer_torchtitan", "dtype": "bfloat16", "backend": "mpi"}, "backend=mpi"),
         ({"name": "peer_torchtitan", "dtype": "bfloat16", "num_experts": 9}, "num_experts=9"),
         ({"name": "peer_deepspeed", "topk": 1, "batch_size": 5}, "batch_size=5: allowed is mult"),
-        ({"name": "peer_deepspeed", "router": Router(normalize=False)}, "router.normalize=False"),
+        (
+            {"name": "peer_deepspeed", "router": RouterSpec(normalize=False)},
+            "router.normalize=False",
+        ),
         ({"name": "peer_deepspeed", "variant": "autoep", "activation": "relu"}, "layer.activ"),
         ({"name": "peer_seed", "activation": "relu", "mode": "train"}, "mode=train: allowed is fo"),
         ({"name": "peer_seed", "activation": "relu", "variant": "ep"}, "num_experts=8: allowed is"),

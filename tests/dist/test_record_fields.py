@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from moe.spec import Cell, Layer, Placement, Strategy
+from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec
 from runners.config.cell import Request
 from runners.host import topology
 from runners.launch.local import start
@@ -34,8 +34,10 @@ META = {"model": "seed", "scale": 1, "overrides": ["topk=2"]}
 
 def jobs() -> list[Job]:
     """One whose gradients are checked, one in half precision, one that turns wrong later."""
-    layer = Layer(dim=16, hidden=32, dim_out=16, num_experts=4, topk=2, topk_requested=2)
-    forward = Cell(layer, Strategy("ep", dispatcher="alltoall"), placement=Placement(world_size=2))
+    layer = LayerSpec(dim=16, hidden=32, dim_out=16, num_experts=4, topk=2, topk_requested=2)
+    forward = Cell(
+        layer, StrategySpec("ep", dispatcher="alltoall"), placement=RankLayout(world_size=2)
+    )
     train = replace(forward, workload=replace(forward.workload, mode="train"))
     half = replace(forward, layer=replace(layer, dtype="bfloat16"))
     found = [Job(Request(cell, meta=META), MEASURE) for cell in (train, half)]

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 
 import runners.records.routing_trace
 from moe.parallel.comm import Comm
-from moe.spec import Cell, Layer, Placement, Strategy, Workload
-from runners.config.cell import Machine, Request, request
+from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
+from runners.config.cell import NodeResources, Request, request
 from runners.config.fields import ConfigError
 from runners.launch.local import Started
 from runners.plan import Job, LaunchPlan, Measure, load, save
-from runners.rank.cells import Ready
+from runners.rank.cells import CellRunner
 from runners.records.rank_log import RankLog
 from runners.records.record import CHECKSUM, cell_key, sealed
 from runners.records.routing_trace import TraceError, read_trace, thaw
@@ -187,23 +187,23 @@ def test_the_content_is_in_the_key_and_the_path_is_not(
     one = written(tmp_path / "one.npz", ROWS)
     same = written(tmp_path / "same.npz", ROWS.astype(np.int16))
     other = written(tmp_path / "other.npz", ROWS[::-1])
-    keys = [cell_key(request(config(path), Machine(2)).cell) for path in (one, same, other)]
+    keys = [cell_key(request(config(path), NodeResources(2)).cell) for path in (one, same, other)]
     assert keys[0] == keys[1] != keys[2]
     monkeypatch.chdir(tmp_path)  # paths are relative to where the user is
-    assert cell_key(request(config("one.npz"), Machine(2)).cell) == keys[0]
+    assert cell_key(request(config("one.npz"), NodeResources(2)).cell) == keys[0]
 
 
 def test_rows_that_repeat_are_said(tmp_path: Path) -> None:
     path = written(tmp_path / "a.npz", ROWS)
-    assert request(config(path), Machine(2)).notes == ()
-    made = request(config(path, batch_size=7), Machine(2))
+    assert request(config(path), NodeResources(2)).notes == ()
+    made = request(config(path, batch_size=7), NodeResources(2))
     assert made.notes == ("the trace has 3 rows for 7 tokens: they repeat",)
 
 
 @pytest.mark.parametrize("path", [None, "", 7, "nowhere.npz", ".", "nul\0.npz"])
 def test_a_file_that_is_not_there_is_one_line(path: object) -> None:
     with pytest.raises(ConfigError, match=r"workload\.trace=.*") as caught:
-        request(config(path), Machine(2))
+        request(config(path), NodeResources(2))
     assert "\n" not in str(caught.value)
     assert str(path).split("\0")[0] in str(caught.value)
 
@@ -212,13 +212,13 @@ def test_a_trace_that_nothing_would_read_is_refused() -> None:
     found = config("a.npz")
     found["workload"]["kind"] = "zipf"
     with pytest.raises(ConfigError, match=r"workload\.trace='a\.npz'.*set workload=trace"):
-        request(found, Machine(2))
+        request(found, NodeResources(2))
 
 
 def test_titles_say_the_workload_with_its_parameter() -> None:
-    work = Workload(kind="zipf", parameter=1.25)
+    work = WorkloadSpec(kind="zipf", parameter=1.25)
     assert "zipf(1.25)" in title(Cell(workload=work)).split()
-    assert "balanced" in title(Cell(workload=Workload(kind="balanced"))).split()
+    assert "balanced" in title(Cell(workload=WorkloadSpec(kind="balanced"))).split()
     assert "learned" not in title(Cell())
 
 
@@ -227,9 +227,9 @@ def test_titles_say_the_workload_with_its_parameter() -> None:
 
 def job(tmp_path: Path) -> Job:
     trace = read_trace(written(tmp_path / "a.npz", ROWS), 2, 4)
-    work = Workload(batch_size=5, kind="trace", trace_sha256=trace.sha256)
-    layer = Layer(num_experts=4, topk=2, topk_requested=2)
-    cell = Cell(layer, Strategy("simple"), work, Placement(world_size=1))
+    work = WorkloadSpec(batch_size=5, kind="trace", trace_sha256=trace.sha256)
+    layer = LayerSpec(num_experts=4, topk=2, topk_requested=2)
+    cell = Cell(layer, StrategySpec("simple"), work, RankLayout(world_size=1))
     return Job(Request(cell, trace=trace), Measure(samples=1, samples_max=1, calibrate=False))
 
 
@@ -257,7 +257,7 @@ def test_ranks_find_the_rows_in_the_launchs_folder(tmp_path: Path) -> None:
     wanted = plan.cells[0].workload.trace_sha256
     assert plan.traces == {wanted: f"trace-{wanted}.i32"}
     comm, log = Comm(torch.device("cpu"), 1, 0), RankLog(tmp_path / "rank.jsonl")
-    ready = Ready(plan, comm, None, log)  # type: ignore[arg-type]  # no other rank is asked
+    ready = CellRunner(plan, comm, None, log)  # type: ignore[arg-type]  # no other rank is asked
     found = ready.trace(plan.cells[0])
     assert found is not None and found.dtype == torch.int64
     assert found.tolist() == ROWS.tolist()

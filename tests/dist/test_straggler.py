@@ -12,7 +12,7 @@ import analysis
 from analysis.stats import straggler
 from analysis.stats.summarize import summarize
 from analysis.text import diagnosis
-from moe.spec import Cell, Layer, Placement, Strategy, Workload
+from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
 from runners.config.cell import Request
 from runners.launch.local import start
 from runners.plan import Job, Measure
@@ -45,14 +45,17 @@ def test_small_differences_are_no_straggler(ranks: list[dict[str, float]]) -> No
     assert straggler.find(ranks) is None
 
 
-def cell(strategy: Strategy) -> Cell:
-    layer = Layer(dim=64, hidden=128, dim_out=64, num_experts=4, topk=2, topk_requested=2)
-    return Cell(layer, strategy, Workload(batch_size=32), Placement(world_size=2))
+def cell(strategy: StrategySpec) -> Cell:
+    layer = LayerSpec(dim=64, hidden=128, dim_out=64, num_experts=4, topk=2, topk_requested=2)
+    return Cell(layer, strategy, WorkloadSpec(batch_size=32), RankLayout(world_size=2))
 
 
 @pytest.mark.dist
 def test_a_planted_sleep_shows_by_rank_in_the_wait_and_in_the_time(tmp_path: Path) -> None:
-    chosen = [Strategy("tp", kernel="bmm"), Strategy("ep", dispatcher="alltoall", kernel="bmm")]
+    chosen = [
+        StrategySpec("tp", kernel="bmm"),
+        StrategySpec("ep", dispatcher="alltoall", kernel="bmm"),
+    ]
     jobs = [Job(Request(cell(strategy)), MEASURE) for strategy in chosen]
     planted = partial(start, worker="tests.dist.planted_worker")
     result = Sweep(jobs, Settings(tmp_path), Progress(), planted).run()

@@ -19,8 +19,15 @@ from moe.layer.capacity import Scope
 from moe.layer.experts import Experts
 from moe.layer.router import Router, Routing
 from moe.parallel.comm import Comm
-from moe.spec import Cell, Layer, Placement, Strategy, Workload, shard_bounds
-from moe.spec import Router as RouterRule
+from moe.spec import (
+    Cell,
+    LayerSpec,
+    RankLayout,
+    RouterSpec,
+    StrategySpec,
+    WorkloadSpec,
+    shard_bounds,
+)
 from moe.step import Step
 from moe.strategies import build
 from moe.strategies.dp import Dp
@@ -165,22 +172,23 @@ class OtherWorkload(Simple):
         self.router.allowed_TE = None
 
 
-Rules = tuple[type[MoELayer], Strategy, RouterRule, Workload]
-TRAIN = Workload(mode="train")
+Rules = tuple[type[MoELayer], StrategySpec, RouterSpec, WorkloadSpec]
+TRAIN = WorkloadSpec(mode="train")
 RULE_MUTANTS: dict[str, Rules] = {
-    "doubles gradients": (DoublesGradients, Strategy("ep", "alltoall"), RouterRule(), TRAIN),
-    "forgets to add up": (ForgetsToAddUp, Strategy("dp"), RouterRule(), TRAIN),
-    "forgets the router": (ForgetsTheRouter, Strategy("ep", "local"), RouterRule(), TRAIN),
-    "forgets copies": (ForgetsCopies, Strategy("ep", "alltoall", hot_replicas=4), RouterRule(),
+    "doubles gradients": (DoublesGradients, StrategySpec("ep", "alltoall"), RouterSpec(), TRAIN),
+    "forgets to add up": (ForgetsToAddUp, StrategySpec("dp"), RouterSpec(), TRAIN),
+    "forgets the router": (ForgetsTheRouter, StrategySpec("ep", "local"), RouterSpec(), TRAIN),
+    "forgets copies": (ForgetsCopies, StrategySpec("ep", "alltoall", hot_replicas=4), RouterSpec(),
                        TRAIN),
-    "loss on every rank": (CountsTheLossOnEveryRank, Strategy("tp"), RouterRule(aux_loss=1e4),
+    "loss on every rank": (CountsTheLossOnEveryRank, StrategySpec("tp"), RouterSpec(aux_loss=1e4),
                            TRAIN),
-    "bias in the gates": (BiasInTheGates, Strategy(), RouterRule(selection_bias="balanced"),
-                          Workload()),
-    "ignores groups": (IgnoresGroups, Strategy(),
-                       RouterRule(score="sigmoid", groups=4, group_topk=1), Workload()),
-    "keeps the last": (KeepsTheLast, Strategy(), RouterRule(capacity_factor=0.5), Workload()),
-    "other workload": (OtherWorkload, Strategy(), RouterRule(), Workload(kind="balanced")),
+    "bias in the gates": (BiasInTheGates, StrategySpec(), RouterSpec(selection_bias="balanced"),
+                          WorkloadSpec()),
+    "ignores groups": (IgnoresGroups, StrategySpec(),
+                       RouterSpec(score="sigmoid", groups=4, group_topk=1), WorkloadSpec()),
+    "keeps the last": (KeepsTheLast, StrategySpec(), RouterSpec(capacity_factor=0.5),
+                       WorkloadSpec()),
+    "other workload": (OtherWorkload, StrategySpec(), RouterSpec(), WorkloadSpec(kind="balanced")),
 }  # fmt: skip
 RULE_BATCHES = (8, 1024)
 
@@ -197,32 +205,38 @@ def rule_mutants(ranks: int) -> Iterator[tuple[str, Cell, type[MoELayer]]]:
             yield f"rule {name} {dtype} {batch}", cell, kind
 
 
-MUTANTS: dict[str, tuple[type[MoELayer], Strategy]] = {
-    "bias_on_every_rank": (BiasOnEveryRank, Strategy(name="tp")),
-    "literal_batch_split": (LiteralBatchSplit, Strategy(name="tp")),
-    "drops_the_last_token": (DropsTheLastToken, Strategy(name="ep", dispatcher="local")),
+MUTANTS: dict[str, tuple[type[MoELayer], StrategySpec]] = {
+    "bias_on_every_rank": (BiasOnEveryRank, StrategySpec(name="tp")),
+    "literal_batch_split": (LiteralBatchSplit, StrategySpec(name="tp")),
+    "drops_the_last_token": (DropsTheLastToken, StrategySpec(name="ep", dispatcher="local")),
     "drops_the_last_token_alltoall": (
         DropsTheLastToken,
-        Strategy(name="ep", dispatcher="alltoall"),
+        StrategySpec(name="ep", dispatcher="alltoall"),
     ),
-    "not_renormalised": (NotRenormalised, Strategy(name="simple")),
-    "expert_off_by_one": (ExpertOffByOne, Strategy(name="simple")),
-    "ties_the_other_way": (TiesTheOtherWay, Strategy(name="simple")),
+    "not_renormalised": (NotRenormalised, StrategySpec(name="simple")),
+    "expert_off_by_one": (ExpertOffByOne, StrategySpec(name="simple")),
+    "ties_the_other_way": (TiesTheOtherWay, StrategySpec(name="simple")),
 }
 RIGHT = [
-    Strategy(name=name, dispatcher=dispatcher)
+    StrategySpec(name=name, dispatcher=dispatcher)
     for name, dispatcher in [("simple", "local"), ("dp", "local"), ("tp", "local"),
                              ("ep", "local"), ("ep", "alltoall")]
 ]  # fmt: skip
 
 
 def cell_of(
-    strategy: Strategy, dtype: str, batch: int, tokens: str, activation: str, bias: str, ranks: int
+    strategy: StrategySpec,
+    dtype: str,
+    batch: int,
+    tokens: str,
+    activation: str,
+    bias: str,
+    ranks: int,
 ) -> Cell:
-    layer = Layer(num_experts=8, topk=2, topk_requested=2, dtype=dtype, activation=activation,
+    layer = LayerSpec(num_experts=8, topk=2, topk_requested=2, dtype=dtype, activation=activation,
                   bias=bias)  # fmt: skip
-    work = Workload(batch_size=batch, tokens=tokens)
-    return Cell(layer, strategy, work, Placement(world_size=ranks))
+    work = WorkloadSpec(batch_size=batch, tokens=tokens)
+    return Cell(layer, strategy, work, RankLayout(world_size=ranks))
 
 
 def judge(cell: Cell, layer: MoELayer, comm: Comm) -> dict[str, object]:

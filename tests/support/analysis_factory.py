@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moe.spec import Cell, Layer, Placement, Strategy, Workload
+from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
 from runners.records import record
 from runners.records.record import Record, Samples, cell_key
 
@@ -48,12 +48,12 @@ def cell(
     """
     ranks = 1 if strategy == "serial" else ranks
     return Cell(
-        layer=Layer(num_experts=experts, topk=min(topk, experts), topk_requested=topk, **layer),
-        strategy=Strategy(name=strategy, dispatcher=dispatcher, ep=degrees[0], tp=degrees[1]),
-        workload=Workload(
+        layer=LayerSpec(num_experts=experts, topk=min(topk, experts), topk_requested=topk, **layer),
+        strategy=StrategySpec(name=strategy, dispatcher=dispatcher, ep=degrees[0], tp=degrees[1]),
+        workload=WorkloadSpec(
             batch_size=batch, tokens=tokens, mode=mode, kind=workload[0], parameter=workload[1]
         ),
-        placement=Placement(world_size=ranks, threads=threads),
+        placement=RankLayout(world_size=ranks, threads=threads),
     )
 
 

@@ -23,14 +23,13 @@ from moe.layer import base as layer_module
 from moe.layer import experts as experts_module
 from moe.layer import router as router_module
 from moe.layer.base import MoELayer
-from moe.layer.expert_autograd import ExpertRows
+from moe.layer.expert_autograd import PerExpertFunction
 from moe.layer.experts import Experts
 from moe.layer.router import Router, Routing
 from moe.parallel import dispatch
 from moe.parallel.collectives import add_up
 from moe.parallel.expert_placement import Places
-from moe.spec import Cell, Layer, Placement, Strategy, Workload
-from moe.spec import Router as Rule
+from moe.spec import Cell, LayerSpec, RankLayout, RouterSpec, StrategySpec, WorkloadSpec
 from moe.strategies import build
 from moe.strategies import ep as ep_module
 from moe.strategies import tp as tp_module
@@ -43,27 +42,29 @@ from moe.workload import batches, routings
 Patch = tuple[Any, str, Any]
 Make = Callable[[], list[Patch]]
 
-LAYER = Layer(16, 32, 16, 8, 2, 2, "silu_gated", "random")
+LAYER = LayerSpec(16, 32, 16, 8, 2, 2, "silu_gated", "random")
 BATCH = 24
 
 
 def cell(
-    strategy: str = "simple", dispatcher: str = "local", layer: Layer = LAYER, **changes: Any
+    strategy: str = "simple", dispatcher: str = "local", layer: LayerSpec = LAYER, **changes: Any
 ) -> Cell:
     """On two ranks; `changes` are fields of Layer, Router, Strategy or Workload."""
     names = {kind: {f.name for f in dataclasses.fields(kind)}
-             for kind in (Layer, Rule, Strategy, Workload)}  # fmt: skip
+             for kind in (LayerSpec, RouterSpec, StrategySpec, WorkloadSpec)}  # fmt: skip
 
     def part(kind: Any) -> dict[str, Any]:
         return {name: value for name, value in changes.items() if name in names[kind]}
 
-    rule = Rule(**{n: v for n, v in part(Rule).items() if n != "kind" or v == "expert_choice"})
-    work = {n: v for n, v in part(Workload).items() if n != "kind" or v != "expert_choice"}
+    rule = RouterSpec(
+        **{n: v for n, v in part(RouterSpec).items() if n != "kind" or v == "expert_choice"}
+    )
+    work = {n: v for n, v in part(WorkloadSpec).items() if n != "kind" or v != "expert_choice"}
     return Cell(
-        replace(layer, router=rule, **part(Layer)),
-        Strategy(strategy, dispatcher, **{"kernel": "loop"} | part(Strategy)),
-        Workload(**{"batch_size": BATCH} | work),
-        Placement(world_size=2),
+        replace(layer, router=rule, **part(LayerSpec)),
+        StrategySpec(strategy, dispatcher, **{"kernel": "loop"} | part(StrategySpec)),
+        WorkloadSpec(**{"batch_size": BATCH} | work),
+        RankLayout(world_size=2),
     )
 
 
@@ -319,7 +320,7 @@ def all_experts_alike() -> list[Patch]:
 def two_experts_alike() -> list[Patch]:
     right = weights.matrices
 
-    def alike(layer: Layer, experts: Sequence[int], name: str) -> Tensor:
+    def alike(layer: LayerSpec, experts: Sequence[int], name: str) -> Tensor:
         return right(layer, [5 if expert == 6 else expert for expert in experts], name)
 
     return [(weights, "matrices", alike)]
@@ -786,14 +787,14 @@ def gradients_that_accumulate() -> list[Patch]:
 
 @fault("gradients", cell(**TRAIN))
 def gradients_of_two_experts_swapped() -> list[Patch]:
-    right = ExpertRows.backward
+    right = PerExpertFunction.backward
 
     def swapped(ctx: Any, dy: Tensor) -> Any:
         dx, dfc1, *rest = right(ctx, dy)
         dfc1[[0, 1]] = dfc1[[1, 0]]
         return (dx, dfc1, *rest)
 
-    return [(ExpertRows, "backward", staticmethod(swapped))]
+    return [(PerExpertFunction, "backward", staticmethod(swapped))]
 
 
 @fault("gradients", cell(**TRAIN))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from moe.spec import Cell, Layer, Placement, Strategy, Workload
+from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
 from runners.records import record as records
 from runners.records.record import Record, Samples
 
@@ -30,10 +30,10 @@ def record(index: int = 0, count: int = 6, outcome: str = "measured", label: str
     """Attempt number `index` of the seed's grid of strategies and top-k."""
     topk = (2, 4, 8)[index // 3 % 3]
     cell = Cell(
-        layer=Layer(topk=topk, topk_requested=topk, weight_seed=index // 9),
-        strategy=Strategy(name=STRATEGIES[index % 3]),
-        workload=Workload(batch_size=8),
-        placement=Placement(world_size=2),
+        layer=LayerSpec(topk=topk, topk_requested=topk, weight_seed=index // 9),
+        strategy=StrategySpec(name=STRATEGIES[index % 3]),
+        workload=WorkloadSpec(batch_size=8),
+        placement=RankLayout(world_size=2),
     )
     good = outcome == "measured"
     return Record(

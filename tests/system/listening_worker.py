@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from runners.plan import load
-from runners.rank.process_group import TorchRanks, Where
+from runners.rank.process_group import RankPlace, TorchRanks
 
 LISTENING = "0A"
 
@@ -31,7 +31,7 @@ def listening(pid: int) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     plan = load(Path(arguments[0]))
-    ranks = TorchRanks(Where.from_environment(), plan.placement, 60)
+    ranks = TorchRanks(RankPlace.from_environment(), plan.placement, 60)
     ranks.barrier()
     if ranks.rank == 0:
         found = listening(os.getpid()) + listening(os.getppid())

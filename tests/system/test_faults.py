@@ -38,13 +38,13 @@ def test_who_waits_for_a_dead_filesystem_gets_an_error_in_time() -> None:
     read_end, write_end = os.pipe()
     try:
         with pytest.raises(TimeoutError, match="the folder: no answer within 0"):
-            timeout.within("the folder", lambda: os.read(read_end, 1), 0.05)
+            timeout.call_with_timeout("the folder", lambda: os.read(read_end, 1), 0.05)
     finally:
         os.close(write_end)
         os.close(read_end)
 
 
 def test_who_need_not_wait_gets_the_answer_or_the_error() -> None:
-    assert timeout.within("it", lambda: 3) == 3
+    assert timeout.call_with_timeout("it", lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
-        timeout.within("it", lambda: 1 // 0)
+        timeout.call_with_timeout("it", lambda: 1 // 0)

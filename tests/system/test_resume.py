@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from moe.spec import Cell, Layer
+from moe.spec import Cell, LayerSpec
 from runners.config.cell import Request
 from runners.config.fields import ConfigError
 from runners.plan import Job, Measure
@@ -41,7 +41,7 @@ def test_without_git_the_installed_version_says_which_code_it_is() -> None:
 
 
 def job(topk: int = 2, launches: int = 1) -> Job:
-    layer = Layer(topk=topk, topk_requested=topk)
+    layer = LayerSpec(topk=topk, topk_requested=topk)
     return Job(Request(Cell(layer)), Measure(launches=launches))
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from analysis import cli
 from benchmarks.docs import audit
-from moe.spec import Cell, Placement
+from moe.spec import Cell, RankLayout
 from runners.launch import local
 from runners.plan import LaunchPlan, Measure, save
 from tests.support import analysis_factory as factory
@@ -28,7 +28,7 @@ FORBIDDEN = {"eval", "exec", "__import__", "os.system", "os.popen", "torch.load"
 
 
 def plan(folder: Path) -> LaunchPlan:
-    place = Placement(world_size=2)
+    place = RankLayout(world_size=2)
     return LaunchPlan(0, str(folder / "0"), Measure(), place, [Cell()], [""], [[0]], [True])
 
 

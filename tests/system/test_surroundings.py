@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe.spec import Cell, Layer, Placement, Strategy
+from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec
 from runners.config.cell import Request
 from runners.config.fields import ConfigError
 from runners.config.hosts import pass_env_of
@@ -87,7 +87,7 @@ def test_a_library_setting_that_ranks_do_not_get_is_named() -> None:
 
 
 def plan(folder: Path, backend: str = "gloo", pass_env: tuple[str, ...] = ()) -> LaunchPlan:
-    place = Placement(2, backend, threads=3)
+    place = RankLayout(2, backend, threads=3)
     return LaunchPlan(0, str(folder / "0"), Measure(), place, [Cell()], [""], [[0]], [True],
                       pass_env=list(pass_env))  # fmt: skip
 
@@ -145,7 +145,9 @@ def waiting(taken: LaunchPlan) -> Started:
 
 
 def run(folder: Path, cell_limit_s: float) -> SweepResult:
-    cells = [Cell(Layer(), Strategy(name), placement=Placement(2)) for name in ("simple", "tp")]
+    cells = [
+        Cell(LayerSpec(), StrategySpec(name), placement=RankLayout(2)) for name in ("simple", "tp")
+    ]
     measure = Measure(calibrate=False, cell_limit_s=cell_limit_s)
     asked = [Job(Request(cell), measure) for cell in cells]
     return Sweep(asked, Settings(folder / "sweep"), Progress(), waiting).run()

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 import analysis
 from analysis import cli, plots
 from analysis.plots import canvas, heatmaps, lines, scaling
-from analysis.plots.canvas import Scene
+from analysis.plots.canvas import PlotData
 from analysis.publish import html as report
 from analysis.stats import summarize
 from tests.support import analysis_factory as factory
@@ -21,14 +21,14 @@ HOSTILE = "<script>alert('x')</script>\"$x_1$"
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+def scene(tmp_path_factory: pytest.TempPathFactory) -> PlotData:
     records = factory.seed_records(calibration=factory.CALIBRATION)
     folder = factory.write_all(tmp_path_factory.mktemp("sweeps"), records)
     frame = analysis.load(folder, samples=True)
-    return Scene(frame, summarize.summarize(frame), [str(folder)])
+    return PlotData(frame, summarize.summarize(frame), [str(folder)])
 
 
-def test_the_seeds_plots_are_files_of_both_kinds(scene: Scene, tmp_path: Path) -> None:
+def test_the_seeds_plots_are_files_of_both_kinds(scene: PlotData, tmp_path: Path) -> None:
     names = ("speed_vs_top_k", "speed_vs_ranks", "throughput_vs_topk", "throughput_vs_total_ranks")
     drawn = plots.draw(scene, tmp_path, names)
     assert list(drawn) == list(names)
@@ -37,7 +37,7 @@ def test_the_seeds_plots_are_files_of_both_kinds(scene: Scene, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", sorted(set(plots.PLOTS) - {"weak_scaling", "beside"}))
-def test_every_plot_draws(scene: Scene, name: str) -> None:
+def test_every_plot_draws(scene: PlotData, name: str) -> None:
     with canvas.styled():
         made = plots.maker(name)(scene)
     assert made is not None
@@ -47,7 +47,7 @@ def test_every_plot_draws(scene: Scene, name: str) -> None:
 def test_plots_without_data_are_none(tmp_path: Path) -> None:
     records = [factory.unmeasured(factory.cell("ep"), "failed")]
     frame = analysis.load(factory.write_all(tmp_path, records), samples=True)
-    empty = Scene(frame, summarize.summarize(frame))
+    empty = PlotData(frame, summarize.summarize(frame))
     assert [made for _, made in plots.figures(empty) if made is not None] == []
 
 
@@ -70,7 +70,7 @@ def test_crossover_is_a_map_of_two_axes(tmp_path: Path) -> None:
     swapped, rows = heatmaps.crossed(summarized, "batch,topk_requested")
     assert rows == ["topk_requested"] and [p.axis for p in swapped] == ["batch_size"] * 3
     with canvas.styled():
-        made = heatmaps.crossover(Scene(frame, summarized))
+        made = heatmaps.crossover(PlotData(frame, summarized))
     assert made is not None
     tiles = {t.get_position(): t.get_text() for t in made.axes[0].texts}
     assert tiles[0, 0].startswith("tp\n2.2") and tiles[2, 2].startswith("ep\n2.2")  # 1.5 ** 2
@@ -88,7 +88,7 @@ def test_drift_stands_above_the_plots_whose_cells_it_touched(tmp_path: Path) -> 
     ]
     records += [factory.measured(factory.cell("ep", batch=b, topk=8), sweep="b") for b in (16, 32)]
     frame = analysis.load(factory.write_all(tmp_path, records), samples=True)
-    scene = Scene(frame, summarize.summarize(frame))
+    scene = PlotData(frame, summarize.summarize(frame))
     with canvas.styled():
         texts = {name: drawn_text(made) for name, made in plots.figures(scene) if made}
     assert "DRIFT" not in texts["speed_vs_batch"] and "Source: a, b" not in texts["speed_vs_top_k"]
@@ -98,7 +98,7 @@ def test_drift_stands_above_the_plots_whose_cells_it_touched(tmp_path: Path) -> 
     assert page.index("DRIFT: the anchor cell") < page.index('id="verdict-title"')
 
 
-def test_oversubscribed_cells_are_hollow(scene: Scene) -> None:
+def test_oversubscribed_cells_are_hollow(scene: PlotData) -> None:
     with canvas.styled():
         made = lines.speed_vs_ranks(scene)
     assert made is not None
@@ -121,10 +121,10 @@ def test_weak_scaling_takes_cells_of_equal_tokens_per_rank(tmp_path: Path) -> No
         "ep (8 per rank)": [2, 4, 8]
     }
     with canvas.styled():
-        assert scaling.weak_scaling(Scene(frame, summarize.summarize(frame))) is not None
+        assert scaling.weak_scaling(PlotData(frame, summarize.summarize(frame))) is not None
 
 
-def test_speed_up_is_against_serial(scene: Scene) -> None:
+def test_speed_up_is_against_serial(scene: PlotData) -> None:
     panel = next(p for p in lines.panels(scene.cells, "world_size"))
     found = scaling.speedups(panel)
     serial, ep = panel.at(8, "serial"), panel.at(8, "ep")
@@ -148,7 +148,7 @@ class Page(html.parser.HTMLParser):
         self.words.append(data)
 
 
-def test_report_is_self_contained_and_verdict_first(scene: Scene) -> None:
+def test_report_is_self_contained_and_verdict_first(scene: PlotData) -> None:
     page = Page(report.page(scene))
     loads = [v for _, attrs in page.tags for k, v in attrs.items() if k in ("src", "href")]
     assert all(str(v).startswith(("data:image/png;base64,", "#")) for v in loads)
@@ -166,7 +166,9 @@ def test_report_escapes_hostile_names(tmp_path: Path) -> None:
     records.append(bad)
     factory.write_all(tmp_path, records)
     frame = analysis.load(tmp_path, samples=True).assign(sweep=HOSTILE)
-    text = report.page(Scene(frame, summarize.summarize(frame), [HOSTILE], ["--filter", HOSTILE]))
+    text = report.page(
+        PlotData(frame, summarize.summarize(frame), [HOSTILE], ["--filter", HOSTILE])
+    )
     assert "<script>alert" not in text and "&lt;script&gt;alert" in text
     assert sum(tag == "script" for tag, _ in Page(text).tags) == 1
 

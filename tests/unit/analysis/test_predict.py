@@ -15,15 +15,15 @@ from analysis import cli
 from analysis.errors import InputError
 from analysis.predict import command, features, fit, hardware, model, network, problem
 from analysis.predict.fit import Measured
-from analysis.predict.hardware import Link, Machine
+from analysis.predict.hardware import HardwareModel, Link
 from analysis.predict.model import Coefficients
 from analysis.stats import summarize
 from moe.cost import Call
-from moe.cost.traffic import Group
-from moe.spec import Cell, Layer, Placement, Strategy, Workload
+from moe.cost.traffic import GroupShape
+from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
 from tests.support import analysis_factory as factory
 
-TWO_TIERS = Machine(
+TWO_TIERS = HardwareModel(
     "test", 4, 1e9, {"float32": 1e12, "bfloat16": 2e12}, 1e11,
     intra=Link(1e10, 1e-6), inter=Link(1e9, 1e-5, 1e-6),
 )  # fmt: skip
@@ -32,25 +32,25 @@ KNOWN = {("", "operations"): 3e-6, ("", "experts"): 5e-6, ("", "matrix"): 1.5, (
 
 
 def cell(name: str = "ep", ranks: int = 4, batch: int = 1024, topk: int = 2, dim: int = 64) -> Cell:
-    layer = Layer(dim, 2 * dim, dim, num_experts=8, topk=topk, topk_requested=topk)
-    strategy = Strategy(name, "alltoall" if name == "ep" else "local", kernel="loop")
-    work = Workload(batch_size=batch, tokens="sharded")
-    return Cell(layer, strategy, work, Placement(world_size=ranks))
+    layer = LayerSpec(dim, 2 * dim, dim, num_experts=8, topk=topk, topk_requested=topk)
+    strategy = StrategySpec(name, "alltoall" if name == "ep" else "local", kernel="loop")
+    work = WorkloadSpec(batch_size=batch, tokens="sharded")
+    return Cell(layer, strategy, work, RankLayout(world_size=ranks))
 
 
 def test_all_to_all_takes_the_slower_tier() -> None:
     # 8 ranks, 4 a node: of 7 others 3 are near and 4 far
-    call = Call("all_to_all", Group("world", 8, 1), "dispatch", 7e6, 7e6)
+    call = Call("all_to_all", GroupShape("world", 8, 1), "dispatch", 7e6, 7e6)
     times = network.call_times(call, TWO_TIERS)
     assert times.wire_s == pytest.approx(max(3e6 / 1e10, 4e6 / 1e9))
     assert times.alpha_s == pytest.approx(1e-5 + 7 * 1e-6)
-    near = Call("all_to_all", Group("world", 4, 1), "dispatch", 3e6, 3e6)
+    near = Call("all_to_all", GroupShape("world", 4, 1), "dispatch", 3e6, 3e6)
     assert network.call_times(near, TWO_TIERS).total_s == pytest.approx(1e-6 + 3e6 / 1e10)
 
 
 def test_rings_share_a_nodes_ports() -> None:
     # 8 ranks x 1 MB gathered: X = 8 MB; half of it enters a node through 4 ports
-    call = Call("all_gather", Group("world", 8, 1), "combine", 7e6, 7e6)
+    call = Call("all_gather", GroupShape("world", 8, 1), "combine", 7e6, 7e6)
     wire = network.call_times(call, TWO_TIERS).wire_s
     assert wire == pytest.approx(max(7e6 / 1e10, 8e6 * 0.5 / 4 / 1e9))
 
@@ -78,7 +78,7 @@ def test_much_that_is_freed_has_to_be_mapped_again() -> None:
     """4 (D + 2 H + O) = 1536 bytes a slot; all-to-all: 4 (D + O) a row on either side as well."""
     here = dataclasses.replace(TWO_TIERS, calibrated=True)
 
-    def fresh(made: Cell, on: Machine = here) -> float | None:
+    def fresh(made: Cell, on: HardwareModel = here) -> float | None:
         return features.terms(features.busiest(made), on).get(("experts", "fresh"))
 
     assert fresh(cell("simple", 1, 8192)) is None  # 25 MB

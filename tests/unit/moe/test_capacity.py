@@ -16,15 +16,14 @@ from moe.layer import capacity
 from moe.layer import router as router_module
 from moe.layer.capacity import Scope, extents, keep_first, places_per_expert, take_best
 from moe.layer.router import Router
-from moe.spec import Cell, Layer, Placement, Workload, shard_bounds
-from moe.spec import Router as Rule
+from moe.spec import Cell, LayerSpec, RankLayout, RouterSpec, WorkloadSpec, shard_bounds
 from moe.verify import definitions, oracle
 
 CPU = torch.device("cpu")
 
 
-def layer_of(experts: int, topk: int, **rule: object) -> Layer:
-    return Layer(dim=6, num_experts=experts, topk=topk, router=Rule(**rule))  # type: ignore[arg-type]
+def layer_of(experts: int, topk: int, **rule: object) -> LayerSpec:
+    return LayerSpec(dim=6, num_experts=experts, topk=topk, router=RouterSpec(**rule))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -55,8 +54,8 @@ def test_places_of_an_expert_by_hand(
 @given(st.integers(0, 800), st.integers(1, 16), st.integers(1, 512), st.integers(1, 64))
 @settings(max_examples=500)
 def test_places_are_told_twice_alike(hundredths: int, topk: int, tokens: int, experts: int) -> None:
-    rule = Rule(capacity_factor=hundredths / 100)
-    layer = Layer(num_experts=experts, topk=topk, router=rule)
+    rule = RouterSpec(capacity_factor=hundredths / 100)
+    layer = LayerSpec(num_experts=experts, topk=topk, router=rule)
     exact = Fraction(hundredths or 100, 100) * topk * tokens / experts
     want = min(tokens, math.ceil(exact))
     assert definitions.places_per_expert(layer, tokens) == want
@@ -162,9 +161,9 @@ ORDERS = {
 
 @pytest.mark.parametrize("drop", ORDERS)
 def test_who_is_served_first_by_hand(drop: str) -> None:
-    rule = Rule(capacity_factor=0.5, drop=drop)  # ceil(0.5 * 2 * 3 / 3) = 1 place
-    layer = Layer(num_experts=3, topk=2, router=rule)
-    cell = Cell(layer, workload=Workload(3), placement=Placement(1))
+    rule = RouterSpec(capacity_factor=0.5, drop=drop)  # ceil(0.5 * 2 * 3 / 3) = 1 place
+    layer = LayerSpec(num_experts=3, topk=2, router=rule)
+    cell = Cell(layer, workload=WorkloadSpec(3), placement=RankLayout(1))
     assert oracle.kept(cell, TABLE, GATES).tolist() == ORDERS[drop]
     assert keep_first(TABLE, GATES, 3, 1, drop).tolist() == ORDERS[drop]
     assert sum(want == ORDERS[drop] for want in ORDERS.values()) == 1
@@ -175,16 +174,16 @@ def tables(draw: st.DrawFn) -> tuple[Cell, Tensor, Tensor]:
     """A cell with capacity, a choice for its batch, and gates of which many are equal."""
     experts, batch = draw(st.integers(2, 6)), draw(st.integers(1, 12))
     topk, ranks = draw(st.integers(1, experts)), draw(st.integers(1, 4))
-    rule = Rule(
+    rule = RouterSpec(
         capacity_factor=draw(st.sampled_from([0.25, 0.5, 1.0, 1.1])),
         drop=draw(st.sampled_from(list(ORDERS))),
         scope=draw(st.sampled_from(["rank", "global"])),
     )
-    layer = Layer(num_experts=experts, topk=topk, router=rule)
+    layer = LayerSpec(num_experts=experts, topk=topk, router=rule)
     rows = [draw(st.permutations(range(experts)))[:topk] for _ in range(batch)]
     number = st.sampled_from([0.25, 0.5, 1.0])
     gates = draw(st.lists(number, min_size=batch * topk, max_size=batch * topk))
-    cell = Cell(layer, workload=Workload(batch), placement=Placement(ranks))
+    cell = Cell(layer, workload=WorkloadSpec(batch), placement=RankLayout(ranks))
     return cell, torch.tensor(rows), torch.tensor(gates).view(batch, topk)
 
 
@@ -207,12 +206,12 @@ def test_the_layer_drops_what_the_oracle_drops(found: tuple[Cell, Tensor, Tensor
 
 
 def test_extents_are_shards_or_the_whole_batch() -> None:
-    work, place = Workload(batch_size=5), Placement(world_size=3)
-    assert extents(Cell(Layer(), workload=work, placement=place)) == [(0, 2), (2, 4), (4, 5)]
-    whole = Layer(router=Rule(scope="global"))
+    work, place = WorkloadSpec(batch_size=5), RankLayout(world_size=3)
+    assert extents(Cell(LayerSpec(), workload=work, placement=place)) == [(0, 2), (2, 4), (4, 5)]
+    whole = LayerSpec(router=RouterSpec(scope="global"))
     assert extents(Cell(whole, workload=work, placement=place)) == [(0, 5)]
-    few = Workload(batch_size=2)
-    assert extents(Cell(Layer(), workload=few, placement=place)) == [(0, 1), (1, 2)]
+    few = WorkloadSpec(batch_size=2)
+    assert extents(Cell(LayerSpec(), workload=few, placement=place)) == [(0, 1), (1, 2)]
 
 
 def first_of(places: int) -> capacity.Callable[[Tensor], Tensor]:
@@ -251,7 +250,7 @@ def test_a_neighbour_routes_two_shards_by_the_rule_of_each() -> None:
 # In the router.
 
 
-def routed(layer: Layer, tokens: int = 24) -> router_module.Routing:
+def routed(layer: LayerSpec, tokens: int = 24) -> router_module.Routing:
     draw = torch.Generator().manual_seed(3)
     scope = Scope((0, tokens), ((0, tokens),))
     return Router(layer, CPU, None, scope)(torch.randn(tokens, layer.dim, generator=draw))
@@ -299,7 +298,9 @@ BY_SCOPE = {
 @pytest.mark.parametrize(("drop", "scope"), BY_SCOPE)
 def test_first_choices_first_in_the_router_by_hand(drop: str, scope: str) -> None:
     """Whoever routes: one rank all four tokens, or two ranks a shard each."""
-    layer = Layer(dim=2, num_experts=2, topk=2, router=Rule(capacity_factor=0.5, drop=drop))
+    layer = LayerSpec(
+        dim=2, num_experts=2, topk=2, router=RouterSpec(capacity_factor=0.5, drop=drop)
+    )
     shards = ((0, 2), (2, 4))
     bounds = shards if scope == "rank" else ((0, 4),)
     table_TK = torch.tensor([[0, 1], [1, 0], [1, 0], [1, 0]])

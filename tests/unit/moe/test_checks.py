@@ -11,11 +11,24 @@ from typing import Any
 
 import pytest
 
-from moe.spec import Cell, Layer, Placement, Router, Strategy, Unsupported, Workload
+from moe.spec import (
+    Cell,
+    LayerSpec,
+    RankLayout,
+    RouterSpec,
+    StrategySpec,
+    Unsupported,
+    WorkloadSpec,
+)
 from moe.strategies import checks
 from moe.strategies.checks import supports
 
-PARTS = {"layer": Layer, "strategy": Strategy, "workload": Workload, "placement": Placement}
+PARTS = {
+    "layer": LayerSpec,
+    "strategy": StrategySpec,
+    "workload": WorkloadSpec,
+    "placement": RankLayout,
+}
 
 
 def cell(changes: dict[str, Any]) -> Cell:
@@ -30,7 +43,7 @@ def cell(changes: dict[str, Any]) -> Cell:
     for name, value in changes.items():
         part, _, field = name.partition(".")
         values[part][field] = value
-    layer = Layer(**values["layer"], router=Router(**values.pop("router")))
+    layer = LayerSpec(**values["layer"], router=RouterSpec(**values.pop("router")))
     return Cell(layer, *(PARTS[part](**values[part]) for part in list(PARTS)[1:]))
 
 

@@ -14,13 +14,13 @@ from moe import cost
 from moe.cost import load as loads
 from moe.cost import work
 from moe.parallel.comm import Comm
-from moe.spec import Cell, Layer, Placement, Strategy, Workload
+from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
 from moe.strategies.simple import Simple
 from moe.workload import batches
 from runners.records import flat_row
 
 # 16 tokens of 2 of 8 experts: 32 slots. An expert: 4 x 6 and 6 x 10 numbers.
-LAYER = Layer(dim=4, hidden=6, dim_out=10, num_experts=8, topk=2, topk_requested=2, bias="none")
+LAYER = LayerSpec(dim=4, hidden=6, dim_out=10, num_experts=8, topk=2, topk_requested=2, bias="none")
 
 
 def cell(
@@ -29,12 +29,12 @@ def cell(
     dispatcher: str = "local",
     tokens: str = "sharded",
     mode: str = "forward",
-    layer: Layer = LAYER,
+    layer: LayerSpec = LAYER,
     **degrees: int,
 ) -> Cell:
-    work_ = Workload(batch_size=16, tokens=tokens, mode=mode)
-    strategy = Strategy(name=name, dispatcher=dispatcher, **degrees)
-    return Cell(layer, strategy, work_, Placement(world_size=ranks))
+    work_ = WorkloadSpec(batch_size=16, tokens=tokens, mode=mode)
+    strategy = StrategySpec(name=name, dispatcher=dispatcher, **degrees)
+    return Cell(layer, strategy, work_, RankLayout(world_size=ranks))
 
 
 def sent(
@@ -90,7 +90,7 @@ def test_a_smaller_group_exchanges_by_the_table_whatever_all_ranks_do() -> None:
     assert {call.algorithm for call in calls} == {"exchange"}
 
 
-def _wide() -> Layer:
+def _wide() -> LayerSpec:
     return dataclasses.replace(LAYER, hidden=8)
 
 
@@ -166,9 +166,9 @@ def test_weights_are_shared_out_by_the_degrees() -> None:
 @pytest.mark.parametrize("activation", ["relu", "identity", "gelu", "silu_gated"])
 def test_activations_are_what_autograd_keeps(activation: str) -> None:
     """Tensors saved for the backward pass by the layer itself, weights left out."""
-    layer = Layer(dim=64, hidden=128, dim_out=64, activation=activation)
-    work_ = Workload(batch_size=512, tokens="sharded", mode="train")
-    of = Cell(layer, Strategy(kernel="loop"), work_, Placement(world_size=1))
+    layer = LayerSpec(dim=64, hidden=128, dim_out=64, activation=activation)
+    work_ = WorkloadSpec(batch_size=512, tokens="sharded", mode="train")
+    of = Cell(layer, StrategySpec(kernel="loop"), work_, RankLayout(world_size=1))
     comm = Comm(torch.device("cpu"), 1, 0)
     made, x = Simple(of, comm), batches.inputs(of, 0, comm.device)
     weights = {p.untyped_storage().data_ptr() for p in made.parameters()}
@@ -201,9 +201,9 @@ def test_what_all_ranks_send_is_what_they_receive(
     name: str, dispatcher: str, tokens: str, mode: str, batch: int, ranks: int, topk: int
 ) -> None:
     layer = dataclasses.replace(LAYER, hidden=8, topk=topk, topk_requested=topk)
-    strategy = Strategy(name=name, dispatcher=dispatcher if "ep" in name else "local")
-    work_ = Workload(batch_size=batch * ranks, tokens=tokens, mode=mode)
-    of = Cell(layer, strategy, work_, Placement(world_size=ranks))
+    strategy = StrategySpec(name=name, dispatcher=dispatcher if "ep" in name else "local")
+    work_ = WorkloadSpec(batch_size=batch * ranks, tokens=tokens, mode=mode)
+    of = Cell(layer, strategy, work_, RankLayout(world_size=ranks))
     calls = [call for rank in range(ranks)
              for call in cost.collectives(of, cost.expected(of, rank), rank)]  # fmt: skip
     assert sum(c.sent_bytes for c in calls) == pytest.approx(sum(c.received_bytes for c in calls))
@@ -221,8 +221,9 @@ def test_nothing_gets_cheaper_with_more_tokens(batch: int, more: int, name: str)
 
     def figures(tokens: int) -> list[float]:
         of = Cell(
-            dataclasses.replace(LAYER, hidden=8), Strategy(name=name, dispatcher=dispatcher),
-            Workload(batch_size=tokens, tokens="sharded", mode="train"), Placement(world_size=4),
+            dataclasses.replace(LAYER, hidden=8), StrategySpec(name=name, dispatcher=dispatcher),
+            WorkloadSpec(batch_size=tokens, tokens="sharded", mode="train"),
+            RankLayout(world_size=4),
         )  # fmt: skip
         load = cost.expected(of)
         total = sum(c.sent_bytes + c.received_bytes for c in cost.collectives(of, load))

@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe.parallel.expert_placement import Places, order_for, places_of, primary_order, with_copies
-from moe.spec import Cell, Layer, Strategy
+from moe.spec import Cell, LayerSpec, StrategySpec
 
 CPU = torch.device("cpu")
 
 
 def test_orders_written_out() -> None:
-    assert primary_order(Strategy(), 6, 3) == [0, 1, 2, 3, 4, 5]
-    assert primary_order(Strategy(placement="round_robin"), 6, 3) == [0, 3, 1, 4, 2, 5]
-    assert primary_order(Strategy(placement="round_robin"), 8, 2) == [0, 2, 4, 6, 1, 3, 5, 7]
-    said = Strategy(placement="explicit", expert_order=(2, 0, 3, 1))
+    assert primary_order(StrategySpec(), 6, 3) == [0, 1, 2, 3, 4, 5]
+    assert primary_order(StrategySpec(placement="round_robin"), 6, 3) == [0, 3, 1, 4, 2, 5]
+    assert primary_order(StrategySpec(placement="round_robin"), 8, 2) == [0, 2, 4, 6, 1, 3, 5, 7]
+    said = StrategySpec(placement="explicit", expert_order=(2, 0, 3, 1))
     assert primary_order(said, 4, 2) == [2, 0, 3, 1]
 
 
@@ -120,7 +120,7 @@ def test_plain_places_are_the_experts_themselves() -> None:
 
 
 def test_the_order_of_a_cell() -> None:
-    cell = Cell(Layer(num_experts=4), Strategy(name="ep", placement="round_robin"))
+    cell = Cell(LayerSpec(num_experts=4), StrategySpec(name="ep", placement="round_robin"))
     assert order_for(cell, 2, []) == [0, 2, 1, 3]
     hot = replace(cell, strategy=replace(cell.strategy, hot_replicas=2))
     assert order_for(hot, 2, [1, 1, 9, 1]) == [0, 2, 1, 1, 3, 2]

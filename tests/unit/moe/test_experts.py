@@ -12,10 +12,10 @@ from moe import strategies, weights
 from moe.layer import onednn
 from moe.layer.experts import Experts
 from moe.parallel.comm import Comm
-from moe.spec import Cell, Layer, Placement, Strategy, Workload
+from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
 
 CPU = torch.device("cpu")
-LAYER = Layer(dim=16, hidden=24, dim_out=8, num_experts=4, topk=2, topk_requested=2)
+LAYER = LayerSpec(dim=16, hidden=24, dim_out=8, num_experts=4, topk=2, topk_requested=2)
 LIMIT = {"float32": 2e-6, "bfloat16": 2e-2}
 HALF = torch.bfloat16
 COUNTS = ([3, 0, 1, 40], [2, 2, 2, 2], [0, 0, 5, 0], [0, 0, 0, 0])
@@ -90,8 +90,8 @@ def test_packed_weights_come_back_bit_by_bit(dtype: torch.dtype) -> None:
 def test_what_packed_weights_cannot_do_is_not_offered() -> None:
     offered = {}
     for name, mode in (("simple", "forward"), ("simple", "train"), ("fsdp", "forward")):
-        placement = Placement(world_size=1)
-        cell = Cell(LAYER, Strategy(name), Workload(mode=mode), placement)
+        placement = RankLayout(world_size=1)
+        cell = Cell(LAYER, StrategySpec(name), WorkloadSpec(mode=mode), placement)
         layer = strategies.build(cell, Comm(CPU, 1, 0))
         offered[name, mode] = "packed" in layer.experts.variants("auto", torch.float32)
     assert offered == {

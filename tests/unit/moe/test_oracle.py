@@ -33,7 +33,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBl
 
 from moe import weights
 from moe.layer import balance_loss, capacity
-from moe.spec import Cell, Layer, Placement, Router, Workload
+from moe.spec import Cell, LayerSpec, RankLayout, RouterSpec, WorkloadSpec
 from moe.verify import oracle
 from moe.workload import batches
 from runners.config.cell import request
@@ -62,7 +62,7 @@ class InFloat64(TorchFunctionMode):
         return func(*(wide(value) for value in args), **named)
 
 
-def mixtral(layer: Layer) -> Any:
+def mixtral(layer: LayerSpec) -> Any:
     assert layer.router.normalize, "Mixtral has no other way"
     return MixtralSparseMoeBlock(
         MixtralConfig(
@@ -74,7 +74,7 @@ def mixtral(layer: Layer) -> Any:
     )
 
 
-def qwen3(layer: Layer) -> Any:
+def qwen3(layer: LayerSpec) -> Any:
     return Qwen3MoeSparseMoeBlock(
         Qwen3MoeConfig(
             hidden_size=layer.dim,
@@ -86,7 +86,7 @@ def qwen3(layer: Layer) -> Any:
     )
 
 
-def olmoe(layer: Layer) -> Any:
+def olmoe(layer: LayerSpec) -> Any:
     return OlmoeSparseMoeBlock(
         OlmoeConfig(
             hidden_size=layer.dim,
@@ -98,7 +98,7 @@ def olmoe(layer: Layer) -> Any:
     )
 
 
-def deepseek(layer: Layer) -> Any:
+def deepseek(layer: LayerSpec) -> Any:
     return DeepseekV3MoE(
         DeepseekV3Config(
             hidden_size=layer.dim,
@@ -114,7 +114,7 @@ def deepseek(layer: Layer) -> Any:
     )
 
 
-def filled(made: Any, layer: Layer) -> Any:
+def filled(made: Any, layer: LayerSpec) -> Any:
     """The module with our weights in float64: w1 is what is gated, w3 what it is multiplied by."""
     made = made.double().eval()
     with torch.no_grad():
@@ -133,12 +133,12 @@ def filled(made: Any, layer: Layer) -> Any:
     return made
 
 
-def matrices(layer: Layer, expert: int) -> dict[str, Tensor]:
+def matrices(layer: LayerSpec, expert: int) -> dict[str, Tensor]:
     return {name: weights.matrix(layer, expert, name).double() for name in weights.names(layer)}
 
 
 @functools.cache
-def preset(name: str) -> Layer:
+def preset(name: str) -> LayerSpec:
     """The layer of conf/model: its own top-k and router, with at most 32 experts and few numbers
     a token."""
     sizes = ["model.scale=1", "model.dim=32", "model.dim_out=32", "model.hidden=24"]
@@ -147,7 +147,7 @@ def preset(name: str) -> Layer:
     return request(config(f"model={name}", *sizes), MACHINE).cell.layer
 
 
-MODULES: dict[str, Callable[[Layer], Any]] = {
+MODULES: dict[str, Callable[[LayerSpec], Any]] = {
     "mixtral_8x7b": mixtral,
     "qwen3_30b_a3b": qwen3,
     "olmoe_1b_7b": olmoe,
@@ -163,17 +163,17 @@ CASES: list[tuple[str, dict[str, object]]] = [
 ]
 
 
-def with_rule(layer: Layer, changes: Mapping[str, object]) -> Layer:
+def with_rule(layer: LayerSpec, changes: Mapping[str, object]) -> LayerSpec:
     rule = dataclasses.replace(layer.router, **changes)  # type: ignore[arg-type]
     return dataclasses.replace(layer, router=rule)
 
 
-def tokens_of(layer: Layer) -> Tensor:
+def tokens_of(layer: LayerSpec) -> Tensor:
     """[N, D] in float64."""
-    return batches.tokens(Cell(layer, workload=Workload(TOKENS)), (0, TOKENS)).double()
+    return batches.tokens(Cell(layer, workload=WorkloadSpec(TOKENS)), (0, TOKENS)).double()
 
 
-def chosen(layer: Layer, logits_NE: Tensor) -> Tensor:
+def chosen(layer: LayerSpec, logits_NE: Tensor) -> Tensor:
     """[N, K] sorted: by logits, or by scores with the bias among the eligible groups."""
     rule = layer.router
     if rule.groups == 1 and rule.selection_bias == "none":
@@ -184,7 +184,11 @@ def chosen(layer: Layer, logits_NE: Tensor) -> Tensor:
 
 
 def oracle_output(
-    layer: Layer, x_ND: Tensor, table_NK: Tensor, gates_NK: Tensor, held: Sequence[oracle.Matrices]
+    layer: LayerSpec,
+    x_ND: Tensor,
+    table_NK: Tensor,
+    gates_NK: Tensor,
+    held: Sequence[oracle.Matrices],
 ) -> Tensor:
     """[N, D]: every expert on every token, times its gate if the token chose it; then the shared
     ones."""
@@ -197,7 +201,7 @@ def oracle_output(
     return y_ND
 
 
-def oracle_layer(layer: Layer, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def oracle_layer(layer: LayerSpec, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Logits, sorted choice, gates and outputs."""
     logits_NE = oracle.logits(layer, x_ND)
     table_NK = chosen(layer, logits_NE)
@@ -296,7 +300,11 @@ def test_presets_have_the_rules_of_their_models() -> None:
 
 
 def gradients(
-    layer: Layer, x_ND: Tensor, into_ND: Tensor, weight_ED: Tensor, held: list[dict[str, Tensor]]
+    layer: LayerSpec,
+    x_ND: Tensor,
+    into_ND: Tensor,
+    weight_ED: Tensor,
+    held: list[dict[str, Tensor]],
 ) -> tuple[Tensor, Tensor, list[dict[str, Tensor]]]:
     """Of <y, into>, through the oracle: by the tokens, the router's weight and every matrix.
     `oracle.router_weight` must give the leaf `weight_ED`."""
@@ -317,7 +325,7 @@ def test_gradients_are_what_transformers_computes(
     """With and without gates that are renormalised."""
     layer = preset(name)
     made = filled(MODULES[name](layer), layer)
-    into_ND = batches.cotangent(Cell(layer, workload=Workload(TOKENS)), (0, TOKENS)).double()
+    into_ND = batches.cotangent(Cell(layer, workload=WorkloadSpec(TOKENS)), (0, TOKENS)).double()
     theirs_ND = tokens_of(layer).requires_grad_()
     with InFloat64():
         (made(theirs_ND.unsqueeze(0)).squeeze(0) * into_ND).sum().backward()
@@ -343,9 +351,9 @@ ROWS = 40
 
 
 def loss_cell(topk: int, coefficient: float = 1.0, ranks: int = 1, scope: str = "global") -> Cell:
-    rule = Router(aux_loss=coefficient, scope=scope)
-    layer = Layer(dim=8, num_experts=8, topk=topk, topk_requested=topk, router=rule)
-    return Cell(layer, workload=Workload(ROWS, mode="train"), placement=Placement(ranks))
+    rule = RouterSpec(aux_loss=coefficient, scope=scope)
+    layer = LayerSpec(dim=8, num_experts=8, topk=topk, topk_requested=topk, router=rule)
+    return Cell(layer, workload=WorkloadSpec(ROWS, mode="train"), placement=RankLayout(ranks))
 
 
 def some_logits() -> Tensor:
@@ -425,9 +433,9 @@ CHOOSING = [[0.5, 0.4, 0.1], [0.3, 0.1, 0.6], [0.4, 0.35, 0.25]]  # S; token 2 i
     ],
 )
 def test_experts_choose_by_hand(normalize: bool, gates: list[list[float]]) -> None:
-    rule = Router(kind="expert_choice", normalize=normalize)  # 1 * 1 * 3 / 3 = 1 token each
-    layer = Layer(num_experts=3, topk=1, topk_requested=1, router=rule)
-    cell = Cell(layer, workload=Workload(3), placement=Placement(1))
+    rule = RouterSpec(kind="expert_choice", normalize=normalize)  # 1 * 1 * 3 / 3 = 1 token each
+    layer = LayerSpec(num_experts=3, topk=1, topk_requested=1, router=rule)
+    cell = Cell(layer, workload=WorkloadSpec(3), placement=RankLayout(1))
     logits_NE = torch.tensor(CHOOSING, dtype=torch.float64).log()
     table_NE = torch.arange(3).expand(3, 3)
     kept_NE = oracle.kept(cell, table_NE, oracle.probabilities(layer, logits_NE))
@@ -440,8 +448,8 @@ def test_experts_choose_by_hand(normalize: bool, gates: list[list[float]]) -> No
 
 
 def test_groups_are_ranked_by_their_two_best_by_hand() -> None:
-    rule = Router(score="sigmoid", groups=2, group_topk=1)
-    layer = Layer(num_experts=6, topk=2, router=rule)
+    rule = RouterSpec(score="sigmoid", groups=2, group_topk=1)
+    layer = LayerSpec(num_experts=6, topk=2, router=rule)
     ranked_NE = torch.tensor(
         [
             [0.5, 0.4, 0.0, 0.45, 0.4, 0.4],  # 0.9 before 0.85, although the sums are 0.9 and 1.25
@@ -458,8 +466,8 @@ def test_groups_are_ranked_by_their_two_best_by_hand() -> None:
 def test_a_bias_chooses_but_is_in_no_gate_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     bias_E = torch.tensor([0.0, -0.5, 0.4])
     monkeypatch.setattr(balance_loss, "selection_bias", lambda layer: bias_E)
-    rule = Router(score="sigmoid", selection_bias="balanced")
-    layer = Layer(num_experts=3, topk=2, router=rule)
+    rule = RouterSpec(score="sigmoid", selection_bias="balanced")
+    layer = LayerSpec(num_experts=3, topk=2, router=rule)
     logits_NE = torch.tensor([[0.0, math.log(3), -math.log(3)]], dtype=torch.float64)
     # scores 1/2, 3/4, 1/4; with the bias 0.5, 0.25, 0.65
     ranked_NE = torch.tensor([[0.5, 0.25, 0.65]], dtype=torch.float64)
@@ -482,7 +490,7 @@ def test_a_bias_chooses_but_is_in_no_gate_by_hand(monkeypatch: pytest.MonkeyPatc
 def test_gates_of_a_prescribed_choice_by_hand(
     rule: dict[str, object], gates: list[list[float]]
 ) -> None:
-    layer = with_rule(Layer(num_experts=4, topk=2), rule)
+    layer = with_rule(LayerSpec(num_experts=4, topk=2), rule)
     eighths_NE = torch.tensor([[1.0, 2.0, 4.0, 1.0]], dtype=torch.float64).log()
     found = oracle.gates(layer, eighths_NE, torch.tensor([[0, 3]]))
     assert off(found, torch.tensor(gates, dtype=torch.float64)) < 1e-12

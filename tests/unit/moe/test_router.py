@@ -17,9 +17,16 @@ from moe.layer import balance_loss
 from moe.layer import router as router_module
 from moe.layer.capacity import Scope
 from moe.layer.router import Router, Routing, _ordered_keys, top_indices
-from moe.parallel.comm import Comm, Group
-from moe.spec import Cell, Layer, Placement, Strategy, Workload, shard_bounds
-from moe.spec import Router as Rule
+from moe.parallel.comm import Comm, RankGroup
+from moe.spec import (
+    Cell,
+    LayerSpec,
+    RankLayout,
+    RouterSpec,
+    StrategySpec,
+    WorkloadSpec,
+    shard_bounds,
+)
 from moe.strategies.serial import Serial
 from moe.verify import oracle
 from moe.workload import batches
@@ -35,7 +42,7 @@ def router(
     **rule: object,
 ) -> Router:
     """Of which the logits are the tokens themselves."""
-    layer = Layer(dim=experts, num_experts=experts, topk=topk, router=Rule(**rule))  # type: ignore[arg-type]
+    layer = LayerSpec(dim=experts, num_experts=experts, topk=topk, router=RouterSpec(**rule))  # type: ignore[arg-type]
     made = Router(layer, CPU, allowed, scope)
     made.weight_ED = nn.Parameter(torch.eye(experts))
     return made
@@ -198,11 +205,11 @@ def test_the_bias_does_not_learn_the_noise_of_many_experts(groups: int) -> None:
     """DeepSeek-V3's shape at scale 16: the bias evens out the load of other tokens too."""
     loads = {}
     for bias in ("none", "balanced"):
-        rule = Rule(
+        rule = RouterSpec(
             score="sigmoid", groups=groups, group_topk=max(1, groups // 2), selection_bias=bias
         )
-        layer = Layer(dim=448, num_experts=256, topk=8, topk_requested=8, router=rule)
-        x_TD = batches.tokens(Cell(layer, workload=Workload(seed=7)), (0, 16384))
+        layer = LayerSpec(dim=448, num_experts=256, topk=8, topk_requested=8, router=rule)
+        x_TD = batches.tokens(Cell(layer, workload=WorkloadSpec(seed=7)), (0, 16384))
         with torch.no_grad():
             chosen = Router(layer, torch.device("cpu"), None)(x_TD).indices_TK
         counts = torch.bincount(chosen.flatten(), minlength=256).double()
@@ -210,10 +217,10 @@ def test_the_bias_does_not_learn_the_noise_of_many_experts(groups: int) -> None:
     assert loads["balanced"] < loads["none"]
 
 
-def busiest(rule: Rule) -> float:
+def busiest(rule: RouterSpec) -> float:
     """Slots of the busiest expert over the mean, on tokens the bias was not found on."""
-    layer = Layer(**UNEVEN, router=rule)
-    x_TD = batches.tokens(Cell(layer, workload=Workload(seed=7)), (0, 4096))
+    layer = LayerSpec(**UNEVEN, router=rule)
+    x_TD = batches.tokens(Cell(layer, workload=WorkloadSpec(seed=7)), (0, 4096))
     routing = Router(layer, CPU, None)(x_TD)
     counts = torch.bincount(routing.indices_TK.flatten(), minlength=16).double()
     return float(counts.max() / counts.mean())
@@ -221,8 +228,8 @@ def busiest(rule: Rule) -> float:
 
 @pytest.mark.parametrize("score", ["softmax", "sigmoid"])
 def test_the_bias_evens_out_the_load(score: str) -> None:
-    skewed = busiest(Rule(score=score))
-    balanced = busiest(Rule(score=score, selection_bias="balanced"))
+    skewed = busiest(RouterSpec(score=score))
+    balanced = busiest(RouterSpec(score=score, selection_bias="balanced"))
     assert skewed > 1.6
     assert balanced < 1.3
 
@@ -239,12 +246,12 @@ def test_the_bias_chooses_but_does_not_enter_the_gates(score: str) -> None:
 
 
 def test_the_bias_is_the_same_for_every_rank_and_depends_on_the_weights() -> None:
-    layer = Layer(**UNEVEN, router=Rule(selection_bias="balanced"))
+    layer = LayerSpec(**UNEVEN, router=RouterSpec(selection_bias="balanced"))
     balance_loss.selection_bias.cache_clear()
     first = balance_loss.selection_bias(layer).clone()
     balance_loss.selection_bias.cache_clear()
     assert torch.equal(balance_loss.selection_bias(layer), first)
-    other = Layer(**UNEVEN, weight_seed=1, router=Rule(selection_bias="balanced"))
+    other = LayerSpec(**UNEVEN, weight_seed=1, router=RouterSpec(selection_bias="balanced"))
     assert not torch.equal(balance_loss.selection_bias(other), first)
     assert weights.router(layer).shape == (16, 4)
 
@@ -355,10 +362,11 @@ def test_serial_has_the_whole_loss_on_its_one_rank() -> None:
     """Nothing adds up its gradients, so no part of them may be left out."""
     comm = Comm.__new__(Comm)
     comm.device, comm.world_size, comm.rank, comm.backend = CPU, 2, 0, "none"
-    comm.world = Group(comm, "world", (0, 1))
+    comm.world = RankGroup(comm, "world", (0, 1))
     cell = Cell(
-        Layer(router=Rule(aux_loss=COEFFICIENT)), Strategy("serial"), Workload(mode="train"),
-        Placement(world_size=2),
+        LayerSpec(router=RouterSpec(aux_loss=COEFFICIENT)), StrategySpec("serial"),
+        WorkloadSpec(mode="train"),
+        RankLayout(world_size=2),
     )  # fmt: skip
     found = Serial(cell, comm).router.scope
     assert found is not None and found.copies == 1
@@ -375,7 +383,9 @@ def test_a_mutant_that_counts_the_loss_on_every_rank_is_caught(
 ) -> None:
     right: Callable[..., Tensor] = balance_loss.loss
 
-    def wrong(layer: Layer, scope: Scope, shares_TE: Tensor, probabilities_TE: Tensor) -> Tensor:
+    def wrong(
+        layer: LayerSpec, scope: Scope, shares_TE: Tensor, probabilities_TE: Tensor
+    ) -> Tensor:
         return right(layer, scope, shares_TE, probabilities_TE) * scope.copies
 
     monkeypatch.setattr(balance_loss, "loss", wrong)

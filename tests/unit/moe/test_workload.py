@@ -15,7 +15,15 @@ from torch import Tensor
 
 from moe import weights
 from moe.layer.capacity import extents
-from moe.spec import Cell, Layer, Placement, Router, Unsupported, Workload, shard_bounds
+from moe.spec import (
+    Cell,
+    LayerSpec,
+    RankLayout,
+    RouterSpec,
+    Unsupported,
+    WorkloadSpec,
+    shard_bounds,
+)
 from moe.verify import definitions
 from moe.workload import batches
 from moe.workload.batches import allowed
@@ -31,9 +39,9 @@ def cell(
     batch: int = 64, seed: int = 0,
 ) -> Cell:  # fmt: skip
     return Cell(
-        layer=Layer(num_experts=experts, topk=topk, topk_requested=topk),
-        workload=Workload(batch_size=batch, kind=kind, parameter=parameter, seed=seed),
-        placement=Placement(world_size=ranks),
+        layer=LayerSpec(num_experts=experts, topk=topk, topk_requested=topk),
+        workload=WorkloadSpec(batch_size=batch, kind=kind, parameter=parameter, seed=seed),
+        placement=RankLayout(world_size=ranks),
     )
 
 
@@ -80,7 +88,7 @@ def test_only_the_seed_and_the_nominal_ranks_count(kind: tuple[str, float]) -> N
     strategy = dataclasses.replace(of.strategy, name="tp")
     pinned = dataclasses.replace(of.workload, nominal_ep=4, batch_size=9, tokens="sharded")
     other = dataclasses.replace(
-        of, strategy=strategy, workload=pinned, placement=Placement(world_size=1)
+        of, strategy=strategy, workload=pinned, placement=RankLayout(world_size=1)
     )
     assert torch.equal(rows(other), rows(of)[:9])
     assert not torch.equal(rows(cell(*kind, seed=1)), rows(of))
@@ -311,7 +319,7 @@ def test_a_share_is_either_refused_or_kept(
 )
 def test_routers_that_would_choose_again_are_refused(rule: dict[str, object]) -> None:
     of = cell("balanced")
-    router = dataclasses.replace(Router(), **rule)  # type: ignore[arg-type]
+    router = dataclasses.replace(RouterSpec(), **rule)  # type: ignore[arg-type]
     changed = dataclasses.replace(of, layer=dataclasses.replace(of.layer, router=router))
     with pytest.raises(Unsupported, match=f"router.{next(iter(rule))}=.*prescribes the choice"):
         check_workload(changed)
@@ -326,12 +334,12 @@ def test_routers_that_would_choose_again_are_refused(rule: dict[str, object]) ->
 @given(st.integers(0, 300), st.integers(1, 40))
 @settings(max_examples=300)
 def test_shards_are_told_twice_alike(batch: int, ranks: int) -> None:
-    of = Cell(workload=Workload(batch), placement=Placement(ranks))
+    of = Cell(workload=WorkloadSpec(batch), placement=RankLayout(ranks))
     want = [shard_bounds(batch, ranks, rank) for rank in range(ranks)]
     assert definitions.shards(of) == want
     assert [batches.own_rows(of, rank) for rank in range(ranks)] == want
     assert definitions.extents(of) == extents(of)
-    whole = dataclasses.replace(of, layer=Layer(router=Router(scope="global")))
+    whole = dataclasses.replace(of, layer=LayerSpec(router=RouterSpec(scope="global")))
     assert definitions.extents(whole) == extents(whole) == [(0, batch)]
 
 
@@ -343,8 +351,8 @@ def test_shards_are_told_twice_alike(batch: int, ranks: int) -> None:
 def test_ranks_together_start_with_the_batch_and_no_two_tokens_are_alike(
     batch: int, ranks: int, dtype: str, seed: int
 ) -> None:
-    work = Workload(batch, tokens="sharded", seed=seed)
-    of = Cell(Layer(dim=12, dtype=dtype), workload=work, placement=Placement(ranks))
+    work = WorkloadSpec(batch, tokens="sharded", seed=seed)
+    of = Cell(LayerSpec(dim=12, dtype=dtype), workload=work, placement=RankLayout(ranks))
     whole_BD = batches.tokens(of, (0, batch))
     parts = [batches.inputs(of, rank, CPU) for rank in range(ranks)]
     assert torch.equal(torch.cat(parts), whole_BD)
@@ -364,7 +372,7 @@ def test_ranks_that_all_start_with_the_first_tokens_are_caught(
         a, b = shard_bounds(cell.workload.batch_size, cell.placement.world_size, rank)
         return 0, b - a
 
-    of = Cell(workload=Workload(9, tokens="sharded"), placement=Placement(3))
+    of = Cell(workload=WorkloadSpec(9, tokens="sharded"), placement=RankLayout(3))
     assert definitions.tokens_differ(of, torch.cat([batches.inputs(of, r, CPU)
                                                       for r in range(3)]))  # fmt: skip
     monkeypatch.setattr(batches, "own_rows", first)
@@ -373,13 +381,13 @@ def test_ranks_that_all_start_with_the_first_tokens_are_caught(
 
 
 def test_one_token_twice_is_caught() -> None:
-    of = Cell(workload=Workload(30))
+    of = Cell(workload=WorkloadSpec(30))
     x_BD = batches.tokens(of, (0, 30))
     x_BD[17] = x_BD[4]
     assert not definitions.tokens_differ(of, x_BD)
 
 
-def firsts(layer: Layer) -> Tensor:
+def firsts(layer: LayerSpec) -> Tensor:
     """[E + shared, 64]: 32 numbers of the first matrix of every expert, and of the last."""
     rows = []
     for expert in range(layer.num_experts + layer.shared_experts):
@@ -391,7 +399,7 @@ def firsts(layer: Layer) -> Tensor:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("activation", ["relu", "silu_gated"])
 def test_experts_differ_from_each_other(activation: str, dtype: str) -> None:
-    layer = Layer(num_experts=256, shared_experts=2, activation=activation, dtype=dtype)
+    layer = LayerSpec(num_experts=256, shared_experts=2, activation=activation, dtype=dtype)
     assert definitions.experts_differ(layer, firsts(layer))
     for name in weights.names(layer)[: 3 if activation == "silu_gated" else 2]:
         alike = [weights.matrix(layer, expert, name).flatten()[:16] for expert in range(258)]
@@ -403,10 +411,10 @@ def test_an_expert_that_is_another_one_is_caught(
     expert: int, copied: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Expert 8 is the shared one."""
-    layer = Layer(shared_experts=1)
+    layer = LayerSpec(shared_experts=1)
     right = weights.matrix
 
-    def wrong(layer: Layer, number: int, name: str) -> Tensor:
+    def wrong(layer: LayerSpec, number: int, name: str) -> Tensor:
         return right(layer, copied if number == expert else number, name)
 
     monkeypatch.setattr(weights, "matrix", wrong)

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 import runners.bench  # noqa: F401 registers the resolver that conf/ uses
 from moe.strategies.checks import supports
-from runners.config.cell import Machine, request
+from runners.config.cell import NodeResources, request
 from runners.config.fields import ConfigError
 from runners.host import project_paths
 from runners.records import record
@@ -22,7 +22,7 @@ from runners.sweep.entry import measure_of
 from runners.sweep.progress import title
 
 ROOT = Path(__file__).resolve().parents[3]
-MACHINE = Machine(cores=2)
+MACHINE = NodeResources(cores=2)
 GROUPS = [
     (group.name, choice.stem)
     for group in sorted((ROOT / "conf").iterdir())
@@ -57,7 +57,7 @@ def test_every_choice_of_every_group_composes_into_a_cell(group: str, choice: st
     found = config(f"{group}={choice}")
     if found["workload"]["kind"] == "trace":
         found["workload"]["kind"] = "learned"  # a trace needs its file
-    cell = request(found, Machine(cores=2, cuda_devices=8)).cell
+    cell = request(found, NodeResources(cores=2, cuda_devices=8)).cell
     assert cell.layer.num_experts >= cell.layer.topk >= 1
     assert measure_of(found).samples >= 1
 
@@ -144,16 +144,16 @@ def test_top_k_over_the_number_of_experts_is_refused_or_clamped_and_said() -> No
 
 def test_nccl_without_enough_gpus_is_refused_and_auto_takes_it_only_with_enough() -> None:
     with pytest.raises(ConfigError, match="backend=nccl"):
-        request(changed("backend", "nccl"), Machine(2, cuda_devices=4))
-    assert request(BASE, Machine(2, cuda_devices=4)).cell.placement.backend == "gloo"
-    place = request(BASE, Machine(2, cuda_devices=8)).cell.placement
+        request(changed("backend", "nccl"), NodeResources(2, cuda_devices=4))
+    assert request(BASE, NodeResources(2, cuda_devices=4)).cell.placement.backend == "gloo"
+    place = request(BASE, NodeResources(2, cuda_devices=8)).cell.placement
     assert (place.backend, place.device) == ("nccl", "cuda")
 
 
 def test_threads_are_cores_over_ranks_and_serial_has_every_core() -> None:
-    assert request(changed("world_size", 2), Machine(16)).cell.placement.threads == 8
+    assert request(changed("world_size", 2), NodeResources(16)).cell.placement.threads == 8
     found = changed("strategy.name", "serial")
-    made = request(found, Machine(16))
+    made = request(found, NodeResources(16))
     assert (made.cell.placement.world_size, made.cell.placement.threads) == (1, 16)
     assert "one rank" in made.notes[0]
 

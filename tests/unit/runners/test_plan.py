@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe.spec import Cell, Layer, Placement
+from moe.spec import Cell, LayerSpec, RankLayout
 from runners.config.cell import Request
 from runners.config.fields import ConfigError
 from runners.plan import Job, LaunchPlan, Measure, groups, load, save, unique, waves
@@ -18,7 +18,9 @@ from runners.sweep.assemble import Assembler
 
 
 def job(topk: int = 2, ranks: int = 2, label: str = "", samples: int = 10) -> Job:
-    cell = Cell(layer=Layer(topk=topk, topk_requested=topk), placement=Placement(world_size=ranks))
+    cell = Cell(
+        layer=LayerSpec(topk=topk, topk_requested=topk), placement=RankLayout(world_size=ranks)
+    )
     return Job(Request(cell, label), Measure(samples=samples))
 
 
@@ -27,7 +29,7 @@ def plan_of(folder: Path, jobs: list[Job]) -> LaunchPlan:
         launch=0,
         launch_dir=str(folder),
         measure=Measure(samples=2, samples_max=2),
-        placement=Placement(world_size=2),
+        placement=RankLayout(world_size=2),
         cells=[j.cell for j in jobs],
         labels=[j.request.label for j in jobs],
         waves=[list(range(len(jobs)))],

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe.spec import Cell, Placement, Unsupported
+from moe.spec import Cell, RankLayout, Unsupported
 from runners.config import hosts
-from runners.config.cell import Machine, Request, request
+from runners.config.cell import NodeResources, Request, request
 from runners.config.fields import ConfigError
 from runners.host import hardware, network, topology
 from runners.launch import hosts as plain
@@ -30,7 +30,7 @@ from runners.sweep import freeze, slurm
 from runners.sweep.sweep import Settings, SweepResult
 from tests.unit.runners.test_cell import BASE
 
-LARGE = Machine(cores=8, cuda_devices=0, nodes=4)
+LARGE = NodeResources(cores=8, cuda_devices=0, nodes=4)
 
 
 def config(**changes: Any) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def test_what_does_not_fit_the_nodes_is_refused(changes: dict[str, Any], told: s
 
 
 def test_keys_of_one_node_are_what_they_were_before_there_were_nodes() -> None:
-    one, two = Cell(), Cell(placement=Placement(nodes=2))
+    one, two = Cell(), Cell(placement=RankLayout(nodes=2))
     old = dataclasses.asdict(one)
     del old["placement"]["nodes"]
     assert cell_key(cell_from_dict(old)) == cell_key(one) != cell_key(two)
@@ -105,8 +105,8 @@ def test_hosts_and_what_a_node_has() -> None:
     found = hosts.hosts_of(given)
     assert (found.node_rank, found.address, found.port) == (1, "fd00::1", 295)
     stated = config(cores=64, gpus=8, memory_gib=0.5, nnodes=2)
-    assert hosts.machine(stated, Machine(2)) == Machine(64, 8, 2, 2**29)
-    assert hosts.machine(config(), Machine(2, 1)) == Machine(2, 1)
+    assert hosts.machine(stated, NodeResources(2)) == NodeResources(64, 8, 2, 2**29)
+    assert hosts.machine(config(), NodeResources(2, 1)) == NodeResources(2, 1)
 
 
 def test_experts_are_dealt_out_over_nodes() -> None:
@@ -204,7 +204,7 @@ def test_a_free_port_can_be_listened_on() -> None:
 
 
 def plan(tmp_path: Path) -> LaunchPlan:
-    place = Placement(world_size=4, nodes=2)
+    place = RankLayout(world_size=4, nodes=2)
     return LaunchPlan(3, str(tmp_path), Measure(), place, [], [], [], [])
 
 
@@ -236,7 +236,7 @@ def test_sruns_first_failure_is_the_one_to_blame(line: str, rank: int, exitcode:
 
 
 def job(batch: int = 8, **place: Any) -> Job:
-    cell = Cell(placement=Placement(**place))
+    cell = Cell(placement=RankLayout(**place))
     cell = dataclasses.replace(cell, workload=dataclasses.replace(cell.workload, batch_size=batch))
     return Job(Request(cell, "a", ("note",), {"model": "seed", "scale": 1}), Measure(launches=2))
 
