@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from moe.knob import knob
+
 STRATEGIES = ("serial", "simple", "dp", "tp", "ep", "ep_tp", "dp_ep", "fsdp")
 PEER = "peer_"  # strategies with this prefix are other systems' layers, see moe.peers
 DISPATCHERS = ("local", "alltoall", "allgather", "dedup")
@@ -23,6 +25,7 @@ WORKLOADS = (
 SCOPES = ("rank", "global")
 DROPS = ("position", "first_choices", "probability")
 BACKENDS = ("gloo", "nccl", "mpi")
+TOP, MODEL, ROUTER, STRATEGY, WORKLOAD = "", "model", "model.router", "strategy", "workload"
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -39,37 +42,52 @@ class Unsupported(ValueError):
 
 @dataclass(frozen=True)
 class RouterSpec:
-    """How tokens choose experts. `order`: softmax before or after the top-k selection."""
+    """How tokens choose experts."""
 
-    kind: str = "token_choice"  # token_choice | expert_choice
-    score: str = "softmax"  # softmax | sigmoid
-    order: str = "before"  # before | after
-    normalize: bool = True  # a token's gates are divided by their sum
-    scale: float = 1.0
-    groups: int = 1  # group-limited top-k: experts in `groups` groups ...
-    group_topk: int = 1  # ... of which the best `group_topk` are eligible
-    selection_bias: str = "none"  # none | balanced (auxiliary-loss-free: bias on selection only)
-    aux_loss: float = 0.0  # coefficient of the balancing loss, as in transformers; mode=train only
-    capacity_factor: float = 0.0  # 0 is dropless
-    drop: str = "position"  # position | first_choices | probability: who is served first
-    scope: str = "rank"  # rank | global: extent of capacity, expert choice, balancing loss
+    kind: str = knob(
+        "token_choice", "who chooses", ROUTER, allowed=("token_choice", "expert_choice")
+    )
+    score: str = knob("softmax", "of a token for an expert", ROUTER, allowed=("softmax", "sigmoid"))
+    order: str = knob(
+        "before", "softmax before or after the top-k selection", ROUTER, allowed=("before", "after")
+    )
+    normalize: bool = knob(
+        True, "gates of a token sum to 1; null: for token_choice only", ROUTER, conf=None,
+        words={None: None},
+    )  # fmt: skip
+    scale: float = knob(1.0, "factor on the gates", ROUTER)
+    groups: int = knob(1, "group-limited top-k: experts are in this many groups", ROUTER, least=1)
+    group_topk: int = knob(1, "of which the best this many are eligible", ROUTER, least=1)
+    selection_bias: str = knob(
+        "none", "added for the selection, not to the gates", ROUTER, allowed=("none", "balanced")
+    )
+    aux_loss: float = knob(
+        0.0, "coefficient of the balancing loss, as in transformers (mode=train)", ROUTER
+    )
+    capacity_factor: float = knob(
+        0.0, "slots of an expert over its even share; 0: no limit", ROUTER
+    )
+    drop: str = knob("position", "who is served first", ROUTER, allowed=DROPS)
+    scope: str = knob(
+        "rank", "extent of capacity, expert choice and balancing loss", ROUTER, allowed=SCOPES
+    )
 
 
 @dataclass(frozen=True)
 class LayerSpec:
     """Sizes and function of the MoE layer. `topk` is what runs, `topk_requested` what was asked."""
 
-    dim: int = 32  # D
-    hidden: int = 128  # H
-    dim_out: int = 64  # O
-    num_experts: int = 8  # E
-    topk: int = 2  # K
-    topk_requested: int = 2
-    activation: str = "relu"
-    bias: str = "zero"
-    shared_experts: int = 0  # experts every token visits, hidden size H each
-    dtype: str = "float32"
-    weight_seed: int = 0
+    dim: int = knob(32, "input width D, before model.scale", MODEL, least=1)
+    hidden: int = knob(128, "hidden width H, before model.scale", MODEL, least=1)
+    dim_out: int = knob(64, "output width O, before model.scale", MODEL, least=1)
+    num_experts: int = knob(8, "experts E; the top level's num_experts counts", MODEL, least=1)
+    topk: int = knob(2, "experts per token K; the top level's topk counts", MODEL, least=1)
+    topk_requested: int = knob(2, "top-k before topk_overflow=clamp")
+    activation: str = knob("relu", "of the hidden units", MODEL, allowed=ACTIVATIONS)
+    bias: str = knob("zero", "of both matrices of an expert", MODEL, allowed=BIASES)
+    shared_experts: int = knob(0, "experts that every token visits, of width H each", MODEL)
+    dtype: str = knob("float32", "of weights and tokens", TOP, allowed=DTYPES)
+    weight_seed: int = knob(0, "of the weights: the top level's seed")
     router: RouterSpec = field(default_factory=RouterSpec)
 
 
@@ -77,44 +95,68 @@ class LayerSpec:
 class StrategySpec:
     """How the layer is spread over ranks. Degrees of 0 mean "the strategy's default"."""
 
-    name: str = "simple"
-    dispatcher: str = "local"
-    ep: int = 0
-    tp: int = 0
-    overlap: int = 1  # chunks of all-to-all overlapped with expert compute; 1 is none
-    placement: str = "contiguous"  # contiguous | round_robin | explicit
-    expert_order: tuple[int, ...] = ()  # for placement=explicit: expert ids in slot order
-    hot_replicas: int = 0  # extra copies of the most loaded experts (ep)
-    comm_dtype: str = ""  # "" is the layer's dtype
-    kernel: str = "auto"
-    slowdown: float = 0.0  # planted busy work, fraction of the step (A/B experiments only)
-    variant: str = ""  # peers: which of the system's own ways; "" is the peer's default
+    name: str = knob("simple", "of the strategy, or peer_<name> (docs/peers.md)", STRATEGY)
+    dispatcher: str = knob(
+        "local", "how tokens reach their experts; auto: local with replicated tokens, else "
+        "alltoall", STRATEGY, conf="auto", allowed=("auto", *DISPATCHERS),
+    )  # fmt: skip
+    ep: int = knob(0, "degree of expert parallelism; 0: the strategy's default", STRATEGY)
+    tp: int = knob(0, "degree of tensor parallelism; 0: the strategy's default", STRATEGY)
+    overlap: int = knob(1, "chunks of all-to-all overlapped with expert compute", STRATEGY, least=1)
+    placement: str = knob(
+        "contiguous", "of experts: contiguous | round_robin | by_node | a file of expert ids",
+        STRATEGY,
+    )  # fmt: skip
+    expert_order: tuple[int, ...] = knob((), "expert ids in slot order, of placement=FILE")
+    hot_replicas: int = knob(0, "extra copies of the most loaded experts (ep)", STRATEGY)
+    comm_dtype: str = knob(
+        "", "of what is sent; null: the layer's", STRATEGY, conf=None, allowed=DTYPES,
+        words={None: "", "": ""},
+    )  # fmt: skip
+    kernel: str = knob("auto", "of the experts' products", STRATEGY, allowed=KERNELS)
+    slowdown: float = knob(
+        0.0, "planted busy work, fraction of a step: for A/B experiments", STRATEGY
+    )
+    variant: str = knob("", "peers only: which of the system's own ways", STRATEGY)
 
 
 @dataclass(frozen=True)
 class WorkloadSpec:
     """What the layer is fed. Tokens are seeded by global token id, whatever the strategy."""
 
-    batch_size: int = 8  # B, global
-    tokens: str = "replicated"
-    mode: str = "forward"
-    kind: str = "learned"
-    parameter: float = 0.0  # zipf exponent, k_hot count, hot_rank share or imbalance target
-    nominal_ep: int = 0  # ep degree by which hot_rank and imbalance define a rank; 0 is R
-    trace_sha256: str = ""  # of the routing trace, for kind=trace
-    seed: int = 0
-    cache: str = "warm"  # warm | cold
+    batch_size: int = knob(8, "tokens B in the global batch", TOP, least=1)
+    tokens: str = knob(
+        "replicated", "whether every rank has the whole batch or a shard", TOP, allowed=TOKENS
+    )
+    mode: str = knob("forward", "what a step is", TOP, allowed=MODES)
+    kind: str = knob("learned", "who chooses the experts of a token", WORKLOAD, allowed=WORKLOADS)
+    parameter: float = knob(
+        0.0, "zipf: exponent; k_hot: experts; hot_rank: share; imbalance: busiest over mean",
+        WORKLOAD,
+    )  # fmt: skip
+    nominal_ep: int = knob(
+        0, "ranks by which balanced, hot_rank and imbalance define a rank; 0: world_size", WORKLOAD
+    )
+    trace_sha256: str = knob("", "content of workload.trace")
+    seed: int = knob(0, "of weights and tokens", TOP)
+    cache: str = knob("warm", "as measure.cache")
 
 
 @dataclass(frozen=True)
 class RankLayout:
     """Where the ranks are."""
 
-    world_size: int = 8  # R
-    backend: str = "gloo"
-    device: str = "cpu"
-    threads: int = 1
-    nodes: int = 1  # hosts that the ranks are spread over evenly, in order of rank
+    world_size: int = knob(8, "ranks R", TOP, least=1)
+    backend: str = knob(
+        "gloo", "auto: nccl with enough GPUs, else gloo", TOP, conf="auto",
+        allowed=("auto", *BACKENDS),
+    )  # fmt: skip
+    device: str = knob("cpu", "cuda with backend=nccl, else cpu")
+    threads: int = knob(
+        1, "of each rank; auto: cores // ranks, at least 1", TOP, conf="auto", least=1,
+        words={"auto": 0},
+    )  # fmt: skip
+    nodes: int = knob(1, "hosts that the ranks are spread over evenly, in order of rank")
 
     @property
     def ranks_per_node(self) -> int:

@@ -31,14 +31,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runners.config import hydra_plugins
-from runners.config.fields import ConfigError, safe_name
+from runners.config.names import safe_name
 from runners.config.refusal import one_line, told
-from runners.config.resolution import plain
+from runners.config.resolution import Composed, plain
+from runners.errors import ConfigError
 from runners.host import project_paths
 from runners.host.streams import reader_may_leave
 from runners.sweep import resume
-from runners.sweep.entry import Asked, run_asked
-from runners.sweep.sweep import SweepResult
+from runners.sweep.entry import run_composed
+from runners.sweep.result import SweepResult
 from runners.track.client import redact
 from runners.track.settings import drop_empty
 
@@ -70,15 +71,16 @@ class Bench:
         self.began = False  # from here on an error is not the user's
 
     def run_all(
-        self, asked: Sequence[Asked], sweep_dir: Path, cluster: Mapping[str, Any] | None = None
-    ) -> dict[int, str]:
-        """Runs the jobs; the outcome of each by its number."""
+        self, configs: Sequence[Composed], sweep_dir: Path, launcher: Mapping[str, Any]
+    ) -> list[str]:
+        """Measures the cells of the configs; the outcome of each."""
         self.composed = True
-        self.report = bool(asked[0].config.get("report", True))
+        self.report = bool(configs[0].config.get("report", True))
         command = redact(f"{project_paths.BENCH} {shlex.join(sys.argv[1:])}".strip())
-        self.result, outcomes = run_asked(
-            asked, sweep_dir, command, self.begins, cluster, lambda: self.begin_report(sweep_dir)
-        )
+        self.result, outcomes = run_composed(
+            configs, sweep_dir, command, self.begins, launcher,
+            lambda: self.begin_report(sweep_dir),
+        )  # fmt: skip
         self.report = self.report and not self.result.joined
         return outcomes
 
@@ -101,10 +103,10 @@ def task(config: DictConfig) -> None:
     overrides = [str(word) for word in typed or []]
     sweep_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
-        asked = [Asked(0, plain(config), overrides)]
+        configs = [Composed(plain(config), overrides)]
         if config.resume and all(word.split("=")[0].split(".")[0] in OF_RUN for word in overrides):
-            asked = all_of(sweep_dir, asked[0].config)
-        BENCH.run_all(asked, sweep_dir, plain(HydraConfig.get().launcher))
+            configs = all_of(sweep_dir, configs[0].config)
+        BENCH.run_all(configs, sweep_dir, plain(HydraConfig.get().launcher))
     except Exception as error:
         if BENCH.began:
             raise
@@ -116,12 +118,11 @@ def task(config: DictConfig) -> None:
 task.moe_bench = BENCH  # type: ignore[attr-defined]  # how our launcher knows whose jobs it has
 
 
-def all_of(sweep_dir: Path, config: Mapping[str, Any]) -> list[Asked]:
+def all_of(sweep_dir: Path, config: Mapping[str, Any]) -> list[Composed]:
     """Every cell that the folder set out to measure, as it was configured."""
     now = {key: config[key] for key in OF_RUN}
     return [
-        Asked(number, {**known, **now}, overrides)
-        for number, (known, overrides) in enumerate(resume.asked_before(sweep_dir))
+        Composed({**known, **now}, overrides) for known, overrides in resume.configs_of(sweep_dir)
     ]
 
 
@@ -229,6 +230,7 @@ def settings_of_this_program() -> Iterator[None]:
 @reader_may_leave()
 @settings_of_this_program()
 def run() -> int:
+    hydra_plugins.register()  # again: who calls this in a process of its own may have reset Hydra
     drop_empty()  # before conf asks for W&B's variables
     program = hydra.main(
         version_base="1.3", config_path=str(project_paths.CONF), config_name="config"

@@ -9,44 +9,68 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from moe.knob import knob
 from moe.spec import Cell, RankLayout, shard_bounds
-from runners.config.cell import Request
-from runners.config.fields import ConfigError
-from runners.records.record import (
-    RecordError,
-    cell_from_dict,
-    cell_key,
-    read_sealed,
-    sealed,
-    write_atomic,
-)
+from runners.errors import ConfigError
+from runners.records.record import cell_from_dict, cell_key
+from runners.records.routing_trace import Trace
+from runners.records.sealed import RecordError, read_sealed, sealed, write_atomic
+
+MEASURE = "measure"  # the section of the config
 
 
 @dataclass(frozen=True)
 class Measure:
-    """conf/measure: how a cell is timed. Not part of a cell's key, except `cache`."""
+    """How a cell is timed. Not part of a cell's key, except `cache`."""
 
-    samples: int = 6  # values of a step's time, at least
-    samples_max: int = 40
-    per_round: int = 1
-    precision: float = 0.03
-    wall_limit_s: float = 1.2  # of rounds, times the cells of the wave
-    block: int = 0  # steps in every block; 0: two lengths, by the floor and block_ms
-    block_floors: float = 20.0
-    block_ms: float = 20.0  # of the long block
-    block_gloo_ms: float = 100.0  # of the long block where ranks sleep while they wait
-    warmup: int = 2
-    warmup_max: int = 8
-    order: str = "random"
-    order_seed: int = 0
-    launches: int = 1
-    wave_cells: int = 32
-    anchors: int = 6
-    phases: int = 5
-    cache: str = "warm"
-    calibrate: bool = True
-    calibration_limit_s: float = 5.0
-    cell_limit_s: float = 300.0
+    samples: int = knob(
+        6, "values of a step's time of every cell, at least; one or more a round", MEASURE, least=1
+    )
+    samples_max: int = knob(40, "the same, at most", MEASURE, least=1)
+    per_round: int = knob(1, "samples of a cell in one round", MEASURE, least=1)
+    precision: float = knob(
+        0.03, "half-width of the median's 95% interval, relative, at which a wave may stop", MEASURE
+    )
+    wall_limit_s: float = knob(
+        1.2, "a wave stops after the round in which its rounds have taken this long for each of "
+        "its cells", MEASURE, unit="s",
+    )  # fmt: skip
+    block: int = knob(
+        0, "steps in every block; auto: two lengths (docs/measuring.md)", MEASURE, conf="auto",
+        least=1, words={"auto": 0},
+    )  # fmt: skip
+    block_floors: float = knob(20.0, "the long block lasts at least this many floors", MEASURE)
+    block_ms: float = knob(
+        20.0, "and at least this long; the short block lasts a quarter of it", MEASURE, unit="ms"
+    )
+    block_gloo_ms: float = knob(
+        100.0, "the long block with gloo, whose ranks sleep while they wait", MEASURE, unit="ms"
+    )
+    warmup: int = knob(2, "samples that are kept, but flagged and never counted", MEASURE)
+    warmup_max: int = knob(8, "the same at most, while the cell has not settled", MEASURE)
+    order: str = knob("random", "of cells within a round", MEASURE, allowed=("random", "product"))
+    order_seed: int = knob(0, "of that order", MEASURE)
+    launches: int = knob(1, "whole launches of every group", MEASURE, least=1)
+    wave_cells: int = knob(32, "cells interleaved with each other", MEASURE, least=1)
+    anchors: int = knob(
+        6, "samples of the anchor cell, first, in the middle and last; 0: none", MEASURE
+    )
+    phases: int = knob(
+        5, "passes that time the layer's parts, outside the samples; 0: none", MEASURE
+    )
+    cache: str = knob(
+        "warm", "cold: rotate over copies larger than the last-level cache", MEASURE,
+        allowed=("warm", "cold"),
+    )  # fmt: skip
+    calibrate: bool = knob(
+        True, "measure this machine's limits once for every group of ranks", MEASURE
+    )
+    calibration_limit_s: float = knob(
+        5.0, "for it; what does not fit in is left out", MEASURE, least=1, unit="s"
+    )
+    cell_limit_s: float = knob(
+        300.0, "a cell that stands still for this long is ended", MEASURE, unit="s"
+    )
 
     @property
     def rounds_min(self) -> int:
@@ -59,15 +83,15 @@ class Measure:
 
 @dataclass
 class Job:
-    """One cell of the sweep, with how it is to be measured and where its config came from."""
+    """One cell of the sweep, with how it is to be measured and what it was asked for by."""
 
-    request: Request
+    cell: Cell
     measure: Measure
-    config: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def cell(self) -> Cell:
-        return self.request.cell
+    label: str = ""
+    notes: tuple[str, ...] = ()  # what was changed to make the cell runnable
+    meta: dict[str, Any] = field(default_factory=dict)  # model, scale and overrides, for the record
+    trace: Trace | None = field(default=None, repr=False)  # what workload.trace_sha256 names
+    config: dict[str, Any] = field(default_factory=dict)  # the resolved config
 
     @cached_property
     def key(self) -> str:
@@ -75,7 +99,7 @@ class Job:
 
     @property
     def cell_id(self) -> str:
-        return f"{self.key}.{self.request.label}" if self.request.label else self.key
+        return f"{self.key}.{self.label}" if self.label else self.key
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import SourceWarning
-from runners.records import flat_row, record
+from runners.records import flat_row, record, sealed
 
 
 def load(source: Path, *, samples: bool = False) -> list[dict[str, Any]]:
@@ -21,7 +21,7 @@ def load(source: Path, *, samples: bool = False) -> list[dict[str, Any]]:
         try:
             found = record.read(path)
             row = flat_row.row(found, samples)
-        except (record.RecordError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        except (sealed.RecordError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             text = str(error) if str(path) in str(error) else f"{path}: {error}"
             warnings.warn(f"{text}; set aside", SourceWarning, stacklevel=2)
             continue

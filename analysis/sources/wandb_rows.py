@@ -14,7 +14,8 @@ from typing import Any
 from analysis.data import schema
 from moe.spec import Cell
 from runners.records import flat_row, record
-from runners.records.record import KINDS, OUTCOMES, Record, RecordError, Samples
+from runners.records.record import KINDS, OUTCOMES, Record, Samples
+from runners.records.sealed import RecordError
 from runners.records.stats import BLOCK_MEAN
 from runners.track.client import redact
 from runners.track.run import EXACT_FIELD, ROWS_FIELD, SUMMARY_FIELD, exact

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runners.host import project_paths
-from runners.sweep import resume
+from runners.records import sweep_folder
 
 HINTS = {
     "missing": "resume={folder} measures it",
@@ -17,13 +17,13 @@ HINTS = {
 def lines(sources: Sequence[str | Path]) -> list[tuple[str, str]]:
     """(state, line) of every planned cell that is missing or stale, with where to look."""
     folders = [f for s in sources for f in (Path(s), *sorted(Path(s).glob("*/")))]
-    planned = [folder for folder in folders if (folder / resume.PLAN).is_file()]
+    planned = [folder for folder in folders if (folder / sweep_folder.PLAN).is_file()]
     if not planned:
         return []
-    here, found = resume.version_here(project_paths.CLONE), []
+    here, found = sweep_folder.version_here(project_paths.CLONE), []
     for folder in planned:
         try:
-            cells = resume.cells(folder, here)
+            cells = sweep_folder.cells(folder, here)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             found.append(("damaged", f"damaged: {error}; set aside"))
             continue

@@ -32,8 +32,8 @@ from analysis.numbers import with_interval
 from analysis.stats import pairing, verdict
 from analysis.stats.summarize import summarize
 from analysis.text import flag_legend
-from runners.config.resolution import plain
-from runners.sweep.entry import Asked, run_asked
+from runners.config.resolution import Composed, plain
+from runners.sweep.entry import run_composed
 
 DOCS = ROOT / "docs" / "strategies.md"
 MARKERS = "<!-- strategy_wins: start -->", "<!-- strategy_wins: end -->"
@@ -130,10 +130,10 @@ def measure(found: Sequence[list[str]], how: Sequence[str]) -> list[Path]:
             asked = []
             for label, overrides in ways(int(size), tokens).items():
                 words = [*FIXED, *place, *overrides, *how, f"label={label}"]
-                asked.append(Asked(len(asked), plain(compose("config", words)), words))
+                asked.append(Composed(plain(compose("config", words)), words))
             folder = ROOT / "outputs" / f"{stamp}_strategy-wins-{number}"
             print(f"{' '.join(place)} -> {folder.name}", flush=True)
-            run_asked(asked, folder, "python -m benchmarks.cost_model.strategy_wins")
+            run_composed(asked, folder, "python -m benchmarks.cost_model.strategy_wins")
             folders.append(folder)
     return folders
 

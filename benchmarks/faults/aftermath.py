@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runners.plan import load
-from runners.records import record
+from runners.records import record, sealed
 from runners.records.rank_log import RankReader, rank_path
 
 MARK = "PYTHON_MOE_TRIAL"  # in the environment of every process of a trial: all inherit PYTHON*
@@ -43,7 +43,7 @@ def read_records(folder: Path) -> tuple[list[record.Record], list[str]]:
     for path in record.paths(folder):
         try:
             good.append(record.read(path))
-        except record.RecordError as error:
+        except sealed.RecordError as error:
             torn.append(str(error))
     return good, torn
 

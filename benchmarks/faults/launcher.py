@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
-from runners.config.cell import Request
-from runners.config.fields import ConfigError
+from runners.errors import ConfigError
 from runners.host import timeout
 from runners.launch import local
 from runners.plan import Job, Measure
 from runners.records import record
 from runners.sweep import assemble, resume
 from runners.sweep.progress import Progress
-from runners.sweep.sweep import Settings, Sweep
+from runners.sweep.settings import Settings
+from runners.sweep.sweep import Sweep
 
 MEASURE = Measure(
     samples=12, samples_max=12, block=4, warmup=1, warmup_max=1, anchors=0, phases=0,
@@ -41,7 +41,7 @@ def jobs(options: dict[str, Any]) -> list[Job]:
     measure = dataclasses.replace(MEASURE, **options.get("measure", {}))
     place = RankLayout(options.get("world_size", 2), options.get("backend", "gloo"))
     return [
-        Job(Request(_cell(strategy, seed, place)), measure)
+        Job(_cell(strategy, seed, place), measure)
         for seed in range(options.get("seeds", 1))
         for strategy in STRATEGIES
     ]

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.faults import aftermath, launcher
 from benchmarks.faults.trial import ROOT
-from runners.sweep import resume
+from runners.records import sweep_folder
 
 Hand = Callable[["Sweeping"], None]
 
@@ -37,7 +37,7 @@ class Sweeping:
     def once(self, hand: Hand, plant: dict[str, Any], limit_s: float) -> dict[str, Any]:
         """One launcher, new or going on; {} where it was killed."""
         before = aftermath.contents(self.folder)
-        mode = "missing" if (self.folder / resume.PLAN).exists() else ""
+        mode = "missing" if (self.folder / sweep_folder.PLAN).exists() else ""
         self.starts += 1
         words = [str(self.folder), json.dumps({**self.options, "mode": mode})]
         self.process = subprocess.Popen(

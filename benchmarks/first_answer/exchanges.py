@@ -13,13 +13,15 @@ from hydra import compose, initialize_config_dir
 from analysis.stats.verdict import compare
 from benchmarks.first_answer.ring_worker import RINGS
 from benchmarks.speed.store import markdown
-from runners.config.resolution import plain
+from runners.config.resolution import Composed, plain
+from runners.config.validate import validate
 from runners.host import project_paths
+from runners.host.machine import this_machine
 from runners.launch.local import start
 from runners.records import record
 from runners.records.stats import round_medians_ms, round_ratios
-from runners.sweep.entry import Asked, settings_of, validate
 from runners.sweep.progress import Progress
+from runners.sweep.settings import settings_of
 from runners.sweep.sweep import Sweep
 
 BOTH = ("chosen", RINGS)
@@ -67,12 +69,12 @@ def _measured(cells: list[str], launches: int) -> dict[tuple[str, str, int], rec
         tempfile.TemporaryDirectory() as folder,
         initialize_config_dir(version_base="1.3", config_dir=str(project_paths.CONF)),
     ):
-        asked = [Asked(n, plain(compose("config", w)), w) for n, w in enumerate(words)]
-        jobs, errors = validate(asked)
+        configs = [Composed(plain(compose("config", w)), w) for w in words]
+        jobs, errors = validate(configs, this_machine())
         if errors:
             raise SystemExit(next(iter(errors.values())))
         sweep_dir = Path(folder) / "exchanges"
-        settings = settings_of(asked, sweep_dir, "python -m benchmarks.first_answer")
+        settings = settings_of(configs[0].config, sweep_dir, "python -m benchmarks.first_answer")
         begin = partial(start, worker="benchmarks.first_answer.ring_worker")
         result = Sweep(list(jobs.values()), settings, Progress(), begin).run()
         if result.exit_code:

@@ -17,13 +17,13 @@ from benchmarks.first_answer import turns
 from benchmarks.first_answer.exchanges import median_ms
 from benchmarks.speed.store import markdown
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
-from runners.config.cell import Request
 from runners.launch.local import Started
 from runners.launch.local import start as start_ranks
 from runners.plan import Job, LaunchPlan, Measure
 from runners.records import record
 from runners.sweep.progress import Progress
-from runners.sweep.sweep import Settings, Sweep
+from runners.sweep.settings import Settings
+from runners.sweep.sweep import Sweep
 
 WAYS = {"forked": False, "anew": True}
 RANKS, MANY = 8, 32
@@ -83,7 +83,7 @@ def _meeting(anew: bool, number: int) -> dict[str, Any]:
 def alike(_: int) -> None:
     """The same cells in LAUNCHES launches, which differ only in how their ranks were started."""
     measure = dataclasses.replace(MEASURE, launches=LAUNCHES)
-    jobs = [Job(Request(cell), measure) for cell in CELLS.values()]
+    jobs = [Job(cell, measure) for cell in CELLS.values()]
     with tempfile.TemporaryDirectory() as folder:
         sweep_dir = Path(folder) / "alike"
         Sweep(jobs, Settings(sweep_dir), Progress(), _in_turn).run()

@@ -28,10 +28,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 import runners.bench  # registers the resolvers that conf/ uses
-from runners.config.resolution import plain
+from runners.config.resolution import Composed, plain
+from runners.config.validate import validate
+from runners.host.machine import this_machine
 from runners.plan import groups
-from runners.sweep.entry import Asked, settings_of, this_machine, validate
 from runners.sweep.progress import Progress
+from runners.sweep.settings import settings_of
 from runners.sweep.sweep import Sweep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,12 +65,12 @@ def compose(count: int, clock: Clock) -> list[DictConfig]:
     return found
 
 
-def ask(configs: list[dict[str, Any]], cells: int) -> list[Asked]:
+def ask(configs: list[dict[str, Any]], cells: int) -> list[Composed]:
     """Copies share what they do not change, as nothing else could be told apart in memory."""
     asked = []
     for number in range(cells):
         config = {**configs[number % len(configs)], "batch_size": 8 + number}
-        asked.append(Asked(number, config, [f"batch_size={config['batch_size']}"]))
+        asked.append(Composed(config, [f"batch_size={config['batch_size']}"]))
     return asked
 
 
@@ -91,7 +93,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         sweep_dir = Path(folder) / "sweep"
         with clock.time("settings"):
-            settings = settings_of(asked, sweep_dir, "planning")
+            settings = settings_of(configs[0], sweep_dir, "planning")
         machine = this_machine()  # imports torch, once, as every sweep does
         with clock.time("validate"):
             jobs, errors = validate(asked, machine)
@@ -99,10 +101,10 @@ def main() -> int:
         with clock.time("sweep"):
             sweep = Sweep(list(jobs.values()), settings, Progress())
         with clock.time("plan on disk"):
-            sweep._write_plan()
+            sweep.write_plan()
         with clock.time("groups"):
-            found = groups(sweep.jobs, "group")
-    say(clock, args.cells, args.composed, len(sweep.jobs), len(found), before)
+            found = groups(sweep.state.jobs, "group")
+    say(clock, args.cells, args.composed, len(sweep.state.jobs), len(found), before)
     return 0
 
 

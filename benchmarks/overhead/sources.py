@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import analysis
 from analysis.sources import wandb_api, wandb_file
-from runners.records import record
+from runners.records import record, sealed
 from runners.track import log_file
 from runners.track.run import Run, run_of
 from tests.support import wandb_frames, wandb_records, wandb_server
@@ -57,7 +57,7 @@ def records(folder: Path, count: int, rows: int) -> dict[str, float]:
         made = wandb_records.record(index, count=rows - 1)
         path = record.record_path(folder, made)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(record.sealed(record.to_dict(made)), encoding="utf-8")
+        path.write_text(sealed.sealed(record.to_dict(made)), encoding="utf-8")
     paths = list(record.paths(folder))
     assert len(paths) == count
     parse_s = min(timed(lambda: [json.loads(p.read_bytes()) for p in paths])[0] for _ in "ab")

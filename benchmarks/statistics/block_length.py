@@ -30,7 +30,9 @@ from hydra import compose, initialize_config_dir
 
 from analysis.stats.verdict import logs, paired_interval
 from benchmarks.statistics.block_length_worker import ALONE
-from runners.config.resolution import plain
+from runners.config.resolution import Composed, plain
+from runners.config.validate import validate
+from runners.host.machine import this_machine
 from runners.launch.local import start
 from runners.records import record
 from runners.records.record import Record
@@ -42,8 +44,8 @@ from runners.records.stats import (
     round_ratios,
 )
 from runners.records.stats import flags as flags_of
-from runners.sweep.entry import Asked, settings_of, validate
 from runners.sweep.progress import Progress
+from runners.sweep.settings import settings_of
 from runners.sweep.sweep import Sweep
 
 LENGTHS_MS = (10, 30, 100, 300)
@@ -84,16 +86,18 @@ def measure(setting: str, rounds: int) -> Path:
         [*cell, *how, f"label={label}"] for cell in (SETTINGS | ON_GPU)[setting] for label in LABELS
     ]
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        asked = [Asked(n, plain(compose("config", w)), w) for n, w in enumerate(words)]
+        configs = [Composed(plain(compose("config", w)), w) for w in words]
     folder = ROOT / "outputs" / f"block_length-{setting}"
     number = 0
     while folder.exists():
         number += 1
         folder = folder.with_name(f"block_length-{setting}-{number}")
-    jobs, errors = validate(asked)
+    jobs, errors = validate(configs, this_machine())
     if errors:
         raise SystemExit(f"{setting}: {next(iter(errors.values()))}")
-    settings = settings_of(asked, folder, f"python benchmarks/statistics/block_length.py {setting}")
+    settings = settings_of(
+        configs[0].config, folder, f"python benchmarks/statistics/block_length.py {setting}"
+    )
     begin = partial(start, worker="benchmarks.statistics.block_length_worker")
     result = Sweep(list(jobs.values()), settings, Progress(), begin).run()
     if result.exit_code:

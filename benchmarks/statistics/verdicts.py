@@ -27,8 +27,8 @@ import analysis
 from analysis.stats.pairing import Series
 from analysis.stats.pairing import compare as compare_series
 from analysis.stats.verdict import MIN_LAUNCHES, NOISE_THRESHOLD
-from runners.config.resolution import plain
-from runners.sweep.entry import Asked, run_asked
+from runners.config.resolution import Composed, plain
+from runners.sweep.entry import run_composed
 
 CELL = ["model=mixtral_8x7b", "strategy=simple", "world_size=1", "batch_size=64", "threads=1"]
 PLANTED = 0.05
@@ -47,7 +47,7 @@ def measure(launches: int) -> Path:
     labels = [["label=a"], ["label=b"], ["label=slow", f"strategy.slowdown={PLANTED}"]]
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         asked = [
-            Asked(n, plain(compose("config", [*CELL, *how, *label])), label)
+            Composed(plain(compose("config", [*CELL, *how, *label])), label)
             for n, label in enumerate(labels)
         ]
     folder = ROOT / "outputs" / f"verdicts-{launches}"
@@ -55,7 +55,7 @@ def measure(launches: int) -> Path:
     while folder.exists():
         number += 1
         folder = folder.with_name(f"verdicts-{launches}-{number}")
-    run_asked(asked, folder, "python benchmarks/statistics/verdicts.py")
+    run_composed(asked, folder, "python benchmarks/statistics/verdicts.py")
     return folder
 
 

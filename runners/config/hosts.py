@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runners.config.cell import NodeResources
-from runners.config.fields import ConfigError, integer, number, safe_name
+from runners.config.names import safe_name
+from runners.config.schema import value
+from runners.errors import ConfigError
 from runners.host.inherited import withheld
+from runners.host.machine import NodeResources
 
 PORTS = range(1, 65536)
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?")
@@ -30,17 +32,17 @@ class Hosts:
 
 def hosts_of(config: Mapping[str, Any]) -> Hosts:
     """Raises ConfigError for what several hosts need and do not have."""
-    found = config["hosts"]
-    nnodes = integer(found, "hosts.nnodes")
-    node_rank = integer(found, "hosts.node_rank", 0)
+    hosts = config["hosts"]
+    nnodes = value(config, "hosts.nnodes")
+    node_rank = value(config, "hosts.node_rank")
     if node_rank >= nnodes:
         raise ConfigError(
             f"hosts.node_rank={node_rank}: allowed are 0 to nnodes - 1 = {nnodes - 1}; "
             "set NODE_RANK, or NNODES, on every host"
         )
-    run = "" if found["run"] is None else safe_name(found["run"])
-    interface = "" if found["interface"] == "auto" else str(found["interface"])
-    wait_s = number(found, "hosts.wait_s", 1)
+    run = "" if hosts["run"] is None else safe_name(hosts["run"])
+    interface = "" if hosts["interface"] == "auto" else str(hosts["interface"])
+    wait_s = value(config, "hosts.wait_s")
     if nnodes == 1:
         return Hosts(interface=interface, run=run, wait_s=wait_s)
     if not run:
@@ -48,7 +50,7 @@ def hosts_of(config: Mapping[str, Any]) -> Hosts:
             "hosts.run=None: allowed with several hosts is a name that all of them are given, "
             "of the folder they share; set MOE_RUN on every host"
         )
-    address, port = endpoint(found["rdzv_endpoint"])
+    address, port = endpoint(hosts["rdzv_endpoint"])
     return Hosts(nnodes, node_rank, address, port, interface, run, wait_s)
 
 
@@ -80,17 +82,13 @@ def endpoint(value: object) -> tuple[str, int]:
     return address.strip("[]"), int(port)
 
 
-def machine(config: Mapping[str, Any], found: NodeResources) -> NodeResources:
-    """`found` with what conf/hosts states of a node instead, and its number of nodes."""
-    given = config["hosts"]
-    gib = given["memory_gib"]
+def node_of(config: Mapping[str, Any], machine: NodeResources) -> NodeResources:
+    """`machine` with what conf/hosts states of a node instead, and its number of nodes."""
+    cores, gpus = value(config, "hosts.cores"), value(config, "hosts.gpus")
+    gib = value(config, "hosts.memory_gib")
     return NodeResources(
-        cores=found.cores if given["cores"] == "auto" else integer(given, "hosts.cores"),
-        cuda_devices=found.cuda_devices
-        if given["gpus"] == "auto"
-        else integer(given, "hosts.gpus", 0),
-        nodes=max(found.nodes, integer(given, "hosts.nnodes")),
-        memory_bytes=found.memory_bytes
-        if gib == "auto"
-        else int(number(given, "hosts.memory_gib") * 2**30),
+        cores=machine.cores if cores is None else cores,
+        cuda_devices=machine.cuda_devices if gpus is None else gpus,
+        nodes=max(machine.nodes, value(config, "hosts.nnodes")),
+        memory_bytes=machine.memory_bytes if gib is None else int(gib * 2**30),
     )

@@ -9,11 +9,14 @@ import importlib
 import sys
 from types import ModuleType
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
 
 Plugins.instance()  # it executes the modules of Hydra's own plugins anew: ours come after
 
 from runners.config.launcher import PACKAGE, MoeLauncher
+from runners.config.schema import defaults, help_text
 from runners.config.slurm_launcher import SlurmLauncher
 from runners.config.sweeper import MoeSweeper
 
@@ -33,7 +36,17 @@ def _name_this_module(name: str) -> None:
 
 
 def register() -> None:
-    """Our plugins, beside those that Hydra found by itself."""
+    """Our plugins, beside those that Hydra found by itself; the knobs, as `knobs` in the defaults
+    of conf/config.yaml, and their help."""
     for plugin in (MoeLauncher, SlurmLauncher, MoeSweeper):
         Plugins.instance().register(plugin)
     _name_this_module(PACKAGE)
+    store = ConfigStore.instance()
+    store.store(name="knobs", node=defaults(), provider="moe-bench")
+    OmegaConf.register_new_resolver("knob_help", _template, replace=True)
+    store.store(group="hydra/help", name="knobs", node={"template": "${knob_help:}"})
+
+
+def _template() -> str:
+    """The help as Hydra's template of it, in which $ has a meaning."""
+    return f"{help_text().replace('$', '$$')}\n$FLAGS_HELP"

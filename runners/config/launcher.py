@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from runners.config.resolution import plain
+from runners.config.resolution import Composed, plain
 
 PACKAGE = "hydra_plugins.moe"  # Hydra instantiates no class whose module has another first name
 
@@ -58,19 +58,18 @@ class MoeLauncher(BasicLauncher):
         job_overrides: Sequence[Sequence[str]],
         initial_job_idx: int,
     ) -> list[JobReturn]:
-        from runners.sweep.entry import Asked
-
         first = self._compose(list(job_overrides[0]), initial_job_idx)
         known: dict[str, Any] = {}
-        asked = [
-            Asked(number, plain(config, known), list(overrides))
-            for number, (config, overrides) in enumerate(
-                self._composed(first, job_overrides, initial_job_idx)
-            )
+        configs = [
+            Composed(plain(config, known), list(overrides))
+            for config, overrides in self._composed(first, job_overrides, initial_job_idx)
         ]
         sweep_dir = Path(str(first.hydra.sweep.dir))
-        outcomes = bench.run_all(asked, sweep_dir, plain(first.hydra.launcher))
-        return [_returned(first, one.overrides, outcomes[one.number]) for one in asked]
+        outcomes = bench.run_all(configs, sweep_dir, plain(first.hydra.launcher))
+        return [
+            _returned(first, one.overrides, outcome)
+            for one, outcome in zip(configs, outcomes, strict=True)
+        ]
 
     def _composed(
         self, first: DictConfig, job_overrides: Sequence[Sequence[str]], initial_job_idx: int

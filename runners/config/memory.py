@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moe import cost, peers
-from runners.config.fields import ConfigError
+from runners.errors import ConfigError
 from runners.host.hardware import memory_bytes
 from runners.plan import Job
 
@@ -50,7 +50,7 @@ def check_memory(job: Job, node_bytes: int = 0) -> None:
     needed, available = memory_needed_bytes(job), node_bytes or available_bytes()
     if needed > MEMORY_FRACTION * available:
         raise ConfigError(
-            f"model.scale={job.request.meta.get('scale')}: weights and activations of "
+            f"model.scale={job.meta.get('scale')}: weights and activations of "
             f"{job.cell.strategy.name} on {job.cell.placement.ranks_per_node} ranks take "
             f"{needed / 2**30:.1f} GiB, allowed is "
             f"{MEMORY_FRACTION * available / 2**30:.1f} GiB; raise model.scale, lower "

@@ -14,7 +14,7 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from runners.config.fields import ConfigError
+from runners.errors import ConfigError
 from runners.host import project_paths
 
 KINDS = f"allowed is a value of the kind that `{project_paths.BENCH} --cfg all` shows there"

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
+
+
+class Composed(NamedTuple):
+    """One composed config, resolved to plain values, with the overrides that made it."""
+
+    config: dict[str, Any]
+    overrides: list[str]
+
 
 REFERENCE = re.compile(r"\$\{(\w+)\.(\w+)\}")
 

@@ -12,14 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
 
-from runners.config.fields import ConfigError
 from runners.config.launcher import PACKAGE
+from runners.errors import ConfigError
 
 
 @dataclass
@@ -33,22 +37,31 @@ ConfigStore.instance().store(
 )
 
 
-class MoeSweeper(BasicSweeper):
+class MoeSweeper(Sweeper):
     __module__ = PACKAGE
 
     def __init__(self, params: dict[str, str]) -> None:
-        super().__init__(max_batch_size=None, params=params)
+        self.params = params
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
 
     def sweep(self, arguments: list[str]) -> Any:
         """All jobs to the launcher in one call. Raises ConfigError where there is none, and what
         the launcher raises."""
-        assert self.hydra_context is not None and self.launcher is not None
+        assert self.hydra_context is not None
         loader = self.hydra_context.config_loader
         parser = OverridesParser.create(config_loader=loader)
         words: dict[str, list[str]] = {}  # by key: of two for one key the later counts
-        for override in parser.parse_overrides([*self._parse_config(), *arguments]):
-            found = words[override.get_key_element()] = _words(override)
-            if not found:
+        preset = [f"{key}={value}" for key, value in self.params.items()]
+        for override in parser.parse_overrides([*preset, *arguments]):
+            each = words[override.get_key_element()] = _words(override)
+            if not each:
                 raise ConfigError(_empty(override, loader.get_group_options(override.key_or_group)))
         jobs = [list(job) for job in itertools.product(*words.values())]
         ended: Sequence[JobReturn] = self.launcher.launch(jobs, initial_job_idx=0)

@@ -23,13 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runners.config.fields import ConfigError
 from runners.config.hosts import Hosts
+from runners.errors import ConfigError
 from runners.host.network import own_address, resolve, use_interface
-from runners.launch.local import Started, rank_environment, start
+from runners.launch.local import Start, Started, rank_environment, start
 from runners.plan import LaunchPlan, load, save
-from runners.records.record import write_atomic
-from runners.sweep.sweep import Start
+from runners.records.sealed import write_atomic
 
 POLL_S = 0.1
 FOLDER = "hosts"

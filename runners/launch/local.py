@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -60,6 +61,9 @@ class Started:
         """Where a rank's stderr went."""
         found = sorted(self.launch_dir.glob(f"logs/*/attempt_0/{rank}/stderr.log"))
         return found[0] if found else self.launch_dir / "logs" / "agent.log"
+
+
+Start = Callable[["LaunchPlan"], "Started"]  # how the ranks of a launch are started
 
 
 def start(plan: LaunchPlan, worker: str = "runners.worker", anew: bool = False) -> Started:

@@ -47,7 +47,7 @@ from runners.rank.probe import (
 )
 from runners.rank.process_group import RankPlace, TorchRanks
 from runners.records import calibrations
-from runners.records.record import write_atomic
+from runners.records.sealed import write_atomic
 
 LIMIT_S = Measure().calibration_limit_s
 # Shares of the limit after which each part ends; what is left is for overruns.

@@ -36,7 +36,7 @@ from typing import Any
 from moe.parallel.algorithms import EXCHANGE, LIBRARY, fit_name
 from moe.spec import RankLayout
 from runners.host.project_paths import OUTPUTS
-from runners.records.record import read_sealed, sealed, write_atomic
+from runners.records.sealed import read_sealed, sealed, write_atomic
 
 FOLDER = OUTPUTS / ".calibration"
 FIELDS = {

@@ -11,31 +11,24 @@ Layout on disk, below a sweep folder:
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import operator
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from moe.spec import Cell, LayerSpec, RankLayout, RouterSpec, StrategySpec, WorkloadSpec
+from runners.records.sealed import RecordError, sealed, unsealed, write_atomic
 
 # 2: every file carries the checksum of its content; a time is the mean over a block of steps
 # 3: every sample has a kind; a time is a step's in steady state, by two lengths of block
 SCHEMA = 3
 READABLE = (2, SCHEMA)  # older ones are refused by name
 KINDS = ("warmup", "short", "long", "latency", "fixed")
-CHECKSUM = "sha256"  # last field of the file, over the JSON text of everything before it
 OUTCOMES = ("measured", "wrong", "failed", "interrupted")
-
-
-class RecordError(ValueError):
-    """A record file that cannot be trusted; the message names the file and what is wrong."""
 
 
 @dataclass
@@ -226,38 +219,6 @@ def check_key(record: Record) -> None:
     raise RecordError(f"key {record.key} does not belong to its cell")
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Writes beside the target, syncs, reads back and renames, so that no reader sees half a file.
-
-    Raises OSError when the disk did not keep what was written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        if temporary.read_text(encoding="utf-8") != text:
-            raise OSError(f"{path}: what was written does not read back")
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that the new name outlives a power failure too; not every filesystem can."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def record_path(sweep_dir: Path, record: Record) -> Path:
     return sweep_dir / "cells" / record.cell_id / f"record-{record.launch}.json"
 
@@ -268,53 +229,10 @@ def write(sweep_dir: Path, record: Record) -> Path:
     return path
 
 
-def _canonical(content: dict[str, Any]) -> str:
-    return json.dumps(content, separators=(",", ":"))
-
-
-def sealed(content: dict[str, Any], indent: int | None = None) -> str:
-    """The content as JSON, its checksum as the last field; indented for files that people read."""
-    text = _canonical(content)
-    mark = hashlib.sha256(text.encode()).hexdigest()
-    if indent is not None:
-        return json.dumps({**content, CHECKSUM: mark}, indent=indent)
-    return f'{text[:-1]},"{CHECKSUM}":"{mark}"}}'
-
-
-def read_sealed(path: Path) -> dict[str, Any]:
-    """Any sealed file's content; raises OSError, and RecordError naming the file."""
-    data = path.read_bytes()
-    try:
-        return unsealed(data, always=True)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"{path}: {error}") from error
-
-
-def unsealed(data: bytes, always: bool = False) -> dict[str, Any]:
-    """The content without its checksum; raises RecordError where they do not agree.
-
-    As written the bytes themselves are checked; a file that was laid out anew (by a formatter,
-    say) is checked by its content.
-    """
-    content = json.loads(data)
-    if not isinstance(content, dict):
-        raise RecordError("no JSON object")
-    wanted = content.pop(CHECKSUM, None)
-    if (always or content.get("schema") in READABLE) and wanted is None:
-        raise RecordError(f"no {CHECKSUM}: the file is damaged or was edited")
-    seal = len(f',"{CHECKSUM}":"{wanted}"}}')
-    found = hashlib.sha256(data[:-seal] + b"}").hexdigest()
-    if wanted is not None and found != wanted:
-        found = hashlib.sha256(_canonical(content).encode()).hexdigest()
-        if found != wanted:
-            raise RecordError(f"{CHECKSUM} does not match: the file is damaged or was edited")
-    return content
-
-
 def read(path: Path) -> Record:
     """Raises RecordError, naming the file, for anything that is not a whole record."""
     try:
-        return from_dict(unsealed(path.read_bytes()))
+        return from_dict(unsealed(path.read_bytes(), READABLE))
     except RecordError as error:
         raise RecordError(f"{path}: {error}") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:

@@ -107,7 +107,7 @@ class Assembler:
         samples = self._samples(index)
         rounds = len(stats.round_medians_ms(samples))
         rule = first.stop_rules.get(wave, "interrupted")
-        gate, notes = self._gate(index), [*job.request.notes, *self._damage()]
+        gate, notes = self._gate(index), [*job.notes, *self._damage()]
         outcome = "measured" if rounds >= measure.rounds_min else "interrupted"
         wrong = self._wrong(index)
         if wrong:
@@ -117,7 +117,7 @@ class Assembler:
         return Record(
             key=job.key,
             cell=job.cell,
-            label=job.request.label,
+            label=job.label,
             launch=self.plan.launch,
             wave=wave,
             sweep=self.sweep,
@@ -134,7 +134,7 @@ class Assembler:
             skew=info.get("skew"),
             kernel=info.get("kernel"),
             anchors=self._anchors(wave),
-            meta=dict(job.request.meta),
+            meta=dict(job.meta),
             measure=asdict(measure),
             environment=self._environment(wave),
             calibration=calibration or first.launch.get("calibration"),

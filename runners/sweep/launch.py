@@ -6,49 +6,86 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from runners.config.memory import fits_together
 from runners.host.timeout import call_with_timeout
-from runners.launch.local import Started
+from runners.launch.local import Start, Started
 from runners.plan import Job, LaunchPlan, engine_and_ranks, waves
 from runners.records import calibrations, record, routing_trace
 from runners.records.record import Record
 from runners.sweep import failure
 from runners.sweep.assemble import Assembler
 
-if TYPE_CHECKING:
-    from runners.sweep.sweep import Sweep
-
 POLL_S = 0.2
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STALL_MARGIN_S = 90.0  # beyond a cell's limit, before the launcher itself ends a silent launch
 
 
-class StopSweep(Exception):
-    """Ends the sweep; what was written stays."""
+@dataclass(frozen=True)
+class LaunchContext:
+    """What a launch needs to know of its sweep."""
+
+    number: int
+    sweep_dir: Path
+    start: Start
+    calibration_dir: Path
+    fingerprint: str  # of this machine, for its calibrations
+    git: dict[str, Any] | None
+    kernels: dict[str, str]  # chosen in earlier launches, by kernel_key
+    exchanged: Mapping[tuple[str, int], dict[str, int]]  # the same of algorithms
+    pass_env: tuple[str, ...] = ()
+    last: bool = False  # no launch comes after it
+    interrupted: Callable[[], bool] = lambda: False  # whether the sweep is to end
+
+
+class RecordSink(Protocol):
+    """Where a launch's records and news go."""
+
+    def save(self, one: Record) -> None: ...
+
+    def track(self, records: list[Record]) -> None: ...
+
+    def news(self, plan: LaunchPlan, cell: int, stage: str, rounds: tuple[int, int]) -> None: ...
+
+    def all_measured(self) -> None:
+        """The last record of the last launch is on disk."""
+
+
+@dataclass
+class LaunchOutcome:
+    """How a launch ended."""
+
+    pending: list[Job] = field(default_factory=list)  # without enough samples, nobody's fault
+    blamed: int | None = None  # the cell that ended it, by position
+    recorded: bool = False  # some wave came to its end
+    silent: bool = False  # the launcher ended it, as no rank said a word
+    interrupted: bool = False
+    message: str = ""  # why it ended early
+    log: Path | None = None
+    failures: list[tuple[str, str, str]] = field(default_factory=list)  # cell, message, log
 
 
 class Launch:
     """One start of a set of ranks, followed until it has ended."""
 
-    def __init__(self, sweep: Sweep, jobs: list[Job], last: bool = False) -> None:
-        self.sweep, self.jobs, self.last = sweep, jobs, last
-        self.number = sweep.next_launch()
-        self.blamed: int | None = None
+    def __init__(self, context: LaunchContext, sink: RecordSink, jobs: list[Job]) -> None:
+        self.context, self.sink, self.jobs = context, sink, jobs
         self.calibration = self._cached_calibration()
         self.plan = self._plan()
-        self.lines = Assembler(self.plan, jobs, sweep.sweep_dir.name)
-        self.written: set[int] = set()
+        self.lines = Assembler(self.plan, jobs, context.sweep_dir.name)
+        self.outcome = LaunchOutcome()
+        self.recorded: set[int] = set()  # waves
         self.silent_s = 0.0  # without a word, when the launcher ended it
 
     def _cached_calibration(self) -> dict[str, Any] | None:
         place = self.jobs[0].cell.placement
         return calibrations.load_cached(
-            self.sweep.calibration_dir,
-            self.sweep.fingerprint,
+            self.context.calibration_dir,
+            self.context.fingerprint,
             place.world_size,
             place.threads,
             place.backend,
@@ -56,50 +93,48 @@ class Launch:
         )
 
     def _plan(self) -> LaunchPlan:
-        measure = self.jobs[0].measure
+        measure, context = self.jobs[0].measure, self.context
         split = waves(self.jobs, measure.wave_cells)
         return LaunchPlan(
-            launch=self.number,
-            launch_dir=str(self.sweep.sweep_dir.resolve() / "launches" / str(self.number)),
+            launch=context.number,
+            launch_dir=str(context.sweep_dir.resolve() / "launches" / str(context.number)),
             measure=measure,
             placement=self.jobs[0].cell.placement,
             cells=[job.cell for job in self.jobs],
-            labels=[job.request.label for job in self.jobs],
+            labels=[job.label for job in self.jobs],
             waves=split,
             resident=[fits_together([self.jobs[index] for index in wave]) for wave in split],
             calibrate=measure.calibrate and self.calibration is None,
-            kernels=self.sweep.kernels,
-            git=self.sweep.git,
+            kernels=context.kernels,
+            git=context.git,
             calibration=self.calibration,
-            exchanged=self.sweep.exchanged.get(engine_and_ranks(self.jobs[0].cell)),
-            pass_env=list(self.sweep.settings.pass_env),
+            exchanged=context.exchanged.get(engine_and_ranks(self.jobs[0].cell)),
+            pass_env=list(context.pass_env),
             traces={
                 trace.sha256: routing_trace.file_name(trace.sha256) for trace in self._traces()
             },
         )
 
     def _traces(self) -> list[routing_trace.Trace]:
-        return [job.request.trace for job in self.jobs if job.request.trace]
+        return [job.trace for job in self.jobs if job.trace]
 
-    def run(self) -> list[Job]:
-        """Follows the ranks to their end; returns the jobs that still have to be measured."""
+    def run(self) -> LaunchOutcome:
+        """Follows the ranks to their end."""
         folder = Path(self.plan.launch_dir)
-        call_with_timeout(
-            "the launch's folder", lambda: routing_trace.freeze(self._traces(), folder)
-        )
+        traces = self._traces()
+        call_with_timeout("the launch's folder", lambda: routing_trace.freeze(traces, folder))
         with stop_on_interrupt(folder / "stop") as asked:
-            started = self.sweep.start(self.plan)
+            started = self.context.start(self.plan)
             try:
                 self._follow(started, asked)
             finally:
                 started.end()
-        self.sweep.result.interrupted |= asked()
+        self.outcome.interrupted = asked() or self.context.interrupted()
         self._read()
         self._finish_waves()
-        pending = self._account(started)
-        if self.sweep.result.interrupted:
-            raise KeyboardInterrupt
-        return pending
+        self._account(started)
+        self.outcome.recorded, self.outcome.silent = bool(self.recorded), self.silent_s > 0
+        return self.outcome
 
     def _read(self) -> None:
         call_with_timeout("the ranks' files", self.lines.update)
@@ -116,9 +151,7 @@ class Launch:
             if before != [rank.reader.offset for rank in self.lines.ranks]:
                 heard = time.monotonic()
             first = self.lines.ranks[0]
-            self.sweep.progress.update(
-                self.plan, self.number, first.cell, first.stage, first.rounds
-            )
+            self.sink.news(self.plan, first.cell, first.stage, first.rounds)
             if self._finish_waves():
                 heard = time.monotonic()
             if time.monotonic() - heard > limit_s:
@@ -131,81 +164,76 @@ class Launch:
         """Records and tracks every wave that has ended, then lets the ranks go on."""
         finished = False
         for number, wave in enumerate(self.plan.waves):
-            if number in self.written or not self.lines.wave_ended(number):
+            if number in self.recorded or not self.lines.wave_ended(number):
                 continue
-            self.written.add(number)
+            self.recorded.add(number)
             self._keep_calibration()
-            found = [self.lines.record(index, number, self.calibration) for index in wave]
-            self._save(found)
-            if self.last and len(self.written) == len(self.plan.waves):
-                self.sweep.progress.end()  # what is said now may be tables
-                self.sweep.when_measured()
-            self.sweep.track(found)
+            records = [self.lines.record(index, number, self.calibration) for index in wave]
+            self._save(records)
+            if self.context.last and len(self.recorded) == len(self.plan.waves):
+                self.sink.all_measured()
+            self.sink.track(records)
             self.lines.forget(number)
-            call_with_timeout(
-                "the launch's folder", (Path(self.plan.launch_dir) / f"go-{number}").touch
-            )
+            go = Path(self.plan.launch_dir) / f"go-{number}"
+            call_with_timeout("the launch's folder", go.touch)
             finished = True
         return finished
 
-    def _save(self, found: list[Record]) -> None:
-        for one in found:
-            one.environment["git"] = self.sweep.git
-            self.sweep.save(one)
+    def _save(self, records: list[Record]) -> None:
+        for one in records:
+            one.environment["git"] = self.context.git
+            self.sink.save(one)
 
     def _keep_calibration(self) -> None:
         measured = self.lines.ranks[0].launch.get("calibration")
         if self.calibration is None and measured:
-            measured["fingerprint"] = self.sweep.fingerprint
-            self.calibration = calibrations.store(self.sweep.calibration_dir, measured)
+            measured["fingerprint"] = self.context.fingerprint
+            self.calibration = calibrations.store(self.context.calibration_dir, measured)
 
-    def _account(self, started: Started) -> list[Job]:
+    def _account(self, started: Started) -> None:
         """After the end: the cell that a death happened in fails, the others keep what they have;
         those without enough samples are pending."""
         left = [
             (number, index)
             for number, wave in enumerate(self.plan.waves)
-            if number not in self.written
+            if number not in self.recorded
             for index in wave
         ]
         if not left:
-            return []
-        stopped = self.sweep.result.interrupted
-        why = call_with_timeout(
+            return
+        cause = call_with_timeout(
             "the ranks' logs", lambda: failure.find(self.lines, started, self.silent_s)
         )
-        self.blamed = why.cell if why.cell >= 0 and not stopped else None
-        found, pending = [], []
+        self.outcome.message, self.outcome.log = cause.message, started.log_path(cause.rank)
+        if cause.cell >= 0 and not self.outcome.interrupted:
+            self.outcome.blamed = cause.cell
+        records = []
         for number, index in left:
             one = self.lines.record(index, number, self.calibration)
-            if index == self.blamed:
-                self._fail(one, why.rank, why.message, started)
+            if index == self.outcome.blamed:
+                self._fail(one, cause.rank)
             elif one.outcome == "interrupted":
-                pending.append(self.jobs[index])
+                self.outcome.pending.append(self.jobs[index])
             if one.samples.round or one.outcome in ("failed", "wrong"):
-                found.append(one)
-        self.last_message, self.last_log = why.message, started.log_path(why.rank)
-        self._save(found)
-        self.sweep.track(found)
-        return pending
+                records.append(one)
+        self._save(records)
+        self.sink.track(records)
 
-    def _fail(self, one: Record, rank: int, message: str, started: Started) -> None:
-        log = str(started.log_path(rank).relative_to(self.sweep.sweep_dir.resolve()))
+    def _fail(self, one: Record, rank: int) -> None:
+        sweep_dir, message = self.context.sweep_dir, self.outcome.message
+        assert self.outcome.log is not None
+        log = str(self.outcome.log.relative_to(sweep_dir.resolve()))
         one.outcome = "failed"
         one.error = {"message": message, "rank": rank, "log": log}
-        self.sweep.result.failures.append((one.cell_id, message, str(self.sweep.sweep_dir / log)))
+        self.outcome.failures.append((one.cell_id, message, str(sweep_dir / log)))
 
-    def give_up(self, jobs: list[Job]) -> None:
-        """Fails jobs whose launches die before any cell is entered."""
-        log = str(self.last_log.relative_to(self.sweep.sweep_dir.resolve()))
-        for job in jobs:
-            one = self.lines.record(self.jobs.index(job), 0, None) if job in self.jobs else None
-            if one is None:
-                continue
-            one.outcome, one.samples = "failed", record.Samples()
-            one.error = {"message": self.last_message, "rank": 0, "log": log}
-            self.sweep.save(one)
-            self.sweep.result.failures.append((one.cell_id, self.last_message, log))
+    def give_up(self) -> None:
+        """Fails the pending jobs, as their launches die before any cell is entered."""
+        for job in self.outcome.pending:
+            one = self.lines.record(self.jobs.index(job), 0, None)
+            self._fail(one, 0)
+            one.samples = record.Samples()
+            self.sink.save(one)
 
 
 @contextlib.contextmanager

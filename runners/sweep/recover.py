@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from runners.config.cell import Request
 from runners.plan import Job, LaunchPlan, load
-from runners.records.record import Record, RecordError, record_path
+from runners.records.record import Record, record_path
+from runners.records.sealed import RecordError
 from runners.sweep.assemble import Assembler
 
 
@@ -31,7 +31,7 @@ def of_launch(
     """The same of one launch."""
     plan.launch_dir = str(path.parent.resolve())  # the folder may have been moved
     asked = [
-        Job(Request(cell, label), plan.measure)
+        Job(cell, plan.measure, label=label)
         for cell, label in zip(plan.cells, plan.labels, strict=True)
     ]
     jobs = [known.get(job.cell_id, job) for job in asked]

@@ -16,18 +16,21 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from runners.config.cell import NodeResources
-from runners.config.fields import ConfigError
+from runners.errors import ConfigError
 from runners.host import project_paths
+from runners.host.machine import NodeResources
 from runners.launch.srun import ask
 from runners.plan import Job, groups, waves
 from runners.records import record
-from runners.sweep import freeze, resume
+from runners.records.sealed import RecordError, write_atomic
+from runners.sweep import allocation, folder
 from runners.sweep.progress import Progress
+from runners.sweep.result import SweepResult
+from runners.sweep.settings import Settings
 from runners.sweep.slurm_job import Allocation
-from runners.sweep.sweep import Settings, Sweep, SweepResult
+from runners.sweep.state import SweepState
 
-FOLDER = freeze.FOLDER
+FOLDER = allocation.FOLDER
 POLL_S = 2.0
 START_S = 120.0  # a launch: imports, rendezvous, calibration
 CELL_S = 20.0  # a cell: built, proven, chosen a kernel for, warmed up
@@ -160,7 +163,7 @@ def submit(slurm: Slurm, group: str, jobs: Sequence[Job], settings: Settings) ->
         ) from error
     try:
         executor = submitit.SlurmExecutor(
-            folder=settings.sweep_dir.resolve() / freeze.FOLDER / "jobs",
+            folder=settings.sweep_dir.resolve() / FOLDER / "jobs",
             max_num_timeout=slurm.max_requeues,
         )
         executor.update_parameters(**parameters(slurm, jobs, settings))
@@ -190,13 +193,15 @@ def finished(job_ids: Sequence[str]) -> list[str]:
     return [one for one in job_ids if one in found.split()]
 
 
-class SlurmSweep(Sweep):
+class SlurmSweep:
     """Queues what is missing and watches it."""
 
     def __init__(
         self, jobs: list[Job], settings: Settings, progress: Progress, slurm: Slurm, interface: str
     ) -> None:
-        super().__init__(jobs, settings, progress)
+        self.state = SweepState(jobs, settings)
+        self.settings, self.progress = settings, progress
+        self.sweep_dir, self.result = settings.sweep_dir, self.state.result
         self.slurm, self.interface = slurm, interface
         self.queued: dict[str, str] = {}  # job id by group
         self.seen: set[Path] = set()
@@ -205,9 +210,9 @@ class SlurmSweep(Sweep):
         began = time.monotonic()
         try:
             if self.settings.resume_mode:
-                self._look_back()
-            self._write_plan()
-            self.progress.begin(sum(self.left.values()))
+                self._look_back(self.settings.resume_mode)
+            self.result.warnings += folder.write_plan(self.state.jobs, self.settings)
+            self.progress.begin(sum(self.state.left.values()))
             self._queue()
             self._watch()
         except KeyboardInterrupt:
@@ -218,48 +223,44 @@ class SlurmSweep(Sweep):
         self.result.wall_s = time.monotonic() - began
         return self.result
 
-    def _look_back(self) -> None:
+    def _look_back(self, mode: str) -> None:
         """What is measured stays; which code or machine did is for the allocation to know."""
-        mode = self.settings.resume_mode
         if mode not in ("missing", "failed"):
             raise ConfigError(
                 f"resume_mode={mode}: allowed with hydra/launcher=slurm are missing and failed, "
                 "since a job that is queued again must know what is done; choose one of them"
             )
-        past = resume.read_past(self.sweep_dir)
-        self.left = resume.left(self.jobs, past, self.version, mode)
-        done = sum(not n for n in self.left.values())
-        self.progress.say(f"resuming: {done} of {len(self.left)} cells are done")
+        past = self.state.read_past()
+        self.state.resume(past, mode)
+        done = sum(not n for n in self.state.left.values())
+        self.progress.say(f"resuming: {done} of {len(self.state.left)} cells are done")
         self.seen = set(record.paths(self.sweep_dir))
-        for attempts in past.records.values():
-            for one in attempts:
-                if mode == "missing" or not self.left.get(one.cell_id):
-                    self._know(one)
 
     def _queue(self) -> None:
         """Jobs that are still there are watched, not queued again."""
         there = self._jobs_there()
-        for group, jobs in freeze.by_allocation(self.jobs).items():
+        for group, jobs in allocation.by_allocation(self.state.jobs).items():
             if group in there:
                 self.queued[group] = there[group]
                 continue
-            left = [job for job in jobs if self.left[job.cell_id]]
+            left = [job for job in jobs if self.state.left[job.cell_id]]
             if not left:
                 continue
             mode = self.settings.resume_mode or "missing"
-            freeze.save(
-                self.sweep_dir, group, left, self.settings, mode=mode, interface=self.interface
-            )
-            freeze.result_path(self.sweep_dir, group).unlink(missing_ok=True)
+            allocation.save(self.sweep_dir, group, left, mode, self.interface)
+            allocation.result_path(self.sweep_dir, group).unlink(missing_ok=True)
             self.queued[group] = submit(self.slurm, group, left, self.settings)
-            told = f"queued: job {self.queued[group]}: {len(left)} cells on {group}"
-            self.progress.say(f"{told}, {minutes(left, self.settings.isolation)} min at most")
-        path = self.sweep_dir / freeze.FOLDER / "jobs.json"
-        record.write_atomic(path, json.dumps(self.queued))
+            limit = minutes(left, self.settings.isolation)
+            self.progress.say(
+                f"queued: job {self.queued[group]}: {len(left)} cells on {group}, "
+                f"{limit} min at most"
+            )
+        path = self.sweep_dir / FOLDER / "jobs.json"
+        write_atomic(path, json.dumps(self.queued))
 
     def _jobs_there(self) -> dict[str, str]:
         try:
-            known = json.loads((self.sweep_dir / freeze.FOLDER / "jobs.json").read_text("utf-8"))
+            known = json.loads((self.sweep_dir / FOLDER / "jobs.json").read_text("utf-8"))
         except (OSError, ValueError):
             return {}
         there = alive(list(known.values()))
@@ -277,25 +278,26 @@ class SlurmSweep(Sweep):
                 continue
             self.seen.add(path)
             try:
-                found = record.read(path)
-            except record.RecordError as error:
+                one = record.read(path)
+            except RecordError as error:
                 self.result.warnings.append(f"set aside: {error}")
                 continue
-            self._know(found)
-            self.progress.cell_done(found)
+            self.state.know(one)
+            self.progress.cell_done(one)
 
     def _account(self) -> None:
         """What allocations said at their end; cells nobody came to are interrupted."""
         for group, job_id in self.queued.items():
-            if freeze.take_result(self.sweep_dir, group, self.result) or self.result.interrupted:
+            if allocation.take_result(self.sweep_dir, group, self.result):
                 continue
-            log = self.sweep_dir / freeze.FOLDER / "jobs" / f"{job_id}_0_log.out"
+            if self.result.interrupted:
+                continue
+            log = self.sweep_dir / FOLDER / "jobs" / f"{job_id}_0_log.out"
             self.result.warnings.append(
                 f"job {job_id} ended before its cells were done (cancelled or out of time?); "
                 f"log: {log}; resume={self.sweep_dir} goes on with them"
             )
-        for job in self.jobs:
-            self.result.outcomes.setdefault(job.cell_id, "interrupted")
+        self.state.close()
 
     def _say_how_to_attach(self) -> None:
         ids = " ".join(self.queued.values())

@@ -12,16 +12,17 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from runners.launch import srun
 from runners.plan import Job, load
 from runners.records.record import Record
-from runners.sweep import freeze, recover, resume
+from runners.sweep import allocation, recover, resume
 from runners.sweep.progress import Progress
-from runners.sweep.sweep import Sweep, SweepResult
+from runners.sweep.result import SweepResult
+from runners.sweep.sweep import Sweep
 
 TRACK_LOCK = "track.lock"
 
@@ -34,33 +35,37 @@ class AllocationSweep(Sweep):
         while True:
             number = super().next_launch()
             try:
-                (self.sweep_dir / "launches" / str(number)).mkdir(parents=True)
+                (self.settings.sweep_dir / "launches" / str(number)).mkdir(parents=True)
                 return number
             except FileExistsError:
                 continue
 
-    def _write_plan(self) -> None:
-        """Whoever queued the allocation has."""
+    def write_plan(self) -> None:
+        """Written by who queued the allocation."""
 
-    def _left_behind(self, jobs: Mapping[str, Job]) -> Iterator[Record]:
+    def left_behind(self, jobs: Mapping[str, Job]) -> Iterator[Record]:
         """Of this allocation's launches only: others may be running."""
-        for path in sorted(self.sweep_dir.glob("launches/*/launch.json")):
+        sweep_dir = self.settings.sweep_dir
+        for path in sorted(sweep_dir.glob("launches/*/launch.json")):
             try:
                 plan = load(path)
             except (OSError, ValueError, KeyError, TypeError):
                 continue
-            if plan.placement in {job.cell.placement for job in self.jobs}:
-                yield from recover.of_launch(self.sweep_dir, path, plan, jobs)
+            if plan.placement in {job.cell.placement for job in self.state.jobs}:
+                yield from recover.of_launch(sweep_dir, path, plan, jobs)
 
-    def track(self, found: list[Record]) -> None:
+    def track(self, records: list[Record]) -> None:
         """One tracker at a time writes to a folder."""
-        mine = [one for one in found if one.cell_id in self.left]
-        with held(self.sweep_dir / freeze.FOLDER / TRACK_LOCK, fcntl.LOCK_EX):
-            super().track(mine)
+        own = [one for one in records if one.cell_id in self.state.left]
+        with file_lock(self.settings.sweep_dir / allocation.FOLDER / TRACK_LOCK, fcntl.LOCK_EX):
+            super().track(own)
+
+    def interrupt(self) -> None:
+        self.result.interrupted = True
 
 
 @contextmanager
-def held(path: Path, kind: int) -> Iterator[None]:
+def file_lock(path: Path, kind: int) -> Iterator[None]:
     """Waits for the lock."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
@@ -70,26 +75,19 @@ def held(path: Path, kind: int) -> Iterator[None]:
 
 def run(sweep_dir: Path, group: str) -> SweepResult:
     """Measures the group's cells; raises ConfigError where another process does."""
-    jobs, settings, more = freeze.load(sweep_dir, group)
+    jobs, settings, interface = allocation.load(sweep_dir, group)
     addresses = srun.node_addresses(os.environ["SLURM_JOB_NODELIST"])
     with (
-        held(sweep_dir / resume.LOCK, fcntl.LOCK_SH),  # against a sweep outside of Slurm
-        resume.locked(sweep_dir / freeze.FOLDER / group),
+        file_lock(sweep_dir / resume.LOCK, fcntl.LOCK_SH),  # against a sweep outside of Slurm
+        resume.locked(sweep_dir / allocation.FOLDER / group),
     ):
-        freeze.result_path(sweep_dir, group).unlink(missing_ok=True)
+        allocation.result_path(sweep_dir, group).unlink(missing_ok=True)
         sweep = AllocationSweep(jobs, settings, Progress())
-        sweep.start = srun.SrunStart(addresses, str(more["interface"]), stopper(sweep.result))
+        sweep.start = srun.SrunStart(addresses, interface, sweep.interrupt)
         result = sweep.run()
         if not result.interrupted:
-            freeze.save_result(sweep_dir, group, result)
+            allocation.save_result(sweep_dir, group, result)
     return result
-
-
-def stopper(result: SweepResult) -> Callable[[], None]:
-    def stop() -> None:
-        result.interrupted = True
-
-    return stop
 
 
 class Allocation:

@@ -24,6 +24,7 @@ from runners.host import project_paths
 from runners.host.isolation import die_with_parent
 from runners.host.streams import reader_may_leave
 from runners.records import record as records
+from runners.records.sealed import RecordError
 from runners.track import check, ledger
 from runners.track.client import LAUNCHER, MODES, redact, resolve_mode
 from runners.track.run import ROWS_FIELD, Run, run_of
@@ -211,7 +212,7 @@ def _runs(sweep: Path, only: set[str], report: Report) -> list[Run]:
             record = records.read(path)
             if not only or record.attempt_id in only:
                 found[record.created, record.attempt_id] = run_of(record, sweep.name)
-        except (records.RecordError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        except (RecordError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             report.failed += 1
             report.warn(str(error) if str(path) in str(error) else f"{path}: {error}")
     missing = sorted(only - {attempt for _, attempt in found})

@@ -14,12 +14,12 @@ from moe.parallel import algorithms
 from moe.parallel.algorithms import CHOSEN, EXCHANGE, LIBRARY, SIZES_BYTES, choose
 from moe.parallel.comm import add_in_order
 from moe.spec import Cell, RankLayout
-from runners.config.cell import Request
 from runners.plan import Job, Measure
 from runners.records.record import Record
 from runners.sweep.launch import Launch
 from runners.sweep.progress import Progress
-from runners.sweep.sweep import Settings, Sweep
+from runners.sweep.settings import Settings
+from runners.sweep.sweep import Sweep
 from tests.support.ranks import run_ranks
 
 SMALLEST, *_, LARGEST = sorted(SIZES_BYTES)
@@ -100,18 +100,18 @@ def test_what_is_counted_is_what_the_algorithm_sends(found: dict[str, Any]) -> N
 
 
 def a_record(world_size: int, exchanged: dict[str, int] | None, launch: int = 0) -> Record:
-    job = Job(Request(Cell(placement=RankLayout(world_size))), Measure())
+    job = Job(Cell(placement=RankLayout(world_size)), Measure())
     return Record(key=job.key, cell=job.cell, launch=launch, exchanged=exchanged)
 
 
 def test_one_choice_holds_for_a_whole_sweep(tmp_path: Path) -> None:
     """The first launch's, whatever a later calibration says; of other numbers of ranks another."""
-    jobs = [Job(Request(Cell(placement=RankLayout(ranks))), Measure()) for ranks in (4, 8)]
+    jobs = [Job(Cell(placement=RankLayout(ranks)), Measure()) for ranks in (4, 8)]
     sweep = Sweep(jobs, Settings(tmp_path / "s"), Progress())
     first, later = {"all_reduce": 1024, "all_gather": 0}, {"all_reduce": 0, "all_gather": 0}
-    assert Launch(sweep, jobs[:1]).plan.exchanged is None
-    sweep._know(a_record(4, first))
-    sweep._know(a_record(4, later, 1))
-    sweep._know(a_record(4, None, 2))
-    assert Launch(sweep, jobs[:1]).plan.exchanged == first
-    assert Launch(sweep, jobs[1:]).plan.exchanged is None
+    assert Launch(sweep.context(), sweep, jobs[:1]).plan.exchanged is None
+    sweep.state.know(a_record(4, first))
+    sweep.state.know(a_record(4, later, 1))
+    sweep.state.know(a_record(4, None, 2))
+    assert Launch(sweep.context(), sweep, jobs[:1]).plan.exchanged == first
+    assert Launch(sweep.context(), sweep, jobs[1:]).plan.exchanged is None

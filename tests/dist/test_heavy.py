@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec
-from runners.config.cell import Request
 from runners.plan import Job, Measure
 from runners.records import record
 from runners.sweep import launch as follow
 from runners.sweep.progress import Progress
-from runners.sweep.sweep import Settings, Sweep
+from runners.sweep.settings import Settings
+from runners.sweep.sweep import Sweep
 
 MEASURE = Measure(
     samples=6, samples_max=6, block=1, anchors=2, phases=2, launches=2, calibrate=False
@@ -26,7 +26,7 @@ def job(strategy: str, cache: str, slowdown: float = 0.0) -> Job:
         layer, StrategySpec(strategy, slowdown=slowdown), placement=RankLayout(world_size=2)
     )
     cell = replace(cell, workload=replace(cell.workload, batch_size=8, cache=cache))
-    return Job(Request(cell), MEASURE)
+    return Job(cell, MEASURE)
 
 
 @pytest.mark.dist

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from runners.config.cell import Request
 from runners.launch.local import start
 from runners.plan import Job, Measure
 from runners.records import record
 from runners.records.record import Record
 from runners.sweep import launch
 from runners.sweep.progress import Progress
-from runners.sweep.sweep import Settings, Sweep
+from runners.sweep.settings import Settings
+from runners.sweep.sweep import Sweep
 from tests.support.mutants import MUTANTS, Mutant
 
 MEASURE = Measure(
@@ -52,8 +52,8 @@ def test_the_table_has_every_kind() -> None:
 @pytest.mark.dist
 @pytest.mark.timeout(900)
 def test_every_mutant_is_wrong_and_every_cell_without_it_is_right(tmp_path: Path) -> None:
-    planted = [Job(Request(m.cell, label=name), MEASURE) for name, m in MUTANTS.items()]
-    clean = {job.key: Job(Request(job.cell), TOGETHER) for job in planted}
+    planted = [Job(m.cell, MEASURE, label=name) for name, m in MUTANTS.items()]
+    clean = {job.key: Job(job.cell, TOGETHER) for job in planted}
     found = run(tmp_path, [*clean.values(), *planted])
     outcomes = Counter((name in MUTANTS, one.outcome) for name, one in found.items())
     passed = [name for name in MUTANTS if found[name].outcome != "wrong"]
@@ -73,7 +73,7 @@ def later(name: str) -> Mutant:
 @pytest.mark.dist
 def test_what_changes_later_is_named_with_its_rank_and_size(tmp_path: Path) -> None:
     names = ("wrong_on_one_rank_from_the_9th_call", "gradient_lost_at_the_9th_call")
-    jobs = [Job(Request(later(name).cell, label=name), MEASURE) for name in names]
+    jobs = [Job(later(name).cell, MEASURE, label=name) for name in names]
     found = run(tmp_path, jobs)
     details = [(found[name].gate or {})["detail"] for name in names]
     assert details[0].startswith("right at first, then the output (relative change ")

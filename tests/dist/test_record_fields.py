@@ -12,15 +12,15 @@ from typing import Any, cast
 import pytest
 
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec
-from runners.config.cell import Request
 from runners.host import topology
 from runners.launch.local import start
 from runners.plan import Job, Measure
 from runners.records import record, record_fields
 from runners.records.record import Record
-from runners.sweep.launch import Launch
+from runners.sweep.launch import Launch, LaunchOutcome
 from runners.sweep.progress import Progress
-from runners.sweep.sweep import Settings, Sweep, SweepResult
+from runners.sweep.settings import Settings
+from runners.sweep.sweep import Sweep
 from tests.support.mutants import MUTANTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,17 +40,18 @@ def jobs() -> list[Job]:
     )
     train = replace(forward, workload=replace(forward.workload, mode="train"))
     half = replace(forward, layer=replace(layer, dtype="bfloat16"))
-    found = [Job(Request(cell, meta=META), MEASURE) for cell in (train, half)]
-    return [*found, Job(Request(MUTANTS[LATER].cell, LATER, meta=META), MEASURE)]
+    found = [Job(cell, MEASURE, meta=META) for cell in (train, half)]
+    return [*found, Job(MUTANTS[LATER].cell, MEASURE, label=LATER, meta=META)]
 
 
 def failed(one: Record, folder: Path) -> Record:
     """As a launch marks a cell in which a rank has died."""
     launch = Launch.__new__(Launch)
-    launch.sweep = cast(Any, SimpleNamespace(sweep_dir=folder, result=SweepResult(folder)))
-    started = cast(Any, SimpleNamespace(log_path=lambda rank: folder.resolve() / f"rank{rank}"))
+    launch.context = cast(Any, SimpleNamespace(sweep_dir=folder))
+    log = folder.resolve() / "rank1"
+    launch.outcome = LaunchOutcome(message="rank 1 died of signal 9", log=log)
     found = replace(one)
-    launch._fail(found, 1, "rank 1 died of signal 9", started)
+    launch._fail(found, 1)
     return found
 
 

@@ -20,17 +20,20 @@ from hypothesis import strategies as st
 import runners.records.routing_trace
 from moe.parallel.comm import Comm
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
-from runners.config.cell import NodeResources, Request, request
-from runners.config.fields import ConfigError
+from runners.config.cell import job_of
+from runners.errors import ConfigError
+from runners.host.machine import NodeResources
 from runners.launch.local import Started
 from runners.plan import Job, LaunchPlan, Measure, load, save
 from runners.rank.cells import CellRunner
 from runners.records.rank_log import RankLog
-from runners.records.record import CHECKSUM, cell_key, sealed
+from runners.records.record import cell_key
 from runners.records.routing_trace import TraceError, read_trace, thaw
+from runners.records.sealed import CHECKSUM, sealed
 from runners.sweep import launch
 from runners.sweep.progress import Progress, title
-from runners.sweep.sweep import Settings, Sweep
+from runners.sweep.settings import Settings
+from runners.sweep.sweep import Sweep
 from tests.unit.runners.test_cell import BASE
 
 ROWS = np.array([[3, 0], [1, 2], [2, 3]])
@@ -187,23 +190,23 @@ def test_the_content_is_in_the_key_and_the_path_is_not(
     one = written(tmp_path / "one.npz", ROWS)
     same = written(tmp_path / "same.npz", ROWS.astype(np.int16))
     other = written(tmp_path / "other.npz", ROWS[::-1])
-    keys = [cell_key(request(config(path), NodeResources(2)).cell) for path in (one, same, other)]
+    keys = [cell_key(job_of(config(path), NodeResources(2)).cell) for path in (one, same, other)]
     assert keys[0] == keys[1] != keys[2]
     monkeypatch.chdir(tmp_path)  # paths are relative to where the user is
-    assert cell_key(request(config("one.npz"), NodeResources(2)).cell) == keys[0]
+    assert cell_key(job_of(config("one.npz"), NodeResources(2)).cell) == keys[0]
 
 
 def test_rows_that_repeat_are_said(tmp_path: Path) -> None:
     path = written(tmp_path / "a.npz", ROWS)
-    assert request(config(path), NodeResources(2)).notes == ()
-    made = request(config(path, batch_size=7), NodeResources(2))
+    assert job_of(config(path), NodeResources(2)).notes == ()
+    made = job_of(config(path, batch_size=7), NodeResources(2))
     assert made.notes == ("the trace has 3 rows for 7 tokens: they repeat",)
 
 
 @pytest.mark.parametrize("path", [None, "", 7, "nowhere.npz", ".", "nul\0.npz"])
 def test_a_file_that_is_not_there_is_one_line(path: object) -> None:
     with pytest.raises(ConfigError, match=r"workload\.trace=.*") as caught:
-        request(config(path), NodeResources(2))
+        job_of(config(path), NodeResources(2))
     assert "\n" not in str(caught.value)
     assert str(path).split("\0")[0] in str(caught.value)
 
@@ -212,7 +215,7 @@ def test_a_trace_that_nothing_would_read_is_refused() -> None:
     found = config("a.npz")
     found["workload"]["kind"] = "zipf"
     with pytest.raises(ConfigError, match=r"workload\.trace='a\.npz'.*set workload=trace"):
-        request(found, NodeResources(2))
+        job_of(found, NodeResources(2))
 
 
 def test_titles_say_the_workload_with_its_parameter() -> None:
@@ -230,7 +233,7 @@ def job(tmp_path: Path) -> Job:
     work = WorkloadSpec(batch_size=5, kind="trace", trace_sha256=trace.sha256)
     layer = LayerSpec(num_experts=4, topk=2, topk_requested=2)
     cell = Cell(layer, StrategySpec("simple"), work, RankLayout(world_size=1))
-    return Job(Request(cell, trace=trace), Measure(samples=1, samples_max=1, calibrate=False))
+    return Job(cell, Measure(samples=1, samples_max=1, calibrate=False), trace=trace)
 
 
 class Stop(Exception):
@@ -247,7 +250,7 @@ def launched(tmp_path: Path, jobs: list[Job]) -> LaunchPlan:
 
     sweep = Sweep(jobs, Settings(tmp_path / "sweep"), Progress(), start)
     with pytest.raises(Stop):
-        launch.Launch(sweep, jobs).run()
+        launch.Launch(sweep.context(), sweep, jobs).run()
     save(kept[0], tmp_path / "launch.json")
     return load(tmp_path / "launch.json")
 

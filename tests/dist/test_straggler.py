@@ -13,11 +13,11 @@ from analysis.stats import straggler
 from analysis.stats.summarize import summarize
 from analysis.text import diagnosis
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
-from runners.config.cell import Request
 from runners.launch.local import start
 from runners.plan import Job, Measure
 from runners.sweep.progress import Progress
-from runners.sweep.sweep import Settings, Sweep
+from runners.sweep.settings import Settings
+from runners.sweep.sweep import Sweep
 
 SLEEP_MS = SLEEP_S * 1e3
 MEASURE = Measure(samples=6, samples_max=6, block=1, anchors=0, phases=3, calibrate=False)
@@ -56,7 +56,7 @@ def test_a_planted_sleep_shows_by_rank_in_the_wait_and_in_the_time(tmp_path: Pat
         StrategySpec("tp", kernel="bmm"),
         StrategySpec("ep", dispatcher="alltoall", kernel="bmm"),
     ]
-    jobs = [Job(Request(cell(strategy)), MEASURE) for strategy in chosen]
+    jobs = [Job(cell(strategy), MEASURE) for strategy in chosen]
     planted = partial(start, worker="tests.dist.planted_worker")
     result = Sweep(jobs, Settings(tmp_path), Progress(), planted).run()
     assert result.exit_code == 0, result.failures

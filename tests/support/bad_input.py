@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from runners import bench
 from runners.sweep import entry
-from runners.sweep.sweep import SweepResult
+from runners.sweep.result import SweepResult
 
 ROOT = Path(__file__).resolve().parents[2]
 SENSIBLE = ["1", "2", "8", "float32", "ep", "tp", "simple", "true", "false", "null", "auto"]

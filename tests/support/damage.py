@@ -22,11 +22,10 @@ from analysis.sources import wandb_file
 from benchmarks.faults import launcher
 from runners import plan
 from runners.plan import LaunchPlan
-from runners.records import calibrations, record
+from runners.records import calibrations, record, sealed, sweep_folder
 from runners.records.rank_log import RankLog, rank_path
 from runners.records.record import Record, Samples
 from runners.records.routing_trace import TraceError, read_trace
-from runners.sweep import resume
 from runners.sweep.assemble import Assembler
 from runners.track.client import run_tracker
 
@@ -144,9 +143,9 @@ def formats(folder: Path) -> dict[str, Format]:
     launch = sweep / "launches" / "0" / "launch.json"
     plan.save(a_plan(launch.parent), launch)
     found["launch.json"] = Format(launch, lambda: plan.load(launch))
-    planned = sweep / resume.PLAN
-    record.write_atomic(planned, record.sealed({"name": "sweep", "cells": [{"cell_id": JOB.key}]}))
-    found["plan.json"] = Format(planned, lambda: resume.read_plan(sweep))
+    planned = sweep / sweep_folder.PLAN
+    sealed.write_atomic(planned, sealed.sealed({"name": "sweep", "cells": [{"cell_id": JOB.key}]}))
+    found["plan.json"] = Format(planned, lambda: sweep_folder.read_plan(sweep))
     calibrations.store(folder / "cache", a_calibration())
     cached = next((folder / "cache").glob("*.json"))
     found["calibration"] = Format(cached, lambda: _calibration(cached))

@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 
 from moe.spec import Cell, LayerSpec
-from runners.config.cell import Request
-from runners.config.fields import ConfigError
+from runners.errors import ConfigError
 from runners.plan import Job, Measure
-from runners.records import record
+from runners.records import record, sweep_folder
 from runners.records.record import Record
 from runners.sweep import resume
 from tests.support import started
@@ -25,7 +24,8 @@ from tests.support import started
 ROOT = Path(__file__).resolve().parents[2]
 HERE = {"host": "h", "cpu_model": "c", "cores": 2, "versions": {"torch": "2"}, "git": {"sha": "a"}}
 OTHER = {**HERE, "git": {"sha": "b"}}
-VERSION = resume.version_of(HERE)
+MODES = ("missing", "failed", "stale", "force")
+VERSION = sweep_folder.version_of(HERE)
 QUIET = ["report=false", "tracker=none"]
 SHORT = ["measure.block_ms=5", "measure.block_gloo_ms=5", "measure.block_floors=2"]
 interruptible = started.interruptible
@@ -33,7 +33,7 @@ interruptible = started.interruptible
 
 def test_without_git_the_installed_version_says_which_code_it_is() -> None:
     def of(project: str, git: dict[str, str] | None) -> resume.Version:
-        return resume.version_of({"versions": {"torch": "2", "project": project}, "git": git})
+        return sweep_folder.version_of({"versions": {"torch": "2", "project": project}, "git": git})
 
     assert of("0.1.0", None) != of("0.2.0", None)
     assert of("0.1.0", None) == of("0.1.0", None)
@@ -42,7 +42,7 @@ def test_without_git_the_installed_version_says_which_code_it_is() -> None:
 
 def job(topk: int = 2, launches: int = 1) -> Job:
     layer = LayerSpec(topk=topk, topk_requested=topk)
-    return Job(Request(Cell(layer)), Measure(launches=launches))
+    return Job(Cell(layer), Measure(launches=launches))
 
 
 def attempt(of: Job, outcome: str, launch: int, environment: dict[str, Any] = HERE) -> Record:
@@ -75,9 +75,9 @@ def test_states(
 ) -> None:
     one = job(launches=launches)
     found = [attempt(one, outcome, n, env) for n, (outcome, env) in enumerate(attempts)]
-    past = resume.Past({one.cell_id: found} if found else {})
-    assert resume.state(found, VERSION, launches) == state
-    modes = [resume.left([one], past, VERSION, mode)[one.cell_id] for mode in resume.MODES]
+    past = sweep_folder.Past({one.cell_id: found} if found else {})
+    assert sweep_folder.state(found, VERSION, launches) == state
+    modes = [resume.launches_left([one], past, VERSION, mode)[one.cell_id] for mode in MODES]
     assert tuple(modes) == left
 
 
@@ -89,7 +89,7 @@ def test_a_damaged_record_is_named_and_its_launch_number_is_not_used_again(tmp_p
     record.write(tmp_path, whole)
     path = record.write(tmp_path, attempt(bad, "failed", 7))
     path.write_text(path.read_text()[:-9])
-    past = resume.read_past(tmp_path)
+    past = sweep_folder.read_past(tmp_path)
     assert list(past.records) == [good.cell_id]
     (kept,) = past.records[good.cell_id]
     assert (kept.outcome, kept.attempt_id) == ("failed", whole.attempt_id)
@@ -102,7 +102,7 @@ def test_a_damaged_record_is_named_and_its_launch_number_is_not_used_again(tmp_p
 
 def test_two_sweeps_never_share_a_folder(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from runners import resume\n"
+        "import sys, time; from pathlib import Path; from runners.sweep import resume\n"
         "with resume.locked(Path(sys.argv[1])): print('has it', flush=True); time.sleep(60)"
     )
     first = subprocess.Popen(

@@ -17,15 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec
-from runners.config.cell import Request
-from runners.config.fields import ConfigError
 from runners.config.hosts import pass_env_of
+from runners.errors import ConfigError
 from runners.host import inherited, mpi
 from runners.launch.local import Started, rank_environment
 from runners.plan import Job, LaunchPlan, Measure
 from runners.sweep import entry, launch
 from runners.sweep.progress import Progress
-from runners.sweep.sweep import Settings, Sweep, SweepResult
+from runners.sweep.result import SweepResult
+from runners.sweep.settings import Settings
+from runners.sweep.sweep import Sweep
 from tests.support import started
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,7 +150,7 @@ def run(folder: Path, cell_limit_s: float) -> SweepResult:
         Cell(LayerSpec(), StrategySpec(name), placement=RankLayout(2)) for name in ("simple", "tp")
     ]
     measure = Measure(calibrate=False, cell_limit_s=cell_limit_s)
-    asked = [Job(Request(cell), measure) for cell in cells]
+    asked = [Job(cell, measure) for cell in cells]
     return Sweep(asked, Settings(folder / "sweep"), Progress(), waiting).run()
 
 

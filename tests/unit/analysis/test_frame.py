@@ -19,7 +19,7 @@ from analysis.data import frame, schema
 from analysis.errors import InputError, SourceError, SourceWarning
 from analysis.stats import summarize
 from moe.spec import Cell
-from runners.records import flat_row, record
+from runners.records import flat_row, record, sealed
 from tests.support import analysis_factory as factory
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -130,15 +130,15 @@ def test_a_record_laid_out_anew_is_still_whole(tmp_path: Path) -> None:
     assert record.read(path) == made
     content["samples"]["end_ns"][0][0] += 1
     path.write_text(json.dumps(content, indent=1))
-    with pytest.raises(record.RecordError, match=r"record-0\.json: sha256 does not match"):
+    with pytest.raises(sealed.RecordError, match=r"record-0\.json: sha256 does not match"):
         record.read(path)
     del content["sha256"]
     path.write_text(json.dumps(content))
-    with pytest.raises(record.RecordError, match="no sha256"):
+    with pytest.raises(sealed.RecordError, match="no sha256"):
         record.read(path)
     path.write_text(json.dumps({**content, "schema": 1}))
     with pytest.raises(
-        record.RecordError, match=r"schema 1: this version reads 2 and 3; measure again"
+        sealed.RecordError, match=r"schema 1: this version reads 2 and 3; measure again"
     ):
         record.read(path)
 

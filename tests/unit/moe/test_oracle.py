@@ -36,7 +36,7 @@ from moe.layer import balance_loss, capacity
 from moe.spec import Cell, LayerSpec, RankLayout, RouterSpec, WorkloadSpec
 from moe.verify import oracle
 from moe.workload import batches
-from runners.config.cell import request
+from runners.config.cell import job_of
 from tests.unit.runners.test_cell import MACHINE, config
 
 TOKENS = 48
@@ -144,7 +144,7 @@ def preset(name: str) -> LayerSpec:
     sizes = ["model.scale=1", "model.dim=32", "model.dim_out=32", "model.hidden=24"]
     if name != "mixtral_8x7b":
         sizes.append("num_experts=32")
-    return request(config(f"model={name}", *sizes), MACHINE).cell.layer
+    return job_of(config(f"model={name}", *sizes), MACHINE).cell.layer
 
 
 MODULES: dict[str, Callable[[LayerSpec], Any]] = {
@@ -282,7 +282,7 @@ def test_an_oracle_without_its_shared_expert_is_seen() -> None:
 def test_presets_have_the_rules_of_their_models() -> None:
     """Sizes and rules of the published configurations. transformers' defaults are those of
     Mixtral-8x7B, OLMoE-1B-7B and DeepSeek-V3; Qwen3-30B-A3B has its own norm_topk_prob=true."""
-    own = {name: request(config(f"model={name}"), MACHINE).cell.layer for name in MODULES}
+    own = {name: job_of(config(f"model={name}"), MACHINE).cell.layer for name in MODULES}
     mix, ol, deep = MixtralConfig(), OlmoeConfig(), DeepseekV3Config()
     layer = own["mixtral_8x7b"]
     assert (layer.num_experts, layer.topk) == (mix.num_local_experts, mix.num_experts_per_tok)

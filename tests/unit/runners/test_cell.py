@@ -13,12 +13,13 @@ from omegaconf import OmegaConf
 
 import runners.bench  # noqa: F401 registers the resolver that conf/ uses
 from moe.strategies.checks import supports
-from runners.config.cell import NodeResources, request
-from runners.config.fields import ConfigError
+from runners.config.cell import job_of
+from runners.errors import ConfigError
 from runners.host import project_paths
+from runners.host.machine import NodeResources
 from runners.records import record
-from runners.records.record import Record, RecordError, cell_from_dict, cell_key
-from runners.sweep.entry import measure_of
+from runners.records.record import Record, cell_from_dict, cell_key
+from runners.records.sealed import RecordError
 from runners.sweep.progress import title
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -57,14 +58,14 @@ def test_every_choice_of_every_group_composes_into_a_cell(group: str, choice: st
     found = config(f"{group}={choice}")
     if found["workload"]["kind"] == "trace":
         found["workload"]["kind"] = "learned"  # a trace needs its file
-    cell = request(found, NodeResources(cores=2, cuda_devices=8)).cell
+    cell = job_of(found, NodeResources(cores=2, cuda_devices=8)).cell
     assert cell.layer.num_experts >= cell.layer.topk >= 1
-    assert measure_of(found).samples >= 1
+    assert job_of(found, NodeResources(cores=2, cuda_devices=8)).measure.samples >= 1
 
 
 def test_the_defaults_are_the_seeds() -> None:
     assert project_paths.CODE == ROOT
-    cell = request(BASE, MACHINE).cell
+    cell = job_of(BASE, MACHINE).cell
     sizes = (cell.layer.dim, cell.layer.hidden, cell.layer.dim_out, cell.layer.num_experts)
     assert sizes == (32, 128, 64, 8)
     assert (cell.workload.batch_size, cell.placement.world_size, cell.layer.topk) == (8, 8, 2)
@@ -102,7 +103,7 @@ def test_the_defaults_are_the_seeds() -> None:
 )
 def test_a_bad_value_is_named_with_what_is_allowed(path: str, value: object) -> None:
     with pytest.raises(ConfigError) as caught:
-        request(changed(path, value), MACHINE)
+        job_of(changed(path, value), MACHINE)
     message = str(caught.value)
     assert path in message
     assert "allowed" in message
@@ -118,7 +119,7 @@ def test_a_bad_value_is_named_with_what_is_allowed(path: str, value: object) -> 
 )  # fmt: skip
 def test_a_bad_measure_value_is_named(path: str, value: object) -> None:
     with pytest.raises(ConfigError, match=path):
-        measure_of(changed(path, value))
+        job_of(changed(path, value), MACHINE)
 
 
 @pytest.mark.parametrize("node", ["", "model", "model.router", "strategy", "workload", "tracker"])
@@ -129,45 +130,45 @@ def test_a_key_that_nothing_reads_is_refused(node: str) -> None:
         target = target[part]
     target["bananas"] = 1
     with pytest.raises(ConfigError, match=r"bananas=1: no such key"):
-        request(found, MACHINE)
+        job_of(found, MACHINE)
 
 
 def test_top_k_over_the_number_of_experts_is_refused_or_clamped_and_said() -> None:
     found = changed("topk", 16)
     with pytest.raises(ConfigError, match=r"topk=16: allowed is at most num_experts=8"):
-        request(found, MACHINE)
+        job_of(found, MACHINE)
     found["topk_overflow"] = "clamp"
-    made = request(found, MACHINE)
+    made = job_of(found, MACHINE)
     assert (made.cell.layer.topk, made.cell.layer.topk_requested) == (8, 16)
     assert made.notes == ("top-k 16 ran as 8: there are 8 experts",)
 
 
 def test_nccl_without_enough_gpus_is_refused_and_auto_takes_it_only_with_enough() -> None:
     with pytest.raises(ConfigError, match="backend=nccl"):
-        request(changed("backend", "nccl"), NodeResources(2, cuda_devices=4))
-    assert request(BASE, NodeResources(2, cuda_devices=4)).cell.placement.backend == "gloo"
-    place = request(BASE, NodeResources(2, cuda_devices=8)).cell.placement
+        job_of(changed("backend", "nccl"), NodeResources(2, cuda_devices=4))
+    assert job_of(BASE, NodeResources(2, cuda_devices=4)).cell.placement.backend == "gloo"
+    place = job_of(BASE, NodeResources(2, cuda_devices=8)).cell.placement
     assert (place.backend, place.device) == ("nccl", "cuda")
 
 
 def test_threads_are_cores_over_ranks_and_serial_has_every_core() -> None:
-    assert request(changed("world_size", 2), NodeResources(16)).cell.placement.threads == 8
+    assert job_of(changed("world_size", 2), NodeResources(16)).cell.placement.threads == 8
     found = changed("strategy.name", "serial")
-    made = request(found, NodeResources(16))
+    made = job_of(found, NodeResources(16))
     assert (made.cell.placement.world_size, made.cell.placement.threads) == (1, 16)
     assert "one rank" in made.notes[0]
 
 
 def test_the_key_ignores_how_it_is_measured_but_not_what() -> None:
-    key = cell_key(request(BASE, MACHINE).cell)
+    key = cell_key(job_of(BASE, MACHINE).cell)
     for path, value in [("measure.samples", 99), ("label", "a"), ("tracker.mode", "disabled")]:
-        assert cell_key(request(changed(path, value), MACHINE).cell) == key
+        assert cell_key(job_of(changed(path, value), MACHINE).cell) == key
     for path, value in [("batch_size", 9), ("measure.cache", "cold"), ("model.bias", "random")]:
-        assert cell_key(request(changed(path, value), MACHINE).cell) != key
+        assert cell_key(job_of(changed(path, value), MACHINE).cell) != key
 
 
 def test_a_cell_survives_its_dictionary() -> None:
-    cell = request(BASE, MACHINE).cell
+    cell = job_of(BASE, MACHINE).cell
     assert cell_from_dict(dataclasses.asdict(cell)) == cell
 
 
@@ -190,7 +191,7 @@ def test_gates_are_renormalised_as_asked_or_by_kind(
 ) -> None:
     made = changed("model.router.normalize", asked)
     made["model"]["router"]["kind"] = kind
-    assert request(made, MACHINE).cell.layer.router.normalize is found
+    assert job_of(made, MACHINE).cell.layer.router.normalize is found
 
 
 def test_no_preset_says_more_of_it_than_it_must() -> None:
@@ -206,7 +207,7 @@ def test_no_preset_says_more_of_it_than_it_must() -> None:
 
 def test_what_is_allowed_for_normalize_is_said_in_full() -> None:
     with pytest.raises(ConfigError) as caught:
-        request(changed("model.router.normalize", 1), MACHINE)
+        job_of(changed("model.router.normalize", 1), MACHINE)
     words = "model.router.normalize=1: allowed are true, false, null; set model.router.normalize"
     assert str(caught.value).startswith(words)
 
@@ -239,7 +240,7 @@ REDEFINED = {
 
 @pytest.mark.parametrize(("key", "overrides"), KEPT.items(), ids=list(KEPT))
 def test_a_cell_that_means_what_it_did_keeps_its_key(key: str, overrides: tuple[str, ...]) -> None:
-    cell = request(config(*overrides), MACHINE).cell
+    cell = job_of(config(*overrides), MACHINE).cell
     assert cell_key(cell) == key
     made = Record(key=key, cell=cell)
     assert record.from_dict(record.to_dict(made)) == made
@@ -253,7 +254,7 @@ def test_a_cell_that_means_what_it_did_keeps_its_key(key: str, overrides: tuple[
 def test_a_cell_that_means_another_function_has_a_new_key_and_its_old_records_are_refused(
     key: str, overrides: tuple[str, ...], names: str, tmp_path: Path
 ) -> None:
-    cell = request(config(*overrides), MACHINE).cell
+    cell = job_of(config(*overrides), MACHINE).cell
     fresh = Record(key=cell_key(cell), cell=cell)
     assert fresh.key != key
     path = record.write(tmp_path, fresh)
@@ -285,14 +286,14 @@ def test_a_cell_that_means_another_function_has_a_new_key_and_its_old_records_ar
 def test_dispatcher_auto_and_what_it_means_are_one_cell(
     overrides: tuple[str, ...], meant: str
 ) -> None:
-    usual = request(config(*overrides), MACHINE).cell
-    named = request(config(*overrides, f"strategy.dispatcher={meant}"), MACHINE).cell
-    auto = request(config(*overrides, "strategy.dispatcher=auto"), MACHINE).cell
+    usual = job_of(config(*overrides), MACHINE).cell
+    named = job_of(config(*overrides, f"strategy.dispatcher={meant}"), MACHINE).cell
+    auto = job_of(config(*overrides, "strategy.dispatcher=auto"), MACHINE).cell
     assert usual.strategy.dispatcher == meant
     assert cell_key(usual) == cell_key(named) == cell_key(auto)
     supports(usual)
 
 
 def test_progress_says_which_dispatcher_a_cell_has() -> None:
-    assert title(request(config("strategy=ep"), MACHINE).cell).startswith("ep local k=2")
-    assert title(request(config("strategy=tp"), MACHINE).cell).startswith("tp k=2")
+    assert title(job_of(config("strategy=ep"), MACHINE).cell).startswith("ep local k=2")
+    assert title(job_of(config("strategy=tp"), MACHINE).cell).startswith("tp k=2")

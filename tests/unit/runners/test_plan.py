@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe.spec import Cell, LayerSpec, RankLayout
-from runners.config.cell import Request
-from runners.config.fields import ConfigError
+from runners.errors import ConfigError
 from runners.plan import Job, LaunchPlan, Measure, groups, load, save, unique, waves
 from runners.records.rank_log import RankLog, RankReader, rank_path
 from runners.sweep.assemble import Assembler
@@ -21,7 +20,7 @@ def job(topk: int = 2, ranks: int = 2, label: str = "", samples: int = 10) -> Jo
     cell = Cell(
         layer=LayerSpec(topk=topk, topk_requested=topk), placement=RankLayout(world_size=ranks)
     )
-    return Job(Request(cell, label), Measure(samples=samples))
+    return Job(cell, Measure(samples=samples), label=label)
 
 
 def plan_of(folder: Path, jobs: list[Job]) -> LaunchPlan:
@@ -31,7 +30,7 @@ def plan_of(folder: Path, jobs: list[Job]) -> LaunchPlan:
         measure=Measure(samples=2, samples_max=2),
         placement=RankLayout(world_size=2),
         cells=[j.cell for j in jobs],
-        labels=[j.request.label for j in jobs],
+        labels=[j.label for j in jobs],
         waves=[list(range(len(jobs)))],
         resident=[True],
     )

@@ -15,21 +15,20 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runners import bench
-from runners.config.fields import ConfigError
-from runners.config.resolution import plain
-from runners.sweep.entry import Asked
+from runners.config.resolution import Composed, plain
+from runners.errors import ConfigError
 from tests.support import bad_input
 
 
 def asked_by(words: list[str], folder: Path) -> dict[str, Any] | str:
     """The config that the sweep is asked for, else the error."""
-    seen: list[Asked] = []
+    seen: list[Composed] = []
 
-    def refuse(asked: Sequence[Asked], *rest: Any) -> Any:
+    def refuse(asked: Sequence[Composed], *rest: Any) -> Any:
         seen.extend(asked)
         raise ConfigError("seen")
 
-    with mock.patch.object(bench, "run_asked", refuse):
+    with mock.patch.object(bench, "run_composed", refuse):
         answer = bad_input.ask(words, folder)
     assert answer.code == 2
     return json.loads(json.dumps(seen[0].config)) if seen else answer.lines[0]

@@ -14,11 +14,11 @@ from analysis.errors import InputError
 from analysis.stats import compare
 from analysis.stats.summarize import summarize
 from moe.spec import Cell
-from runners.records import flat_row, record, stats
-from runners.records.record import Record, RecordError, Samples
-from runners.sweep import resume
+from runners.records import flat_row, record, sealed, stats, sweep_folder
+from runners.records.record import Record, Samples
+from runners.records.sealed import RecordError
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).resolve().parents[2] / "support" / "data"
 MS = 10**6
 
 
@@ -130,9 +130,9 @@ def test_a_record_of_every_version_is_read_with_its_own_meaning() -> None:
 
 def test_a_later_version_is_refused_by_name(tmp_path: Path) -> None:
     content = json.loads((DATA / "record-schema-3.json").read_text())
-    content.pop(record.CHECKSUM)
+    content.pop(sealed.CHECKSUM)
     path = tmp_path / "record-0.json"
-    path.write_text(record.sealed({**content, "schema": 4}))
+    path.write_text(sealed.sealed({**content, "schema": 4}))
     with pytest.raises(RecordError, match=r"schema 4: this version reads 2 and 3"):
         record.read(path)
 
@@ -150,6 +150,8 @@ def test_times_of_two_metrics_are_neither_pooled_nor_compared(tmp_path: Path) ->
 
 def test_an_older_record_is_stale_when_its_sweep_is_taken_up_again() -> None:
     old = written(Path("record-schema-2.json"))
-    here = resume.version_of(old.environment)
-    assert resume.state([old], here, 1) == "stale"
-    assert resume.state([dataclasses.replace(old, schema=record.SCHEMA)], here, 1) == "measured"
+    here = sweep_folder.version_of(old.environment)
+    assert sweep_folder.state([old], here, 1) == "stale"
+    assert (
+        sweep_folder.state([dataclasses.replace(old, schema=record.SCHEMA)], here, 1) == "measured"
+    )

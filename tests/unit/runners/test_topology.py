@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from moe.spec import Cell, RankLayout, Unsupported
 from runners.config import hosts
-from runners.config.cell import NodeResources, Request, request
-from runners.config.fields import ConfigError
+from runners.config.cell import job_of
+from runners.errors import ConfigError
 from runners.host import hardware, network, topology
+from runners.host.machine import NodeResources
 from runners.launch import hosts as plain
 from runners.launch import srun
 from runners.plan import Job, LaunchPlan, Measure
@@ -26,8 +27,9 @@ from runners.rank import srun as srun_rank
 from runners.rank.engine import makespan_ns
 from runners.records.record import cell_from_dict, cell_key, cell_to_dict
 from runners.records.routing_trace import Trace
-from runners.sweep import freeze, slurm
-from runners.sweep.sweep import Settings, SweepResult
+from runners.sweep import allocation, folder, slurm
+from runners.sweep.result import SweepResult
+from runners.sweep.settings import Settings
 from tests.unit.runners.test_cell import BASE
 
 LARGE = NodeResources(cores=8, cuda_devices=0, nodes=4)
@@ -56,7 +58,7 @@ def config(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_ranks_are_spread_evenly(changes: dict[str, Any], nodes: int, threads: int) -> None:
-    place = request(config(**changes), LARGE).cell.placement
+    place = job_of(config(**changes), LARGE).cell.placement
     assert (place.nodes, place.threads) == (nodes, threads)
     assert place.ranks_per_node * nodes == place.world_size
 
@@ -72,7 +74,7 @@ def test_ranks_are_spread_evenly(changes: dict[str, Any], nodes: int, threads: i
 )
 def test_what_does_not_fit_the_nodes_is_refused(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
-        request(config(**changes), LARGE)
+        job_of(config(**changes), LARGE)
 
 
 def test_keys_of_one_node_are_what_they_were_before_there_were_nodes() -> None:
@@ -105,8 +107,8 @@ def test_hosts_and_what_a_node_has() -> None:
     found = hosts.hosts_of(given)
     assert (found.node_rank, found.address, found.port) == (1, "fd00::1", 295)
     stated = config(cores=64, gpus=8, memory_gib=0.5, nnodes=2)
-    assert hosts.machine(stated, NodeResources(2)) == NodeResources(64, 8, 2, 2**29)
-    assert hosts.machine(config(), NodeResources(2, 1)) == NodeResources(2, 1)
+    assert hosts.node_of(stated, NodeResources(2)) == NodeResources(64, 8, 2, 2**29)
+    assert hosts.node_of(config(), NodeResources(2, 1)) == NodeResources(2, 1)
 
 
 def test_experts_are_dealt_out_over_nodes() -> None:
@@ -114,13 +116,13 @@ def test_experts_are_dealt_out_over_nodes() -> None:
     assert topology.by_node(8, 2) == (0, 2, 4, 6, 1, 3, 5, 7)
     asked = config(world_size=4, ranks_per_node=2)
     asked["strategy"] |= {"name": "ep", "dispatcher": "alltoall", "placement": "by_node"}
-    strategy = request(asked, LARGE).cell.strategy
+    strategy = job_of(asked, LARGE).cell.strategy
     assert (strategy.placement, strategy.expert_order) == ("explicit", topology.by_node(8, 2))
     asked["hosts"]["ranks_per_node"] = 4
-    assert request(asked, LARGE).cell.strategy.placement == "contiguous"
+    assert job_of(asked, LARGE).cell.strategy.placement == "contiguous"
     asked["strategy"]["name"] = "tp"
     with pytest.raises(Unsupported, match=r"strategy\.placement=by_node"):
-        request(asked, LARGE)
+        job_of(asked, LARGE)
 
 
 # --- clocks -----------------------------------------------------------------------------------
@@ -235,49 +237,62 @@ def test_sruns_first_failure_is_the_one_to_blame(line: str, rank: int, exitcode:
     assert srun.first_failure("srun: job 1 queued") == []
 
 
+def planned(tmp_path: Path, *configs: dict[str, Any]) -> list[Job]:
+    """Jobs of these configs, as their sweep has written them."""
+    jobs = [job_of(one, LARGE, [f"batch_size={one['batch_size']}"]) for one in configs]
+    folder.write_plan(jobs, Settings(tmp_path, command="c"))
+    return jobs
+
+
 def job(batch: int = 8, **place: Any) -> Job:
     cell = Cell(placement=RankLayout(**place))
     cell = dataclasses.replace(cell, workload=dataclasses.replace(cell.workload, batch_size=batch))
-    return Job(Request(cell, "a", ("note",), {"model": "seed", "scale": 1}), Measure(launches=2))
+    return Job(
+        cell, Measure(launches=2), label="a", notes=("note",), meta={"model": "seed", "scale": 1}
+    )
 
 
 def test_cells_of_one_shape_share_an_allocation_and_are_thawed_as_they_were(
     tmp_path: Path,
 ) -> None:
-    jobs = [job(8), job(16), job(8, world_size=4, nodes=2)]
-    groups = freeze.by_allocation(jobs)
+    base = config() | {"isolation": "cell", "on_error": "stop", "label": "a"}
+    base |= {"topk": 9, "topk_overflow": "clamp"}  # leaves a note
+    base["measure"] |= {"launches": 2}
+    far = copy.deepcopy(base) | {"world_size": 4}
+    far["hosts"] |= {"ranks_per_node": 2}
+    jobs = planned(tmp_path, base, base | {"batch_size": 16}, far)
+    groups = allocation.by_allocation(jobs)
     assert [len(one) for one in groups.values()] == [2, 1]
-    settings = Settings(tmp_path, isolation="cell", on_error="stop", command="c")
-    freeze.save(tmp_path, "g", jobs, settings, mode="failed", interface="eth9")
-    again, thawed, more = freeze.load(tmp_path, "g")
-    assert [(j.cell, j.request, j.measure) for j in again] == [
-        (j.cell, j.request, j.measure) for j in jobs
-    ]
-    assert thawed == dataclasses.replace(settings, resume_mode="failed")
-    assert more == {"interface": "eth9"}
+    allocation.save(tmp_path, "g", jobs, "failed", "eth9")
+    again, settings, interface = allocation.load(tmp_path, "g")
+    assert again == jobs
+    assert {one.label for one in again} == {"a"} and all(one.notes for one in again)
+    assert (settings.isolation, settings.on_error, settings.command) == ("cell", "stop", "c")
+    assert (settings.resume_mode, settings.sweep_dir, interface) == ("failed", tmp_path, "eth9")
 
 
 def test_a_recorded_routing_goes_with_the_allocation(tmp_path: Path) -> None:
     rows = bytes(range(64))
     trace = Trace(rows, 8, hashlib.sha256(rows).hexdigest())
-    one = job()
+    one = job_of(config(), LARGE)
     work = dataclasses.replace(one.cell.workload, kind="trace", trace_sha256=trace.sha256)
     cell = dataclasses.replace(one.cell, workload=work)
-    with_trace = Job(dataclasses.replace(one.request, cell=cell, trace=trace), one.measure)
-    freeze.save(tmp_path, "g", [with_trace], Settings(tmp_path), interface="")
-    assert freeze.load(tmp_path, "g")[0][0].request.trace == trace
-    path = next((tmp_path / freeze.FOLDER).glob(f"*{trace.sha256}*"))
+    with_trace = Job(cell, one.measure, meta=one.meta, trace=trace, config=one.config)
+    folder.write_plan([with_trace], Settings(tmp_path))
+    allocation.save(tmp_path, "g", [with_trace], "missing", "")
+    assert allocation.load(tmp_path, "g")[0][0].trace == trace
+    path = next((tmp_path / allocation.FOLDER).glob(f"*{trace.sha256}*"))
     path.write_bytes(rows[::-1])
     with pytest.raises(ValueError, match="not what was frozen"):
-        freeze.load(tmp_path, "g")
+        allocation.load(tmp_path, "g")
 
 
 def test_what_an_allocation_ended_with_is_taken_once_it_has(tmp_path: Path) -> None:
     total = SweepResult(tmp_path)
-    assert not freeze.take_result(tmp_path, "g", total)
+    assert not allocation.take_result(tmp_path, "g", total)
     ended = SweepResult(tmp_path, failures=[("c", "m", "l")], timed_s=1.5, tracked=2)
-    freeze.save_result(tmp_path, "g", ended)
-    assert freeze.take_result(tmp_path, "g", total)
+    allocation.save_result(tmp_path, "g", ended)
+    assert allocation.take_result(tmp_path, "g", total)
     assert (total.failures, total.timed_s, total.tracked) == ([("c", "m", "l")], 1.5, 2)
 
 

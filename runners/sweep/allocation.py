@@ -1,6 +1,7 @@
-"""What an allocation is to measure, frozen to a file before it is queued. Torch-free.
+"""Cells that share an allocation of Slurm, and what is written of them. Torch-free.
 
-slurm/<group>.json         the cells of one allocation, and the sweep's settings
+slurm/<group>.json         {cells: [cell id], mode, interface}: what the allocation measures; the
+                           cells themselves are in plan.json and their configs
 slurm/<group>.result.json  how the allocation's sweep ended, where it came to its end
 slurm/jobs.json            {group: job id}
 slurm/trace-...            recorded routings that cells ask for, as ranks read them
@@ -8,19 +9,22 @@ slurm/trace-...            recorded routings that cells ask for, as ranks read t
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from moe.spec import Cell, RankLayout
-from runners.config.cell import Request
+from runners.config.schema import values
 from runners.plan import Job, Measure
 from runners.records import routing_trace
-from runners.records.record import cell_from_dict, write_atomic
-from runners.sweep.sweep import Settings, SweepResult
+from runners.records.record import cell_from_dict
+from runners.records.sealed import write_atomic
+from runners.records.sweep_folder import read_config, read_plan
+from runners.sweep.result import SweepResult
+from runners.sweep.settings import Settings, settings_of
 
 FOLDER = "slurm"
 
@@ -32,44 +36,54 @@ def group_name(placement: RankLayout) -> str:
 
 
 def by_allocation(jobs: Sequence[Job]) -> dict[str, list[Job]]:
-    found: dict[str, list[Job]] = {}
+    groups: dict[str, list[Job]] = {}
     for job in jobs:
-        found.setdefault(group_name(job.cell.placement), []).append(job)
-    return found
+        groups.setdefault(group_name(job.cell.placement), []).append(job)
+    return groups
 
 
 def group_path(sweep_dir: Path, group: str) -> Path:
     return sweep_dir / FOLDER / f"{group}.json"
 
 
-def save(sweep_dir: Path, group: str, jobs: Sequence[Job], settings: Settings, **more: str) -> None:
-    content = {
-        "jobs": [
-            {
-                "cell": dataclasses.asdict(job.cell),
-                "label": job.request.label,
-                "notes": job.request.notes,
-                "meta": job.request.meta,
-                "measure": dataclasses.asdict(job.measure),
-            }
-            for job in jobs
-        ],
-        "settings": {
-            "isolation": settings.isolation,
-            "on_error": settings.on_error,
-            "tracker": settings.tracker,
-            "command": settings.command,
-            "pass_env": settings.pass_env,
-        },
-        **more,
-    }
-    found = [job.request.trace for job in jobs if job.request.trace]
+def result_path(sweep_dir: Path, group: str) -> Path:
+    return sweep_dir / FOLDER / f"{group}.result.json"
+
+
+def save(sweep_dir: Path, group: str, jobs: Sequence[Job], mode: str, interface: str) -> None:
+    """Names the cells of an allocation; their recorded routings lie beside."""
+    content = {"cells": [job.cell_id for job in jobs], "mode": mode, "interface": interface}
     (sweep_dir / FOLDER).mkdir(parents=True, exist_ok=True)
-    routing_trace.freeze(found, sweep_dir / FOLDER)
+    routing_trace.freeze([job.trace for job in jobs if job.trace], sweep_dir / FOLDER)
     write_atomic(group_path(sweep_dir, group), json.dumps(content, indent=1))
 
 
-def _thawed(cell: Cell, sweep_dir: Path) -> routing_trace.Trace | None:
+def load(sweep_dir: Path, group: str) -> tuple[list[Job], Settings, str]:
+    """The allocation's jobs, its settings, which resume what the folder has, and the network
+    interface. Raises OSError and ValueError for files that are not as they were written."""
+    content = json.loads(group_path(sweep_dir, group).read_text("utf-8"))
+    plan = read_plan(sweep_dir)
+    planned = {str(one["cell_id"]): one for one in plan["cells"]}
+    jobs = [_job(sweep_dir, planned[str(cell_id)]) for cell_id in content["cells"]]
+    settings = settings_of(jobs[0].config, sweep_dir, str(plan["command"]))
+    return jobs, replace(settings, resume_mode=str(content["mode"])), str(content["interface"])
+
+
+def _job(sweep_dir: Path, planned: dict[str, Any]) -> Job:
+    cell_id = str(planned["cell_id"])
+    cell, config = cell_from_dict(planned["cell"]), read_config(sweep_dir, cell_id)
+    return Job(
+        cell,
+        Measure(**values(config, Measure)),
+        label=cell_id.partition(".")[2],
+        notes=tuple(planned.get("notes", ())),
+        meta={name: planned[name] for name in ("model", "scale", "overrides")},
+        trace=_trace(cell, sweep_dir),
+        config=config,
+    )
+
+
+def _trace(cell: Cell, sweep_dir: Path) -> routing_trace.Trace | None:
     """The cell's trace, as it was frozen; raises ValueError where its content is another."""
     wanted = cell.workload.trace_sha256
     if not wanted:
@@ -81,30 +95,10 @@ def _thawed(cell: Cell, sweep_dir: Path) -> routing_trace.Trace | None:
     return routing_trace.Trace(rows, len(rows) // (4 * cell.layer.topk), wanted)
 
 
-def load(sweep_dir: Path, group: str) -> tuple[list[Job], Settings, dict[str, Any]]:
-    """Jobs, settings (which go on with what the folder has) and whatever else was frozen."""
-    content = json.loads(group_path(sweep_dir, group).read_text("utf-8"))
-    jobs = []
-    for one in content.pop("jobs"):
-        cell = cell_from_dict(one["cell"])
-        trace = _thawed(cell, sweep_dir)
-        asked = Request(cell, one["label"], tuple(one["notes"]), one["meta"], trace)
-        jobs.append(Job(asked, Measure(**one["measure"])))
-    mode = content.pop("mode", "missing")
-    frozen = content.pop("settings")
-    frozen["pass_env"] = tuple(frozen["pass_env"])
-    settings = Settings(sweep_dir=sweep_dir, resume_mode=mode, **frozen)
-    return jobs, settings, content
-
-
 def save_result(sweep_dir: Path, group: str, result: SweepResult) -> None:
     names = ("failures", "warnings", "timed_s", "tracked", "sync_command")
     content = {name: getattr(result, name) for name in names}
     write_atomic(result_path(sweep_dir, group), json.dumps(content))
-
-
-def result_path(sweep_dir: Path, group: str) -> Path:
-    return sweep_dir / FOLDER / f"{group}.result.json"
 
 
 def take_result(sweep_dir: Path, group: str, result: SweepResult) -> bool:

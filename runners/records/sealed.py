@@ -1,0 +1,98 @@
+"""Files that are whole or named: written in one step, and sealed by a checksum. Stdlib only."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+CHECKSUM = "sha256"  # last field of the file, over the JSON text of everything before it
+
+
+class RecordError(ValueError):
+    """A record file that cannot be trusted; the message names the file and what is wrong."""
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes beside the target, syncs, reads back and renames, so that no reader sees half a file.
+
+    Raises OSError when the disk did not keep what was written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if temporary.read_text(encoding="utf-8") != text:
+            raise OSError(f"{path}: what was written does not read back")
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that the new name outlives a power failure too; not every filesystem can."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(_canonical(content).encode()).hexdigest()
+
+
+def _canonical(content: dict[str, Any]) -> str:
+    return json.dumps(content, separators=(",", ":"))
+
+
+def sealed(content: dict[str, Any], indent: int | None = None) -> str:
+    """The content as JSON, its checksum as the last field; indented for files that people read."""
+    text = _canonical(content)
+    mark = hashlib.sha256(text.encode()).hexdigest()
+    if indent is not None:
+        return json.dumps({**content, CHECKSUM: mark}, indent=indent)
+    return f'{text[:-1]},"{CHECKSUM}":"{mark}"}}'
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Any sealed file's content; raises OSError, and RecordError naming the file."""
+    data = path.read_bytes()
+    try:
+        return unsealed(data)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{path}: {error}") from error
+
+
+def unsealed(data: bytes, schemas: Sequence[object] | None = None) -> dict[str, Any]:
+    """The content without its checksum; raises RecordError where they do not agree, or where there
+    is none in a file of one of these schemas (of any, for None).
+
+    As written the bytes themselves are checked; a file that was laid out anew (by a formatter,
+    say) is checked by its content.
+    """
+    content = json.loads(data)
+    if not isinstance(content, dict):
+        raise RecordError("no JSON object")
+    wanted = content.pop(CHECKSUM, None)
+    required = schemas is None or content.get("schema") in schemas
+    if required and wanted is None:
+        raise RecordError(f"no {CHECKSUM}: the file is damaged or was edited")
+    seal = len(f',"{CHECKSUM}":"{wanted}"}}')
+    as_written = hashlib.sha256(data[:-seal] + b"}").hexdigest()
+    same = wanted in (None, as_written) or wanted == _checksum(content)
+    if not same:
+        raise RecordError(f"{CHECKSUM} does not match: the file is damaged or was edited")
+    return content

@@ -1,0 +1,137 @@
+"""What a sweep's folder holds: its plan, the attempts at every cell, and their state. Torch-free.
+
+Every attempt is kept beside those before it, under its launch's number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from runners.host import environment
+from runners.records import record
+from runners.records.record import Record
+from runners.records.sealed import RecordError, read_sealed
+
+PLAN = "plan.json"
+Version = tuple[Any, ...]
+
+
+@dataclass
+class Past:
+    """What a folder holds: records by cell id, in order of launch, and files that are none."""
+
+    records: dict[str, list[Record]] = field(default_factory=dict)
+    damaged: list[str] = field(default_factory=list)
+    next_launch: int = 0
+
+
+class CellState(NamedTuple):
+    """A planned cell, its state, and the newest log on it."""
+
+    cell_id: str
+    strategy: str
+    state: str
+    log: str
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """plan.json; raises OSError and RecordError, a ValueError."""
+    return read_sealed(folder / PLAN)
+
+
+def config_path(folder: Path, cell_id: str) -> Path:
+    """Where a cell's resolved config is kept."""
+    return folder / "cells" / cell_id / ".hydra" / "config.json"
+
+
+def read_config(folder: Path, cell_id: str) -> dict[str, Any]:
+    """The resolved config of a planned cell; raises OSError and RecordError."""
+    return read_sealed(config_path(folder, cell_id))
+
+
+def read_past(folder: Path) -> Past:
+    """All attempts, without their figures. Damaged records are named and left where they are; their
+    cells count as missing."""
+    past = Past()
+    numbers = [int(p.name) for p in folder.glob("launches/*") if p.name.isdigit()]
+    for path in record.paths(folder):
+        try:
+            attempt = record.read(path)
+        except RecordError as error:
+            past.damaged.append(str(error))
+            number = path.stem.removeprefix("record-")
+            numbers += [int(number)] if number.isdigit() else []
+            continue
+        past.records.setdefault(attempt.cell_id, []).append(_without_figures(attempt))
+        numbers.append(attempt.launch)
+    for attempts in past.records.values():
+        attempts.sort(key=lambda one: one.launch)
+    past.next_launch = max(numbers, default=-1) + 1
+    return past
+
+
+def _without_figures(attempt: Record) -> Record:
+    """Which attempt it was and how it ended: a sweep may have tens of thousands."""
+    attempt.samples = record.Samples()
+    attempt.floor = attempt.anchors = attempt.phases = attempt.calibration = None
+    return attempt
+
+
+def is_current(one: Record, here: Version) -> bool:
+    """Whether this version would have measured the same: its records mean what ours do."""
+    return one.schema == record.SCHEMA and version_of(one.environment) == here
+
+
+def version_of(environment: Mapping[str, Any]) -> Version:
+    """What must be alike for two attempts at a cell to be pooled: code, libraries, machine."""
+    git, versions = environment.get("git") or {}, environment.get("versions") or {}
+    machine = (environment.get("host"), environment.get("cpu_model"), environment.get("cores"))
+    code = git.get("sha") or versions.get("project")
+    return (code, git.get("dirty"), versions.get("torch"), *machine)
+
+
+def version_here(clone: Path | None) -> Version:
+    """Of this machine and the code of the clone, or that is installed."""
+    return version_of({**environment.capture(), "git": environment.git_state(clone)})
+
+
+def cells(folder: Path, here: Version) -> list[CellState]:
+    """Every planned cell of a folder; raises OSError or ValueError for a damaged plan."""
+    past = read_past(folder)
+    states = []
+    for planned in read_plan(folder)["cells"]:
+        cell_id = str(planned["cell_id"])
+        attempts = past.records.get(cell_id, [])
+        known = state(attempts, here, _launches(folder, cell_id))
+        log = next((str(one.error["log"]) for one in reversed(attempts) if one.error), "")
+        if not log and attempts:
+            log = f"launches/{attempts[-1].launch}/logs"
+        name = str(planned["cell"]["strategy"]["name"])
+        states.append(CellState(cell_id, name, known, str(folder / log) if log else ""))
+    return states
+
+
+def _launches(folder: Path, cell_id: str) -> int:
+    """How many launches the cell was to have; one where its config cannot be read."""
+    try:
+        config = read_config(folder, cell_id)
+        return int(config["measure"]["launches"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 1
+
+
+def state(attempts: Sequence[Record], here: Version, launches: int) -> str:
+    """missing | failed | wrong | stale | measured, by the newest attempts."""
+    ended = [one for one in attempts if one.outcome != "interrupted"]
+    if not ended:
+        return "missing"
+    measured = [one for one in ended if one.outcome == "measured"]
+    if not measured:
+        return ended[-1].outcome
+    current = [one for one in measured if is_current(one, here)]
+    if len(current) < len(measured):
+        return "measured" if len(current) >= launches else "stale"
+    return "measured" if len(measured) >= launches else "missing"

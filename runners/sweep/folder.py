@@ -1,0 +1,89 @@
+"""Writing a sweep's folder: the plan, and the config of every cell. Torch-free."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from runners.errors import ConfigError
+from runners.host import project_paths
+from runners.plan import Job
+from runners.records import calibrations, record
+from runners.records.sealed import RecordError, sealed, write_atomic
+from runners.records.sweep_folder import PLAN, config_path, read_plan
+from runners.sweep.settings import Settings
+
+READ_BY_PEOPLE = 200  # cells in a plan; a longer one is written without indentation, at once
+
+
+def new_or_resumed(settings: Settings) -> None:
+    """Raises ConfigError where a new sweep would write over another."""
+    folder = settings.sweep_dir
+    if not settings.resume_mode and (folder / PLAN).exists():
+        raise ConfigError(
+            f"{folder}: holds a sweep already, which a new one would write over; go on with "
+            f"it (resume={folder}) or choose another folder"
+        )
+    with contextlib.suppress(OSError):  # a convenience; not every filesystem has links
+        point_latest(folder)
+
+
+def point_latest(sweep_dir: Path) -> None:
+    """outputs/latest -> this sweep, replaced in one step."""
+    link = sweep_dir.parent / project_paths.LATEST
+    fresh = sweep_dir.parent / f".{project_paths.LATEST}-{os.getpid()}"
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(sweep_dir.name)
+    fresh.replace(link)
+
+
+def write_plan(jobs: Sequence[Job], settings: Settings) -> list[str]:
+    """Every cell's config, then plan.json, which names the cells of earlier plans too. Returns
+    warnings."""
+    folder = settings.sweep_dir
+    cells = {
+        job.cell_id: {
+            "cell_id": job.cell_id, "cell": record.cell_to_dict(job.cell),
+            "notes": list(job.notes), **job.meta,
+        }
+        for job in jobs
+    }  # fmt: skip
+    before, warnings = _earlier_plan(folder) if settings.resume_mode else ({}, [])
+    for known in before.get("cells", []):
+        cells.setdefault(str(known["cell_id"]), known)
+    plan = {
+        "name": folder.name,
+        "command": before.get("command", settings.command),
+        "resumed": [*before.get("resumed", []), *([settings.command] if before else [])],
+        "isolation": settings.isolation,
+        "cells": list(cells.values()),
+    }
+    for job in jobs:
+        _write_config(folder, job)
+    indent = 1 if len(cells) < READ_BY_PEOPLE else None
+    write_atomic(folder / PLAN, sealed(plan, indent=indent))
+    return warnings
+
+
+def _write_config(folder: Path, job: Job) -> None:
+    """Before the plan, and without waiting for the disk: no plan, nothing to go on with."""
+    path = config_path(folder, job.cell_id)
+    overrides = path.with_name("overrides.json")
+    if overrides.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(sealed(job.config), "utf-8")
+    overrides.write_text(json.dumps(job.meta.get("overrides", [])), "utf-8")
+
+
+def _earlier_plan(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """A damaged one is set aside: the cells asked for now, beside resume, take its place."""
+    try:
+        return read_plan(folder), []
+    except RecordError as error:
+        kept = calibrations.set_aside(folder / PLAN)
+        return {}, [f"{error}; kept as {kept.name}"]

@@ -1,0 +1,50 @@
+"""What concerns a sweep as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runners.config.hosts import pass_env_of
+from runners.config.names import safe_name
+from runners.config.schema import value
+from runners.errors import ConfigError
+from runners.track.settings import project_name
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`resume_mode` of "" is a new sweep; else it says which of a folder's cells are measured."""
+
+    sweep_dir: Path
+    isolation: str = "group"
+    on_error: str = "continue"
+    tracker: dict[str, Any] = field(default_factory=lambda: {"mode": "disabled"})
+    command: str = ""
+    pass_env: tuple[str, ...] = ()  # patterns of further variables that ranks inherit
+    resume_mode: str = ""
+
+
+def settings_of(config: Mapping[str, Any], sweep_dir: Path, command: str) -> Settings:
+    """From the resolved config of any of the cells; raises ConfigError."""
+    safe_name(config["name"])
+    tracker = dict(config["tracker"])
+    value(config, "tracker.mode")
+    value(config, "tracker.limit_s")
+    try:
+        project_name(tracker["project"])
+    except ValueError as error:
+        raise ConfigError(f"tracker.project={error}") from error
+    started_again = config["hosts"]["run"] is not None and (sweep_dir / "plan.json").exists()
+    resumes = config["resume"] or started_again  # a cluster's job comes back under its name
+    return Settings(
+        sweep_dir=sweep_dir,
+        isolation=value(config, "isolation"),
+        on_error=value(config, "on_error"),
+        tracker=tracker,
+        command=command,
+        pass_env=pass_env_of(config["hosts"]),
+        resume_mode=value(config, "resume_mode") if resumes else "",
+    )

@@ -1,0 +1,56 @@
+"""What is known of the cells of a sweep: launches left, outcomes, and what launches chose."""
+
+from __future__ import annotations
+
+from runners.host import environment, project_paths
+from runners.plan import Job, engine_and_ranks, kernel_key, unique
+from runners.records import sweep_folder
+from runners.records.record import Record
+from runners.records.sweep_folder import Past
+from runners.sweep import resume
+from runners.sweep.result import SweepResult, worst
+from runners.sweep.settings import Settings
+
+
+class SweepState:
+    """Shared by a sweep that measures and one that watches jobs of a cluster."""
+
+    def __init__(self, jobs: list[Job], settings: Settings) -> None:
+        self.jobs, self.sweep_dir = unique(jobs), settings.sweep_dir
+        self.result = SweepResult(self.sweep_dir)
+        self.left = {job.cell_id: job.measure.launches for job in self.jobs}
+        self.kernels: dict[str, str] = {}  # by kernel_key, as the first launch chose
+        self.exchanged: dict[tuple[str, int], dict[str, int]] = {}  # as the first launch chose
+        self.git = environment.git_state(project_paths.CLONE)
+        self.here = environment.capture()
+        self.version = sweep_folder.version_of({**self.here, "git": self.git})
+
+    def read_past(self) -> Past:
+        past = sweep_folder.read_past(self.sweep_dir)
+        self.result.warnings += [f"set aside: {error}" for error in past.damaged]
+        return past
+
+    def resume(self, past: Past, mode: str) -> str:
+        """Takes over what earlier launches left; one line about it. What is measured anew is
+        judged anew."""
+        self.left = resume.launches_left(self.jobs, past, self.version, mode)
+        for attempts in past.records.values():
+            for one in attempts:
+                if mode == "missing" or not self.left.get(one.cell_id):
+                    self.know(one)
+        return resume.summary_line(self.jobs, past, self.version)
+
+    def know(self, one: Record) -> None:
+        """Kernel and algorithms for later launches, the outcome for the end."""
+        if one.kernel:
+            self.kernels.setdefault(kernel_key(one.cell), one.kernel["name"])
+        if one.exchanged:
+            self.exchanged.setdefault(engine_and_ranks(one.cell), one.exchanged)
+        if one.cell_id in self.left:
+            known = self.result.outcomes.get(one.cell_id)
+            self.result.outcomes[one.cell_id] = worst(known, one.outcome)
+
+    def close(self) -> None:
+        """Cells that nobody came to are interrupted."""
+        for job in self.jobs:
+            self.result.outcomes.setdefault(job.cell_id, "interrupted")
