@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,54 @@ TORCH_FREE = ["moe", "moe.spec", "moe.peers", "moe.cost",
               "runners.records.record", "runners.records.stats",
               "runners.plan", "runners.sweep.sweep", "runners.track.client",
               "analysis"]  # fmt: skip
+
+
+TOPS = ("moe", "runners", "analysis")
+# What each package may import beside itself; `moe` stands for all of it.
+MAY_IMPORT = {
+    "moe": "", "moe.knob": "", "moe.phases": "",
+    "moe.spec": "moe.knob",
+    "moe.weights": "moe.spec",
+    "moe.parallel": "moe.spec moe.phases",
+    "moe.workload": "moe.parallel moe.spec moe.weights",
+    "moe.layer": "moe.workload moe.parallel moe.spec moe.weights moe.phases",
+    "moe.strategies": "moe.layer moe.workload moe.parallel moe.spec moe.weights moe.phases",
+    "moe.cost": "moe.strategies moe.workload moe.parallel moe.spec",
+    "moe.peers": "moe.strategies moe.layer moe.parallel moe.spec moe.weights moe.phases moe.cost",
+    "moe.build": "moe",
+    "moe.step": "moe.layer moe.workload moe.parallel moe.spec moe.phases",
+    "moe.verify": "moe",
+    "runners": "", "runners.errors": "",
+    "runners.host": "runners.errors moe.spec",
+    "runners.records": "runners.host moe.spec moe.knob moe.parallel",
+    "runners.plan": "runners.records runners.errors moe.spec moe.knob",
+    "runners.config": "runners.plan runners.records runners.host runners.errors moe",
+    "runners.launch": "runners.config runners.plan runners.records runners.host runners.errors",
+    "runners.rank": "runners.launch runners.plan runners.records runners.host moe",
+    "runners.track": "runners.records runners.host",
+    "runners.sweep": "runners.launch runners.track runners.config runners.plan runners.records "
+                     "runners.host runners.errors moe",
+    "runners.bench": "runners", "runners.worker": "runners.rank",
+    "runners.calibrate": "runners.rank",
+    "analysis": "analysis", "analysis.errors": "", "analysis.numbers": "",
+    "analysis.output": "analysis.errors",
+    "analysis.data": "analysis.errors runners.records moe.spec moe.knob",
+    "analysis.sources": "analysis.data analysis.errors runners.records runners.track runners.host "
+                        "moe.spec",
+    "analysis.stats": "analysis.data analysis.errors analysis.numbers runners.records moe",
+    "analysis.text": "analysis.stats analysis.data analysis.errors analysis.numbers "
+                     "runners.records runners.host moe",
+    "analysis.plots": "analysis.text analysis.stats analysis.data analysis.errors "
+                      "analysis.numbers runners.host",
+    "analysis.predict": "analysis.plots analysis.text analysis.stats analysis.data "
+                        "analysis.errors analysis.numbers analysis.output runners.records "
+                        "runners.host moe",
+    "analysis.publish": "analysis.predict analysis.plots analysis.text analysis.stats "
+                        "analysis.data analysis.errors analysis.output runners.track",
+    "analysis.notebook": "analysis", "analysis.verbs": "analysis",
+    "analysis.cli": "analysis runners.host",
+    "analysis.__main__": "analysis",
+}  # fmt: skip
 
 
 def imported(path: Path) -> set[str]:
@@ -48,23 +98,67 @@ def test_moe_opens_no_files() -> None:
         assert not names & {"open", "Path"}, path
 
 
-def test_analysis_takes_only_the_agreed_modules_from_below() -> None:
-    allowed = {
-        "runners.records.record",
-        "runners.records.stats",
-        "runners.records.flat_row",
-        "runners.track.run",
+def package(module: str) -> str:
+    """moe.layer of moe.layer.base; a module that lies at the top is its own package."""
+    return ".".join(module.split(".")[:2])
+
+
+@functools.cache
+def arrows() -> dict[str, set[str]]:
+    """Modules of the project that each module imports, wherever in it, by name."""
+    files = [path for top in TOPS for path in (ROOT / top).rglob("*.py")]
+    names = {
+        str(path.relative_to(ROOT).with_suffix(""))
+        .replace("/", ".")
+        .removesuffix(".__init__"): path
+        for path in files
     }
-    allowed |= {"runners.track.log_file", "runners.track.client", "moe.spec", "moe.cost"}
-    allowed |= {"moe.parallel.algorithms", "runners.host.hardware"}
-    allowed |= {"runners.track.decode", "runners.track.settings", "runners.host.project_paths"}
-    allowed |= {"runners.sweep.resume", "runners.host.streams"}
-    allowed |= {"moe.parallel.degrees", "moe.strategies", "moe.peers"}
-    for path in (ROOT / "analysis").rglob("*.py"):
-        below = {n for n in imported(path) if n.split(".")[0] in ("runners", "moe", "torch")}
-        modules = {".".join(name.split(".")[:2]) for name in below if "." in name}
-        assert modules <= allowed, path
-        assert "torch" not in below, path
+    return {name: imported(path) & set(names) - {name} for name, path in names.items()}
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """Nodes of a circle, or nothing."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_every_import_is_allowed_by_the_table() -> None:
+    assert len(arrows()) > 150
+    refused = []
+    for module, below in arrows().items():
+        allowed = set(MAY_IMPORT[package(module)].split())
+        tops = {name for name in allowed if "." not in name}
+        for other in below:
+            own = package(other) in (package(module), package(module).split(".")[0])
+            if not own and package(other) not in allowed and other.split(".")[0] not in tops:
+                refused.append(f"{module} -> {other}")
+    assert refused == []
+
+
+def test_packages_import_each_other_in_one_direction() -> None:
+    graph: dict[str, set[str]] = {}
+    for module, below in arrows().items():
+        graph.setdefault(package(module), set()).update(map(package, below))
+    for name, below in graph.items():
+        below -= {name, *TOPS}  # `analysis` itself is its public load()
+    assert cycle(graph) == []
+
+
+def test_no_module_is_in_a_circle() -> None:
+    """Also by imports inside functions and under TYPE_CHECKING."""
+    graph = {
+        name: {other for other in below if not name.startswith(f"{other}.")}  # its own package
+        for name, below in arrows().items()
+    }
+    assert cycle(graph) == []
+
+
+@pytest.mark.parametrize("top", TOPS)
+def test_few_files_lie_at_the_top(top: str) -> None:
+    assert len(list((ROOT / top).glob("*.py"))) <= 8
 
 
 def test_runners_do_not_import_analysis() -> None:
