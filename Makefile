@@ -25,8 +25,8 @@ setup: $(VENV)/.ready ## the virtual environment, with the tested versions
 bench: setup ## the main job: simple, tp, ep at top-k 2, 4, 8 on 8 ranks; tables, plots, W&B runs
 	$(RUN) runners/bench.py -m strategy=simple,tp,ep topk=2,4,8
 
-.PHONY: seed
-seed: setup ## the seed's three axes, and one report on them together
+.PHONY: reference
+reference: setup ## the reference's three axes, and one report on them together
 	$(RUN) -m benchmarks.reference.sweep
 
 .PHONY: report
@@ -75,9 +75,9 @@ notebook: setup ## docs/example.ipynb executed on the newest sweep
 	@$(RUN) -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[notebook]'
 	$(RUN) benchmarks/docs/notebook.py
 
-.PHONY: seed-explained
-seed-explained: setup ## the seed's table again, in the seed's style of code and in ours, with what explains it
-	$(RUN) -m benchmarks.reference.explained --write docs/seed-explained.md
+.PHONY: reference-explained
+reference-explained: setup ## the reference's table again, in the reference's style of code and in ours, with what explains it
+	$(RUN) -m benchmarks.reference.explained --write docs/reference-explained.md
 
 # An environment beside the other: these systems' own requirements would replace torch.
 PEERS := .venv-peers

@@ -17,11 +17,11 @@ from analysis.text import headline
 from runners.host.project_paths import BENCH
 from runners.records.stats import CONFIDENCE
 
-# The seed's three themes, and the experiment that measures each.
+# The reference's three themes, and the experiment that measures each.
 THEMES = {
-    "world_size": ("Rank scalability", "seed_ranks"),
-    "batch_size": ("Batch size effect", "seed_batch"),
-    "topk_requested": ("Top-k impact", "seed_topk"),
+    "world_size": ("Rank scalability", "reference_ranks"),
+    "batch_size": ("Batch size effect", "reference_batch"),
+    "topk_requested": ("Top-k impact", "reference_topk"),
 }
 TITLES = {"load": "Skewed workloads", "mode": "Forward and training", "dtype": "Precision"}
 MAX_PANELS = 3
@@ -81,7 +81,7 @@ class Insight:
 def insights(
     frame: pd.DataFrame, cells: pd.DataFrame, threshold: float = NOISE_THRESHOLD
 ) -> list[Insight]:
-    """One per panel of every axis, the seed's themes first, then its claim about tp."""
+    """One per panel of every axis, the reference's themes first, then its claim about tp."""
     return told(frame, cells, threshold)[1]
 
 
@@ -102,7 +102,7 @@ def told(
     made += [insight for insight in split if insight]
     missing = [THEMES[axis] for axis in THEMES if axis not in found]
     made += [_missing(theme, experiment) for theme, experiment in missing]
-    made += [] if any(split) else [_missing("Batch split in tp", "seed_topk")]
+    made += [] if any(split) else [_missing("Batch split in tp", "reference_topk")]
     return _in_short(cells, meetings, standings), made
 
 
@@ -179,7 +179,8 @@ def _limits(panel: Panel) -> list[str]:
 
 
 def _batch_split(panel: Panel, standings: Standings) -> Insight | None:
-    """The seed's claim that splitting the batch speeds tp up: sharded against replicated tokens."""
+    """The reference's claim that splitting the batch speeds tp up: sharded against replicated
+    tokens."""
     places = {place.x: place for place in standings.places(panel)}
     if not {"replicated", "sharded"} <= set(places):
         return None

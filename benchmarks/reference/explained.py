@@ -1,10 +1,10 @@
-"""The seed's table measured again, in its style of code and in ours, with what explains it.
+"""The reference's table measured again, in its style of code and in ours, with what explains it.
 
-    python -m benchmarks.reference.explained [--tiny] [--write docs/seed-explained.md]
+    python -m benchmarks.reference.explained [--tiny] [--write docs/reference-explained.md]
 
-All from records of this project's own sweeps: `peer_seed` is the seed's style behind the gate.
-`--tiny` shows that the command works (2 ranks, few samples); `--write` puts the tables where the
-document has them.
+All from records of this project's own sweeps: `peer_reference` is the reference's style behind the
+gate. `--tiny` shows that the command works (2 ranks, few samples); `--write` puts the tables where
+the document has them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from runners.host.mpi import available
 from runners.records import record
 from runners.records.stats import median_interval, round_medians_ms, round_ratios
 
-OURS, SEED = "simple,tp,ep", "peer_seed,peer_seed_tp,peer_seed_ep"
+OURS, SEED = "simple,tp,ep", "peer_reference,peer_reference_tp,peer_reference_ep"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 Records = list[record.Record]
 
@@ -50,7 +50,7 @@ def sweep(args: argparse.Namespace, strategies: str, *overrides: str) -> Records
 
 
 def form(cell: Cell) -> str:
-    """simple, tp or ep, whoever's; alltoall where tokens travel, which the seed's do not."""
+    """simple, tp or ep, whoever's; alltoall where tokens travel, which the reference's do not."""
     if cell.strategy.dispatcher != "local":
         return cell.strategy.dispatcher
     return cell.strategy.variant or cell.strategy.name
@@ -62,7 +62,7 @@ def median_ms(found: record.Record) -> float:
 
 
 def points(records: Iterable[record.Record]) -> dict[tuple[Any, ...], dict[tuple[str, bool], Any]]:
-    """(axis values) -> {(form, whether in the seed's style): record}."""
+    """(axis values) -> {(form, whether in the reference's style): record}."""
     found: dict[tuple[Any, ...], dict[tuple[str, bool], Any]] = {}
     for one in records:
         layer, place = one.cell.layer, one.cell.placement
@@ -77,9 +77,9 @@ def cell_text(held: dict[tuple[str, bool], Any], kind: tuple[str, bool]) -> str:
 
 
 def table(records: Records) -> str:
-    """ms of both styles, the seed's fastest named."""
-    head = ("ranks", "experts", "top-k", "batch", "seed's simple", "seed's tp", "seed's ep",
-            "its fastest", "our simple", "our tp", "our ep", "ep, alltoall")  # fmt: skip
+    """ms of both styles, the reference's fastest named."""
+    head = ("ranks", "experts", "top-k", "batch", "reference's simple", "reference's tp",
+            "reference's ep", "its fastest", "our simple", "our tp", "our ep", "ep, alltoall")  # fmt: skip
     kinds = [(name, seed) for seed in (True, False) for name in ("simple", "tp", "ep")]
     kinds.append(("alltoall", False))
     lines = []

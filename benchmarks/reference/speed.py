@@ -1,4 +1,4 @@
-"""Seed sizes on MPI against the seed's style of code, both in the same ranks, in turns.
+"""Seed sizes on MPI against the reference's style of code, both in the same ranks, in turns.
 
 A sample of either side is one step after a barrier; its value is the makespan: last end minus
 first start over the ranks. A cell's value is the median over all samples of all rounds.
@@ -40,7 +40,9 @@ def run(args: argparse.Namespace) -> None:
         command, stdin=subprocess.DEVNULL, env=environ, cwd=store.ROOT,
         stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
-    store.append("seed", [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{"])
+    store.append(
+        "reference", [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{"]
+    )
 
 
 def cells() -> Iterator[tuple[str, int, int]]:
@@ -121,7 +123,7 @@ def row(
 
 
 def table() -> str:
-    rows = store.load("seed")
+    rows = store.load("reference")
     lines, found = [], []
     for side in SIDES:
         mine = [row for row in rows if row["side"] == side]
@@ -137,7 +139,16 @@ def table() -> str:
              f"{row['ratio']:.2f}", store.verdict(row["ratio"] >= TARGETS.get(side, 0.8)))
             for row in mine if side != "ep-alltoall"
         ]  # fmt: skip
-    head = ("strategy", "batch", "k", "kernel", "seed's style ms", "ours ms", "ratio", "target")
+    head = (
+        "strategy",
+        "batch",
+        "k",
+        "kernel",
+        "reference's style ms",
+        "ours ms",
+        "ratio",
+        "target",
+    )
     summary = store.markdown(("strategy", "geometric mean", "least", "target"), found)
     return summary + "\n\n" + store.markdown(head, lines)
 

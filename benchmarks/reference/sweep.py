@@ -1,4 +1,5 @@
-"""`make seed`: the seed's three axes one after the other, then one report on them together.
+"""`make reference`: the reference's three axes one after the other, then one report on them
+together.
 
 Tables, plots and the page go to outputs/<date>_<time>_seed/.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from runners.host import project_paths
 
-EXPERIMENTS = ("seed_topk", "seed_batch", "seed_ranks")
+EXPERIMENTS = ("reference_topk", "reference_batch", "reference_ranks")
 
 
 def sweep(experiment: str, overrides: list[str]) -> tuple[Path, int]:
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.reference.sweep", description=__doc__
     )
-    parser.add_argument("overrides", nargs="*", help="for every axis, such as measure=seed")
+    parser.add_argument("overrides", nargs="*", help="for every axis, such as measure=reference")
     overrides = parser.parse_args(arguments).overrides
     started = datetime.datetime.now()
     ended = [sweep(experiment, overrides) for experiment in EXPERIMENTS]

@@ -1,1 +1,1 @@
-"""The project's own speed: python -m benchmarks.speed seed|peers|beside|limits|table"""
+"""The project's own speed: python -m benchmarks.speed reference|peers|beside|limits|table"""

@@ -1,4 +1,5 @@
-"""Is a cell the same when it is measured again? The seed prints one cell three times, 2.05x apart.
+"""Is a cell the same when it is measured again? The reference prints one cell three times, 2.05x
+apart.
 
     python benchmarks/statistics/repeat.py [--sweeps 3]            # measures, then compares
     python benchmarks/statistics/repeat.py --from outputs/a ...    # compares earlier sweeps

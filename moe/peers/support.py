@@ -93,7 +93,7 @@ def _transformers(cell: Cell) -> None:
                           "lower batch_size or use variant=grouped_mm")  # fmt: skip
 
 
-def _seed(cell: Cell) -> None:
+def _reference(cell: Cell) -> None:
     """One expert per rank, as many experts as ranks."""
     if cell.strategy.variant == "ep" and cell.layer.num_experts != cell.placement.world_size:
         raise Unsupported("num_experts", cell.layer.num_experts,
@@ -139,8 +139,8 @@ LIMITS = {
         like=dict.fromkeys(("grouped_mm", "eager", "batched_mm"), SIMPLE),
         check=_transformers,
     ),
-    "seed": Limits(
-        system="the seed's style of code",
+    "reference": Limits(
+        system="the reference's style of code",
         needs=("numpy",),
         like={"simple": SIMPLE, "tp": StrategySpec("tp"), "ep": ALLTOALL},
         activations=spec.ACTIVATIONS[:2],
@@ -149,7 +149,7 @@ LIMITS = {
         modes=("forward",),
         backends=("gloo", "mpi"),
         square=False,
-        check=_seed,
+        check=_reference,
     ),
     "torchtitan": Limits(
         system="torchtitan",

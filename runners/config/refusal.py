@@ -22,7 +22,19 @@ KINDS = f"allowed is a value of the kind that `{project_paths.BENCH} --cfg all` 
 
 def told(error: Exception, words: Sequence[str]) -> str:
     """The line for a command of these words that ended in this error."""
+    for word in words:
+        group, _, choices = word.lstrip("+").partition("=")
+        for choice in choices.split(","):
+            if name := _present_name(group, choice):
+                return f"{word}: {choice} is called {name} now; write {group}={name}"
     return one_line(error if _is_plain(error) else unexpected(error, words))
+
+
+def _present_name(group: str, choice: str) -> str:
+    """What a file of conf/ that was called after the seed is called now; "" for any other."""
+    name = choice.replace("seed", "reference")
+    there = [(project_paths.CONF / group / f"{one}.yaml").is_file() for one in (choice, name)]
+    return name if there == [False, True] else ""
 
 
 def _is_plain(error: Exception) -> bool:

@@ -12,6 +12,7 @@ writes docs/configuration.md.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from moe.spec import (
 from runners.errors import ConfigError
 from runners.host.project_paths import BENCH, CODE, CONF
 from runners.plan import MEASURE, Measure
+from runners.records.record import current_name
 
 MAX_SIZE = 2**31 - 1
 TRACKER, HOSTS = "tracker", "hosts"
@@ -176,6 +178,19 @@ def defaults() -> dict[str, Any]:
             node = node.setdefault(part, {})
         node |= {name: entry.known.default for name, entry in entries.items()}
     return tree
+
+
+def up_to_date(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved config of an earlier version: former names become the present ones, and knobs that
+    it does not have yet get their default."""
+    whole: dict[str, Any] = copy.deepcopy(dict(config))
+    for section, entries in sections().items():
+        node = section_of(whole, section)
+        for name, entry in entries.items():
+            node.setdefault(name, entry.known.default)
+    for section in (MODEL, STRATEGY):
+        whole[section]["name"] = current_name(str(whole[section]["name"]))
+    return whole
 
 
 def section_of(config: Mapping[str, Any], section: str) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 from moe.spec import Cell, WorkloadSpec
 from runners.records import stats
-from runners.records.record import Record, Samples
+from runners.records.record import Record, Samples, current_name
 
 # Fields of the cell whose plain name would be ambiguous in a flat row. All others keep theirs;
 # those of the router get the prefix "router_".
@@ -108,8 +108,10 @@ def _section_of(section: str, default: Any, row: Mapping[str, Any], prefix: str 
             values[item.name] = _section_of(section, known, row, f"{item.name}_")
             continue
         name = prefix + item.name if prefix else RENAMED.get((section, item.name), item.name)
-        found = row.get(name)
-        values[item.name] = known if found is None else type(known)(found)
+        value = row.get(name)
+        values[item.name] = known if value is None else type(known)(value)
+    if section == "strategy":
+        values["name"] = current_name(values["name"])
     return dataclasses.replace(default, **values)
 
 

@@ -25,8 +25,11 @@ from runners.records.sealed import RecordError, sealed, unsealed, write_atomic
 
 # 2: every file carries the checksum of its content; a time is the mean over a block of steps
 # 3: every sample has a kind; a time is a step's in steady state, by two lengths of block
-SCHEMA = 3
-READABLE = (2, SCHEMA)  # older ones are refused by name
+# 4: the layer and the style of code of the project's starting point are called reference
+SCHEMA = 4
+COMPARABLE = (3, SCHEMA)  # in which a time means the same
+READABLE = (2, *COMPARABLE)  # older ones are refused by name
+FORMER_NAMES = {"reference": "seed", "peer_reference": "peer_seed"}  # until schema 3
 KINDS = ("warmup", "short", "long", "latency", "fixed")
 OUTCOMES = ("measured", "wrong", "failed", "interrupted")
 
@@ -101,6 +104,8 @@ def _key(cell: Cell, redefined: dict[str, str]) -> str:
     content = cell_to_dict(cell)
     if content["placement"]["nodes"] == 1:
         del content["placement"]["nodes"]  # keys from before there were nodes stay as they are
+    name = content["strategy"]["name"]
+    content["strategy"]["name"] = FORMER_NAMES.get(name, name)  # a new name is no new cell
     if redefined:
         content["redefined"] = redefined
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
@@ -134,6 +139,7 @@ def cell_from_dict(data: dict[str, Any]) -> Cell:
     """Inverse of `dataclasses.asdict`; raises KeyError or TypeError on unknown fields."""
     layer = dict(data["layer"])
     strategy = dict(data["strategy"])
+    strategy["name"] = current_name(strategy["name"])
     router = RouterSpec(**layer.pop("router"))
     order = tuple(strategy.pop("expert_order"))
     return Cell(
@@ -142,6 +148,11 @@ def cell_from_dict(data: dict[str, Any]) -> Cell:
         workload=WorkloadSpec(**data["workload"]),
         placement=RankLayout(**data["placement"]),
     )
+
+
+def current_name(name: str) -> str:
+    """The present name of a model or strategy that a file names as it was called then."""
+    return next((new for new, old in FORMER_NAMES.items() if old == name), name)
 
 
 def to_dict(record: Record) -> dict[str, Any]:
@@ -153,13 +164,15 @@ def from_dict(data: dict[str, Any]) -> Record:
     try:
         fields = dict(data)
         if fields.get("schema") not in READABLE:
-            known = " and ".join(map(str, READABLE))
+            known = f"{', '.join(map(str, READABLE[:-1]))} and {SCHEMA}"
             raise RecordError(
                 f"schema {fields.get('schema')!r}: this version reads {known}; measure again, or "
                 "read it with the version that wrote it"
             )
         if fields["schema"] == 2:
             fields = _from_schema_2(fields)
+        if fields["schema"] < SCHEMA and "model" in fields["meta"]:
+            fields["meta"] = {**fields["meta"], "model": current_name(fields["meta"]["model"])}
         fields["cell"] = cell_from_dict(fields["cell"])
         fields["samples"] = Samples(**fields["samples"])
         record = Record(**fields)

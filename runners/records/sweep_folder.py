@@ -82,7 +82,7 @@ def _without_figures(attempt: Record) -> Record:
 
 def is_current(one: Record, here: Version) -> bool:
     """Whether this version would have measured the same: its records mean what ours do."""
-    return one.schema == record.SCHEMA and version_of(one.environment) == here
+    return one.schema in record.COMPARABLE and version_of(one.environment) == here
 
 
 def version_of(environment: Mapping[str, Any]) -> Version:

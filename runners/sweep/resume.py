@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from runners.config.resolution import Composed
+from runners.config.schema import up_to_date
 from runners.errors import ConfigError
 from runners.host.project_paths import LATEST
 from runners.plan import Job
@@ -48,7 +49,7 @@ def configs_of(folder: Path) -> list[Composed]:
     """Config and overrides of every cell of the folder's plan; raises ConfigError."""
     try:
         configs = [
-            Composed(read_config(folder, str(cell["cell_id"])), [str(w) for w in cell["overrides"]])
+            Composed(up_to_date(read_config(folder, str(cell["cell_id"]))), list(cell["overrides"]))
             for cell in read_plan(folder)["cells"]
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:

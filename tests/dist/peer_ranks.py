@@ -21,7 +21,7 @@ from torch import Tensor
 from moe.layer.router import Routing
 from moe.parallel.algorithms import CHOSEN
 from moe.parallel.comm import Comm
-from moe.peers import limits_of, seed, transformers
+from moe.peers import limits_of, reference, transformers
 from moe.peers.base import PeerLayer
 from moe.peers.instrument import Listening
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, Unsupported, WorkloadSpec
@@ -58,7 +58,7 @@ class SwappedExperts(Swapping, transformers.Peer):
     pass
 
 
-class SwappedSeed(Swapping, seed.Peer):
+class SwappedReference(Swapping, reference.Peer):
     pass
 
 
@@ -73,7 +73,7 @@ class GradientsOfAnother(transformers.Peer):
 FAULTS = {
     "swapped": (SwappedExperts, "peer_transformers"),
     "not_renormalised": (NotRenormalised, "peer_transformers"),
-    "swapped_seed": (SwappedSeed, "peer_seed"),
+    "swapped_reference": (SwappedReference, "peer_reference"),
     "gradients_of_another": (GradientsOfAnother, "peer_transformers"),
 }
 

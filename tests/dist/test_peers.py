@@ -67,9 +67,18 @@ def changed(**changes: Any) -> Cell:
             "router.normalize=False",
         ),
         ({"name": "peer_deepspeed", "variant": "autoep", "activation": "relu"}, "layer.activ"),
-        ({"name": "peer_seed", "activation": "relu", "mode": "train"}, "mode=train: allowed is fo"),
-        ({"name": "peer_seed", "activation": "relu", "variant": "ep"}, "num_experts=8: allowed is"),
-        ({"name": "peer_seed", "activation": "relu", "variant": "tp", "tokens": "sharded"}, "toke"),
+        (
+            {"name": "peer_reference", "activation": "relu", "mode": "train"},
+            "mode=train: allowed is fo",
+        ),
+        (
+            {"name": "peer_reference", "activation": "relu", "variant": "ep"},
+            "num_experts=8: allowed is",
+        ),
+        (
+            {"name": "peer_reference", "activation": "relu", "variant": "tp", "tokens": "sharded"},
+            "toke",
+        ),
         ({"variant": "batched_mm", "hidden": 4096, "batch_size": 4096}, "batch_size=4096: allowed"),
     ],
 )
@@ -82,7 +91,7 @@ def test_what_a_peer_cannot_do_is_refused_by_name(changes: dict[str, Any], words
 def test_every_peer_takes_the_cell_that_suits_it() -> None:
     for name, limits in LIMITS.items():
         for variant in limits.like:
-            experts = 2 if (name, variant) == ("seed", "ep") else 8
+            experts = 2 if (name, variant) == ("reference", "ep") else 8
             cell = changed(name=f"peer_{name}", variant=variant, num_experts=experts,
                            activation=limits.activations[-1], dtype=limits.dtypes[-1])  # fmt: skip
             supports(cell)
@@ -106,7 +115,7 @@ def test_what_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatc
 @pytest.fixture(scope="module")
 def verdicts() -> dict[str, dict[str, Any]]:
     names = ["faults", "bytes", "transformers", "transformers:eager", "transformers:batched_mm",
-             "seed", "seed:tp", "seed:ep"]  # fmt: skip
+             "reference", "reference:tp", "reference:ep"]  # fmt: skip
     return ranks(2, names)
 
 
@@ -126,16 +135,18 @@ def test_every_peer_that_ci_has_computes_this_projects_function(
     verdicts: dict[str, dict[str, Any]],
 ) -> None:
     ways = ("transformers", "transformers:eager", "transformers:batched_mm")
-    right = of(verdicts, *ways, "seed", "seed:tp", "seed:ep")
+    right = of(verdicts, *ways, "reference", "reference:tp", "reference:ep")
     assert {name: v for name, v in right.items() if not v["ok"]} == {}
     assert [len(of(right, way)) for way in ways] == [32] * 3  # dtypes, modes, tokens, skews, sizes
-    assert [len(of(right, f"seed{way}")) for way in ("", ":tp", ":ep")] == [8, 4, 8]
+    assert [len(of(right, f"reference{way}")) for way in ("", ":tp", ":ep")] == [8, 4, 8]
     assert all(v["gradient_error"] is not None for name, v in right.items() if " train " in name)
 
 
 @pytest.mark.dist
 def test_planted_faults_in_an_adapter_are_caught(verdicts: dict[str, dict[str, Any]]) -> None:
-    planted = of(verdicts, "swapped", "not_renormalised", "swapped_seed", "gradients_of_another")
+    planted = of(
+        verdicts, "swapped", "not_renormalised", "swapped_reference", "gradients_of_another"
+    )
     assert len(planted) == 7
     assert [name for name, verdict in planted.items() if verdict["ok"]] == []
 

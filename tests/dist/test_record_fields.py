@@ -29,7 +29,7 @@ MEASURE = Measure(
     calibrate=False,
 )  # fmt: skip
 LATER = "gradient_lost_at_the_9th_call"  # right when it is checked first
-META = {"model": "seed", "scale": 1, "overrides": ["topk=2"]}
+META = {"model": "reference", "scale": 1, "overrides": ["topk=2"]}
 
 
 def jobs() -> list[Job]:

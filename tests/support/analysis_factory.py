@@ -161,7 +161,7 @@ def measured(
         "skew": {"expert_slots": [3, 1] * 4, "rank_slots": slots(of)},
         "kernel": {"name": "bmm"},
         "environment": {**ENVIRONMENT, "local_ranks": ranks},
-        "meta": {"model": "seed", "scale": 1, "overrides": [f"strategy={of.strategy.name}"]},
+        "meta": {"model": "reference", "scale": 1, "overrides": [f"strategy={of.strategy.name}"]},
         "created": f"2026-01-01T00:00:{launch:02d}+00:00",
     }
     return Record(**{**made, **fields})

@@ -52,7 +52,7 @@ def record(index: int = 0, count: int = 6, outcome: str = "measured", label: str
         traffic=[[{"collective": "all_reduce", "calls": 1, "sent_bytes": 2**40 + 1}], []],
         memory=[{"peak_bytes": 1, "weights_bytes": 1, "method": "rss"}] * 2,
         skew={"expert_slots": [3, 1, 0, 0, 2, 2, 4, 4], "rank_slots": [6, 10]},
-        measure={"rounds": 3, "model": "seed"},
+        measure={"rounds": 3, "model": "reference"},
         environment={"hostname": "böx", "cores": 1, "local_ranks": 2, "kernel": None, "x": {}},
         created=f"2026-01-02T03:04:{index % 60:02d}Z",
     )

@@ -109,3 +109,21 @@ def test_no_words_of_an_unexpected_error_are_shown(
     assert answer.code == 2 and bad_input.complaint(words, answer) == ""
     assert answer.lines[0].startswith("error: topk=2: ")
     assert "words of Python" not in answer.lines[0] and kind.__name__ not in answer.lines[0]
+
+
+@pytest.mark.parametrize(("words", "name"), [
+    (["model=seed"], "model=reference"),
+    (["measure=seed"], "measure=reference"),
+    (["experiment=seed_topk"], "experiment=reference_topk"),
+    (["-m", "strategy=simple,peer_seed_ep"], "strategy=peer_reference_ep"),
+])  # fmt: skip
+def test_a_former_name_is_answered_with_the_present_one(
+    words: list[str], name: str, tmp_path: Path
+) -> None:
+    answer = bad_input.ask(words, tmp_path)
+    assert answer.code == 2
+    assert answer.lines == [answer.lines[0]] and f"write {name}" in answer.lines[0]
+
+
+def test_another_unknown_name_is_no_former_one(tmp_path: Path) -> None:
+    assert "is called" not in bad_input.ask(["model=seedling"], tmp_path).lines[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -14,12 +15,14 @@ from typing import Any
 import pytest
 
 from moe.spec import Cell, LayerSpec
+from runners.config.schema import up_to_date
 from runners.errors import ConfigError
 from runners.plan import Job, Measure
 from runners.records import record, sweep_folder
 from runners.records.record import Record
 from runners.sweep import resume
 from tests.support import started
+from tests.unit.runners.test_cell import BASE
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = {"host": "h", "cpu_model": "c", "cores": 2, "versions": {"torch": "2"}, "git": {"sha": "a"}}
@@ -205,3 +208,19 @@ def test_there_must_be_something_to_go_on_with(tmp_path: Path, where: str) -> No
     assert len(err.splitlines()) == 1
     assert "plan.json" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_an_earlier_version_goes_on() -> None:
+    """Its configs name the seed, and lack knobs that came later."""
+    config = up_to_date(BASE)
+    assert config == BASE
+    former = copy.deepcopy(BASE)
+    former["model"]["name"], former["strategy"]["name"] = "seed", "peer_seed"
+    del former["measure"]["block_gloo_ms"], former["hosts"]["pass_env"]
+    present = up_to_date(former)
+    assert (present["model"]["name"], present["strategy"]["name"]) == (
+        "reference",
+        "peer_reference",
+    )
+    assert (present["measure"], present["hosts"]) == (BASE["measure"], BASE["hosts"])
+    assert "block_gloo_ms" not in former["measure"]

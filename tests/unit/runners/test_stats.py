@@ -132,8 +132,8 @@ def test_a_later_version_is_refused_by_name(tmp_path: Path) -> None:
     content = json.loads((DATA / "record-schema-3.json").read_text())
     content.pop(sealed.CHECKSUM)
     path = tmp_path / "record-0.json"
-    path.write_text(sealed.sealed({**content, "schema": 4}))
-    with pytest.raises(RecordError, match=r"schema 4: this version reads 2 and 3"):
+    path.write_text(sealed.sealed({**content, "schema": 5}))
+    with pytest.raises(RecordError, match=r"schema 5: this version reads 2, 3 and 4"):
         record.read(path)
 
 
@@ -155,3 +155,22 @@ def test_an_older_record_is_stale_when_its_sweep_is_taken_up_again() -> None:
     assert (
         sweep_folder.state([dataclasses.replace(old, schema=record.SCHEMA)], here, 1) == "measured"
     )
+
+
+def test_what_schema_3_called_the_seed_is_the_reference() -> None:
+    """The same cell under the same key, by its present name."""
+    new = written(Path("record-schema-3.json"))
+    cell = dataclasses.replace(
+        new.cell, strategy=dataclasses.replace(new.cell.strategy, name="peer_reference")
+    )
+    content = record.to_dict(
+        dataclasses.replace(new, cell=cell, key=record.cell_key(cell), meta={"model": "reference"})
+    )
+    former = json.loads(json.dumps(content))
+    former["schema"], former["meta"]["model"] = 3, "seed"
+    former["cell"]["strategy"]["name"] = "peer_seed"
+    read = record.from_dict(former)
+    assert (read.cell, read.key, read.meta) == (cell, content["key"], {"model": "reference"})
+    row = flat_row.row(read)
+    assert flat_row.cell_of({**row, "strategy": "peer_seed"}) == cell
+    assert record.from_dict(json.loads(json.dumps(content))) == dataclasses.replace(read, schema=4)

@@ -248,7 +248,11 @@ def job(batch: int = 8, **place: Any) -> Job:
     cell = Cell(placement=RankLayout(**place))
     cell = dataclasses.replace(cell, workload=dataclasses.replace(cell.workload, batch_size=batch))
     return Job(
-        cell, Measure(launches=2), label="a", notes=("note",), meta={"model": "seed", "scale": 1}
+        cell,
+        Measure(launches=2),
+        label="a",
+        notes=("note",),
+        meta={"model": "reference", "scale": 1},
     )
 
 

@@ -1,10 +1,11 @@
-"""peer_seed: the layer as it is often written first: numpy, loops over tokens, one row at a time.
+"""peer_reference: the layer as it is often written first: numpy, loops over tokens, one row at a
+time.
 
 simple  every rank loops over all (slot, token) pairs of its tokens
 tp      every linear layer's outputs are sharded and gathered after each layer of each expert
 ep      one expert per rank: rows travel by two all-to-alls, the expert takes them one at a time
 
-It computes this project's function with this project's messages; only the style is the seed's.
+It computes this project's function with this project's messages; only the style is the reference's.
 Forward alone: numpy has no backward.
 Shape letters: T tokens on this rank, D in, H hidden, O out, E experts, K top-k, R ranks.
 """
