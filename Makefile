@@ -50,8 +50,9 @@ test-full: setup ## every accepted way to spread the layer against the oracle, t
 .PHONY: faults
 faults: setup ## every fault 20 times, 50 killed launchers, bad input (hours; some faults need root)
 	$(RUN) -m benchmarks.faults --times 20
-	$(RUN) -m benchmarks.faults.kills --kills 50
-	$(RUN) -m benchmarks.faults.fuzz --overrides 5000 --files 1000
+	$(RUN) -m benchmarks.faults --fault launcher --times 50
+	EXAMPLES=5000 $(RUN) -m pytest -q --timeout 7200 tests/system/test_bad_input.py
+	EXAMPLES=1000 $(RUN) -m pytest -q --timeout 7200 tests/unit/runners/test_damage.py
 
 .PHONY: soak
 soak: setup ## CELLS=500 cells with random faults until every one has ended

@@ -79,7 +79,8 @@ def cell_text(held: dict[tuple[str, bool], Any], kind: tuple[str, bool]) -> str:
 def table(records: Records) -> str:
     """ms of both styles, the reference's fastest named."""
     head = ("ranks", "experts", "top-k", "batch", "reference's simple", "reference's tp",
-            "reference's ep", "its fastest", "our simple", "our tp", "our ep", "ep, alltoall")  # fmt: skip
+            "reference's ep", "its fastest", "our simple", "our tp", "our ep",
+            "ep, alltoall")  # fmt: skip
     kinds = [(name, seed) for seed in (True, False) for name in ("simple", "tp", "ep")]
     kinds.append(("alltoall", False))
     lines = []

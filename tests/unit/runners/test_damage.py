@@ -10,11 +10,12 @@ import pytest
 
 from tests.support import damage
 from tests.support.damage import Format
+from tests.support.examples import examples
 
 
 @pytest.mark.parametrize("name", damage.NAMES)
 def test_damaged_files(name: str) -> None:
-    assert damage.fuzz(name, 40, str(time.time_ns())) == []
+    assert damage.fuzz(name, examples(40), str(time.time_ns())) == []
 
 
 def test_the_fuzzer_sees_a_reader_that_trusts(tmp_path: Path) -> None:
