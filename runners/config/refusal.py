@@ -14,6 +14,7 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
+from runners.config.schema import groups
 from runners.errors import ConfigError
 from runners.host import project_paths
 
@@ -32,9 +33,8 @@ def told(error: Exception, words: Sequence[str]) -> str:
 
 def _present_name(group: str, choice: str) -> str:
     """What a file of conf/ that was called after the seed is called now; "" for any other."""
-    name = choice.replace("seed", "reference")
-    there = [(project_paths.CONF / group / f"{one}.yaml").is_file() for one in (choice, name)]
-    return name if there == [False, True] else ""
+    name, choices = choice.replace("seed", "reference"), groups().get(group, [])
+    return name if choice not in choices and name in choices else ""
 
 
 def _is_plain(error: Exception) -> bool:
