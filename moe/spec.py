@@ -45,9 +45,12 @@ class RouterSpec:
     """How tokens choose experts."""
 
     kind: str = knob(
-        "token_choice", "who chooses", ROUTER, allowed=("token_choice", "expert_choice")
+        "token_choice",
+        "who chooses: tokens their experts, or experts their tokens",
+        ROUTER,
+        allowed=("token_choice", "expert_choice"),
     )
-    score: str = knob("softmax", "of a token for an expert", ROUTER, allowed=("softmax", "sigmoid"))
+    score: str = knob("softmax", "how logits become scores", ROUTER, allowed=("softmax", "sigmoid"))
     order: str = knob(
         "before", "softmax before or after the top-k selection", ROUTER, allowed=("before", "after")
     )
@@ -59,7 +62,7 @@ class RouterSpec:
     groups: int = knob(1, "group-limited top-k: experts are in this many groups", ROUTER, least=1)
     group_topk: int = knob(1, "of which the best this many are eligible", ROUTER, least=1)
     selection_bias: str = knob(
-        "none", "added for the selection, not to the gates", ROUTER, allowed=("none", "balanced")
+        "none", "bias on the selection, not on the gates", ROUTER, allowed=("none", "balanced")
     )
     aux_loss: float = knob(
         0.0, "coefficient of the balancing loss, as in transformers (mode=train)", ROUTER
@@ -67,9 +70,14 @@ class RouterSpec:
     capacity_factor: float = knob(
         0.0, "slots of an expert over its even share; 0: no limit", ROUTER
     )
-    drop: str = knob("position", "who is served first", ROUTER, allowed=DROPS)
+    drop: str = knob(
+        "position", "who is served first where an expert is full", ROUTER, allowed=DROPS
+    )
     scope: str = knob(
-        "rank", "extent of capacity, expert choice and balancing loss", ROUTER, allowed=SCOPES
+        "rank",
+        "tokens that capacity, expert choice and balancing loss look at",
+        ROUTER,
+        allowed=SCOPES,
     )
 
 
@@ -80,14 +88,14 @@ class LayerSpec:
     dim: int = knob(32, "input width D, before model.scale", MODEL, least=1)
     hidden: int = knob(128, "hidden width H, before model.scale", MODEL, least=1)
     dim_out: int = knob(64, "output width O, before model.scale", MODEL, least=1)
-    num_experts: int = knob(8, "experts E; the top level's num_experts counts", MODEL, least=1)
-    topk: int = knob(2, "experts per token K; the top level's topk counts", MODEL, least=1)
+    num_experts: int = knob(8, "experts E, unless num_experts is set", MODEL, least=1)
+    topk: int = knob(2, "experts per token K, unless topk is set", MODEL, least=1)
     topk_requested: int = knob(2, "top-k before topk_overflow=clamp")
-    activation: str = knob("relu", "of the hidden units", MODEL, allowed=ACTIVATIONS)
-    bias: str = knob("zero", "of both matrices of an expert", MODEL, allowed=BIASES)
+    activation: str = knob("relu", "activation of the hidden units", MODEL, allowed=ACTIVATIONS)
+    bias: str = knob("zero", "bias of both matrices of an expert", MODEL, allowed=BIASES)
     shared_experts: int = knob(0, "experts that every token visits, of width H each", MODEL)
-    dtype: str = knob("float32", "of weights and tokens", TOP, allowed=DTYPES)
-    weight_seed: int = knob(0, "of the weights: the top level's seed")
+    dtype: str = knob("float32", "type of weights and tokens", TOP, allowed=DTYPES)
+    weight_seed: int = knob(0, "seed of the weights: the top level's seed")
     router: RouterSpec = field(default_factory=RouterSpec)
 
 
@@ -95,7 +103,7 @@ class LayerSpec:
 class StrategySpec:
     """How the layer is spread over ranks. Degrees of 0 mean "the strategy's default"."""
 
-    name: str = knob("simple", "of the strategy, or peer_<name> (docs/peers.md)", STRATEGY)
+    name: str = knob("simple", "name of the strategy, or peer_<name> (docs/peers.md)", STRATEGY)
     dispatcher: str = knob(
         "local", "how tokens reach their experts; auto: local with replicated tokens, else "
         "alltoall", STRATEGY, conf="auto", allowed=("auto", *DISPATCHERS),
@@ -104,20 +112,20 @@ class StrategySpec:
     tp: int = knob(0, "degree of tensor parallelism; 0: the strategy's default", STRATEGY)
     overlap: int = knob(1, "chunks of all-to-all overlapped with expert compute", STRATEGY, least=1)
     placement: str = knob(
-        "contiguous", "of experts: contiguous | round_robin | by_node | a file of expert ids",
+        "contiguous", "where experts are: contiguous, round_robin, by_node or a file of expert ids",
         STRATEGY,
     )  # fmt: skip
     expert_order: tuple[int, ...] = knob((), "expert ids in slot order, of placement=FILE")
     hot_replicas: int = knob(0, "extra copies of the most loaded experts (ep)", STRATEGY)
     comm_dtype: str = knob(
-        "", "of what is sent; null: the layer's", STRATEGY, conf=None, allowed=DTYPES,
+        "", "type of what is sent; null: the layer's", STRATEGY, conf=None, allowed=DTYPES,
         words={None: "", "": ""},
     )  # fmt: skip
-    kernel: str = knob("auto", "of the experts' products", STRATEGY, allowed=KERNELS)
+    kernel: str = knob("auto", "kernel of the experts' products", STRATEGY, allowed=KERNELS)
     slowdown: float = knob(
         0.0, "planted busy work, fraction of a step: for A/B experiments", STRATEGY
     )
-    variant: str = knob("", "peers only: which of the system's own ways", STRATEGY)
+    variant: str = knob("", "which of a peer's own ways", STRATEGY)
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,7 @@ class WorkloadSpec:
     tokens: str = knob(
         "replicated", "whether every rank has the whole batch or a shard", TOP, allowed=TOKENS
     )
-    mode: str = knob("forward", "what a step is", TOP, allowed=MODES)
+    mode: str = knob("forward", "a step: forward, or forward and backward", TOP, allowed=MODES)
     kind: str = knob("learned", "who chooses the experts of a token", WORKLOAD, allowed=WORKLOADS)
     parameter: float = knob(
         0.0, "zipf: exponent; k_hot: experts; hot_rank: share; imbalance: busiest over mean",
@@ -137,8 +145,8 @@ class WorkloadSpec:
     nominal_ep: int = knob(
         0, "ranks by which balanced, hot_rank and imbalance define a rank; 0: world_size", WORKLOAD
     )
-    trace_sha256: str = knob("", "content of workload.trace")
-    seed: int = knob(0, "of weights and tokens", TOP)
+    trace_sha256: str = knob("", "sha256 of the recorded choices, for workload.kind=trace")
+    seed: int = knob(0, "seed of weights and tokens", TOP)
     cache: str = knob("warm", "as measure.cache")
 
 
@@ -148,12 +156,12 @@ class RankLayout:
 
     world_size: int = knob(8, "ranks R", TOP, least=1)
     backend: str = knob(
-        "gloo", "auto: nccl with enough GPUs, else gloo", TOP, conf="auto",
+        "gloo", "communication backend; auto: nccl with enough GPUs, else gloo", TOP, conf="auto",
         allowed=("auto", *BACKENDS),
     )  # fmt: skip
-    device: str = knob("cpu", "cuda with backend=nccl, else cpu")
+    device: str = knob("cpu", "device: cuda with backend=nccl, else cpu")
     threads: int = knob(
-        1, "of each rank; auto: cores // ranks, at least 1", TOP, conf="auto", least=1,
+        1, "threads of each rank; auto: cores // ranks, at least 1", TOP, conf="auto", least=1,
         words={"auto": 0},
     )  # fmt: skip
     nodes: int = knob(1, "hosts that the ranks are spread over evenly, in order of rank")

@@ -26,7 +26,7 @@ class Measure:
     samples: int = knob(
         6, "values of a step's time of every cell, at least; one or more a round", MEASURE, least=1
     )
-    samples_max: int = knob(40, "the same, at most", MEASURE, least=1)
+    samples_max: int = knob(40, "the same, at most; then a wave stops", MEASURE, least=1)
     per_round: int = knob(1, "samples of a cell in one round", MEASURE, least=1)
     precision: float = knob(
         0.03, "half-width of the median's 95% interval, relative, at which a wave may stop", MEASURE
@@ -41,15 +41,20 @@ class Measure:
     )  # fmt: skip
     block_floors: float = knob(20.0, "the long block lasts at least this many floors", MEASURE)
     block_ms: float = knob(
-        20.0, "and at least this long; the short block lasts a quarter of it", MEASURE, unit="ms"
+        20.0,
+        "least length of the long block; the short one lasts a quarter of it",
+        MEASURE,
+        unit="ms",
     )
     block_gloo_ms: float = knob(
-        100.0, "the long block with gloo, whose ranks sleep while they wait", MEASURE, unit="ms"
+        100.0, "the same with gloo, whose ranks sleep while they wait", MEASURE, unit="ms"
     )
-    warmup: int = knob(2, "samples that are kept, but flagged and never counted", MEASURE)
-    warmup_max: int = knob(8, "the same at most, while the cell has not settled", MEASURE)
-    order: str = knob("random", "of cells within a round", MEASURE, allowed=("random", "product"))
-    order_seed: int = knob(0, "of that order", MEASURE)
+    warmup: int = knob(2, "warm-up samples: kept, but never counted", MEASURE)
+    warmup_max: int = knob(8, "warm-up samples at most, while the cell has not settled", MEASURE)
+    order: str = knob(
+        "random", "order of cells within a round", MEASURE, allowed=("random", "product")
+    )
+    order_seed: int = knob(0, "seed of the random order", MEASURE)
     launches: int = knob(1, "whole launches of every group", MEASURE, least=1)
     wave_cells: int = knob(32, "cells interleaved with each other", MEASURE, least=1)
     anchors: int = knob(
@@ -66,7 +71,11 @@ class Measure:
         True, "measure this machine's limits once for every group of ranks", MEASURE
     )
     calibration_limit_s: float = knob(
-        5.0, "for it; what does not fit in is left out", MEASURE, least=1, unit="s"
+        5.0,
+        "time for the calibration; what does not fit in is left out",
+        MEASURE,
+        least=1,
+        unit="s",
     )
     cell_limit_s: float = knob(
         300.0, "a cell that stands still for this long is ended", MEASURE, unit="s"

@@ -48,21 +48,31 @@ class SweepKnobs:
     topk: int = knob(2, "experts per token K", TOP, conf="${model.topk}", least=1)
     num_experts: int = knob(8, "experts E", TOP, conf="${model.num_experts}", least=1)
     topk_overflow: str = knob(
-        "error", "top-k over the number of experts", TOP, allowed=("error", "clamp")
+        "error",
+        "what to do about top-k over the number of experts",
+        TOP,
+        allowed=("error", "clamp"),
     )
     label: str = knob("", "tells apart deliberate repeats of one cell", TOP)
     name: str = knob("sweep", "ends the folder's name in outputs/", TOP)
     isolation: str = knob(
         "group", "one launch for many cells, or for each cell", TOP, allowed=("group", "cell")
     )
-    on_invalid: str = knob("stop", "cells that cannot run", TOP, allowed=("stop", "skip"))
-    on_error: str = knob("continue", "after a cell has failed", TOP, allowed=("continue", "stop"))
+    on_invalid: str = knob(
+        "stop", "what to do about cells that cannot run", TOP, allowed=("stop", "skip")
+    )
+    on_error: str = knob(
+        "continue", "what to do after a cell has failed", TOP, allowed=("continue", "stop")
+    )
     report: bool = knob(True, "tables and plots at the end", TOP)
     resume: str = knob(
         "", "DIR or latest: go on with that sweep's folder; null: a new sweep", TOP, conf=None
     )
     resume_mode: str = knob(
-        "missing", "what is measured there", TOP, allowed=("missing", "failed", "stale", "force")
+        "missing",
+        "which of its cells are measured",
+        TOP,
+        allowed=("missing", "failed", "stale", "force"),
     )
 
 
@@ -70,7 +80,7 @@ class SweepKnobs:
 class ModelKnobs:
     """What conf/model says beside the layer itself."""
 
-    name: str = knob("reference", "of the layer, for tables", MODEL)
+    name: str = knob("reference", "name of the model, for tables", MODEL)
     scale: int = knob(1, "divides D, H and O; 1 is the full size", MODEL, least=1)
 
 
@@ -86,10 +96,10 @@ class TrackerKnobs:
     """Where W&B runs go (docs/measuring.md)."""
 
     mode: str = knob(
-        "offline", "of W&B", TRACKER, allowed=("offline", "online", "disabled", "dryrun")
+        "offline", "mode of W&B", TRACKER, allowed=("offline", "online", "disabled", "dryrun")
     )
-    project: str = knob("moe-bench", "of W&B", TRACKER)
-    entity: str = knob("", "of W&B; null: the account's own", TRACKER, conf=None)
+    project: str = knob("moe-bench", "W&B project", TRACKER)
+    entity: str = knob("", "W&B entity; null: the account's own", TRACKER, conf=None)
     limit_s: float = knob(120.0, "the tracker is ended after this long", TRACKER, least=1, unit="s")
 
 
@@ -98,9 +108,14 @@ class HostsKnobs:
     """One machine or many (docs/clusters.md)."""
 
     nnodes: int = knob(1, "hosts that run the same command", HOSTS, least=1)
-    node_rank: int = knob(0, "of this host", HOSTS)
+    node_rank: int = knob(0, "number of this host", HOSTS)
     ranks_per_node: int = knob(
-        0, "auto: world_size / nnodes", HOSTS, conf="auto", least=1, words={"auto": 0}
+        0,
+        "ranks on each node; auto: world_size / nnodes",
+        HOSTS,
+        conf="auto",
+        least=1,
+        words={"auto": 0},
     )
     rdzv_endpoint: str = knob(
         "", "address:port of node 0, as the others reach it", HOSTS, conf=None
@@ -113,12 +128,12 @@ class HostsKnobs:
     )
     wait_s: float = knob(600.0, "how long a host waits for the others", HOSTS, least=1, unit="s")
     cores: int = knob(
-        0, "of a node; auto: this machine's, or with Slurm the smallest node's", HOSTS,
+        0, "cores of a node; auto: this machine's, or with Slurm the smallest node's", HOSTS,
         conf="auto", least=1, words={"auto": None},
     )  # fmt: skip
-    gpus: int = knob(0, "of a node; auto: as cores", HOSTS, conf="auto", words={"auto": None})
+    gpus: int = knob(0, "GPUs of a node; auto: as cores", HOSTS, conf="auto", words={"auto": None})
     memory_gib: float = knob(
-        0, "of a node; auto: as cores", HOSTS, conf="auto", unit="GiB", words={"auto": None}
+        0, "memory of a node; auto: as cores", HOSTS, conf="auto", unit="GiB", words={"auto": None}
     )
     pass_env: tuple[str, ...] = knob(
         (), "further variables that ranks inherit: [MALLOC_ARENA_MAX,UCX_*]", HOSTS, conf=[]

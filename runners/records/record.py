@@ -54,7 +54,7 @@ class Samples:
 @dataclass
 class Record:
     """One attempt. The dict payloads are optional unless the outcome is "measured"; what they
-    hold is listed in runners/records/record_fields.py."""
+    hold is listed in runners/config/record_fields.py."""
 
     key: str
     cell: Cell

@@ -12,10 +12,11 @@ from typing import Any, cast
 import pytest
 
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec
+from runners.config import record_fields
 from runners.host import topology
 from runners.launch.local import start
 from runners.plan import Job, Measure
-from runners.records import record, record_fields
+from runners.records import record
 from runners.records.record import Record
 from runners.sweep.launch import Launch, LaunchOutcome
 from runners.sweep.progress import Progress

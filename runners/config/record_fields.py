@@ -1,8 +1,8 @@
 """What the parts of a record hold, a path and its meaning a line; docs/records.md shows it.
 
-`[]` stands for the items of a list. The parts with types of their own are documented with these:
-cell (moe/spec.py), samples (runners/records/record.py), measure (conf/measure), calibration
-(runners/records/calibrations.py).
+`[]` stands for the items of a list. What `cell` and `measure` hold are knobs, documented by their
+dataclasses (moe/spec.py, runners/plan.py). Two parts are documented elsewhere: samples
+(runners/records/record.py) and calibration (runners/records/calibrations.py).
 """
 
 from __future__ import annotations
@@ -10,11 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-TYPED = ("cell", "samples", "measure", "calibration")
+from moe.knob import knobs
+from moe.spec import Cell, LayerSpec, RankLayout, RouterSpec, StrategySpec, WorkloadSpec
+from runners.plan import Measure
+
+TYPED = ("samples", "calibration")
 # Names below these are data, or those of a library; a line for all of them.
 WHOLE = ("kernel.candidates_ms", "phases.per_rank_ns", "environment.versions", "environment.git",
          "environment.threads", "environment.variables", "environment.before", "environment.after",
          "environment.gpus", "environment.topology.nodes")  # fmt: skip
+
+PARTS: dict[type, dict[str, type]] = {
+    Cell: {"layer": LayerSpec, "strategy": StrategySpec, "workload": WorkloadSpec,
+           "placement": RankLayout},
+    LayerSpec: {"router": RouterSpec},
+}  # fmt: skip
 
 _CHECK = """
 ok whether it agrees with the oracle; in `gate` itself: in all checks, and between them too
@@ -113,12 +123,20 @@ environment.topology.clock how times of several nodes were put together
 
 def documented() -> dict[str, str]:
     """Meaning by path."""
-    found = {}
+    found = dict(_knobs("cell", Cell) | _knobs("measure", Measure))
     for path, about in _lines(_FIELDS):
         found[path] = about
         if path in ("gate", "gate.after", "gate.float32"):
             found |= {f"{path}.{name}": meaning for name, meaning in _lines(_CHECK)}
     return found
+
+
+def _knobs(path: str, kind: type) -> dict[str, str]:
+    """Help of a dataclass's fields, those of dataclasses in it included."""
+    about = {f"{path}.{field.name}": known.about for field, known in knobs(kind)}
+    for name, part in PARTS.get(kind, {}).items():
+        about |= _knobs(f"{path}.{name}", part)
+    return about
 
 
 def _lines(text: str) -> Iterator[tuple[str, str]]:
