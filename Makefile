@@ -69,12 +69,12 @@ test-hosts: setup ## the sweep on two hosts: two network namespaces (root; apt-g
 
 .PHONY: tour
 tour: setup ## docs/tour.md anew: every command of a new user, with what it prints
-	$(RUN) benchmarks/docs/tour.py
+	$(RUN) -m benchmarks.docs.tour
 
 .PHONY: notebook
 notebook: setup ## docs/example.ipynb executed on the newest sweep
 	@$(RUN) -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[notebook]'
-	$(RUN) benchmarks/docs/notebook.py
+	$(RUN) -m benchmarks.docs.notebook
 
 .PHONY: reference-explained
 reference-explained: setup ## the reference's table again, in the reference's style of code and in ours, with what explains it
@@ -105,7 +105,7 @@ check: setup ## lint, formatting, types, and known vulnerabilities where they ca
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) benchmarks/docs/audit.py
+	$(RUN) -m benchmarks.docs.audit
 
 .PHONY: clean
 clean: ## the virtual environment and caches; outputs stay

@@ -1,8 +1,8 @@
 """Where one way to move tokens overtakes another: predicted, and measured.
 
-    python benchmarks/cost_model/crossover.py measure           # ep by all-to-all and all-gather,
-    and tp python benchmarks/cost_model/crossover.py measure --ranks 4
-    python benchmarks/cost_model/crossover.py report            # table, crossings, and a picture
+    python -m benchmarks.cost_model.crossover measure           # ep by all-to-all and all-gather,
+    and tp python -m benchmarks.cost_model.crossover measure --ranks 4
+    python -m benchmarks.cost_model.crossover report            # table, crossings, and a picture
 
 2 ranks, 1,024 tokens, D = O = 512, 16 experts chosen evenly, top-k 1 to 8, tokens sharded.
 `calibrated` is the cost model with what the machine's calibration says, nothing fitted; `fitted`
@@ -19,14 +19,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[0] = str(ROOT)
-
 import analysis
 from analysis.predict import fit, observed
 from analysis.predict.fit import Measured
 from analysis.predict.model import Coefficients
 from analysis.stats import summarize
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TOPKS = (1, 2, 3, 4, 6, 8)
 PAIRS = (("ep/alltoall", "ep/allgather"), ("ep/alltoall", "tp"), ("ep/allgather", "tp"))
@@ -97,7 +96,7 @@ def report(ranks: int) -> int:
     cells = load(ranks)
     if not cells:
         print(
-            "nothing measured yet; run python benchmarks/cost_model/crossover.py measure",
+            "nothing measured yet; run python -m benchmarks.cost_model.crossover measure",
             file=sys.stderr,
         )
         return 2

@@ -1,8 +1,8 @@
 """How well the model predicts cells it has not seen: half fitted, the other half predicted.
 
-    python benchmarks/cost_model/held_out.py measure        # sweeps of (batch, k, dims, skew) on 1
-    and 2 ranks python benchmarks/cost_model/held_out.py measure-more   # 4 and 8 ranks, reported
-    beside it python benchmarks/cost_model/held_out.py report [--markdown]
+    python -m benchmarks.cost_model.held_out measure        # sweeps of (batch, k, dims, skew) on 1
+    and 2 ranks python -m benchmarks.cost_model.held_out measure-more   # 4 and 8 ranks, reported
+    beside it python -m benchmarks.cost_model.held_out report [--markdown]
 
 Halves are drawn by a fixed seed; nothing of the other half is used. One sweep per slice, so that
 each takes a few minutes: `measure NAME` takes only that slice.
@@ -19,13 +19,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[0] = str(ROOT)
-
 import analysis
 from analysis.predict import fit, observed
 from analysis.predict.fit import Measured
 from analysis.stats import summarize
+
+ROOT = Path(__file__).resolve().parents[2]
 
 FOLDER = "outputs"
 GRID = ["batch_size=32,128,512", "topk=1,2,4", "tokens=sharded", "tracker=none", "report=false"]
@@ -129,7 +128,7 @@ def report(markdown: bool) -> int:
     found = load(list(SLICES))
     if not found:
         print(
-            "nothing measured yet; run python benchmarks/cost_model/held_out.py measure",
+            "nothing measured yet; run python -m benchmarks.cost_model.held_out measure",
             file=sys.stderr,
         )
         return 2

@@ -1,6 +1,6 @@
 """The model with conf/cluster/*.yaml against published figures, every row, nothing fitted.
 
-    python benchmarks/cost_model/published.py [--markdown]
+    python -m benchmarks.cost_model.published [--markdown]
 
 Megatron-Core's moe_perf/baseline.json (H100, EP8, 4,096 tokens a rank, bfloat16 rows; flex
 dispatchers as `dedup`; its DeepSeek proxy's group-limited routing is predicted as if free), and
@@ -13,9 +13,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from analysis.predict import hardware, model, network
 from moe.cost import Call

@@ -21,9 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
 import pandas as pd
 from hydra import compose, initialize_config_dir
 
@@ -34,6 +31,8 @@ from analysis.stats.summarize import summarize
 from analysis.text import flag_legend
 from runners.config.resolution import Composed, plain
 from runners.sweep.entry import run_composed
+
+ROOT = Path(__file__).resolve().parents[2]
 
 DOCS = ROOT / "docs" / "strategies.md"
 MARKERS = "<!-- strategy_wins: start -->", "<!-- strategy_wins: end -->"

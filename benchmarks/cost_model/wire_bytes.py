@@ -1,6 +1,6 @@
 """Counted bytes against the kernel's: cells in a network namespace whose loopback nobody else uses.
 
-    python benchmarks/cost_model/wire_bytes.py [--ranks 4] [--steps 20]
+    python -m benchmarks.cost_model.wire_bytes [--ranks 4] [--steps 20]
 
 Linux only; needs no privilege beyond user namespaces. Every rank's collectives go over the
 namespace's loopback interface, whose own counters are read before and after the steps. A packet's
@@ -19,9 +19,6 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[0] = str(ROOT)
 
 HEADER_BYTES = 14 + 20 + 32
 LIMIT = 0.01
@@ -106,11 +103,14 @@ def report(name: str, counted: float, sent: int, packets: int) -> bool:
     return abs(sent / counted - 1) <= LIMIT
 
 
+MODULE = "benchmarks.cost_model.wire_bytes"
+
+
 def launch(ranks: int, steps: int) -> int:
     bring_up()
     command = [sys.executable, "-m", "torch.distributed.run", "--local-addr=127.0.0.1",
                "--master-addr=127.0.0.1", "--master-port=29500", f"--nproc-per-node={ranks}",
-               __file__, "--rank", f"--steps={steps}"]  # fmt: skip
+               "-m", MODULE, "--rank", f"--steps={steps}"]  # fmt: skip
     env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     env |= {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     return subprocess.run(command, env=env, check=False).returncode
@@ -127,7 +127,14 @@ def main() -> int:
         return rank_main(args.steps)
     if args.inside:
         return launch(args.ranks, args.steps)
-    again = [sys.executable, __file__, "--inside", f"--ranks={args.ranks}", f"--steps={args.steps}"]
+    again = [
+        sys.executable,
+        "-m",
+        MODULE,
+        "--inside",
+        f"--ranks={args.ranks}",
+        f"--steps={args.steps}",
+    ]
     return subprocess.run(["unshare", "--map-root-user", "--net", *again], check=False).returncode
 
 

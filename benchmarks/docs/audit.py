@@ -1,6 +1,6 @@
 """Known vulnerabilities of the pinned packages, from the OSV database where it can be reached.
 
-    python benchmarks/docs/audit.py [--url URL]
+    python -m benchmarks.docs.audit [--url URL]
 
 Prints what is known, or one line saying that nobody could be asked. Exit code 1 where a pinned
 version has a known vulnerability, 0 otherwise.

@@ -1,7 +1,7 @@
 """docs/tour.md: what a new user types, with every output as it was printed.
 
-    python benchmarks/docs/tour.py            # two small sweeps, then every verb; a few minutes
-    python benchmarks/docs/tour.py --measure default --ranks 8
+    python -m benchmarks.docs.tour            # two small sweeps, then every verb; a few minutes
+    python -m benchmarks.docs.tour --measure default --ranks 8
 
 Nothing in that file is typed by hand but the sentences between the commands. Paths are shown
 from the repository's root.

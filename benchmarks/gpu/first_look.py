@@ -1,7 +1,7 @@
 """The GPU path on one GPU in a few minutes; needs torch alone, works on a CPU in a tiny form.
 
-    python benchmarks/gpu/first_look.py OUT [SECONDS]
-    python benchmarks/gpu/first_look.py table FILE      # what such a run has found, as Markdown
+    python -m benchmarks.gpu.first_look OUT [SECONDS]
+    python -m benchmarks.gpu.first_look table FILE      # what such a run has found, as Markdown
 
 Parts, each within its share of SECONDS (default 240), each line flushed to OUT/first_look.jsonl:
 
@@ -22,8 +22,6 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import torch
 from torch import Tensor

@@ -1,6 +1,6 @@
 """What planning a large sweep adds to Hydra's own composition, in ms a cell and in memory.
 
-    python benchmarks/overhead/planning.py [--cells 10000] [--composed 40]
+    python -m benchmarks.overhead.planning [--cells 10000] [--composed 40]
 
 Hydra takes its time for every job, so that a few are composed by its own loader, as a multirun
 does, and the others are copies of theirs with another batch size. `ours` is everything between
@@ -19,8 +19,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra

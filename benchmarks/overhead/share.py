@@ -1,7 +1,7 @@
 """What part of a sweep of small cells is spent measuring, and where the rest goes.
 
-    python benchmarks/overhead/share.py measure      # 256 cells on 2 ranks, about 6 minutes; then
-    reports python benchmarks/overhead/share.py report outputs/SWEEP
+    python -m benchmarks.overhead.share measure      # 256 cells on 2 ranks, about 6 minutes; then
+    reports python -m benchmarks.overhead.share report outputs/SWEEP
 
 Stages are those that rank 0 enters, in its own log; a sweep's wall time is the launcher's, from the
 end of Hydra's composition.
@@ -16,8 +16,6 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from runners.records.rank_log import RankReader
 

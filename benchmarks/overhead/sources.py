@@ -1,4 +1,4 @@
-"""How fast sources become rows: `python benchmarks/overhead/sources.py [--runs 1000] [--rows 100]`.
+"""How fast sources become rows: `python -m benchmarks.overhead.sources [--runs 1000] [--rows 100]`.
 
 Records: `--records 10000` files through `analysis.load` against reading their bytes and parsing
 their JSON alone, in one process, files in the page cache for both, the better of two passes each.
@@ -13,15 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import analysis
 from analysis.sources import wandb_api, wandb_file

@@ -1,8 +1,8 @@
 """Does the time of a step depend on how it is sampled? By four lengths of block, and alone.
 
-    python benchmarks/statistics/block_length.py                       # all settings, about 20
-    minutes python benchmarks/statistics/block_length.py gloo2 mixtral --rounds 40
-    python benchmarks/statistics/block_length.py --from outputs/block_length-gloo2     # an earlier
+    python -m benchmarks.statistics.block_length                       # all settings, about 20
+    minutes python -m benchmarks.statistics.block_length gloo2 mixtral --rounds 40
+    python -m benchmarks.statistics.block_length --from outputs/block_length-gloo2     # an earlier
     sweep
 
 In one launch a setting's cells are measured in the same random rounds under five labels:
@@ -19,12 +19,8 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import sys
 from functools import partial
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[0] = str(ROOT)
 
 from hydra import compose, initialize_config_dir
 
@@ -47,6 +43,8 @@ from runners.records.stats import flags as flags_of
 from runners.sweep.progress import Progress
 from runners.sweep.settings import settings_of
 from runners.sweep.sweep import Sweep
+
+ROOT = Path(__file__).resolve().parents[2]
 
 LENGTHS_MS = (10, 30, 100, 300)
 LABELS = (*(f"block{ms}" for ms in LENGTHS_MS), ALONE)
@@ -96,7 +94,7 @@ def measure(setting: str, rounds: int) -> Path:
     if errors:
         raise SystemExit(f"{setting}: {next(iter(errors.values()))}")
     settings = settings_of(
-        configs[0].config, folder, f"python benchmarks/statistics/block_length.py {setting}"
+        configs[0].config, folder, f"python -m benchmarks.statistics.block_length {setting}"
     )
     begin = partial(start, worker="benchmarks.statistics.block_length_worker")
     result = Sweep(list(jobs.values()), settings, Progress(), begin).run()

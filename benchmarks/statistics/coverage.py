@@ -1,6 +1,6 @@
 """How often the interval of the median covers the truth, with the stop rule deciding when to end.
 
-    python benchmarks/statistics/coverage.py [--series 2000]
+    python -m benchmarks.statistics.coverage [--series 2000]
 
 Drives the real engine under a fake clock, where every block begins with 0.5 ms and its first two
 steps take 30% longer, with series whose true median is known, and prints the share of stated
@@ -13,12 +13,8 @@ import argparse
 import json
 import math
 import random
-import sys
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from benchmarks.statistics.simulated import START, Draw, SimulatedEngine
 from runners.plan import Measure

@@ -1,6 +1,6 @@
 """Does a load that comes half-way change which cell looks fastest?
 
-    python benchmarks/statistics/drift.py
+    python -m benchmarks.statistics.drift
 
 Three cells whose order is known, slowest first: one layer with 40%, 20% and no busy work planted.
 Half-way through the sweep a background load takes every core. In random rounds it meets all cells
@@ -19,10 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
 import analysis
+
+ROOT = Path(__file__).resolve().parents[2]
 
 PLANTED = (0.4, 0.2, 0.0)
 SAMPLES = 30

@@ -1,8 +1,8 @@
 """Is a cell the same when it is measured again? The reference prints one cell three times, 2.05x
 apart.
 
-    python benchmarks/statistics/repeat.py [--sweeps 3]            # measures, then compares
-    python benchmarks/statistics/repeat.py --from outputs/a ...    # compares earlier sweeps
+    python -m benchmarks.statistics.repeat [--sweeps 3]            # measures, then compares
+    python -m benchmarks.statistics.repeat --from outputs/a ...    # compares earlier sweeps
 
 That cell (batch 8, top-k 4, 8 ranks) under simple, tp and ep, in separate sweeps of five launches
 each. Prints a line per strategy: median and interval of every sweep, how far the medians lie
@@ -19,11 +19,10 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
 import analysis
 from analysis.stats.summarize import summarize
+
+ROOT = Path(__file__).resolve().parents[2]
 
 LIMIT_S = 580
 

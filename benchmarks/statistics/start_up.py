@@ -1,6 +1,6 @@
 """What a block costs at its start must not be in the time of a step, nor in a verdict.
 
-    python benchmarks/statistics/start_up.py [--series 200] [--comparisons 400]
+    python -m benchmarks.statistics.start_up [--series 200] [--comparisons 400]
 
 The real engine under a fake clock. First the time of a step where every block begins with 0.5 ms
 and its first two steps take 30% longer: how far the mean of the measured medians is from the
@@ -15,11 +15,7 @@ import argparse
 import json
 import random
 import statistics
-import sys
 from collections import Counter
-from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import pandas as pd
 

@@ -1,6 +1,6 @@
 """How often a verdict's interval misses the truth, on synthetic launches whose ratio is known.
 
-    python benchmarks/statistics/verdict_errors.py [--comparisons 4000]
+    python -m benchmarks.statistics.verdict_errors [--comparisons 4000]
 
 Two labels are measured in shared rounds of every launch. A launch has a level of its own, a round
 a disturbance that meets both, and each label an effect of its own in every launch and in every
@@ -12,12 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import pandas as pd
 

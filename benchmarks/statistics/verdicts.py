@@ -1,7 +1,7 @@
 """Do verdicts survive being measured again? A/A and A/B on real launches of this machine.
 
-    python benchmarks/statistics/verdicts.py [--launches 40] [--draws 200]      # measures, then
-    judges python benchmarks/statistics/verdicts.py --from outputs/a outputs/b         # judges
+    python -m benchmarks.statistics.verdicts [--launches 40] [--draws 200]      # measures, then
+    judges python -m benchmarks.statistics.verdicts --from outputs/a outputs/b         # judges
     earlier sweeps
 
 One cell (simple, 1 rank, Mixtral's shape at scale 8, 64 tokens) under three labels in every
@@ -14,12 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 from collections import Counter
 from pathlib import Path
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
 from hydra import compose, initialize_config_dir
 
@@ -29,6 +25,8 @@ from analysis.stats.pairing import compare as compare_series
 from analysis.stats.verdict import MIN_LAUNCHES, NOISE_THRESHOLD
 from runners.config.resolution import Composed, plain
 from runners.sweep.entry import run_composed
+
+ROOT = Path(__file__).resolve().parents[2]
 
 CELL = ["model=mixtral_8x7b", "strategy=simple", "world_size=1", "batch_size=64", "threads=1"]
 PLANTED = 0.05
@@ -55,7 +53,7 @@ def measure(launches: int) -> Path:
     while folder.exists():
         number += 1
         folder = folder.with_name(f"verdicts-{launches}-{number}")
-    run_composed(asked, folder, "python benchmarks/statistics/verdicts.py")
+    run_composed(asked, folder, "python -m benchmarks.statistics.verdicts")
     return folder
 
 

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "benchmarks" / "gpu_first_look.py"
 
 
 def test_a_dry_run_goes_through_all_parts(tmp_path: Path) -> None:
     def run(*arguments: str) -> str:
         done = subprocess.run(
-            [sys.executable, str(SCRIPT), *arguments],
+            [sys.executable, "-m", "benchmarks.gpu.first_look", *arguments],
+            cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
