@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import unicodedata
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from analysis.errors import InputError
+from analysis.output import harmless
 from runners.host.streams import reader_may_leave
 
 SOURCES = """sources:
@@ -140,21 +139,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(harmless(f"warning: {' '.join(str(message).split())}"), file=sys.stderr)
-
-
-def harmless(text: str) -> str:
-    """Without what steers a terminal, such as escape codes in a name that a record holds."""
-    return "".join(
-        "?" if unicodedata.category(c).startswith("C") and c not in "\n\t" else c for c in text
-    )
-
-
-def write_output(text: str, output: str) -> None:
-    """To the file, or to standard output where none is named."""
-    if not output:
-        print(harmless(text))
-        return
-    path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n", encoding="utf-8")
-    print(path)

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 import analysis
-from analysis.cli import harmless, write_output
 from analysis.data import schema
 from analysis.data.frame import check_column, filtered
 from analysis.errors import InputError
+from analysis.output import harmless, write_output
 from analysis.publish import export
 from analysis.sources import LATEST
 from analysis.stats import compare, roofline
-from analysis.stats import summarize as cells
+from analysis.stats.summarize import summarize
 from analysis.stats.verdict import NOISE_THRESHOLD
-from analysis.text import captions, diagnosis, insights, peers, render, states, status, tables
+from analysis.text import captions, diagnosis, insights, peers, render, status, tables
 
 if TYPE_CHECKING:
     from analysis.plots.canvas import PlotData
@@ -45,7 +45,7 @@ def load(options: argparse.Namespace, samples: bool = False) -> Data:
     frame = analysis.load(options.sources, samples=samples)
     frame = filtered(frame, options.filter).reset_index(drop=True)
     words = [word for text in options.filter for word in ("--filter", text)]
-    return Data(frame, cells.summarize(frame), options.sources, words)
+    return Data(frame, summarize(frame), options.sources, words)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -228,12 +228,12 @@ def status_(options: argparse.Namespace) -> int:
     """1 where a cell has no time."""
     data = load(options)
     rows = status.rows(data.frame, data.sources or [LATEST])
-    open_ = states.lines(data.sources or [LATEST])
-    lines = status.failures(data.frame) + [line for _, line in open_]
+    unfinished = status.unfinished(data.sources or [LATEST])
+    lines = status.failures(data.frame) + [line for _, line in unfinished]
     table = render.simple(status.HEADER, rows, options.format)
     parts = [table, render.lines(lines, options.format)]
     write_output("\n\n".join(part for part in parts if part), options.output)
-    timeless = status.failures(data.frame) or any(state != "stale" for state, _ in open_)
+    timeless = status.failures(data.frame) or any(state != "stale" for state, _ in unfinished)
     return 1 if timeless else 0
 
 

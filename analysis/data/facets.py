@@ -1,7 +1,7 @@
 """The cells of a sweep arranged as pictures and tables want them: an axis, series, all else fixed.
 
-A panel holds the cells that differ in one axis and in the strategy only. What else a sweep varies
-splits it into several panels; what must follow the axis (threads follow ranks) does not.
+A facet holds the cells that differ in one axis and in the strategy only. What else a sweep varies
+splits it into several facets; what must follow the axis (threads follow ranks) does not.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Panel:
+class Facet:
     """Cells with one axis; `cells` has the added columns x (axis value) and series (name)."""
 
     axis: str
@@ -113,11 +113,11 @@ def axes(cells: pd.DataFrame) -> list[str]:
         candidates.remove("load")  # the parameter is a number, along which growth can be told
     ordered = [n for n in FIRST_AXES if n in candidates]
     ordered += [n for n in candidates if n not in ordered]
-    return [name for name in ordered if panels(cells, name)]
+    return [name for name in ordered if facets(cells, name)]
 
 
-def panels(cells: pd.DataFrame, axis: str, minimum: int = 2) -> list[Panel]:
-    """All panels of an axis with at least `minimum` of its values, largest first."""
+def facets(cells: pd.DataFrame, axis: str, minimum: int = 2) -> list[Facet]:
+    """All facets of an axis with at least `minimum` of its values, largest first."""
     axis = "load" if axis == "workload" else axis
     tested = cells[cells["strategy"] != SERIAL]
     if tested.empty:
@@ -130,7 +130,7 @@ def panels(cells: pd.DataFrame, axis: str, minimum: int = 2) -> list[Panel]:
     for fixed, group in grouped(tested, context):
         for extra, part in _without_conflicts(group, axis, companions):
             if len({hashable(v) for v in part[axis]}) >= minimum:
-                found.append(_panel(cells, part, axis, (*fixed, *extra)))
+                found.append(_facet(cells, part, axis, (*fixed, *extra)))
     return sorted(found, key=lambda p: (-len(p.cells), [sort_key(v) for _, v in p.fixed]))
 
 
@@ -174,9 +174,9 @@ def _crosses(group: pd.DataFrame, place: Sequence[str], name: str) -> bool:
     )
 
 
-def _panel(
+def _facet(
     cells: pd.DataFrame, part: pd.DataFrame, axis: str, fixed: tuple[tuple[str, Any], ...]
-) -> Panel:
+) -> Facet:
     rows = part.assign(x=part[axis], series=series_names(part))
     serial = cells[cells["strategy"] == SERIAL]
     places = part[part["strategy"] != SERIAL].drop_duplicates(axis) if len(serial) else serial
@@ -185,7 +185,7 @@ def _panel(
         for _, row in places.iterrows()
         if not (match := serial_of(serial, row)).empty
     ]
-    return Panel(axis, fixed, pd.concat([rows, *baseline], ignore_index=True))
+    return Facet(axis, fixed, pd.concat([rows, *baseline], ignore_index=True))
 
 
 _SAME_WORK = tuple(
@@ -229,16 +229,16 @@ def title_of(axis: str) -> str:
 SETTINGS = ("batch_size", "topk_requested", "world_size", "num_experts")
 
 
-def setting(panel: Panel) -> str:
+def setting(facet: Facet) -> str:
     """What is fixed, in words: "batch size 8, ranks 8"."""
-    fixed = dict(panel.fixed)
+    fixed = dict(facet.fixed)
     words = []
     for name in (*SETTINGS, *(n for n in fixed if n not in (*SETTINGS, "topk"))):
-        if name in (panel.axis, "metric"):  # a table's heading names the metric
+        if name in (facet.axis, "metric"):  # a table's heading names the metric
             continue
-        value = fixed.get(name, panel.fixed_of(name))
-        if name == "num_experts" and panel.axis == "world_size" and value is None:
-            follows = panel.cells[panel.cells["strategy"] != SERIAL]
+        value = fixed.get(name, facet.fixed_of(name))
+        if name == "num_experts" and facet.axis == "world_size" and value is None:
+            follows = facet.cells[facet.cells["strategy"] != SERIAL]
             value = "ranks" if (follows["num_experts"] == follows["world_size"]).all() else None
         if value is not None:
             words.append(f"{title_of(name)} = {value}" if value == "ranks" else _pair(name, value))
@@ -249,13 +249,13 @@ def _pair(name: str, value: Any) -> str:
     return f"{title_of(name)} {value}" if value != "" else f"no {title_of(name)}"
 
 
-def x_label(panel: Panel, x: Any) -> str:
+def x_label(facet: Facet, x: Any) -> str:
     """The axis value, with what ran instead where top-k was clamped."""
-    rows = where(panel.cells, "x", x)
+    rows = where(facet.cells, "x", x)
     for _, row in rows[rows["strategy"] != SERIAL].iterrows():
         if row["topk"] != row["topk_requested"]:
             ran = f"ran as {row['topk']}"
-            if panel.axis == "topk_requested":
+            if facet.axis == "topk_requested":
                 return f"{x} ({ran})"
             return f"{x} (top-k {row['topk_requested']} {ran})"
     return str(x)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from analysis import numbers
-from analysis.data.facets import Panel, series_order
+from analysis.data.facets import Facet, series_order
 from analysis.plots import STYLE
 from analysis.text import captions
 
@@ -125,9 +125,9 @@ def caption_lines(
     return [*extra, *captions.lines(frame, cells, again)]
 
 
-def shown_in(panels: Sequence[Panel]) -> pd.DataFrame:
-    """The cells of several panels, each once."""
-    rows = pd.concat([panel.cells for panel in panels], ignore_index=True)
+def shown_in(facets: Sequence[Facet]) -> pd.DataFrame:
+    """The cells of several facets, each once."""
+    rows = pd.concat([facet.cells for facet in facets], ignore_index=True)
     return rows.drop_duplicates(["cell_id", "host", "metric"], ignore_index=True)
 
 
@@ -136,7 +136,7 @@ def _wrapped(lines: Sequence[str], width: int) -> list[str]:
 
 
 def legend(made: Figure, axes: Sequence[Axes], extra: Sequence[Any] = ()) -> None:
-    """One legend for all panels, above them."""
+    """One legend for all facets, above them."""
     found: dict[str, Any] = {}
     for ax in axes:
         handles, labels = ax.get_legend_handles_labels()

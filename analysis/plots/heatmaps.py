@@ -13,9 +13,9 @@ from matplotlib.patches import Patch, Rectangle
 
 from analysis.data.facets import (
     SERIAL,
-    Panel,
+    Facet,
     axes,
-    panels,
+    facets,
     series_order,
     setting,
     sort_key,
@@ -44,13 +44,13 @@ def crossover(scene: PlotData) -> Figure | None:
     made = canvas.figure(width=max(6.0, 1.25 * len(columns) + 3.2), height=1.5 + 0.62 * len(found))
     ax = made.subplots()
     used: dict[str, str] = {}
-    for y, panel in enumerate(found):
-        for place in standings.places(panel):
+    for y, facet in enumerate(found):
+        for place in standings.places(facet):
             _place(ax, columns.index(place.x), y, place, standings, used)
     ax.set_xlim(-0.5, len(columns) - 0.5)
     ax.set_ylim(len(found) - 0.5, -0.5)
     ax.set_xticks(range(len(columns)), [x_label(found[0], x) for x in columns])
-    ax.set_yticks(range(len(found)), [_row(panel, rows) for panel in found], size=9)
+    ax.set_yticks(range(len(found)), [_row(facet, rows) for facet in found], size=9)
     ax.set_xlabel(title_of(found[0].axis))
     if len(rows) == 1:
         ax.set_ylabel(title_of(rows[0]))
@@ -65,11 +65,11 @@ def crossover(scene: PlotData) -> Figure | None:
     return canvas.finish(made, scene, "crossover", extra, canvas.shown_in(found))
 
 
-def crossed(cells: pd.DataFrame, group: str = "") -> tuple[list[Panel], list[str]]:
-    """Panels of the first axis in the order of what differs between them, and the names of that;
-    only panels where strategies meet."""
+def crossed(cells: pd.DataFrame, group: str = "") -> tuple[list[Facet], list[str]]:
+    """Facets of the first axis in the order of what differs between them, and the names of that;
+    only facets where strategies meet."""
     chosen = [ALIASES.get(name, name) for name in group.split(",") if name] or axes(cells)
-    found = panels(cells, chosen[0]) if chosen else []
+    found = facets(cells, chosen[0]) if chosen else []
     found = [p for p in found if len([s for s in p.series if s != SERIAL]) > 1]
     names = list(dict.fromkeys(n for p in found for n, _ in p.fixed))
     rows = [n for n in names if n not in ("topk", "host") and len(_values(found, n)) > 1]
@@ -78,7 +78,7 @@ def crossed(cells: pd.DataFrame, group: str = "") -> tuple[list[Panel], list[str
     return found[:MAX_ROWS], order
 
 
-def _values(found: Sequence[Panel], name: str) -> set[Any]:
+def _values(found: Sequence[Facet], name: str) -> set[Any]:
     return {hashable(dict(p.fixed).get(name)) for p in found}
 
 
@@ -122,17 +122,17 @@ def _ink(color: str) -> str:
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
 
 
-def _row(panel: Panel, names: Sequence[str]) -> str:
+def _row(facet: Facet, names: Sequence[str]) -> str:
     """What tells this row from the others; its values alone where one column does."""
-    fixed = dict(panel.fixed)
+    fixed = dict(facet.fixed)
     if len(names) == 1:
         return str(fixed.get(names[0], "-"))
-    return "\n".join(f"{title_of(n)} {fixed.get(n, '-')}" for n in names) or setting(panel)
+    return "\n".join(f"{title_of(n)} {fixed.get(n, '-')}" for n in names) or setting(facet)
 
 
-def _common(found: Sequence[Panel]) -> str:
+def _common(found: Sequence[Facet]) -> str:
     """What holds in every tile."""
-    sets = [setting(panel).split(", ") for panel in found]
+    sets = [setting(facet).split(", ") for facet in found]
     return ", ".join(word for word in sets[0] if all(word in other for other in sets))
 
 

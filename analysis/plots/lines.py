@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.data.facets import Panel, axes, panels, setting, title_of, x_label
+from analysis.data.facets import Facet, axes, facets, setting, title_of, x_label
 from analysis.data.frame import ALIASES
 from analysis.plots import canvas
 from analysis.plots.canvas import PlotData
@@ -63,18 +63,18 @@ def axis(scene: PlotData) -> Figure | None:
 def against(
     scene: PlotData, axis: str, metric: Metric, name: str, bands: bool = False
 ) -> Figure | None:
-    """Panels side by side; None where the sweep has nothing along this axis."""
+    """Facets side by side; None where the sweep has nothing along this axis."""
     if metric.column not in scene.cells:
         return None
-    found = panels(scene.cells, axis)[:MAX_COLUMNS]
+    found = facets(scene.cells, axis)[:MAX_COLUMNS]
     if not found:
         return None
     made = canvas.figure(len(found))
     grid = made.subplots(1, len(found), sharey=True, squeeze=False)[0]
     names = sorted({s for p in found for s in p.series})
-    for ax, panel in zip(grid, found, strict=True):
-        draw(ax, panel, metric, names, bands)
-        ax.set_title(difference(panel, found))
+    for ax, facet in zip(grid, found, strict=True):
+        draw(ax, facet, metric, names, bands)
+        ax.set_title(difference(facet, found))
     grid[0].set_ylabel(metric.heading.replace("10^3", "10³"))
     shown = [entry(c, metric) for p in found for _, c in p.cells.iterrows()]
     _heights(grid[0], shown, metric)
@@ -97,41 +97,41 @@ def _heights(ax: Axes, shown: Sequence[Entry], metric: Metric) -> None:
     canvas.duration_axis(ax, values)
 
 
-def draw(ax: Axes, panel: Panel, metric: Metric, names: Sequence[str], bands: bool) -> None:
-    """One panel: every series dodged a little, so that error bars stay apart."""
-    values = panel.values
+def draw(ax: Axes, facet: Facet, metric: Metric, names: Sequence[str], bands: bool) -> None:
+    """One facet: every series dodged a little, so that error bars stay apart."""
+    values = facet.values
     numeric = all(isinstance(v, (int, float)) for v in values)
     places = {v: float(v) if numeric else float(i) for i, v in enumerate(values)}
     if numeric:
         canvas.number_axis(ax, [places[v] for v in values])
     log = ax.get_xscale() == "log"
-    labels = [x_label(panel, v).replace(" (", "\n(").replace(" ran ", "\nran ") for v in values]
+    labels = [x_label(facet, v).replace(" (", "\n(").replace(" ran ", "\nran ") for v in values]
     ax.set_xticks([places[v] for v in values], labels)
-    drawn = panel.series
+    drawn = facet.series
     for number, series in enumerate(drawn):
         shift = canvas.DODGE * (number - (len(drawn) - 1) / 2) / 2
         x = [_dodged(places[v], shift, log, list(places.values())) for v in values]
-        found = [entry(panel.at(v, series), metric) for v in values]
+        found = [entry(facet.at(v, series), metric) for v in values]
         _series(ax, x, found, canvas.look(series, names), series, bands)
-    _without_time(ax, panel, metric, places)
-    ax.set_xlabel(title_of(panel.axis))
+    _without_time(ax, facet, metric, places)
+    ax.set_xlabel(title_of(facet.axis))
 
 
-def _without_time(ax: Axes, panel: Panel, metric: Metric, places: dict[Any, float]) -> None:
+def _without_time(ax: Axes, facet: Facet, metric: Metric, places: dict[Any, float]) -> None:
     """Cells that failed or were wrong, in words at their place."""
     for value, x in places.items():
-        found = [(s, entry(panel.at(value, s), metric).outcome) for s in panel.series]
+        found = [(s, entry(facet.at(value, s), metric).outcome) for s in facet.series]
         words = [f"{s}: {outcome}" for s, outcome in found if outcome not in ("measured", "")]
         if words:
             look: dict[str, Any] = {"size": 7.5, "color": "#7A0000", "ha": "center", "va": "bottom"}
             ax.text(x, 0.02, "\n".join(words), transform=ax.get_xaxis_transform(), **look)
 
 
-def difference(panel: Panel, among: Sequence[Panel]) -> str:
-    """What is fixed in this panel and differs in its neighbours; nothing for a single one."""
+def difference(facet: Facet, among: Sequence[Facet]) -> str:
+    """What is fixed in this facet and differs in its neighbours; nothing for a single one."""
     words = [
         f"{title_of(name)} {value}"
-        for name, value in panel.fixed
+        for name, value in facet.fixed
         if name not in ("topk", "host")
         and any(dict(other.fixed).get(name) != value for other in among)
     ]

@@ -9,14 +9,14 @@ from matplotlib.figure import Figure
 from analysis.data.facets import series_names
 from analysis.plots import canvas
 from analysis.plots.canvas import PlotData
-from analysis.stats import roofline as bounds
+from analysis.stats.roofline import bound, flops, matrix_rate, read_rate, weight_bytes
 
 
 def roofline(scene: PlotData) -> Figure | None:
     """Cells with a calibration: useful and repeated FLOPs of all ranks over bytes of weights."""
     named = scene.cells.assign(series=series_names(scene.cells))
     rows: list[Any] = [row for _, row in named.iterrows()]
-    rows = [row for row in rows if bounds.bound(row)]
+    rows = [row for row in rows if bound(row)]
     if not rows:
         return None
     made = canvas.figure(height=4.0)
@@ -24,8 +24,8 @@ def roofline(scene: PlotData) -> Figure | None:
     names = sorted({str(row["series"]) for row in rows})
     for name in names:
         mine = [row for row in rows if row["series"] == name]
-        x = [bounds.flops(row) / bounds.weight_bytes(row) for row in mine]
-        y = [bounds.flops(row) / row["median_ms"] * 1e3 for row in mine]
+        x = [flops(row) / weight_bytes(row) for row in mine]
+        y = [flops(row) / row["median_ms"] * 1e3 for row in mine]
         style = canvas.look(name, names) | {"linestyle": ""}
         ax.plot(x, y, label=name, **style)
     _roofs(ax, rows)
@@ -40,11 +40,11 @@ def roofline(scene: PlotData) -> Figure | None:
 
 def _roofs(ax: Any, rows: list[Any]) -> None:
     """One roof per dtype and bandwidth, drawn over the cells' range of intensity."""
-    intensities = [bounds.flops(row) / bounds.weight_bytes(row) for row in rows]
+    intensities = [flops(row) / weight_bytes(row) for row in rows]
     low, high = min(intensities) / 4, max(intensities) * 8
     seen: set[str] = set()
     for row in rows:
-        rate, read = bounds.matrix_rate(row), bounds.read_rate(row)
+        rate, read = matrix_rate(row), read_rate(row)
         name = f"{rate:.3g} {read:.3g}"
         if name in seen:
             continue

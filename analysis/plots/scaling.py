@@ -13,9 +13,9 @@ from analysis.data.facets import (
     DESCRIBED,
     SERIAL,
     VARIANT,
-    Panel,
+    Facet,
+    facets,
     grouped,
-    panels,
     series_names,
     setting,
     title_of,
@@ -25,41 +25,41 @@ from analysis.plots import canvas
 from analysis.plots.canvas import PlotData
 from analysis.plots.lines import HOLLOW, difference
 
-MAX_PANELS = 3
+MAX_FACETS = 3
 
 
 def strong_scaling(scene: PlotData) -> Figure | None:
     """Speed-up against the serial cell of the same work; against its own fewest ranks without."""
-    found = panels(scene.cells, "world_size")[:MAX_PANELS]
+    found = facets(scene.cells, "world_size")[:MAX_FACETS]
     if not found:
         return None
     made = canvas.figure(len(found))
     grid = made.subplots(1, len(found), sharey=True, squeeze=False)[0]
-    for ax, panel in zip(grid, found, strict=True):
-        ratios = speedups(panel)
-        marked = oversubscribed(panel.cells)
-        _draw(ax, ratios, [float(x) for x in panel.values], bool(_serial(panel)), marked)
-        ax.set_title(difference(panel, found))
+    for ax, facet in zip(grid, found, strict=True):
+        ratios = speedups(facet)
+        marked = oversubscribed(facet.cells)
+        _draw(ax, ratios, [float(x) for x in facet.values], bool(_serial(facet)), marked)
+        ax.set_title(difference(facet, found))
     grid[0].set_ylabel("speed-up")
     canvas.legend(made, grid, [HOLLOW] if any(oversubscribed(p.cells) for p in found) else [])
-    grows = any("experts = ranks" in setting(panel) for panel in found)
+    grows = any("experts = ranks" in setting(facet) for facet in found)
     note = " Experts grow with ranks here, so the work is not the same." if grows else ""
     base = "serial (one rank, every core)" if _serial(found[0]) else "its own fewest ranks"
     text = f"Strong scaling: {setting(found[0])}; against {base}.{note}"
     return canvas.finish(made, scene, "strong_scaling", [text], canvas.shown_in(found))
 
 
-def _serial(panel: Panel) -> dict[float, float]:
-    rows = panel.cells[(panel.cells["series"] == SERIAL) & (panel.cells["outcome"] == "measured")]
+def _serial(facet: Facet) -> dict[float, float]:
+    rows = facet.cells[(facet.cells["series"] == SERIAL) & (facet.cells["outcome"] == "measured")]
     return {float(r["x"]): float(r["median_ms"]) for _, r in rows.iterrows()}
 
 
-def speedups(panel: Panel) -> dict[str, dict[float, float]]:
+def speedups(facet: Facet) -> dict[str, dict[float, float]]:
     """Per strategy: ranks -> baseline's duration over its own."""
-    serial = _serial(panel)
+    serial = _serial(facet)
     found: dict[str, dict[float, float]] = {}
-    for name in panel.series:
-        rows = panel.cells[(panel.cells["series"] == name) & (panel.cells["median_ms"] > 0)]
+    for name in facet.series:
+        rows = facet.cells[(facet.cells["series"] == name) & (facet.cells["median_ms"] > 0)]
         times = {float(r["x"]): float(r["median_ms"]) for _, r in rows.iterrows()}
         if name == SERIAL or not times:
             continue

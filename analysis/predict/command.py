@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.cli import write_output
 from analysis.errors import InputError
+from analysis.output import write_output
 from analysis.predict import candidates, present, problem
 from analysis.predict.model import Prediction
 from analysis.predict.problem import PredictionProblem

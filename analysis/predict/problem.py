@@ -12,8 +12,7 @@ import pandas as pd
 
 from analysis.data.frame import plain
 from analysis.errors import InputError
-from analysis.predict import candidates, fit, model, observed
-from analysis.predict import hardware as machine
+from analysis.predict import candidates, fit, hardware, model, observed
 from analysis.predict.fit import Measured
 from analysis.predict.hardware import HardwareModel
 from analysis.predict.model import MEASURED, Coefficients, Prediction
@@ -44,7 +43,7 @@ class PredictionProblem:
             return self.fixed
         nearest = min(self.calibrations, key=lambda n: (abs(n - ranks), n))
         calibration = self.calibrations[nearest]
-        return machine.of_calibration(calibration, ranks, self.memory_bytes)
+        return hardware.of_calibration(calibration, ranks, self.memory_bytes)
 
     def workload(self, ranks: int) -> WorkloadSpec:
         batch = self.per_rank * ranks if self.per_rank else self.work.batch_size
@@ -85,7 +84,7 @@ def make(options: argparse.Namespace, cells: pd.DataFrame | None) -> PredictionP
 
 
 def _cluster(options: argparse.Namespace) -> PredictionProblem:
-    made = machine.load(options.cluster)
+    made = hardware.load(options.cluster)
     if not options.model:
         raise InputError(f"--model: missing; --cluster {options.cluster} needs a layer's shape")
     layer = candidates.model_layer(

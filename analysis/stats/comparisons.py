@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.data.facets import Panel
+from analysis.data.facets import Facet
 from analysis.stats import pairing, verdict
 from analysis.stats.pairing import Series
 from analysis.stats.verdict import NOISE_THRESHOLD, Verdict
@@ -17,26 +17,26 @@ from analysis.stats.verdict import NOISE_THRESHOLD, Verdict
 
 @dataclass(frozen=True)
 class Place:
-    """The measured cells at one place of a panel: series name -> row of the summarized cells."""
+    """The measured cells at one place of a facet: series name -> row of the summarized cells."""
 
     x: Any
     cells: dict[str, pd.Series[Any]]
 
 
 class Standings:
-    """Verdicts between all cells that meet at a place of a panel, corrected for their number."""
+    """Verdicts between all cells that meet at a place of a facet, corrected for their number."""
 
     def __init__(
         self,
         frame: pd.DataFrame,
-        panels: Sequence[Panel],
+        facets: Sequence[Facet],
         threshold: float = NOISE_THRESHOLD,
         also: int = 0,  # comparisons that will be made along an axis, beside those at its places
         meetings: Sequence[Place] = (),
     ) -> None:
         self.frame, self.threshold = frame, threshold
-        self._places = {id(panel): _places(panel) for panel in panels}
-        self._panels = list(panels)  # kept alive: their ids are keys
+        self._places = {id(facet): _places(facet) for facet in facets}
+        self._facets = list(facets)  # kept alive: their ids are keys
         self._series: dict[str, Series] = {}
         self._verdicts: dict[tuple[str, str], Verdict | None] = {}
         self.comparisons = also + len(
@@ -48,8 +48,8 @@ class Standings:
             }
         )
 
-    def places(self, panel: Panel) -> list[Place]:
-        return self._places[id(panel)]
+    def places(self, facet: Facet) -> list[Place]:
+        return self._places[id(facet)]
 
     def series(self, cell: pd.Series[Any]) -> Series:
         if _id(cell) not in self._series:
@@ -93,10 +93,10 @@ def _id(cell: pd.Series[Any]) -> str:
     return f"{cell['cell_id']}@{cell['host']}@{cell['metric']}"
 
 
-def _places(panel: Panel) -> list[Place]:
+def _places(facet: Facet) -> list[Place]:
     places = []
-    for x in panel.values:
-        found = {name: panel.at(x, name) for name in panel.series}
+    for x in facet.values:
+        found = {name: facet.at(x, name) for name in facet.series}
         cells = {n: c for n, c in found.items() if c is not None and c["outcome"] == "measured"}
         places.append(Place(x, cells))
     return places

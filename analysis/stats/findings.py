@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import numbers
-from analysis.data.facets import SERIAL, Panel, title_of
+from analysis.data.facets import SERIAL, Facet, title_of
 from analysis.stats import verdict
 from analysis.stats.comparisons import Place, Standings
 from analysis.stats.verdict import FASTER, MIN_LAUNCHES, SLOWER, Estimate
@@ -58,25 +58,25 @@ class Power:
         return f"{slope.center:.2f} [{slope.low:.2f}, {slope.high:.2f}]{off}"
 
 
-def along(panel: Panel, standings: Standings) -> Found:
-    """Growth or changes, winners and speed-ups of one panel."""
+def along(facet: Facet, standings: Standings) -> Found:
+    """Growth or changes, winners and speed-ups of one facet."""
     found = Found()
-    growth(panel, standings, found)
-    changes(panel, standings, found)
-    winners(panel, standings, found)
-    speedups(panel, standings, found)
+    growth(facet, standings, found)
+    changes(facet, standings, found)
+    winners(facet, standings, found)
+    speedups(facet, standings, found)
     return found
 
 
-def growth(panel: Panel, standings: Standings, found: Found) -> None:
+def growth(facet: Facet, standings: Standings, found: Found) -> None:
     """The exponent p of duration ~ axis^p for every series, with its interval."""
-    series = [name for name in panel.series if name != SERIAL]
+    series = [name for name in facet.series if name != SERIAL]
     for name in series:
-        power = fit(panel, standings, name, len(series))
+        power = fit(facet, standings, name, len(series))
         if power is None:
             continue
-        cells = [p.cells[name] for p in standings.places(panel) if name in p.cells]
-        text = f"~ {title_of(panel.axis)}^{power.text()}"
+        cells = [p.cells[name] for p in standings.places(facet) if name in p.cells]
+        text = f"~ {title_of(facet.axis)}^{power.text()}"
         if power.exponent.low > 0:
             found.say(True, f"{name} grows {text}", cells)
         elif power.exponent.high < 0:
@@ -85,10 +85,10 @@ def growth(panel: Panel, standings: Standings, found: Found) -> None:
             found.say(False, f"whether {name} grows or falls ({text})", cells)
 
 
-def fit(panel: Panel, standings: Standings, name: str, family: int) -> Power | None:
+def fit(facet: Facet, standings: Standings, name: str, family: int) -> Power | None:
     """Least-squares slope of log duration on log axis; its interval is of the noise, the misfit of
     a power law is apart. None for fewer than two places, or values that have no logarithm."""
-    points = [(p.x, p.cells[name]) for p in standings.places(panel) if name in p.cells]
+    points = [(p.x, p.cells[name]) for p in standings.places(facet) if name in p.cells]
     if len(points) < 2 or not all(_positive(x) for x, _ in points):
         return None
     series = [standings.series(cell) for _, cell in points]
@@ -100,23 +100,23 @@ def fit(panel: Panel, standings: Standings, name: str, family: int) -> Power | N
     return Power(slope, misfit(x, [statistics.fmean(g) for g in y], slope)) if slope else None
 
 
-def is_named(panel: Panel) -> bool:
+def is_named(facet: Facet) -> bool:
     """Whether the axis holds names instead of numbers, so that nothing grows along it."""
-    return panel.axis != "tokens" and not all(_positive(x) for x in panel.values)
+    return facet.axis != "tokens" and not all(_positive(x) for x in facet.values)
 
 
-def changes_count(panel: Panel) -> int:
+def changes_count(facet: Facet) -> int:
     """How many comparisons `changes` makes."""
-    series = len([name for name in panel.series if name != SERIAL])
-    return series * (len(panel.values) - 1) if is_named(panel) else 0
+    series = len([name for name in facet.series if name != SERIAL])
+    return series * (len(facet.values) - 1) if is_named(facet) else 0
 
 
-def changes(panel: Panel, standings: Standings, found: Found) -> None:
+def changes(facet: Facet, standings: Standings, found: Found) -> None:
     """Every series at each value of a named axis against the first value."""
-    if not is_named(panel):
+    if not is_named(facet):
         return
-    for name in (n for n in panel.series if n != SERIAL):
-        places = [p for p in standings.places(panel) if name in p.cells]
+    for name in (n for n in facet.series if n != SERIAL):
+        places = [p for p in standings.places(facet) if name in p.cells]
         texts: dict[bool, list[str]] = {True: [], False: []}
         cells: dict[bool, list[pd.Series[Any]]] = {True: [], False: []}
         for place in places[1:]:
@@ -148,13 +148,13 @@ def slope_weights(x: Sequence[float]) -> list[float]:
     return [(value - mean) / total for value in x]
 
 
-def winners(panel: Panel, standings: Standings, found: Found) -> None:
+def winners(facet: Facet, standings: Standings, found: Found) -> None:
     """Who is fastest where and by how much; ties are named as such."""
-    places = [p for p in standings.places(panel) if len(p.cells) > 1]
+    places = [p for p in standings.places(facet) if len(p.cells) > 1]
     by_leaders: dict[tuple[str, ...], list[Place]] = {}
     for place in places:
         by_leaders.setdefault(tuple(standings.leaders(place)), []).append(place)
-    axis = title_of(panel.axis)
+    axis = title_of(facet.axis)
     for leaders, won in by_leaders.items():
         listed = f"{axis} {', '.join(str(place.x) for place in won)}"
         where = f"every value of {axis} measured" if len(by_leaders) == 1 else listed
@@ -203,10 +203,10 @@ def _undecided(places: list[Place], standings: Standings, found: Found) -> None:
         found.say(False, text, cells)
 
 
-def speedups(panel: Panel, standings: Standings, found: Found) -> None:
+def speedups(facet: Facet, standings: Standings, found: Found) -> None:
     """The fastest spread-out strategy against both baselines, at the last place that has them."""
     for baseline in (SERIAL, "simple"):
-        places = [p for p in standings.places(panel) if baseline in p.cells]
+        places = [p for p in standings.places(facet) if baseline in p.cells]
         last = places[-1].cells if places else {}
         rivals = {n: c for n, c in last.items() if n not in (SERIAL, "simple")}
         if not rivals:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from analysis.data.facets import SERIAL, Panel, axes, panels, setting, title_of
+from analysis.data.facets import SERIAL, Facet, axes, facets, setting, title_of
 from analysis.stats import findings, verdict
 from analysis.stats.comparisons import Place, Standings
 from analysis.stats.findings import Claim, Found
@@ -24,7 +24,7 @@ THEMES = {
     "topk_requested": ("Top-k impact", "seed_topk"),
 }
 TITLES = {"load": "Skewed workloads", "mode": "Forward and training", "dtype": "Precision"}
-MAX_PANELS = 3
+MAX_FACETS = 3
 LIMITS = {
     "oversubscribed": "waiting for a core is part of the time, so nothing here is shown about a "
     "machine with a core for every rank",
@@ -81,7 +81,7 @@ class Insight:
 def insights(
     frame: pd.DataFrame, cells: pd.DataFrame, threshold: float = NOISE_THRESHOLD
 ) -> list[Insight]:
-    """One per panel of every axis, the seed's themes first, then its claim about tp."""
+    """One per facet of every axis, the seed's themes first, then its claim about tp."""
     return told(frame, cells, threshold)[1]
 
 
@@ -89,7 +89,7 @@ def told(
     frame: pd.DataFrame, cells: pd.DataFrame, threshold: float = NOISE_THRESHOLD
 ) -> tuple[Insight, list[Insight]]:
     """All in short, and the insights; their comparisons are corrected together."""
-    found = {axis: panels(cells, axis)[:MAX_PANELS] for axis in axes(cells)}
+    found = {axis: facets(cells, axis)[:MAX_FACETS] for axis in axes(cells)}
     split_pairs = sum(len(p.series) for p in found.get("tokens", []))
     split_pairs += sum(findings.changes_count(p) for a, ps in found.items() for p in ps)
     every = [p for each in found.values() for p in each]
@@ -97,8 +97,8 @@ def told(
     standings = Standings(frame, every, threshold, also=split_pairs, meetings=meetings)
     ordered = [axis for axis in THEMES if axis in found]
     ordered += [axis for axis in found if axis not in THEMES and axis != "tokens"]
-    made = [_along(panel, standings) for axis in ordered for panel in found[axis]]
-    split = [_batch_split(panel, standings) for panel in found.get("tokens", [])]
+    made = [_along(facet, standings) for axis in ordered for facet in found[axis]]
+    split = [_batch_split(facet, standings) for facet in found.get("tokens", [])]
     made += [insight for insight in split if insight]
     missing = [THEMES[axis] for axis in THEMES if axis not in found]
     made += [_missing(theme, experiment) for theme, experiment in missing]
@@ -124,22 +124,22 @@ def _missing(theme: str, experiment: str) -> Insight:
     return Insight(theme, not_shown=[Claim(text)])
 
 
-def _along(panel: Panel, standings: Standings) -> Insight:
-    named = TITLES.get(panel.axis, f"Along {title_of(panel.axis)}")
-    title = THEMES.get(panel.axis, (named, ""))[0]
-    found = findings.along(panel, standings)
+def _along(facet: Facet, standings: Standings) -> Insight:
+    named = TITLES.get(facet.axis, f"Along {title_of(facet.axis)}")
+    title = THEMES.get(facet.axis, (named, ""))[0]
+    found = findings.along(facet, standings)
     return Insight(
-        f"{title} ({setting(panel)})",
+        f"{title} ({setting(facet)})",
         found.shown,
         found.not_shown,
-        _sureness(panel.cells, standings),
-        _limits(panel),
-        _ids(panel),
+        _sureness(facet.cells, standings),
+        _limits(facet),
+        _ids(facet),
     )
 
 
-def _ids(panel: Panel) -> list[str]:
-    return list(dict.fromkeys(str(c) for c in panel.cells["cell_id"]))
+def _ids(facet: Facet) -> list[str]:
+    return list(dict.fromkeys(str(c) for c in facet.cells["cell_id"]))
 
 
 def _sureness(cells: pd.DataFrame, standings: Standings) -> str:
@@ -166,21 +166,21 @@ def _flag_limits(rows: pd.DataFrame) -> list[str]:
     ]
 
 
-def _limits(panel: Panel) -> list[str]:
-    texts = _flag_limits(panel.cells[panel.cells["outcome"] == "measured"])
-    tested = panel.cells[panel.cells["strategy"] != SERIAL]
-    grows = panel.axis == "world_size" and tested["num_experts"].nunique() > 1
+def _limits(facet: Facet) -> list[str]:
+    texts = _flag_limits(facet.cells[facet.cells["outcome"] == "measured"])
+    tested = facet.cells[facet.cells["strategy"] != SERIAL]
+    grows = facet.axis == "world_size" and tested["num_experts"].nunique() > 1
     if grows:
         texts.append("experts grow with ranks, so this is neither strong nor weak scaling")
-    broken = panel.cells[panel.cells["outcome"] != "measured"]
+    broken = facet.cells[facet.cells["outcome"] != "measured"]
     if not broken.empty:
         texts.append(f"{len(broken)} cells have no time: {', '.join(broken['cell_id'])}")
     return texts
 
 
-def _batch_split(panel: Panel, standings: Standings) -> Insight | None:
+def _batch_split(facet: Facet, standings: Standings) -> Insight | None:
     """The seed's claim that splitting the batch speeds tp up: sharded against replicated tokens."""
-    places = {place.x: place for place in standings.places(panel)}
+    places = {place.x: place for place in standings.places(facet)}
     if not {"replicated", "sharded"} <= set(places):
         return None
     both = set(places["replicated"].cells) & set(places["sharded"].cells) - {SERIAL}
@@ -196,10 +196,10 @@ def _batch_split(panel: Panel, standings: Standings) -> Insight | None:
         made.say(shown, text, [sharded, whole])
     limit = "sharded ranks end with their own tokens' outputs only, replicated ones with all"
     return Insight(
-        f"Batch split in tp ({setting(panel)})",
+        f"Batch split in tp ({setting(facet)})",
         made.shown,
         made.not_shown,
-        _sureness(panel.cells, standings),
-        [limit, *_limits(panel)],
-        _ids(panel),
+        _sureness(facet.cells, standings),
+        [limit, *_limits(facet)],
+        _ids(facet),
     )

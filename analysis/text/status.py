@@ -11,6 +11,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.data.frame import plain
+from runners.host import project_paths
+from runners.sweep import resume
 
 HEADER = (
     "sweep",
@@ -24,23 +26,28 @@ HEADER = (
     "timed s",
 )
 
+HINTS = {
+    "missing": "resume={folder} measures it",
+    "stale": "measured by other code, versions or machine; resume_mode=stale measures it anew",
+}
+
 
 def rows(frame: pd.DataFrame, sources: Sequence[str | Path]) -> list[list[str]]:
     """One line per sweep; planned and missing are a dash where there is no plan to be seen."""
     plans = planned(sources)
-    found = []
+    lines = []
     for sweep, part in frame.groupby("sweep", sort=False):
         best = _best(part)
         counts = Counter(best.values())
         other = sum(counts.values()) - sum(counts[o] for o in ("measured", "wrong", "failed"))
         wanted = plans.get(str(sweep))
         missing = "-" if wanted is None else str(len(wanted - set(best)))
-        found.append([
+        lines.append([
             str(sweep), "-" if wanted is None else str(len(wanted)),
             *(str(counts[o]) for o in ("measured", "wrong", "failed")), str(other), missing,
             str(part["launch"].nunique()), f"{part['timed_seconds'].sum():.1f}",
         ])  # fmt: skip
-    return found
+    return lines
 
 
 def _best(part: pd.DataFrame) -> dict[str, str]:
@@ -51,27 +58,53 @@ def _best(part: pd.DataFrame) -> dict[str, str]:
 
 def planned(sources: Sequence[str | Path]) -> dict[str, set[str]]:
     """Ids of the cells each sweep set out to measure, from its plan.json where it has one."""
-    found = {}
+    planned_ids = {}
     for plan in _plans(sources):
         try:
-            found[str(plan["name"])] = {str(cell["cell_id"]) for cell in plan["cells"]}
+            planned_ids[str(plan["name"])] = {str(cell["cell_id"]) for cell in plan["cells"]}
         except (KeyError, TypeError):
             continue
-    return found
+    return planned_ids
 
 
 def _plans(sources: Sequence[str | Path]) -> list[dict[str, Any]]:
     """The plan.json of every source, or of the sweeps in it; unreadable ones are left out."""
-    found = []
-    folders = [folder for s in sources for folder in (Path(s), *sorted(Path(s).glob("*/")))]
-    for folder in folders:
+    plans = []
+    for folder in _folders(sources):
         try:
-            plan = json.loads((folder / "plan.json").read_text("utf-8"))
+            plan = json.loads((folder / resume.PLAN).read_text("utf-8"))
         except (OSError, ValueError):
             continue
         if isinstance(plan, dict):
-            found.append(plan)
-    return found
+            plans.append(plan)
+    return plans
+
+
+def _folders(sources: Sequence[str | Path]) -> list[Path]:
+    """Every source and the folders directly in it."""
+    return [folder for s in sources for folder in (Path(s), *sorted(Path(s).glob("*/")))]
+
+
+def unfinished(sources: Sequence[str | Path]) -> list[tuple[str, str]]:
+    """(state, line) of every planned cell without an attempt (missing), or whose attempts are of
+    other code or another machine (stale), and of every plan that cannot be read (damaged)."""
+    folders = [folder for folder in _folders(sources) if (folder / resume.PLAN).is_file()]
+    if not folders:
+        return []
+    version, lines = resume.version_here(project_paths.CLONE), []
+    for folder in folders:
+        try:
+            cells = resume.cells(folder, version)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            lines.append(("damaged", f"damaged: {error}; set aside"))
+            continue
+        for cell in cells:
+            if cell.state in HINTS:
+                hint = HINTS[cell.state].format(folder=folder)
+                log = f"; log {cell.log}" if cell.log else ""
+                where = f"{folder.name} {cell.strategy} {cell.cell_id}"
+                lines.append((cell.state, f"{cell.state}: {where}: {hint}{log}"))
+    return lines
 
 
 def failures(frame: pd.DataFrame) -> list[str]:

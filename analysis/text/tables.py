@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 
 from analysis import numbers
-from analysis.data.facets import Panel, axes, panels, series_names, setting, title_of, x_label
+from analysis.data.facets import Facet, axes, facets, series_names, setting, title_of, x_label
 from analysis.data.frame import hashable, plain
 from analysis.text import captions, flag_legend
 
-MAX_PANELS = 6  # of one axis in `show`; --filter chooses among more
+MAX_FACETS = 6  # of one axis in `show`; --filter chooses among more
 
 
 @dataclass(frozen=True)
@@ -121,17 +121,17 @@ def _scaled(cell: pd.Series[Any], name: str, scale: float) -> float:
     return math.nan if value is None or isinstance(value, str) else float(value) * scale
 
 
-def panel_table(panel: Panel, metric: Metric) -> Table:
-    labels = {x: x_label(panel, x) for x in panel.values}
+def facet_table(facet: Facet, metric: Metric) -> Table:
+    labels = {x: x_label(facet, x) for x in facet.values}
     entries = {
-        (labels[x], series): entry(panel.at(x, series), metric)
-        for x in panel.values
-        for series in panel.series
+        (labels[x], series): entry(facet.at(x, series), metric)
+        for x in facet.values
+        for series in facet.series
     }
-    where = setting(panel)
-    title = f"{metric.heading} by {title_of(panel.axis)}"
-    title = "; ".join(part for part in (title, where, metric.kind(panel.cells)) if part)
-    return Table(title, title_of(panel.axis), list(labels.values()), panel.series, entries)
+    where = setting(facet)
+    title = f"{metric.heading} by {title_of(facet.axis)}"
+    title = "; ".join(part for part in (title, where, metric.kind(facet.cells)) if part)
+    return Table(title, title_of(facet.axis), list(labels.values()), facet.series, entries)
 
 
 def sweep_tables(cells: pd.DataFrame, metric: Metric | None = None, group: str = "") -> list[Table]:
@@ -150,12 +150,12 @@ def sweep_tables(cells: pd.DataFrame, metric: Metric | None = None, group: str =
 
 
 def _axis_tables(cells: pd.DataFrame, axis: str, metric: Metric) -> list[Table]:
-    found = panels(cells, axis)
-    tables = [panel_table(panel, metric) for panel in found[:MAX_PANELS]]
-    for table, panel in zip(tables, found, strict=False):
-        table.notes += captions.of_part(cells, panel.cells)
-    if len(found) > MAX_PANELS:
-        left = len(found) - MAX_PANELS
+    found = facets(cells, axis)
+    tables = [facet_table(facet, metric) for facet in found[:MAX_FACETS]]
+    for table, facet in zip(tables, found, strict=False):
+        table.notes += captions.of_part(cells, facet.cells)
+    if len(found) > MAX_FACETS:
+        left = len(found) - MAX_FACETS
         tables[-1].notes.append(
             f"{left} more tables by {title_of(axis)}: choose with --filter column=value"
         )
