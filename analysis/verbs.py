@@ -14,6 +14,7 @@ import pandas as pd
 
 import analysis
 from analysis.data import schema
+from analysis.data.cell_summary import summaries
 from analysis.data.frame import check_column, filtered
 from analysis.errors import InputError
 from analysis.output import harmless, write_output
@@ -65,31 +66,31 @@ def show(options: argparse.Namespace) -> int:
         metric = tables.metric_of(check_column(data.frame, options.metric, "--metric"))
         if metric.column not in data.cells or not is_numeric(metric.column):
             raise InputError(f"--metric {options.metric}: not a figure of a cell; try duration")
-    found = tables.sweep_tables(data.cells, metric, group)
+    shown = tables.sweep_tables(data.cells, metric, group)
     summary: Summary | None = None
     if options.format != "csv" and not (options.metric or options.group):
-        summary = insights.told(data.frame, data.cells, _threshold(options))
-    write_output(_shown(data, found, summary, options.format), options.output)
+        summary = insights.headline_and_insights(data.frame, data.cells, _threshold(options))
+    write_output(_text(data, shown, summary, options.format), options.output)
     return 0
 
 
-def _shown(data: Data, found: list[tables.Table], summary: Summary | None, style: str) -> str:
+def _text(data: Data, shown: list[tables.Table], summary: Summary | None, style: str) -> str:
     """Tables with what they say and where they are from; csv: the tables alone."""
     if style == "csv":
-        return render.tables(found, style)
+        return render.tables(shown, style)
     again = captions.command("show", data.sources, *data.options)
-    flags = [flag for table in found for flag in table.flags()]
+    flags = [flag for table in shown for flag in table.flags()]
     parts = [
         render.lines(captions.banners(data.frame), style),
-        render.tables(found, style),
+        render.tables(shown, style),
         render.lines(captions.legend(data.cells, flags), style),
         render.lines(tables.problems(data.cells), style),
         render.lines(captions.lines(data.frame, data.cells, again), style),
     ]
     if summary:
-        short, said = summary
+        short, others = summary
         parts.insert(1, render.lines(short.brief(), style))
-        parts.insert(-1, "\n\n".join(render.lines(i.lines(), style) for i in said))
+        parts.insert(-1, "\n\n".join(render.lines(i.lines(), style) for i in others))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -100,12 +101,12 @@ def finish(options: argparse.Namespace) -> int:
     data = load(options, samples=True)
     folder = _folder(data, "tables")
     every_table = tables.sweep_tables(data.cells)
-    summary = insights.told(data.frame, data.cells, NOISE_THRESHOLD)
-    write_output(_shown(data, every_table, summary, "text"), "")
-    write_output(_shown(data, every_table, summary, "markdown"), str(folder / "tables.md"))
-    write_output(_shown(data, every_table, None, "csv"), str(folder / "tables.csv"))
+    summary = insights.headline_and_insights(data.frame, data.cells, NOISE_THRESHOLD)
+    write_output(_text(data, every_table, summary, "text"), "")
+    write_output(_text(data, every_table, summary, "markdown"), str(folder / "tables.md"))
+    write_output(_text(data, every_table, None, "csv"), str(folder / "tables.csv"))
     sys.stdout.flush()
-    if (data.cells["outcome"] == "measured").sum() > 1:
+    if sum(cell.measured for cell in summaries(data.cells)) > 1:
         plots.settle_matplotlib()
         for path in plots.draw_all(scene(data), _folder(data, "plots")):
             print(path, flush=True)
@@ -173,23 +174,24 @@ def compare_(options: argparse.Namespace) -> int:
     if options.group:
         data = load(options)
         name = check_column(data.frame, options.group, "--group")
-        found = compare.column(data.frame, name, threshold)
+        comparisons = compare.column(data.frame, name, threshold)
         banners = captions.banners(data.frame)
     elif len(options.sources) == 2:
         frames = [filtered(analysis.load(s), options.filter) for s in options.sources]
         frames = [frame.reset_index(drop=True) for frame in frames]
-        found = compare.sweeps(frames[0], frames[1], _two_names(options.sources), threshold)
+        names = _two_names(options.sources)
+        comparisons = compare.sweeps(frames[0], frames[1], names, threshold)
         banners = [line for frame in frames for line in captions.banners(frame)]
     else:
         raise InputError(
             f"compare: {len(options.sources)} sources; allowed are two, or --group with any; "
             "for example compare A B, or compare --group strategy"
         )
-    rows = [c.row(threshold) for c in found]
+    rows = [c.row(threshold) for c in comparisons]
     parts = [
         render.lines(banners, options.format),
         render.simple(compare.HEADER, rows, options.format),
-        render.lines(compare.summary(found, threshold), options.format),
+        render.lines(compare.summary(comparisons, threshold), options.format),
     ]
     write_output("\n\n".join(part for part in parts if part), options.output)
     return 0
@@ -197,11 +199,11 @@ def compare_(options: argparse.Namespace) -> int:
 
 def beside_(options: argparse.Namespace) -> int:
     data, threshold = load(options), _threshold(options)
-    found = compare.beside(data.frame, data.cells, threshold)
+    comparisons = compare.beside(data.frame, data.cells, threshold)
     parts = [
         render.lines(captions.banners(data.frame), options.format),
-        render.simple(peers.HEADER, peers.rows(found, data.cells), options.format),
-        render.lines(peers.told(found, threshold), options.format),
+        render.simple(peers.HEADER, peers.rows(comparisons, data.cells), options.format),
+        render.lines(peers.summary_lines(comparisons, threshold), options.format),
     ]
     write_output("\n\n".join(part for part in parts if part), options.output)
     return 0
@@ -215,8 +217,8 @@ def _two_names(sources: list[str]) -> tuple[str, str]:
 def check_(options: argparse.Namespace) -> int:
     """1 where there is something to say."""
     data = load(options)
-    found = diagnosis.findings(data.frame, data.cells)
-    lines = [*captions.banners(data.frame), *(finding.line() for finding in found)]
+    lines = captions.banners(data.frame)
+    lines += [finding.line() for finding in diagnosis.findings(data.frame, data.cells)]
     lines += [f"bound is wrong: {text}" for text in roofline.wrong(data.cells)]
     write_output(
         render.lines(lines or ["nothing limits these numbers"], options.format), options.output
@@ -265,11 +267,11 @@ def dashboard_(options: argparse.Namespace) -> int:
     from analysis.publish import wandb_workspace
 
     data = load(options)
-    made = wandb_workspace.workspace(data.frame, data.cells, options.entity, options.project)
+    workspace = wandb_workspace.workspace(data.frame, data.cells, options.entity, options.project)
     if options.save:
-        print(wandb_workspace.save(made))
+        print(wandb_workspace.save(workspace))
     if options.output or not options.save:
-        write_output(wandb_workspace.spec(made), options.output)
+        write_output(wandb_workspace.spec(workspace), options.output)
     return 0
 
 
@@ -277,7 +279,7 @@ def predict_(options: argparse.Namespace) -> int:
     from analysis.predict import command
 
     here = options.cluster == "here"
-    return command.run(options, load(options).cells if here else None)
+    return command.run(options, summaries(load(options).cells) if here else [])
 
 
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {

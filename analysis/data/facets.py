@@ -1,7 +1,7 @@
 """The cells of a sweep arranged as pictures and tables want them: an axis, series, all else fixed.
 
-A facet holds the cells that differ in one axis and in the strategy only. What else a sweep varies
-splits it into several facets; what must follow the axis (threads follow ranks) does not.
+A facet holds the cells that differ in one axis and in the strategy only. A sweep that varies more
+has several facets of one axis; what must follow the axis (threads follow ranks) makes no new one.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.data.cell_summary import CellSummary, summaries
 from analysis.data.frame import hashable, varying, where
 from analysis.data.schema import CONFIG, LOAD_PARTS
 from moe.spec import Cell, LayerSpec
@@ -70,25 +71,25 @@ class Facet:
     def series(self) -> list[str]:
         return sorted(set(self.cells["series"]), key=series_order)
 
-    def at(self, x: Any, series: str) -> pd.Series[Any] | None:
+    def at(self, x: Any, series: str) -> CellSummary | None:
         """The cell at this place, if there is one."""
-        position = self._positions.get((series, hashable(x)))
-        return None if position is None else self.cells.iloc[position]
+        return self._by_place.get((series, hashable(x)))
 
     @cached_property
-    def _positions(self) -> dict[tuple[str, Any], int]:
-        """The first row of each place."""
-        keys = zip(self.cells["series"], map(hashable, self.cells["x"]), strict=True)
-        found: dict[tuple[str, Any], int] = {}
-        for position, key in enumerate(keys):
-            found.setdefault(key, position)
-        return found
+    def _by_place(self) -> dict[tuple[str, Any], CellSummary]:
+        """The first cell of each place."""
+        places = zip(self.cells["series"], map(hashable, self.cells["x"]), strict=True)
+        return dict(reversed(list(zip(places, summaries(self.cells), strict=True))))
 
     def fixed_of(self, name: str) -> Any:
         """The value all cells of the strategies under test share, or None where they differ."""
-        rows = self.cells[self.cells["strategy"] != SERIAL]
-        values = {hashable(v) for v in rows[name]}
+        values = {hashable(v) for v in without_serial(self.cells)[name]}
         return values.pop() if len(values) == 1 else None
+
+
+def without_serial(cells: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the strategies under test: all but the serial baseline's."""
+    return cells[cells["strategy"] != SERIAL]
 
 
 def sort_key(value: Any) -> tuple[int, float, str]:
@@ -119,19 +120,20 @@ def axes(cells: pd.DataFrame) -> list[str]:
 def facets(cells: pd.DataFrame, axis: str, minimum: int = 2) -> list[Facet]:
     """All facets of an axis with at least `minimum` of its values, largest first."""
     axis = "load" if axis == "workload" else axis
-    tested = cells[cells["strategy"] != SERIAL]
+    tested = without_serial(cells)
     if tested.empty:
         tested = cells
     companions = COMPANIONS.get(axis, ())
     free = (axis, "strategy", *companions, *VARIANT)
     described = CONFIG if axis in LOAD_PARTS else DESCRIBED
     context = [n for n in varying(tested, (*described, "host", "metric")) if n not in free]
-    found = []
-    for fixed, group in grouped(tested, context):
-        for extra, part in _without_conflicts(group, axis, companions):
-            if len({hashable(v) for v in part[axis]}) >= minimum:
-                found.append(_facet(cells, part, axis, (*fixed, *extra)))
-    return sorted(found, key=lambda p: (-len(p.cells), [sort_key(v) for _, v in p.fixed]))
+    of_axis = [
+        _facet(cells, part, axis, (*fixed, *extra))
+        for fixed, group in grouped(tested, context)
+        for extra, part in _without_conflicts(group, axis, companions)
+        if len({hashable(v) for v in part[axis]}) >= minimum
+    ]
+    return sorted(of_axis, key=lambda f: (-len(f.cells), [sort_key(v) for _, v in f.fixed]))
 
 
 def grouped(
@@ -179,11 +181,11 @@ def _facet(
 ) -> Facet:
     rows = part.assign(x=part[axis], series=series_names(part))
     serial = cells[cells["strategy"] == SERIAL]
-    places = part[part["strategy"] != SERIAL].drop_duplicates(axis) if len(serial) else serial
+    places = without_serial(part).drop_duplicates(axis) if len(serial) else serial
     baseline = [
-        match.assign(x=[row[axis]], series=[SERIAL])
-        for _, row in places.iterrows()
-        if not (match := serial_of(serial, row)).empty
+        match.assign(x=[summary.value(axis)], series=[SERIAL])
+        for summary in summaries(places)
+        if not (match := serial_of(serial, summary)).empty
     ]
     return Facet(axis, fixed, pd.concat([rows, *baseline], ignore_index=True))
 
@@ -197,24 +199,27 @@ _SAME_WORK = tuple(
 )
 
 
-def serial_of(cells: pd.DataFrame, row: pd.Series[Any]) -> pd.DataFrame:
+def serial_of(cells: pd.DataFrame, summary: CellSummary) -> pd.DataFrame:
     """The serial cell that does the same work on the same host, timed alike: at most one row."""
-    rows = where(where(cells, "strategy", SERIAL), "host", row["host"])
-    for name in (*_SAME_WORK, "device", "metric"):
-        rows = where(rows, name, row[name])
+    rows = where(cells, "strategy", SERIAL)
+    for name in (*_SAME_WORK, "device", "metric", "host"):
+        rows = where(rows, name, summary.value(name))
     return rows.iloc[:1]
 
 
 def series_names(cells: pd.DataFrame) -> list[str]:
     """The strategy, with those of its variant's settings that tell its cells apart."""
     differing = {strategy: varying(part, VARIANT) for strategy, part in cells.groupby("strategy")}
-    return [_series_name(row, differing[row["strategy"]]) for _, row in cells.iterrows()]
+    forms = zip(cells["strategy"], cells[list(VARIANT)].to_dict("records"), strict=True)
+    return [
+        _series_name(strategy, {n: form[n] for n in differing[strategy]})
+        for strategy, form in forms
+    ]
 
 
-def _series_name(row: pd.Series[Any], names: list[str]) -> str:
-    words = [str(row["strategy"])]
-    for name in names:
-        value = hashable(row[name])
+def _series_name(strategy: str, form: dict[str, Any]) -> str:
+    words = [strategy]
+    for name, value in ((n, hashable(v)) for n, v in form.items()):
         if name in ("dispatcher", "label", "kernel", "expert_placement", "variant"):
             words.append(str(value) if value != "" else "-")
         else:
@@ -238,8 +243,11 @@ def setting(facet: Facet) -> str:
             continue
         value = fixed.get(name, facet.fixed_of(name))
         if name == "num_experts" and facet.axis == "world_size" and value is None:
-            follows = facet.cells[facet.cells["strategy"] != SERIAL]
-            value = "ranks" if (follows["num_experts"] == follows["world_size"]).all() else None
+            follows = [
+                s.cell.layer.num_experts == s.world_size
+                for s in summaries(without_serial(facet.cells))
+            ]
+            value = "ranks" if all(follows) else None
         if value is not None:
             words.append(f"{title_of(name)} = {value}" if value == "ranks" else _pair(name, value))
     return ", ".join(words)
@@ -251,11 +259,11 @@ def _pair(name: str, value: Any) -> str:
 
 def x_label(facet: Facet, x: Any) -> str:
     """The axis value, with what ran instead where top-k was clamped."""
-    rows = where(facet.cells, "x", x)
-    for _, row in rows[rows["strategy"] != SERIAL].iterrows():
-        if row["topk"] != row["topk_requested"]:
-            ran = f"ran as {row['topk']}"
+    for summary in summaries(where(without_serial(facet.cells), "x", x)):
+        layer = summary.cell.layer
+        if layer.topk != layer.topk_requested:
+            ran = f"ran as {layer.topk}"
             if facet.axis == "topk_requested":
                 return f"{x} ({ran})"
-            return f"{x} (top-k {row['topk_requested']} {ran})"
+            return f"{x} (top-k {layer.topk_requested} {ran})"
     return str(x)

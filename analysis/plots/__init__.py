@@ -73,8 +73,8 @@ def maker(name: str) -> Callable[[PlotData], Figure | None]:
     from importlib import import_module
 
     module = import_module(f"analysis.plots.{PLOTS[name][0]}")
-    made: Callable[[PlotData], Figure | None] = getattr(module, name)
-    return made
+    draw_figure: Callable[[PlotData], Figure | None] = getattr(module, name)
+    return draw_figure
 
 
 def figures(scene: PlotData, names: Sequence[str] = ()) -> Iterator[tuple[str, Figure | None]]:
@@ -91,9 +91,9 @@ def draw(scene: PlotData, folder: Path, names: Sequence[str] = ()) -> dict[str, 
     from analysis.plots import canvas
 
     drawn = {}
-    for name, made in figures(scene, names):
+    for name, figure in figures(scene, names):
         with canvas.styled():
-            drawn[name] = canvas.save(made, folder, name) if made else []
+            drawn[name] = canvas.save(figure, folder, name) if figure else []
     return drawn
 
 

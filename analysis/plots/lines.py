@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from analysis.data.cell_summary import summaries
 from analysis.data.facets import Facet, axes, facets, setting, title_of, x_label
 from analysis.data.frame import ALIASES
 from analysis.plots import canvas
@@ -66,26 +67,26 @@ def against(
     """Facets side by side; None where the sweep has nothing along this axis."""
     if metric.column not in scene.cells:
         return None
-    found = facets(scene.cells, axis)[:MAX_COLUMNS]
-    if not found:
+    drawn = facets(scene.cells, axis)[:MAX_COLUMNS]
+    if not drawn:
         return None
-    made = canvas.figure(len(found))
-    grid = made.subplots(1, len(found), sharey=True, squeeze=False)[0]
-    names = sorted({s for p in found for s in p.series})
-    for ax, facet in zip(grid, found, strict=True):
+    fig = canvas.figure(len(drawn))
+    grid = fig.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+    names = sorted({series for facet in drawn for series in facet.series})
+    for ax, facet in zip(grid, drawn, strict=True):
         draw(ax, facet, metric, names, bands)
-        ax.set_title(difference(facet, found))
+        ax.set_title(difference(facet, drawn))
     grid[0].set_ylabel(metric.heading.replace("10^3", "10³"))
-    shown = [entry(c, metric) for p in found for _, c in p.cells.iterrows()]
+    shown = [entry(cell, metric) for facet in drawn for cell in summaries(facet.cells)]
     _heights(grid[0], shown, metric)
-    canvas.legend(made, grid, _notes(shown))
-    where = "; ".join(setting(p) for p in found)
+    canvas.legend(fig, grid, _notes(shown))
+    where = "; ".join(setting(facet) for facet in drawn)
     mean = "median" if metric.column == "median_ms" else "mean" if metric.low else "value"
     extra = [
         f"{metric.heading} by {title_of(axis)}; {where}.",
         f"Shown: {mean} and its interval; lines only guide the eye.",
     ]
-    return canvas.finish(made, scene, name, extra, canvas.shown_in(found))
+    return canvas.finish(fig, scene, name, extra, canvas.shown_in(drawn))
 
 
 def _notes(shown: Sequence[Entry]) -> list[Line2D]:
@@ -111,8 +112,8 @@ def draw(ax: Axes, facet: Facet, metric: Metric, names: Sequence[str], bands: bo
     for number, series in enumerate(drawn):
         shift = canvas.DODGE * (number - (len(drawn) - 1) / 2) / 2
         x = [_dodged(places[v], shift, log, list(places.values())) for v in values]
-        found = [entry(facet.at(v, series), metric) for v in values]
-        _series(ax, x, found, canvas.look(series, names), series, bands)
+        entries = [entry(facet.at(v, series), metric) for v in values]
+        _series(ax, x, entries, canvas.look(series, names), series, bands)
     _without_time(ax, facet, metric, places)
     ax.set_xlabel(title_of(facet.axis))
 
@@ -120,8 +121,8 @@ def draw(ax: Axes, facet: Facet, metric: Metric, names: Sequence[str], bands: bo
 def _without_time(ax: Axes, facet: Facet, metric: Metric, places: dict[Any, float]) -> None:
     """Cells that failed or were wrong, in words at their place."""
     for value, x in places.items():
-        found = [(s, entry(facet.at(value, s), metric).outcome) for s in facet.series]
-        words = [f"{s}: {outcome}" for s, outcome in found if outcome not in ("measured", "")]
+        outcomes = [(s, entry(facet.at(value, s), metric).outcome) for s in facet.series]
+        words = [f"{s}: {outcome}" for s, outcome in outcomes if outcome not in ("measured", "")]
         if words:
             look: dict[str, Any] = {"size": 7.5, "color": "#7A0000", "ha": "center", "va": "bottom"}
             ax.text(x, 0.02, "\n".join(words), transform=ax.get_xaxis_transform(), **look)

@@ -81,7 +81,7 @@ def cells(
     layer: LayerSpec, work: WorkloadSpec, place: RankLayout, found: Sequence[StrategySpec]
 ) -> tuple[list[Cell], dict[str, str]]:
     """Those that are supported, and by name why others are not."""
-    made: list[Cell] = []
+    supported: list[Cell] = []
     refused: dict[str, str] = {}
     for strategy in found:
         if strategy.name == "dp" and work.tokens == "sharded" and work.mode == "forward":
@@ -92,9 +92,9 @@ def cells(
         except Unsupported as error:
             refused.setdefault(strategy.name, str(error))
             continue
-        made.append(cell)
-    kept = {cell.strategy.name for cell in made}
-    return made, {name: why for name, why in refused.items() if name not in kept}
+        supported.append(cell)
+    kept = {cell.strategy.name for cell in supported}
+    return supported, {name: why for name, why in refused.items() if name not in kept}
 
 
 def name_of(strategy: StrategySpec) -> str:

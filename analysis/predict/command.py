@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
+from analysis.data.cell_summary import CellSummary
 from analysis.errors import InputError
 from analysis.output import write_output
 from analysis.predict import candidates, present, problem
@@ -18,15 +18,15 @@ from moe.spec import STRATEGIES
 ADVISE_ROWS = 12
 
 
-def predict(options: argparse.Namespace, cells: pd.DataFrame | None) -> str:
+def predict(options: argparse.Namespace, cells: Sequence[CellSummary]) -> str:
     """Every asked strategy at every asked number of ranks; draws where --output is a folder."""
-    made = problem.make(options, cells)
+    setup = problem.make(options, cells)
     asked = _asked(options.strategy)
     found: list[Prediction] = []
     refused: dict[str, str] = {}
     where: dict[str, list[int]] = {}
     for ranks in problem.world_sizes(options.world_size):
-        some, why = _at(made, ranks, asked, degrees=False)
+        some, why = _at(setup, ranks, asked, degrees=False)
         found += some
         for name, text in why.items():
             refused.setdefault(name, text)
@@ -35,11 +35,11 @@ def predict(options: argparse.Namespace, cells: pd.DataFrame | None) -> str:
         raise InputError(f"predict: nothing can be run; {next(iter(refused.values()), '')}")
     parts = [
         render.simple(present.HEADER, [present.row(p) for p in found], options.format),
-        render.lines(present.legend(made, found), options.format),
+        render.lines(present.legend(setup, found), options.format),
         render.lines(_refusals(refused, where), options.format),
     ]
     if options.output:
-        paths = present.draw(made, found, Path(options.output))
+        paths = present.draw(setup, found, Path(options.output))
         parts.append("\n".join(str(path) for path in paths))
     return "\n\n".join(part for part in parts if part)
 
@@ -52,26 +52,26 @@ def _refusals(refused: dict[str, str], where: dict[str, list[int]]) -> list[str]
     ]
 
 
-def advise(options: argparse.Namespace, cells: pd.DataFrame | None) -> str:
-    made = problem.make(options, cells)
+def advise(options: argparse.Namespace, cells: Sequence[CellSummary]) -> str:
+    setup = problem.make(options, cells)
     sizes = problem.world_sizes(options.world_size)
     if len(sizes) != 1:
         raise InputError(f"--world-size {options.world_size}: advise takes one number of ranks")
-    found, refused = _at(made, sizes[0], _asked(options.strategy), degrees=True)
+    found, refused = _at(setup, sizes[0], _asked(options.strategy), degrees=True)
     if not found:
         raise InputError(f"advise: nothing can be run; {next(iter(refused.values()), '')}")
     ranked = sorted(found, key=lambda p: (not p.fits, p.total_ms))
     parts = [
-        render.lines(present.advice(made, ranked), options.format),
+        render.lines(present.advice(setup, ranked), options.format),
         render.simple(
             present.HEADER, [present.row(p) for p in ranked[:ADVISE_ROWS]], options.format
         ),
-        render.lines(present.legend(made, ranked), options.format),
+        render.lines(present.legend(setup, ranked), options.format),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def run(options: argparse.Namespace, cells: pd.DataFrame | None) -> int:
+def run(options: argparse.Namespace, cells: Sequence[CellSummary]) -> int:
     if options.verb == "predict":
         print(predict(options, cells))
     else:
@@ -88,10 +88,10 @@ def _asked(text: str) -> set[str]:
 
 
 def _at(
-    made: PredictionProblem, ranks: int, asked: set[str], degrees: bool
+    setup: PredictionProblem, ranks: int, asked: set[str], degrees: bool
 ) -> tuple[list[Prediction], dict[str, str]]:
     forms = [s for s in candidates.strategies(ranks, degrees, degrees) if s.name in asked]
     cells, refused = candidates.cells(
-        made.layer, made.workload(ranks), made.placement(ranks), forms
+        setup.layer, setup.workload(ranks), setup.placement(ranks), forms
     )
-    return [made.predict(cell) for cell in cells], refused
+    return [setup.predict(cell) for cell in cells], refused

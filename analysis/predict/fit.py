@@ -56,12 +56,12 @@ def fit(cells: Sequence[Measured], folds: int = FOLDS) -> Coefficients:
             "more; sweep more cells, or name a cluster with --cluster"
         )
     errors = left_out_errors(cells, folds) if folds else [0.0]
-    found = _coefficients(cells)
+    fitted = _coefficients(cells)
     seen = frozenset((m.cell.strategy.name, m.cell.strategy.dispatcher) for m in cells)
     values = [model.axes(m.cell, m.skew) for m in cells]
     ranges = {a: (min(v[a] for v in values), max(v[a] for v in values)) for a in values[0]}
     error = statistics.median(abs(math.expm1(e)) for e in errors)
-    return Coefficients(found, spread(errors), ranges, seen, len(cells), error)
+    return Coefficients(fitted, spread(errors), ranges, seen, len(cells), error)
 
 
 def left_out_errors(cells: Sequence[Measured], folds: int) -> list[float]:
@@ -69,9 +69,9 @@ def left_out_errors(cells: Sequence[Measured], folds: int) -> list[float]:
     errors = [0.0] * len(cells)
     for fold in range(folds):
         kept = [m for i, m in enumerate(cells) if i % folds != fold]
-        found = Coefficients(_coefficients(kept))
+        fitted = Coefficients(_coefficients(kept))
         for i in range(fold, len(cells), folds):
-            errors[i] = math.log(predicted_s(cells[i], found) / cells[i].total_s)
+            errors[i] = math.log(predicted_s(cells[i], fitted) / cells[i].total_s)
     return errors
 
 
@@ -89,10 +89,10 @@ def spread(errors: Sequence[float], confidence: float = CONFIDENCE) -> float:
 
 
 def _coefficients(cells: Sequence[Measured]) -> dict[Key, float]:
-    found = [features.terms(features.busiest(m.cell, m.skew, m.dense), m.machine) for m in cells]
-    keys = sorted({key for one in found for key in one})
+    terms = [features.terms(features.busiest(m.cell, m.skew, m.dense), m.machine) for m in cells]
+    keys = sorted({key for one in terms for key in one})
     rows, targets = [], []
-    for measured, one in zip(cells, found, strict=True):
+    for measured, one in zip(cells, terms, strict=True):
         whole = measured.total_s
         rows.append([one.get(key, 0.0) / whole for key in keys])
         targets.append(1.0)

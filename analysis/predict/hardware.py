@@ -76,31 +76,33 @@ def load(name: str, folder: Path = FOLDER) -> HardwareModel:
     """Raises InputError for a cluster there is none of, or a file that lacks something."""
     path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
     try:
-        found = yaml.safe_load(path.read_text("utf-8"))
+        config = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise InputError(
             f"--cluster {name}: {error}; allowed are {', '.join(names())} or a .yaml file"
         ) from None
-    return of_config(found, name)
+    return of_config(config, name)
 
 
-def of_config(found: Any, name: str) -> HardwareModel:
-    if not isinstance(found, dict):
+def of_config(config: Any, name: str) -> HardwareModel:
+    """Raises InputError for what is no mapping, an unknown or missing key, or a rate of 0."""
+    if not isinstance(config, dict):
         raise InputError(f"--cluster {name}: not a mapping; see conf/cluster/h100.yaml")
     allowed = {item.name for item in fields(HardwareModel)} - OF_CALIBRATION
-    unknown = sorted(set(found) - allowed)
+    unknown = sorted(set(config) - allowed)
     if unknown:
         raise InputError(
             f"--cluster {name}: {unknown[0]}: no such key; allowed are {', '.join(sorted(allowed))}"
         )
     try:
-        values = {**found, "intra": Link(**found["intra"]), "inter": Link(**found["inter"])}
-        made = HardwareModel(**values)
+        values = {**config, **{tier: Link(**config[tier]) for tier in ("intra", "inter")}}
+        machine = HardwareModel(**values)
     except (KeyError, TypeError) as error:
         raise InputError(f"--cluster {name}: {error}; see conf/cluster/h100.yaml") from None
-    if min(made.read_bytes_per_s, made.intra.bytes_per_s, made.inter.bytes_per_s) <= 0:
+    rates = (machine.read_bytes_per_s, machine.intra.bytes_per_s, machine.inter.bytes_per_s)
+    if min(rates) <= 0:
         raise InputError(f"--cluster {name}: rates must be above 0")
-    return made
+    return machine
 
 
 def of_calibration(

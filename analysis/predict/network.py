@@ -72,7 +72,4 @@ def _one_tier(call: Call, link: Link) -> Times:
 
 
 def total(calls: Iterable[Call], machine: HardwareModel) -> Times:
-    found = NOTHING
-    for call in calls:
-        found += call_times(call, machine)
-    return found
+    return sum((call_times(call, machine) for call in calls), NOTHING)

@@ -1,4 +1,4 @@
-"""Predictions and advice as tables, lines and a picture."""
+"""Predictions and advice as tables, lines and a fig."""
 
 from __future__ import annotations
 
@@ -146,8 +146,8 @@ def draw(scene: PredictionProblem, found: Sequence[Prediction], folder: Path) ->
 def _figure(scene: PredictionProblem, found: Sequence[Prediction]) -> Figure:
     from analysis.plots import canvas
 
-    made = canvas.figure(width=7.0, height=4.2)
-    ax = made.subplots()
+    fig = canvas.figure(width=7.0, height=4.2)
+    ax = fig.subplots()
     names = sorted({candidates.name_of(p.cell.strategy) for p in found})
     for name in names:
         mine = sorted(
@@ -173,13 +173,13 @@ def _figure(scene: PredictionProblem, found: Sequence[Prediction]) -> Figure:
     ax.set_yscale("log")
     ax.set_xlabel("ranks")
     ax.set_ylabel("ms per step")
-    canvas.legend(made, [ax])
+    canvas.legend(fig, [ax])
     ax.set_title(
         f"{scene.cluster}: black-edged measured, filled interpolated, hollow and broken "
         "extrapolated, X out of memory",
         size=7, loc="left",
     )  # fmt: skip
-    return made
+    return fig
 
 
 def _x(points: Sequence[Prediction]) -> list[int]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pandas as pd
-
-from analysis.data.frame import plain
+from analysis.data.cell_summary import CellSummary
 from analysis.errors import InputError
 from analysis.predict import candidates, fit, hardware, model, observed
 from analysis.predict.fit import Measured
@@ -74,47 +72,49 @@ class PredictionProblem:
         )
 
 
-def make(options: argparse.Namespace, cells: pd.DataFrame | None) -> PredictionProblem:
-    """From the options, and where the cluster is `here` from the records."""
+def make(options: argparse.Namespace, cells: Sequence[CellSummary]) -> PredictionProblem:
+    """From the options, and where the cluster is `here` from the cells of its records.
+
+    Raises InputError for options that do not fit together, and for too few cells.
+    """
     if options.cluster != HERE:
         return _cluster(options)
-    if cells is None or cells.empty:
+    if not cells:
         raise InputError("--cluster here: needs records; give a SOURCE, or name another cluster")
     return _here(options, cells)
 
 
 def _cluster(options: argparse.Namespace) -> PredictionProblem:
-    made = hardware.load(options.cluster)
+    cluster = hardware.load(options.cluster)
     if not options.model:
         raise InputError(f"--model: missing; --cluster {options.cluster} needs a layer's shape")
     layer = candidates.model_layer(
         options.model, options.scale or 1, options.topk, options.dtype or "bfloat16"
     )
     work, per_rank = _work(options, WorkloadSpec(tokens="sharded"), 4096)
-    return PredictionProblem(made.name, candidates.plain(layer), work, options.skew, per_rank,
-                 model.of_machine(made), made)  # fmt: skip
+    return PredictionProblem(cluster.name, candidates.plain(layer), work, options.skew, per_rank,
+                             model.of_machine(cluster), cluster)  # fmt: skip
 
 
-def _here(options: argparse.Namespace, cells: pd.DataFrame) -> PredictionProblem:
+def _here(options: argparse.Namespace, cells: Sequence[CellSummary]) -> PredictionProblem:
     known = observed.measured(cells)
-    found = fit.fit(known)
-    rows = [{str(k): v for k, v in row.items()} for row in cells.to_dict("records")]
+    coefficients = fit.fit(known)
     layer, first = known[0].cell.layer, known[0].cell.workload
     if options.model:
         dtype = options.dtype or layer.dtype
-        made = candidates.model_layer(options.model, options.scale or 1, options.topk, dtype)
-        layer = candidates.plain(made)
+        asked = candidates.model_layer(options.model, options.scale or 1, options.topk, dtype)
+        layer = candidates.plain(asked)
     elif options.topk:
         layer = dataclasses.replace(layer, topk=options.topk, topk_requested=options.topk)
     work, per_rank = _work(options, first, 0)
     intervals = {
-        _plain_cell(m.cell): (float(r["median_ms"]), float(r["low_ms"]), float(r["high_ms"]))
-        for r in rows
-        for m in observed.measured(pd.DataFrame([r]))
+        _plain_cell(summary.cell): (summary.median_ms, summary.low_ms, summary.high_ms)
+        for summary in cells
+        if observed.of_cell(summary)
     }
-    return PredictionProblem(HERE, layer, work, options.skew, per_rank, found, None,
-                 observed.machines(rows), int(plain(rows[0]["cores"]) or 1),
-                 observed.memory_bytes(rows), known, intervals)  # fmt: skip
+    return PredictionProblem(HERE, layer, work, options.skew, per_rank, coefficients, None,
+                             observed.calibrations(cells), cells[0].cores or 1,
+                             observed.memory_bytes(cells), known, intervals)  # fmt: skip
 
 
 def _plain_cell(cell: Cell) -> Cell:
@@ -146,16 +146,16 @@ def world_sizes(text: str) -> list[int]:
     try:
         if ".." in text:
             low, high = (int(part) for part in text.split(".."))
-            found = []
+            sizes = []
             while 0 < low <= high:
-                found.append(low)
+                sizes.append(low)
                 low *= 2
         else:
-            found = [int(part) for part in text.split(",")]
+            sizes = [int(part) for part in text.split(",")]
     except ValueError:
-        found = []
-    if not found or min(found) < 1 or max(found) > MAX_RANKS:
+        sizes = []
+    if not sizes or min(sizes) < 1 or max(sizes) > MAX_RANKS:
         raise InputError(
             f"--world-size {text}: allowed are numbers up to {MAX_RANKS}, such as 8..4096 or 8,16"
         )
-    return found
+    return sizes

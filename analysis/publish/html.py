@@ -49,16 +49,16 @@ def texts_of(texts: dict[str, str]) -> dict[str, Any]:
 
 def content(scene: PlotData, threshold: float) -> dict[str, Any]:
     frame, cells = scene.frame, scene.cells
-    found = tables.sweep_tables(cells)
-    short, said = insights.told(frame, cells, threshold)
-    flags = [flag for table in found for flag in table.flags()]
+    every_table = tables.sweep_tables(cells)
+    short, others = insights.headline_and_insights(frame, cells, threshold)
+    flags = [flag for table in every_table for flag in table.flags()]
     again = captions.command("report", scene.sources, *scene.options)
     return {
         "title": f"MoE benchmark: {', '.join(captions.sweeps(frame))}",
         "banners": captions.banners(frame),
         "short": short,
-        "insights": said,
-        "tables": [_table(table) for table in found],
+        "insights": others,
+        "tables": [_table(table) for table in every_table],
         "legend": captions.legend(cells, flags),
         "captions": captions.lines(frame, cells, again),
         "pictures": pictures(scene),
@@ -81,29 +81,29 @@ def _table(table: tables.Table) -> dict[str, Any]:
     """Turned where it would be wide: a row per series then."""
     turned = len(table.columns) >= render.MOST_COLUMNS and len(table.rows) < len(table.columns)
     down, across = (table.columns, table.rows) if turned else (table.rows, table.columns)
-    found = {(d, a): table.entries.get((a, d) if turned else (d, a)) for d in down for a in across}
-    rows = [
-        (d, [(e.text, e.value, e.outcome) if (e := found[d, a]) else ("", "", "") for a in across])
-        for d in down
-    ]
+    entries = {
+        (d, a): table.entries.get((a, d) if turned else (d, a)) for d in down for a in across
+    }
+    texts = {k: (e.text, e.value, e.outcome) if e else ("", "", "") for k, e in entries.items()}
+    rows = [(d, [texts[d, a] for a in across]) for d in down]
     header = [table.corner, *across]
     return {"title": table.title, "header": header, "rows": rows, "notes": table.notes}
 
 
 def pictures(scene: PlotData) -> list[dict[str, str]]:
     """Every plot there are data for, as a PNG inside the page."""
-    found = []
-    for name, made in plots.figures(scene):
-        if made is None:
+    images = []
+    for name, figure in plots.figures(scene):
+        if figure is None:
             continue
         stream = io.BytesIO()
         with styled():
-            made.savefig(stream, format="png", dpi=130, bbox_inches="tight")
-        wide = "wide" if made.get_figwidth() > WIDE * made.get_figheight() else ""
+            figure.savefig(stream, format="png", dpi=130, bbox_inches="tight")
+        wide = "wide" if figure.get_figwidth() > WIDE * figure.get_figheight() else ""
         encoded = base64.b64encode(stream.getvalue()).decode("ascii")
         about = plots.PLOTS[name][1] if name != "axis" else "duration against a further axis"
-        found.append({"name": name, "about": about, "data": encoded, "wide": wide})
-    return found
+        images.append({"name": name, "about": about, "data": encoded, "wide": wide})
+    return images
 
 
 def _pairs(frame: pd.DataFrame, threshold: float) -> list[list[str]]:
@@ -117,8 +117,9 @@ def _pairs(frame: pd.DataFrame, threshold: float) -> list[list[str]]:
 
 
 def cell_rows(cells: pd.DataFrame) -> list[list[str]]:
-    named = cells.assign(series=series_names(cells))
-    return [[_text(row[name]) for name in CELL_COLUMNS] for _, row in named.iterrows()]
+    """A row of texts for every cell, in the order of CELL_COLUMNS."""
+    named = cells.assign(series=series_names(cells))[list(CELL_COLUMNS)]
+    return [[_text(value) for value in row] for row in named.itertuples(index=False)]
 
 
 def _text(value: Any) -> str:
@@ -133,11 +134,12 @@ def _text(value: Any) -> str:
 def environments(frame: pd.DataFrame) -> list[dict[str, str]]:
     """Each distinct launch environment once, with its launches."""
     seen: dict[str, list[str]] = {}
-    for _, row in frame.iterrows():
-        stable = {k: v for k, v in row["environment"].items() if k not in ("before", "after")}
+    for environment, sweep, launch in zip(frame["environment"], frame["sweep"], frame["launch"],
+                                          strict=True):  # fmt: skip
+        stable = {k: v for k, v in environment.items() if k not in ("before", "after")}
         text = json.dumps(stable, indent=1, sort_keys=True, default=str)
         launches = seen.setdefault(text, [])
-        name = f"{row['sweep']} launch {row['launch']}"
+        name = f"{sweep} launch {launch}"
         if name not in launches:
             launches.append(name)
     return [{"launches": ", ".join(names), "text": text} for text, names in seen.items()]

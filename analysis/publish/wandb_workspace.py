@@ -15,7 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.data.facets import SERIAL, VARIANT, axes, title_of
+from analysis.data.cell_summary import summaries
+from analysis.data.facets import VARIANT, axes, title_of, without_serial
 from analysis.data.frame import varying
 from analysis.errors import InputError, SourceWarning
 from analysis.plots import PLOTS
@@ -89,7 +90,7 @@ def _runset(ws: Any, expr: Any, frame: pd.DataFrame, cells: pd.DataFrame) -> Any
 
 
 def _forms(cells: pd.DataFrame) -> list[str]:
-    return [n for n in varying(cells[cells["strategy"] != SERIAL], VARIANT) if n != "label"]
+    return [n for n in varying(without_serial(cells), VARIANT) if n != "label"]
 
 
 def against_axes(wr: Any, cells: pd.DataFrame) -> list[Any]:
@@ -134,7 +135,7 @@ def phases(wr: Any, cells: pd.DataFrame) -> list[Any]:
     """One chart for every phase that was recorded, in the order of the stacks."""
     from analysis.plots.bars import PHASES
 
-    recorded = {name for row in cells["phase_ms"] for name in row}
+    recorded = {name for cell in summaries(cells) for name in cell.phase_ms}
     names = [*(n for n in PHASES if n in recorded), *sorted(recorded - set(PHASES))]
     return [_bar(wr, f"{name} (ms, mean over ranks)", [f"phase_ms.{name}"]) for name in names]
 
@@ -174,7 +175,7 @@ def flags(wr: Any, cells: pd.DataFrame) -> list[Any]:
     """What the tags of the runs mean, and how many of the cells bear each."""
     lines = ["Tags of the runs: what limits their figures.", ""]
     for flag, mark in flag_legend.MARKS.items():
-        count = sum(flag in found for found in cells["flags"])
+        count = sum(flag in cell.flags for cell in summaries(cells))
         if count:
             lines.append(f"- **{flag}** ({count} of {len(cells)} cells): {mark.about}. "
                          f"Next: {mark.remedy}.")  # fmt: skip

@@ -19,8 +19,7 @@ def load(source: Path, *, samples: bool = False) -> list[dict[str, Any]]:
     rows = []
     for path in _paths(source):
         try:
-            found = record.read(path)
-            row = flat_row.row(found, samples)
+            row = flat_row.row(record.read(path), samples)
         except (record.RecordError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             text = str(error) if str(path) in str(error) else f"{path}: {error}"
             warnings.warn(f"{text}; set aside", SourceWarning, stacklevel=2)

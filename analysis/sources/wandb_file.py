@@ -70,9 +70,9 @@ def find(source: Path) -> list[Path]:
     if source.is_file():
         return [source]
     for pattern in ("run-*.wandb", "*run-*/run-*.wandb", "wandb/*run-*/run-*.wandb"):
-        found = [path for path in source.glob(pattern) if not path.parent.is_symlink()]
-        if found:
-            return sorted(found)
+        logs = [path for path in source.glob(pattern) if not path.parent.is_symlink()]
+        if logs:
+            return sorted(logs)
     raise SourceError(f"{source}: no W&B run (run-*.wandb) at or below it; name another folder")
 
 

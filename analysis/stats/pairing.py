@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.data.cell_summary import CellSummary
 from analysis.stats import verdict
 from analysis.stats.verdict import MIN_LAUNCHES, NOISE_THRESHOLD, Verdict
 from runners.records.stats import CONFIDENCE
@@ -42,10 +43,9 @@ class Series:
         return [value for rounds in self.rounds.values() for value in rounds.values()]
 
 
-def series(frame: pd.DataFrame, cell: pd.Series[Any]) -> Series:
-    """The attempts behind a row of `cells.summarize`; none where the cell has no figure."""
-    index = cell["index"] if cell["outcome"] == "measured" else []
-    return Series(frame.iloc[index])
+def series(frame: pd.DataFrame, summary: CellSummary) -> Series:
+    """The attempts behind a cell; none where it was not measured."""
+    return Series(frame.iloc[summary.index if summary.measured else []])
 
 
 def compare(
@@ -58,7 +58,7 @@ def compare(
 ) -> Verdict | None:
     """A against B on the best data both have: launches before rounds, paired before unpaired."""
     for x, y, paired, basis, count in _candidates(a, b):
-        found = verdict.compare(
+        result = verdict.compare(
             x,
             y,
             paired=paired,
@@ -68,8 +68,8 @@ def compare(
             threshold=threshold,
             confidence=confidence,
         )
-        if found is not None:
-            return found
+        if result is not None:
+            return result
     return None
 
 
@@ -113,7 +113,7 @@ def all_pairs(
 
 def is_faster(verdicts: dict[tuple[str, str], Verdict | None], a: str, b: str) -> bool:
     """Whether A is shown to be faster than B."""
-    found, wanted = verdicts.get((a, b)), verdict.FASTER
-    if found is None:
-        found, wanted = verdicts.get((b, a)), verdict.SLOWER
-    return found is not None and found.word == wanted
+    known, wanted = verdicts.get((a, b)), verdict.FASTER
+    if known is None:
+        known, wanted = verdicts.get((b, a)), verdict.SLOWER
+    return known is not None and known.word == wanted

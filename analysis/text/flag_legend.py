@@ -65,8 +65,8 @@ MARKS = {
 
 def letters(flags: Iterable[str]) -> str:
     """ "(o,c)", or nothing; an unknown flag is written out."""
-    found = [MARKS[f].letter if f in MARKS else f for f in flags]
-    return f" ({','.join(found)})" if found else ""
+    marks = [MARKS[f].letter if f in MARKS else f for f in flags]
+    return f" ({','.join(marks)})" if marks else ""
 
 
 def legend(flags: Iterable[str]) -> list[str]:

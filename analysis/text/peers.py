@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
 from analysis import numbers
+from analysis.data.cell_summary import CellSummary, summaries
 from analysis.stats import compare, roofline, verdict
 from analysis.stats.compare import Comparison
 
@@ -19,7 +19,7 @@ HEADER = ("setting", "ours", "ms", "of its limit", "MiB", "best peer", "ms", "of
 def rows(found: Sequence[Comparison], cells: pd.DataFrame) -> list[list[str]]:
     """Medians in ms, the fraction of the compute limit reached (`analysis.stats.roofline`), memory
     of the weights and a step on the largest rank, and the ratio of the times with its interval."""
-    by_id = {str(cell["cell_id"]): cell for _, cell in cells.iterrows()}
+    by_id = {cell.cell_id: cell for cell in summaries(cells)}
     lines = []
     for one in found:
         sides = [
@@ -30,18 +30,18 @@ def rows(found: Sequence[Comparison], cells: pd.DataFrame) -> list[list[str]]:
     return lines
 
 
-def _of_limit(cell: pd.Series[Any]) -> str:
+def _of_limit(cell: CellSummary) -> str:
     limit = roofline.bound(cell)
     return f"{limit.compute_fraction:.0%}" if limit else "-"
 
 
-def _mebibytes(cell: pd.Series[Any]) -> str:
-    both = cell["weights_bytes_max"], cell["step_bytes_max"]
-    return "-" if any(pd.isna(part) for part in both) else numbers.short(sum(both) / 2**20)
+def _mebibytes(cell: CellSummary) -> str:
+    weights, step = cell.weights_bytes_max, cell.step_bytes_max
+    return "-" if weights is None or step is None else numbers.short((weights + step) / 2**20)
 
 
-def told(found: Sequence[Comparison], threshold: float) -> list[str]:
-    """What the table says, and how its intervals are to be read."""
+def summary_lines(found: Sequence[Comparison], threshold: float) -> list[str]:
+    """Lines: how often ours is faster and by how much; what the columns and intervals mean."""
     ratios = [one.found.inverted().ratio for one in found if one.found]
     words = [one.found.word if one.found else "" for one in found]
     lines = []

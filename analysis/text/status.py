@@ -110,20 +110,21 @@ def unfinished(sources: Sequence[str | Path]) -> list[tuple[str, str]]:
 def failures(frame: pd.DataFrame) -> list[str]:
     """One line per attempt without a time: what, why, where to look."""
     lines = []
-    for _, row in frame[frame["outcome"] != "measured"].iterrows():
-        why = row["error_message"] or _gate(row)
-        log = f"; log {row['error_log']}" if row["error_log"] else ""
-        place = f"{row['sweep']} {row['strategy']} {row['attempt_id']}"
-        lines.append(" ".join(f"{row['outcome']}: {place}: {why}{log}".split()))
+    broken: list[Any] = list(frame[frame["outcome"] != "measured"].itertuples())
+    for row in broken:
+        why = row.error_message or _gate_text(row)
+        log = f"; log {row.error_log}" if row.error_log else ""
+        place = f"{row.sweep} {row.strategy} {row.attempt_id}"
+        lines.append(" ".join(f"{row.outcome}: {place}: {why}{log}".split()))
     return lines
 
 
-def _gate(row: pd.Series[Any]) -> str:
-    error, limit = plain(row["gate_error"]), plain(row["gate_tolerance"])
+def _gate_text(attempt: Any) -> str:
+    error, limit = plain(attempt.gate_error), plain(attempt.gate_tolerance)
     if error is not None and limit is not None:
-        detail = row["gate_detail"] or "outputs disagree with the oracle"
+        detail = attempt.gate_detail or "outputs disagree with the oracle"
         return f"{detail}; error before timing {error:.2g}, allowed {limit:.2g}"
-    return "; ".join(str(n) for n in row["notes"]) or "no reason recorded"
+    return "; ".join(str(n) for n in attempt.notes) or "no reason recorded"
 
 
 def sweep_commands(sources: Sequence[str | Path]) -> set[str]:

@@ -9,8 +9,18 @@ from typing import Any
 import pandas as pd
 
 from analysis import numbers
-from analysis.data.facets import Facet, axes, facets, series_names, setting, title_of, x_label
-from analysis.data.frame import hashable, plain
+from analysis.data.cell_summary import CellSummary, summaries
+from analysis.data.facets import (
+    Facet,
+    axes,
+    facets,
+    series_names,
+    setting,
+    title_of,
+    without_serial,
+    x_label,
+)
+from analysis.data.frame import hashable
 from analysis.text import captions, flag_legend
 
 MAX_FACETS = 6  # of one axis in `show`; --filter chooses among more
@@ -34,7 +44,8 @@ class Metric:
 
     def kind(self, cells: pd.DataFrame) -> str:
         """What the times of these cells are: "steady state"."""
-        return "/".join(dict.fromkeys(str(m) for m in cells["metric"])) if self.of_step else ""
+        kinds = dict.fromkeys(cell.metric for cell in summaries(cells))
+        return "/".join(kinds) if self.of_step else ""
 
 
 DURATION = Metric("median_ms", "Duration", "ms", "low_ms", "high_ms", of_step=True)
@@ -99,25 +110,19 @@ def metric_of(name: str) -> Metric:
     return METRICS.get(name) or Metric(name, name.replace("_", " "), "")
 
 
-def entry(cell: pd.Series[Any] | None, metric: Metric) -> Entry:
-    """No number for a cell that failed or was wrong."""
+def entry(cell: CellSummary | None, metric: Metric) -> Entry:
+    """No number for a cell that failed or was wrong; an empty outcome where there is no cell."""
     if cell is None:
         return Entry(outcome="")
-    outcome = str(cell["outcome"])
-    known = (str(cell["cell_id"]),)
-    if outcome != "measured":
-        return Entry(outcome=outcome, cell_id=known[0])
-    value, low, high = (
-        _scaled(cell, name, metric.scale) for name in (metric.column, metric.low, metric.high)
-    )
-    flags = list(cell["flags"])
-    if metric.low and not math.isfinite(low):
-        flags.append("no_interval")
-    return Entry(value, low, high, tuple(flags), outcome, known[0])
+    if not cell.measured:
+        return Entry(outcome=cell.outcome, cell_id=cell.cell_id)
+    columns = (metric.column, metric.low, metric.high)
+    value, low, high = (_scaled(cell.value(c) if c else None, metric.scale) for c in columns)
+    no_interval = ["no_interval"] if metric.low and not math.isfinite(low) else []
+    return Entry(value, low, high, (*cell.flags, *no_interval), cell.outcome, cell.cell_id)
 
 
-def _scaled(cell: pd.Series[Any], name: str, scale: float) -> float:
-    value = plain(cell[name]) if name else None
+def _scaled(value: Any, scale: float) -> float:
     return math.nan if value is None or isinstance(value, str) else float(value) * scale
 
 
@@ -141,21 +146,21 @@ def sweep_tables(cells: pd.DataFrame, metric: Metric | None = None, group: str =
     elif metric:
         chosen = [(axis, metric) for axis in axes(cells)]
     else:
-        found = axes(cells)
-        chosen = [(axis, m) for axis, m in SEED if axis in found]
+        present = axes(cells)
+        chosen = [(axis, m) for axis, m in SEED if axis in present]
         seed_axes = {axis for axis, _ in SEED}
-        chosen += [(axis, DURATION) for axis in found if axis not in seed_axes]
+        chosen += [(axis, DURATION) for axis in present if axis not in seed_axes]
     tables = [table for axis, m in chosen for table in _axis_tables(cells, axis, m)]
     return tables or [flat_table(cells, metric or DURATION)]
 
 
 def _axis_tables(cells: pd.DataFrame, axis: str, metric: Metric) -> list[Table]:
-    found = facets(cells, axis)
-    tables = [facet_table(facet, metric) for facet in found[:MAX_FACETS]]
-    for table, facet in zip(tables, found, strict=False):
+    of_axis = facets(cells, axis)
+    tables = [facet_table(facet, metric) for facet in of_axis[:MAX_FACETS]]
+    for table, facet in zip(tables, of_axis, strict=False):
         table.notes += captions.of_part(cells, facet.cells)
-    if len(found) > MAX_FACETS:
-        left = len(found) - MAX_FACETS
+    if len(of_axis) > MAX_FACETS:
+        left = len(of_axis) - MAX_FACETS
         tables[-1].notes.append(
             f"{left} more tables by {title_of(axis)}: choose with --filter column=value"
         )
@@ -166,11 +171,10 @@ def flat_table(cells: pd.DataFrame, metric: Metric) -> Table:
     """One row per cell, for a sweep that varies nothing but the strategy."""
     names = series_names(cells)
     if len(set(names)) < len(names):
-        ids = cells["cell_id"].tolist()
-        names = [f"{name} {cell_id}" for name, cell_id in zip(names, ids, strict=True)]
+        names = [f"{n} {c.cell_id}" for n, c in zip(names, summaries(cells), strict=True)]
     entries: dict[tuple[str, str], Entry] = {}
     columns = [metric] if metric is not DURATION else [DURATION, LATENCY, MEAN, THROUGHPUT]
-    for name, (_, cell) in zip(names, cells.iterrows(), strict=True):
+    for name, cell in zip(names, summaries(cells), strict=True):
         for column in columns:
             entries[(name, column.heading)] = entry(cell, column)
     headings = [column.heading for column in columns]
@@ -182,7 +186,7 @@ def _flat_title(cells: pd.DataFrame) -> str:
     names = ("batch_size", "topk", "world_size", "num_experts")
     words = []
     for name in names:
-        values = {hashable(v) for v in cells[cells["strategy"] != "serial"][name]}
+        values = {hashable(v) for v in without_serial(cells)[name]}
         if len(values) == 1:
             words.append(f"{title_of(name)} {values.pop()}")
     return "Cells" + (f"; {', '.join(words)}" if words else "")
@@ -191,19 +195,19 @@ def _flat_title(cells: pd.DataFrame) -> str:
 def problems(cells: pd.DataFrame) -> list[str]:
     """Cells without a time, each with the reason and where to look."""
     lines = []
-    for _, cell in cells[cells["outcome"] != "measured"].iterrows():
-        where = f"; log {cell['error_log']}" if cell["error_log"] else ""
-        why = cell["error_message"] or _gate_text(cell)
-        lines.append(f"{cell['strategy']} {cell['cell_id']} {cell['outcome']}: {why}{where}")
+    for cell in summaries(cells):
+        if not cell.measured:
+            where = f"; log {cell.error_log}" if cell.error_log else ""
+            why = cell.error_message or _gate_text(cell)
+            lines.append(f"{cell.strategy} {cell.cell_id} {cell.outcome}: {why}{where}")
     return lines
 
 
-def _gate_text(cell: pd.Series[Any]) -> str:
-    error = plain(cell["gate_error"])
-    if cell["outcome"] == "wrong":
-        detail = cell["gate_detail"] or "outputs disagree with the oracle"
+def _gate_text(cell: CellSummary) -> str:
+    if cell.outcome == "wrong":
+        error, detail = cell.gate_error, cell.gate_detail or "outputs disagree with the oracle"
         return detail + (f"; largest error of an output before timing {error:.2g}" if error else "")
-    return "; ".join(str(note) for note in cell["notes"]) or "no reason recorded"
+    return "; ".join(cell.notes) or "no reason recorded"
 
 
 def long_rows(tables: list[Table]) -> list[dict[str, Any]]:
