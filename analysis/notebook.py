@@ -1,4 +1,4 @@
-"""What a notebook wants beside the frame: tables, pictures that show themselves, words."""
+"""For notebooks: tables as frames, pictures that Jupyter shows, the verdict as text."""
 
 from __future__ import annotations
 
@@ -53,6 +53,6 @@ def table(frame: pd.DataFrame, axis: str = "") -> pd.DataFrame:
 
 
 def verdict(frame: pd.DataFrame) -> str:
-    """What `show` says in short."""
+    """The lines "In short" of `show`."""
     short, _ = insights.headline_and_insights(frame, summarize(frame))
     return "\n".join(short.brief())

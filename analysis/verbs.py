@@ -43,6 +43,7 @@ class Data:
 
 
 def load(options: argparse.Namespace, samples: bool = False) -> Data:
+    """The filtered attempts and their cells; raises InputError."""
     frame = analysis.load(options.sources, samples=samples)
     frame = filtered(frame, options.filter).reset_index(drop=True)
     words = [word for text in options.filter for word in ("--filter", text)]
@@ -50,6 +51,7 @@ def load(options: argparse.Namespace, samples: bool = False) -> Data:
 
 
 def run(options: argparse.Namespace) -> int:
+    """The verb's exit code; raises InputError for bad input."""
     threshold = getattr(options, "threshold", None)
     if threshold is not None and not 0 <= threshold < 1:
         raise InputError(
@@ -75,7 +77,7 @@ def show(options: argparse.Namespace) -> int:
 
 
 def _text(data: Data, shown: list[tables.Table], summary: Summary | None, style: str) -> str:
-    """Tables with what they say and where they are from; csv: the tables alone."""
+    """Banners, tables, legend, insights and captions as one text; csv: the tables alone."""
     if style == "csv":
         return render.tables(shown, style)
     again = captions.command("show", data.sources, *data.options)
@@ -95,7 +97,7 @@ def _text(data: Data, shown: list[tables.Table], summary: Summary | None, style:
 
 
 def finish(options: argparse.Namespace) -> int:
-    """What a sweep ends with: read once, tables before pictures."""
+    """Tables on screen; tables and pictures in the sweep's folder, from one reading of it."""
     from analysis import plots
 
     data = load(options, samples=True)
@@ -215,7 +217,7 @@ def _two_names(sources: list[str]) -> tuple[str, str]:
 
 
 def check_(options: argparse.Namespace) -> int:
-    """1 where there is something to say."""
+    """Exit code 1 where something limits the numbers."""
     data = load(options)
     lines = captions.banners(data.frame)
     lines += [finding.line() for finding in diagnosis.findings(data.frame, data.cells)]
@@ -227,7 +229,7 @@ def check_(options: argparse.Namespace) -> int:
 
 
 def status_(options: argparse.Namespace) -> int:
-    """1 where a cell has no time."""
+    """Exit code 1 where a cell has no time."""
     data = load(options)
     rows = status.rows(data.frame, data.sources or [LATEST])
     unfinished = status.unfinished(data.sources or [LATEST])

@@ -112,11 +112,11 @@ class CellSummary:
 FIELDS = tuple(f.name for f in dataclasses.fields(CellSummary))
 
 
-def cells_frame(found: Iterable[CellSummary]) -> pd.DataFrame:
+def cells_frame(cells: Iterable[CellSummary]) -> pd.DataFrame:
     """One row per cell: its config, the fields of its CellSummary, and itself as `summary`."""
     return pd.DataFrame([
         {**s.config, **{n: getattr(s, n) for n in FIELDS if n != "cell"}, "summary": s}
-        for s in found
+        for s in cells
     ])  # fmt: skip
 
 

@@ -6,7 +6,6 @@ has several facets of one axis; what must follow the axis (threads follow ranks)
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,14 +16,15 @@ import pandas as pd
 from analysis.data.cell_summary import CellSummary, summaries
 from analysis.data.frame import hashable, varying, where
 from analysis.data.schema import CONFIG, LOAD_PARTS
-from moe.spec import Cell, LayerSpec
-from runners.records import flat_row
-
-# What tells apart two forms of one strategy: part of the series' name where it varies.
-VARIANT = (
-    *("dispatcher", "ep", "tp", "overlap", "expert_placement", "expert_order", "hot_replicas"),
-    *("comm_dtype", "kernel", "slowdown", "variant", "label"),
+from analysis.data.series import (
+    SERIAL,
+    VARIANT,
+    serial_of,
+    series_names,
+    series_order,
+    without_serial,
 )
+
 # Columns that may follow an axis without being an axis of their own.
 COMPANIONS = {
     "topk_requested": ("topk",),
@@ -40,7 +40,6 @@ FIRST_AXES = ("topk_requested", "batch_size", "world_size", "num_experts", "dim"
 NOT_AXES = ("strategy", "topk", "weight_seed", "threads", "workload", "workload_nominal_ep",
             "trace_sha256")  # fmt: skip
 DESCRIBED = (*(n for n in CONFIG if n not in LOAD_PARTS), "load")
-SERIAL = "serial"
 PLAIN = ("balanced", "learned", "forward", "replicated", "warm", "float32")
 TITLES = {
     "topk_requested": "top-k",
@@ -87,11 +86,6 @@ class Facet:
         return values.pop() if len(values) == 1 else None
 
 
-def without_serial(cells: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the strategies under test: all but the serial baseline's."""
-    return cells[cells["strategy"] != SERIAL]
-
-
 def sort_key(value: Any) -> tuple[int, float, str]:
     """Numbers by size, then texts, plain values of an axis before the others."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -99,19 +93,11 @@ def sort_key(value: Any) -> tuple[int, float, str]:
     return (1, 0.0 if value in PLAIN else 1.0, str(value))
 
 
-ORDER = ("serial", "simple", "dp", "tp", "ep", "ep_tp", "dp_ep", "fsdp")
-
-
-def series_order(name: str) -> tuple[int, str]:
-    first = name.split(" ")[0]
-    return (ORDER.index(first) if first in ORDER else len(ORDER), name)
-
-
 def axes(cells: pd.DataFrame) -> list[str]:
     """The columns along which the sweep has at least two values with all else fixed."""
     candidates = [n for n in varying(cells, (*CONFIG, "load")) if n not in (*VARIANT, *NOT_AXES)]
     if "load" in candidates and varying(cells, LOAD_PARTS) == ["workload_parameter"]:
-        candidates.remove("load")  # the parameter is a number, along which growth can be told
+        candidates.remove("load")  # a number, along which growth can be fitted
     ordered = [n for n in FIRST_AXES if n in candidates]
     ordered += [n for n in candidates if n not in ordered]
     return [name for name in ordered if facets(cells, name)]
@@ -188,43 +174,6 @@ def _facet(
         if not (match := serial_of(serial, summary)).empty
     ]
     return Facet(axis, fixed, pd.concat([rows, *baseline], ignore_index=True))
-
-
-_SAME_WORK = tuple(
-    name
-    for name in flat_row.flat_config(Cell())
-    if name in {f.name for f in dataclasses.fields(LayerSpec)} - {"topk_requested"}
-    or name.startswith("router_")
-    or name in ("batch_size", "mode", "workload", "workload_parameter", "seed", "cache")
-)
-
-
-def serial_of(cells: pd.DataFrame, summary: CellSummary) -> pd.DataFrame:
-    """The serial cell that does the same work on the same host, timed alike: at most one row."""
-    rows = where(cells, "strategy", SERIAL)
-    for name in (*_SAME_WORK, "device", "metric", "host"):
-        rows = where(rows, name, summary.value(name))
-    return rows.iloc[:1]
-
-
-def series_names(cells: pd.DataFrame) -> list[str]:
-    """The strategy, with those of its variant's settings that tell its cells apart."""
-    differing = {strategy: varying(part, VARIANT) for strategy, part in cells.groupby("strategy")}
-    forms = zip(cells["strategy"], cells[list(VARIANT)].to_dict("records"), strict=True)
-    return [
-        _series_name(strategy, {n: form[n] for n in differing[strategy]})
-        for strategy, form in forms
-    ]
-
-
-def _series_name(strategy: str, form: dict[str, Any]) -> str:
-    words = [strategy]
-    for name, value in ((n, hashable(v)) for n, v in form.items()):
-        if name in ("dispatcher", "label", "kernel", "expert_placement", "variant"):
-            words.append(str(value) if value != "" else "-")
-        else:
-            words.append(f"{name}={value}")
-    return " ".join(words)
 
 
 def title_of(axis: str) -> str:

@@ -10,16 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.data.cell_summary import CellSummary, load_of, summaries
-from analysis.data.facets import (
-    SERIAL,
-    VARIANT,
-    series_names,
-    series_order,
-    sort_key,
-    title_of,
-    without_serial,
-)
+from analysis.data.facets import sort_key, title_of
 from analysis.data.frame import hashable, varying
+from analysis.data.series import SERIAL, VARIANT, series_names, series_order, without_serial
 from analysis.plots import canvas
 from analysis.plots.canvas import PlotData
 from runners.records import flat_row

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from analysis import numbers
-from analysis.data.facets import Facet, series_order
+from analysis.data.facets import Facet
+from analysis.data.series import series_order
 from analysis.plots import STYLE
 from analysis.text import captions
 

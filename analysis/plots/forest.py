@@ -17,7 +17,7 @@ LOOKS = {FASTER: ("#D55E00", "s"), SLOWER: ("#0072B2", "o")}
 
 def forest(scene: PlotData) -> Figure | None:
     """B / A: left of 1, B is faster; hollow where no difference is shown."""
-    return _drawn(scene, "forest", *_comparisons(scene))
+    return _figure(scene, "forest", *_comparisons(scene))
 
 
 def beside(scene: PlotData) -> Figure | None:
@@ -26,12 +26,12 @@ def beside(scene: PlotData) -> Figure | None:
         comparisons = compare.beside(scene.frame, scene.cells, NOISE_THRESHOLD)
     except InputError:
         return None
-    return _drawn(
+    return _figure(
         scene, "beside", comparisons, "A: the fastest of ours. B: the fastest other system"
     )
 
 
-def _drawn(
+def _figure(
     scene: PlotData, name: str, comparisons: list[compare.Comparison], what: str
 ) -> Figure | None:
     every = compare.ratio_rows(comparisons)

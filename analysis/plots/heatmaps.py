@@ -12,25 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from analysis.data.cell_summary import summaries
-from analysis.data.facets import (
-    SERIAL,
-    Facet,
-    axes,
-    facets,
-    series_order,
-    setting,
-    sort_key,
-    title_of,
-    x_label,
-)
+from analysis.data.facets import Facet, axes, facets, setting, sort_key, title_of, x_label
 from analysis.data.frame import ALIASES, hashable
+from analysis.data.series import SERIAL, series_order
 from analysis.plots import canvas
 from analysis.plots.bars import bar_names
 from analysis.plots.canvas import PlotData
 from analysis.stats.comparisons import Place, Standings
 
 MAX_ROWS = 16
-MAX_WRITTEN = 16  # ranks up to which every tile of the skew map bears its number
+MAX_WRITTEN = 16  # ranks up to which every tile of the skew map has its number
 TIED = "#D9D9D9"
 
 
@@ -87,7 +78,7 @@ def _values(among: Sequence[Facet], name: str) -> set[Any]:
 def _place(
     ax: Axes, x: int, y: int, place: Place, standings: Standings, used: dict[str, str]
 ) -> None:
-    if len(place.cells) < 2:  # nobody to win against
+    if len(place.cells) < 2:  # no second series to compare with
         alone = "\n".join([*place.cells, "only"]) if place.cells else ""
         ax.text(x, y, alone, ha="center", va="center", size=8)
         return

@@ -146,10 +146,10 @@ def _dodged(x: float, shift: float, log: bool, values: Sequence[float]) -> float
 
 
 def _series(
-    ax: Axes, x: Sequence[float], found: Sequence[Entry], style: dict[str, Any], name: str,
+    ax: Axes, x: Sequence[float], shown: Sequence[Entry], style: dict[str, Any], name: str,
     bands: bool,
 ) -> None:  # fmt: skip
-    known = [(a, e) for a, e in zip(x, found, strict=True) if math.isfinite(e.value)]
+    known = [(a, e) for a, e in zip(x, shown, strict=True) if math.isfinite(e.value)]
     if known:
         xs, entries = [a for a, _ in known], [e for _, e in known]
         y = [e.value for e in entries]
@@ -166,8 +166,8 @@ def _series(
             ax.plot(*zip(*hollow, strict=True), linestyle="", markerfacecolor="white", **marks)
 
 
-def _ends(found: Entry) -> tuple[float, float]:
+def _ends(point: Entry) -> tuple[float, float]:
     """The interval, or no height where there is none; an estimate outside it is not hidden."""
-    low = found.low if math.isfinite(found.low) else found.value
-    high = found.high if math.isfinite(found.high) else found.value
-    return min(low, found.value), max(high, found.value)
+    low = point.low if math.isfinite(point.low) else point.value
+    high = point.high if math.isfinite(point.high) else point.value
+    return min(low, point.value), max(high, point.value)

@@ -10,19 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.data.cell_summary import CellSummary, cells_frame, measured, summaries
-from analysis.data.facets import (
-    DESCRIBED,
-    SERIAL,
-    VARIANT,
-    Facet,
-    facets,
-    grouped,
-    series_names,
-    setting,
-    title_of,
-    without_serial,
-)
+from analysis.data.facets import DESCRIBED, Facet, facets, grouped, setting, title_of
 from analysis.data.frame import varying
+from analysis.data.series import SERIAL, VARIANT, series_names, without_serial
 from analysis.plots import canvas
 from analysis.plots.canvas import PlotData
 from analysis.plots.lines import HOLLOW, difference

@@ -21,25 +21,25 @@ ADVISE_ROWS = 12
 def predict(options: argparse.Namespace, cells: Sequence[CellSummary]) -> str:
     """Every asked strategy at every asked number of ranks; draws where --output is a folder."""
     setup = problem.make(options, cells)
-    asked = _asked(options.strategy)
-    found: list[Prediction] = []
+    asked = _strategies(options.strategy)
+    predictions: list[Prediction] = []
     refused: dict[str, str] = {}
     where: dict[str, list[int]] = {}
     for ranks in problem.world_sizes(options.world_size):
-        some, why = _at(setup, ranks, asked, degrees=False)
-        found += some
+        some, why = _predict_at(setup, ranks, asked, degrees=False)
+        predictions += some
         for name, text in why.items():
             refused.setdefault(name, text)
             where.setdefault(name, []).append(ranks)
-    if not found:
+    if not predictions:
         raise InputError(f"predict: nothing can be run; {next(iter(refused.values()), '')}")
     parts = [
-        render.simple(present.HEADER, [present.row(p) for p in found], options.format),
-        render.lines(present.legend(setup, found), options.format),
+        render.simple(present.HEADER, [present.row(p) for p in predictions], options.format),
+        render.lines(present.legend(setup, predictions), options.format),
         render.lines(_refusals(refused, where), options.format),
     ]
     if options.output:
-        paths = present.draw(setup, found, Path(options.output))
+        paths = present.draw(setup, predictions, Path(options.output))
         parts.append("\n".join(str(path) for path in paths))
     return "\n\n".join(part for part in parts if part)
 
@@ -53,14 +53,15 @@ def _refusals(refused: dict[str, str], where: dict[str, list[int]]) -> list[str]
 
 
 def advise(options: argparse.Namespace, cells: Sequence[CellSummary]) -> str:
+    """The asked strategies with all their degrees at one number of ranks, fastest first."""
     setup = problem.make(options, cells)
     sizes = problem.world_sizes(options.world_size)
     if len(sizes) != 1:
         raise InputError(f"--world-size {options.world_size}: advise takes one number of ranks")
-    found, refused = _at(setup, sizes[0], _asked(options.strategy), degrees=True)
-    if not found:
+    predictions, refused = _predict_at(setup, sizes[0], _strategies(options.strategy), degrees=True)
+    if not predictions:
         raise InputError(f"advise: nothing can be run; {next(iter(refused.values()), '')}")
-    ranked = sorted(found, key=lambda p: (not p.fits, p.total_ms))
+    ranked = sorted(predictions, key=lambda p: (not p.fits, p.total_ms))
     parts = [
         render.lines(present.advice(setup, ranked), options.format),
         render.simple(
@@ -79,7 +80,7 @@ def run(options: argparse.Namespace, cells: Sequence[CellSummary]) -> int:
     return 0
 
 
-def _asked(text: str) -> set[str]:
+def _strategies(text: str) -> set[str]:
     names = set(filter(None, text.split(","))) or set(STRATEGIES)
     unknown = sorted(names - set(STRATEGIES))
     if unknown:
@@ -87,9 +88,10 @@ def _asked(text: str) -> set[str]:
     return names
 
 
-def _at(
+def _predict_at(
     setup: PredictionProblem, ranks: int, asked: set[str], degrees: bool
 ) -> tuple[list[Prediction], dict[str, str]]:
+    """Predictions at this number of ranks, and by strategy the reason why it cannot be run."""
     forms = [s for s in candidates.strategies(ranks, degrees, degrees) if s.name in asked]
     cells, refused = candidates.cells(
         setup.layer, setup.workload(ranks), setup.placement(ranks), forms

@@ -1,4 +1,4 @@
-"""What a step asks of the hardware, phase by phase, in seconds of the hardware at its best.
+"""The work of a step by phase, in seconds of the hardware at its best.
 
 A time is the sum over all (phase, term) of coefficient x value:
 

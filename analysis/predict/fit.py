@@ -1,7 +1,7 @@
 """Coefficients from records: non-negative least squares of relative errors.
 
 Every measured cell gives a row for its total, and lighter ones for the phases that its separate
-passes saw (router, permute, experts, unpermute), so that a total is taken apart as it was measured.
+passes saw (router, permute, experts, unpermute), so that the fit splits a total as it was measured.
 A term's coefficient is 1 / efficiency, or seconds each for operations and experts.
 """
 

@@ -1,4 +1,4 @@
-"""What one rank's hardware can do: from conf/cluster/NAME.yaml or from a record's calibration."""
+"""Rates of one rank's hardware, from conf/cluster/NAME.yaml or from a record's calibration."""
 
 from __future__ import annotations
 
@@ -43,28 +43,28 @@ class HardwareModel:
     inter_efficiency: float = 1.0
     operation_s: float = 0.0
     calibrated: bool = False  # rates are of this machine, not from data sheets
-    read_warm: tuple[tuple[float, float], ...] = ()  # bytes held -> rate; caches
+    read_warm: tuple[tuple[float, float], ...] = ()  # (bytes that are re-read, bytes/s): caches
     links: dict[str, Link] = field(default_factory=dict)  # by collective, where calibrated
     exchanged: dict[str, int] | None = None  # as calibrated: see moe.parallel.algorithms
 
     def matrix_rate(self, dtype: str) -> float:
-        """FLOP/s that are there; the share that is reached is a coefficient of the model."""
+        """Peak FLOP/s; the share of it that a step reaches is a coefficient of the model."""
         if dtype not in self.matrix_flops_per_s:
             known = ", ".join(self.matrix_flops_per_s)
             raise InputError(f"dtype={dtype}: cluster {self.name} has {known}; choose one of them")
         return self.matrix_flops_per_s[dtype]
 
-    def read_rate(self, held_bytes: float) -> float:
-        """Bytes/s of re-reading that much: log-linear between the sizes that were calibrated."""
+    def read_rate(self, set_bytes: float) -> float:
+        """Bytes/s of re-reading a set of this size: log-linear between the calibrated sizes."""
         table = [*self.read_warm]
-        if not table or held_bytes >= 4 * table[-1][0]:
+        if not table or set_bytes >= 4 * table[-1][0]:
             return self.read_bytes_per_s
         table.append((4 * table[-1][0], self.read_bytes_per_s))
-        if held_bytes <= table[0][0]:
+        if set_bytes <= table[0][0]:
             return table[0][1]
-        at = next(i for i, (size, _) in enumerate(table) if size >= held_bytes)
+        at = next(i for i, (size, _) in enumerate(table) if size >= set_bytes)
         (low, slow), (high, fast) = table[at - 1], table[at]
-        share = math.log(held_bytes / low) / math.log(high / low)
+        share = math.log(set_bytes / low) / math.log(high / low)
         return slow ** (1 - share) * fast**share
 
 

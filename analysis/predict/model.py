@@ -67,18 +67,19 @@ def of_machine(machine: HardwareModel) -> Coefficients:
     }, roofline=True)  # fmt: skip
 
 
-def phases_s(found: Mapping[Key, float], coefficients: Coefficients) -> dict[str, float]:
+def phases_s(terms: Mapping[Key, float], coefficients: Coefficients) -> dict[str, float]:
+    """Seconds of every phase; `terms` are those of `features.terms`."""
     if coefficients.roofline:
-        return _rooflines_s(found, coefficients)
+        return _rooflines_s(terms, coefficients)
     times: dict[str, float] = {}
-    for key, value in found.items():
+    for key, value in terms.items():
         times[key[0]] = times.get(key[0], 0.0) + coefficients.of(key) * value
     return times
 
 
-def _rooflines_s(found: Mapping[Key, float], coefficients: Coefficients) -> dict[str, float]:
+def _rooflines_s(terms: Mapping[Key, float], coefficients: Coefficients) -> dict[str, float]:
     """Phases on the device; `launches` is what it waits for the host, where that is slower."""
-    parts = {key: coefficients.of(key) * value for key, value in found.items()}
+    parts = {key: coefficients.of(key) * value for key, value in terms.items()}
     times: dict[str, float] = {}
     for phase in {key[0] for key in parts}:
         mine = {term: value for (name, term), value in parts.items() if name == phase}

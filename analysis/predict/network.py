@@ -13,7 +13,6 @@ message_s for each message (Hockney's model; two tiers as in NCCL's own tuning).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from analysis.predict.hardware import HardwareModel, Link
@@ -28,15 +27,9 @@ class Times:
     alpha_s: float
     wire_s: float
 
-    def __add__(self, other: Times) -> Times:
-        return Times(self.alpha_s + other.alpha_s, self.wire_s + other.wire_s)
-
     @property
     def total_s(self) -> float:
         return self.alpha_s + self.wire_s
-
-
-NOTHING = Times(0.0, 0.0)
 
 
 def members_per_node(size: int, stride: int, ranks_per_node: int) -> int:
@@ -69,7 +62,3 @@ def call_times(call: Call, machine: HardwareModel) -> Times:
 def _one_tier(call: Call, link: Link) -> Times:
     """As calibrated for that collective and number of ranks."""
     return Times(call.calls * link.alpha_s, call.sent_bytes / link.bytes_per_s)
-
-
-def total(calls: Iterable[Call], machine: HardwareModel) -> Times:
-    return sum((call_times(call, machine) for call in calls), NOTHING)

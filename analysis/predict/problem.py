@@ -1,4 +1,4 @@
-"""What a prediction starts from: the layer, the workload, the machine and its coefficients."""
+"""The inputs of a prediction: the layer, the workload, the machine and its coefficients."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ MAX_RANKS = 65536
 
 @dataclass
 class PredictionProblem:
+    """`fixed` is a cluster, whose memory is of a rank; `here` has the fields below it instead."""
+
     cluster: str
     layer: LayerSpec
     work: WorkloadSpec
@@ -62,14 +64,9 @@ class PredictionProblem:
             return prediction
         value, low, high = self.intervals[cell]
         return dataclasses.replace(
-            prediction,
-            total_ms=value,
-            low_ms=low,
-            high_ms=high,
-            fits=True,
-            status=MEASURED,
+            prediction, total_ms=value, low_ms=low, high_ms=high, fits=True, status=MEASURED,
             reason="",
-        )
+        )  # fmt: skip
 
 
 def make(options: argparse.Namespace, cells: Sequence[CellSummary]) -> PredictionProblem:

@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 
 from analysis import plots
-from analysis.data.facets import series_names
 from analysis.data.frame import plain
+from analysis.data.series import series_names
 from analysis.plots.canvas import PlotData, styled
 from analysis.stats import compare, roofline
 from analysis.stats.verdict import NOISE_THRESHOLD
@@ -78,7 +78,7 @@ def content(scene: PlotData, threshold: float) -> dict[str, Any]:
 
 
 def _table(table: tables.Table) -> dict[str, Any]:
-    """Turned where it would be wide: a row per series then."""
+    """Transposed where it would be wide: a row per series then."""
     turned = len(table.columns) >= render.MOST_COLUMNS and len(table.rows) < len(table.columns)
     down, across = (table.columns, table.rows) if turned else (table.rows, table.columns)
     entries = {

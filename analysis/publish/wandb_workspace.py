@@ -16,8 +16,9 @@ from typing import Any
 import pandas as pd
 
 from analysis.data.cell_summary import summaries
-from analysis.data.facets import VARIANT, axes, title_of, without_serial
+from analysis.data.facets import axes, title_of
 from analysis.data.frame import varying
+from analysis.data.series import VARIANT, without_serial
 from analysis.errors import InputError, SourceWarning
 from analysis.plots import PLOTS
 from analysis.text import flag_legend, tables

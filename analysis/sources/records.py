@@ -1,4 +1,4 @@
-"""Rows from sweep folders: the records themselves, the truth every other source copies."""
+"""Rows from sweep folders: the records themselves, which the other sources are copies of."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class OfflineRun:
 
 def load(source: Path, samples: bool = False) -> list[dict[str, Any]]:
     """Rows of every run at or below `source` (a log, a run's folder, `wandb`, or a sweep), the
-    oldest log first; with `samples` also the columns of `flatten.sample_columns`.
+    oldest log first; with `samples` also the columns of `flat_row.sample_columns`.
 
     Damage, unfinished runs and what gives no row are SourceWarnings naming the file.
     """

@@ -13,19 +13,10 @@ import pandas as pd
 
 from analysis import numbers
 from analysis.data.cell_summary import CellSummary, measured, summaries
-from analysis.data.facets import (
-    COMPANIONS,
-    DESCRIBED,
-    VARIANT,
-    serial_of,
-    series_names,
-    series_order,
-    sort_key,
-    title_of,
-    without_serial,
-)
+from analysis.data.facets import COMPANIONS, DESCRIBED, sort_key, title_of
 from analysis.data.frame import hashable, varying
 from analysis.data.schema import CONFIG, LOAD_PARTS
+from analysis.data.series import VARIANT, serial_of, series_names, series_order, without_serial
 from analysis.errors import InputError
 from analysis.stats import pairing, verdict
 from analysis.stats.summarize import summarize
@@ -102,7 +93,10 @@ def _order(name: str, cell: CellSummary) -> tuple[Any, ...]:
 
 
 def column(frame: pd.DataFrame, name: str, threshold: float) -> list[Comparison]:
-    """Cells that differ in this column only; the strategies meet each other and serial."""
+    """Comparisons of cells that differ in this column only; strategies also with serial.
+
+    Raises InputError where the column has one value, or no two such cells were measured.
+    """
     if name in COMMIT:
         commits = zip(*(frame[n] for n in COMMIT), strict=True)
         frame = frame.assign(git_sha=[f"{s[:10]}+{d}" if d else s[:10] for s, d in commits])
@@ -240,9 +234,9 @@ def _judged(pairs: Sequence[Pair], threshold: float, what: str) -> list[Comparis
     ]
 
 
-def summary(found: Sequence[Comparison], threshold: float) -> list[str]:
+def summary(comparisons: Sequence[Comparison], threshold: float) -> list[str]:
     """Lines: the count of each verdict; what the intervals cover and the noise threshold."""
-    counts = Counter(c.found.word if c.found else "too few samples" for c in found)
+    counts = Counter(c.found.word if c.found else "too few samples" for c in comparisons)
     words = {
         verdict.FASTER: "A faster",
         verdict.SLOWER: "B faster",
@@ -250,20 +244,20 @@ def summary(found: Sequence[Comparison], threshold: float) -> list[str]:
         verdict.UNDECIDED: "no difference shown",
     }
     listed = ", ".join(f"{words.get(w, w)} in {n}" for w, n in counts.most_common())
-    bases = sorted({verdict.scope(c.found) for c in found if c.found})
-    unpaired = sum(not c.found.paired for c in found if c.found)
-    kinds = "/".join(dict.fromkeys(c.metric for c in found))
+    bases = sorted({verdict.scope(c.found) for c in comparisons if c.found})
+    unpaired = sum(not c.found.paired for c in comparisons if c.found)
+    kinds = "/".join(dict.fromkeys(c.metric for c in comparisons))
     return [
-        f"Of {len(found)} comparisons of the duration of a step, {kinds}: {listed}.",
-        f"Intervals of the ratio hold together at 95% (Bonferroni over {len(found)}), "
+        f"Of {len(comparisons)} comparisons of the duration of a step, {kinds}: {listed}.",
+        f"Intervals of the ratio hold together at 95% (Bonferroni over {len(comparisons)}), "
         f"{' or '.join(bases)}; {unpaired} unpaired; a difference counts from {threshold:.0%}.",
     ]
 
 
-def ratio_rows(found: Sequence[Comparison]) -> list[tuple[str, float, float, float, str]]:
-    """(name, B / A, low, high, verdict word of A) for the forest plot."""
+def ratio_rows(comparisons: Sequence[Comparison]) -> list[tuple[str, float, float, float, str]]:
+    """(name, B / A, low, high, word of A's verdict) of every comparison with a finite ratio."""
     rows = []
-    for c in found:
+    for c in comparisons:
         if c.found and math.isfinite(c.found.ratio):
             back = c.found.inverted()
             name = f"{c.cell}: {c.names[1]} / {c.names[0]}"

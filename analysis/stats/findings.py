@@ -13,13 +13,14 @@ from typing import Any
 
 from analysis import numbers
 from analysis.data.cell_summary import CellSummary
-from analysis.data.facets import SERIAL, Facet, title_of
+from analysis.data.facets import Facet, title_of
+from analysis.data.series import SERIAL
 from analysis.stats import verdict
 from analysis.stats.comparisons import Place, Standings
 from analysis.stats.verdict import FASTER, MIN_LAUNCHES, SLOWER, Estimate, Verdict
 from runners.records.stats import CONFIDENCE
 
-MISFIT = 1.10  # from here on it is said how far the points lie off the fitted power
+MISFIT = 1.10  # factor off the fitted power law from which the sentence names it
 UNDECIDED_NAMED = 4
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -20,15 +19,15 @@ Unit = tuple[str, str, int]  # host, sweep, launch
 
 
 class Series:
-    """Measured attempts of one cell by launch. A round in which noise made the short block no
-    shorter than the long one has no ratio to anything, and is left out; so is such a launch."""
+    """Measured attempts of one cell by launch. Rounds and launches without a time above
+    zero, in which noise hid the step, are left out."""
 
     def __init__(self, attempts: pd.DataFrame) -> None:
         self.medians: dict[Unit, float] = {}
         self.rounds: dict[Unit, dict[tuple[int, int], float]] = {}
         for row in attempts[COLUMNS].itertuples():
             median = float(row.median_duration_ms)  # type: ignore[arg-type]
-            if not median > 0:  # also where there is none
+            if not median > 0:  # or nan
                 continue
             unit = (str(row.host), str(row.sweep), int(row.launch))  # type: ignore[arg-type]
             numbers: Iterable[Any] = row.round_numbers  # type: ignore[assignment]
@@ -93,27 +92,9 @@ def _candidates(a: Series, b: Series) -> Iterable[tuple[list[float], list[float]
 
 
 def _ratio(a: Series, b: Series, unit: Unit) -> float:
-    """A over B in one launch: the median over the rounds both were in, where a disturbance met
-    both; the medians over each other where they shared no round."""
+    """A over B in one launch: the median of the ratios in shared rounds, where a disturbance hits
+    both; without shared rounds the ratio of the medians."""
     both = [number for number in a.rounds[unit] if number in b.rounds[unit]]
     if not both:
         return a.medians[unit] / b.medians[unit]
     return statistics.median(a.rounds[unit][n] / b.rounds[unit][n] for n in both)
-
-
-def all_pairs(
-    named: Sequence[tuple[str, Series]], comparisons: int, threshold: float = NOISE_THRESHOLD
-) -> dict[tuple[str, str], Verdict | None]:
-    """Every pair once, in the given order; look-up the other way round by `inverted`."""
-    return {
-        (x, y): compare(a, b, comparisons=comparisons, threshold=threshold)
-        for (x, a), (y, b) in itertools.combinations(named, 2)
-    }
-
-
-def is_faster(verdicts: dict[tuple[str, str], Verdict | None], a: str, b: str) -> bool:
-    """Whether A is shown to be faster than B."""
-    known, wanted = verdicts.get((a, b)), verdict.FASTER
-    if known is None:
-        known, wanted = verdicts.get((b, a)), verdict.SLOWER
-    return known is not None and known.word == wanted

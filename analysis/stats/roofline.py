@@ -18,7 +18,7 @@ import pandas as pd
 
 from analysis import numbers
 from analysis.data.cell_summary import CellSummary, summaries
-from analysis.data.facets import series_names
+from analysis.data.series import series_names
 from moe import cost, peers
 from moe.parallel.algorithms import fit_name
 from moe.spec import RankLayout, StrategySpec

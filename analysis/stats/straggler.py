@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-EXCESS = 0.25  # busier than the median of the other ranks by this much
-SHARE = 0.05  # and by at least this part of the step
+EXCESS = 0.25  # more busy time than the others, as a fraction of their median
+SHARE = 0.05  # and as a fraction of the step
 
 
 @dataclass(frozen=True)

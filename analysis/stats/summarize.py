@@ -89,8 +89,8 @@ def _figures(measured: pd.DataFrame) -> dict[str, Any]:
 
 
 def _latency(attempts: list[dict[str, Any]]) -> dict[str, float]:
-    """Of one launch with its interval; of several their median and all that they span. With what
-    a block costs beside its steps."""
+    """Latency and start in ms: of one launch with its interval; of several launches the median, and
+    the span of all intervals."""
     known = [[plain(a[name]) for a in attempts] for name in LATENCY]
     middle, low, high, start = ([v for v in values if v is not None] for values in known)
     return {
@@ -102,7 +102,7 @@ def _latency(attempts: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _over(batch: int, seconds: float) -> float:
-    """A mean's interval may reach down to zero with few wild samples: no upper bound then."""
+    """Tokens per second; nan where few scattered samples give a mean's interval down to zero."""
     return batch / seconds if not seconds <= 0 else math.nan
 
 
@@ -112,7 +112,7 @@ def _one_launch(attempt: dict[str, Any]) -> dict[str, Any]:
         plain(attempt[n]) for n in ("avg_duration_ms", "std_duration_ms", "num_samples")
     )
     half = math.nan
-    if mean <= 0:  # of few wild samples: no average, though there is a median
+    if mean <= 0:  # few scattered samples: no average, though there is a median
         mean = math.nan
     if deviation is not None and count > 1:
         half = t_quantile((1 + CONFIDENCE) / 2, count - 1) * deviation / math.sqrt(count)
@@ -128,7 +128,7 @@ def _one_launch(attempt: dict[str, Any]) -> dict[str, Any]:
 
 
 def _many_launches(attempts: list[dict[str, Any]]) -> dict[str, Any]:
-    """From five launches Student's t on the logarithms of their medians; else all they span."""
+    """From MIN_LAUNCHES on Student's t on the logarithms of their medians; else their span."""
     values: dict[str, float] = {}
     names = (("median", "median_duration_ms"), ("mean", "avg_duration_ms"))
     for short, name in names:

@@ -11,6 +11,7 @@ is taken at 1 - (1 - confidence)/m, so that all of them hold at once with the st
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from runners.records.stats import CONFIDENCE
 
 NOISE_THRESHOLD = 0.02  # effects smaller than this are never called a difference
 MIN_LAUNCHES = 5
-MOST_LOG = 700.0  # exp of it and 1 over that are floats
+MOST_LOG = 700.0  # exp of it and of its negative are floats
 FASTER, SLOWER, SAME, UNDECIDED = "faster", "slower", "same", "undecided"
 OPPOSITE = {FASTER: SLOWER, SLOWER: FASTER, SAME: SAME, UNDECIDED: UNDECIDED}
 
@@ -50,17 +51,10 @@ class Verdict:
 
     def inverted(self) -> Verdict:
         """B against A."""
-        return Verdict(
-            OPPOSITE[self.word],
-            1 / self.ratio,
-            1 / self.high,
-            1 / self.low,
-            self.confidence,
-            self.basis,
-            self.count,
-            self.paired,
-            self.comparisons,
-        )
+        return dataclasses.replace(
+            self, word=OPPOSITE[self.word], ratio=1 / self.ratio, low=1 / self.high,
+            high=1 / self.low,
+        )  # fmt: skip
 
 
 def t_quantile(probability: float, degrees: float) -> float:

@@ -127,10 +127,10 @@ def sweeps(frame: pd.DataFrame) -> list[str]:
 
 def command(verb: str, sources: Sequence[str], *options: str) -> str:
     """The command line that makes this output again; paths below this folder are relative."""
-    return shlex.join(["python", "-m", "analysis", verb, *map(_near, sources), *options])
+    return shlex.join(["python", "-m", "analysis", verb, *map(_relative, sources), *options])
 
 
-def _near(source: str) -> str:
+def _relative(source: str) -> str:
     path = Path(source)
     near = path.is_absolute() and path.is_relative_to(Path.cwd())
     return str(path.relative_to(Path.cwd())) if near else source
@@ -142,7 +142,7 @@ def attempts(frame: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     return frame.iloc[positions]
 
 
-def of_part(cells: pd.DataFrame, part: pd.DataFrame) -> list[str]:
+def table_notes(cells: pd.DataFrame, part: pd.DataFrame) -> list[str]:
     """Notes on the cells of one table, `part` of all `cells`: drift; their sweeps, where there are
     several in all; what their intervals cover, where that differs among them."""
     timed = summaries(measured(part))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.data.cell_summary import CellSummary, summaries
-from analysis.data.facets import series_names
+from analysis.data.series import series_names
 from analysis.stats import straggler
 from analysis.stats.verdict import MIN_LAUNCHES
 from analysis.text import flag_legend
@@ -20,7 +20,7 @@ SPREAD = 0.50  # how far the extremes may lie from the mean
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of trouble, the cells it touches, and the remedy."""
+    """One problem, the cells that have it, and the remedy."""
 
     problem: str
     remedy: str
@@ -32,7 +32,7 @@ class Finding:
 
 
 def findings(frame: pd.DataFrame, cells: pd.DataFrame) -> list[Finding]:
-    """Nothing where the numbers may be used as they are."""
+    """What limits the numbers; empty where nothing does."""
     names = {s.cell_id: n for s, n in zip(summaries(cells), series_names(cells), strict=True)}
     touched: dict[tuple[str, str], list[str]] = {}
     for cell in summaries(cells):

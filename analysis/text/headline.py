@@ -12,18 +12,16 @@ import pandas as pd
 
 from analysis import numbers
 from analysis.data.cell_summary import measured, summaries
-from analysis.data.facets import (
-    DESCRIBED,
+from analysis.data.facets import DESCRIBED, grouped, title_of
+from analysis.data.frame import varying
+from analysis.data.series import (
     SERIAL,
     VARIANT,
-    grouped,
     serial_of,
     series_names,
     series_order,
-    title_of,
     without_serial,
 )
-from analysis.data.frame import varying
 from analysis.stats import findings
 from analysis.stats.comparisons import Place, Standings
 from analysis.stats.findings import Claim, Claims
@@ -62,22 +60,23 @@ def standing(places: Sequence[Place], standings: Standings) -> Claims:
             open_places.append((place, leaders))
     for name, at in sorted(won.items(), key=lambda item: -len(item[1])):
         cells = [cell for place in at for cell in place.cells.values()]
-        claims.add(True, _won(name, at, len(places), standings), cells)
+        claims.add(True, _win_text(name, at, len(places), standings), cells)
     if open_places:
         claims.not_shown.append(_undecided(open_places, len(places)))
     return claims
 
 
-def _won(name: str, at: Sequence[Place], total: int, standings: Standings) -> str:
+def _win_text(name: str, at: Sequence[Place], total: int, standings: Standings) -> str:
     if len(at) == 1:
-        return f"{name} is fastest{_where(at[0], total)}: {findings.margin(name, at[0], standings)}"
+        margin = findings.margin(name, at[0], standings)
+        return f"{name} is fastest{_place_text(at[0], total)}: {margin}"
     leads = sorted(standings.lead(place) for place in at)
     low, high = (numbers.short(lead) for lead in (leads[0], leads[-1]))
     where = f"all {total}" if len(at) == total else f"{len(at)} of {total}"
     return f"{name} is fastest at {where} settings, by {low}x to {high}x over the next"
 
 
-def _where(place: Place, total: int) -> str:
+def _place_text(place: Place, total: int) -> str:
     return f" at 1 of {total} settings ({place.x})" if total > 1 and place.x else ""
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from analysis.data.cell_summary import CellSummary, measured, summaries
-from analysis.data.facets import SERIAL, Facet, axes, facets, setting, title_of, without_serial
+from analysis.data.facets import Facet, axes, facets, setting, title_of
+from analysis.data.series import SERIAL, without_serial
 from analysis.stats import findings, verdict
 from analysis.stats.comparisons import Place, Standings
 from analysis.stats.findings import Claim, Claims

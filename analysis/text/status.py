@@ -14,18 +14,8 @@ from analysis.data.frame import plain
 from runners.host import project_paths
 from runners.sweep import resume
 
-HEADER = (
-    "sweep",
-    "planned",
-    "measured",
-    "wrong",
-    "failed",
-    "other",
-    "missing",
-    "launches",
-    "timed s",
-)
-
+HEADER = (*("sweep", "planned", "measured", "wrong", "failed", "other", "missing", "launches"),
+          "timed s")  # fmt: skip
 HINTS = {
     "missing": "resume={folder} measures it",
     "stale": "measured by other code, versions or machine; resume_mode=stale measures it anew",

@@ -10,17 +10,9 @@ import pandas as pd
 
 from analysis import numbers
 from analysis.data.cell_summary import CellSummary, summaries
-from analysis.data.facets import (
-    Facet,
-    axes,
-    facets,
-    series_names,
-    setting,
-    title_of,
-    without_serial,
-    x_label,
-)
+from analysis.data.facets import Facet, axes, facets, setting, title_of, x_label
 from analysis.data.frame import hashable
+from analysis.data.series import series_names, without_serial
 from analysis.text import captions, flag_legend
 
 MAX_FACETS = 6  # of one axis in `show`; --filter chooses among more
@@ -36,7 +28,7 @@ class Metric:
     low: str = ""
     high: str = ""
     scale: float = 1.0
-    of_step: bool = False  # made of the time of a step, which can be of more than one kind
+    of_step: bool = False  # a time of a step, of which there is more than one kind (`metric`)
 
     @property
     def heading(self) -> str:
@@ -61,13 +53,10 @@ METRICS = {
     "latency_ms": LATENCY,
 }
 # The seed's tables and throughput by batch, duration first. Other axes get a duration table.
-SEED = (
-    ("topk_requested", DURATION),
-    ("batch_size", DURATION),
-    ("world_size", DURATION),
-    ("topk_requested", THROUGHPUT),
-    ("batch_size", THROUGHPUT),
-    ("world_size", THROUGHPUT),
+SEED = tuple(
+    (axis, metric)
+    for metric in (DURATION, THROUGHPUT)
+    for axis in ("topk_requested", "batch_size", "world_size")
 )
 
 
@@ -158,7 +147,7 @@ def _axis_tables(cells: pd.DataFrame, axis: str, metric: Metric) -> list[Table]:
     of_axis = facets(cells, axis)
     tables = [facet_table(facet, metric) for facet in of_axis[:MAX_FACETS]]
     for table, facet in zip(tables, of_axis, strict=False):
-        table.notes += captions.of_part(cells, facet.cells)
+        table.notes += captions.table_notes(cells, facet.cells)
     if len(of_axis) > MAX_FACETS:
         left = len(of_axis) - MAX_FACETS
         tables[-1].notes.append(
@@ -217,14 +206,14 @@ def long_rows(tables: list[Table]) -> list[dict[str, Any]]:
             "table": table.title,
             table.corner: row,
             "series": column,
-            "value": found.value,
-            "low": found.low,
-            "high": found.high,
-            "outcome": found.outcome,
-            "flags": " ".join(found.flags),
-            "cell_id": found.cell_id,
+            "value": cell.value,
+            "low": cell.low,
+            "high": cell.high,
+            "outcome": cell.outcome,
+            "flags": " ".join(cell.flags),
+            "cell_id": cell.cell_id,
         }
         for table in tables
-        for (row, column), found in table.entries.items()
-        if found.outcome
+        for (row, column), cell in table.entries.items()
+        if cell.outcome
     ]
