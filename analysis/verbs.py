@@ -27,6 +27,7 @@ from analysis.text import captions, diagnosis, insights, peers, render, status, 
 
 if TYPE_CHECKING:
     from analysis.plots.canvas import PlotData
+    from analysis.predict.command import Answer
 
 
 Summary = tuple[insights.Insight, list[insights.Insight]]
@@ -280,8 +281,23 @@ def dashboard_(options: argparse.Namespace) -> int:
 def predict_(options: argparse.Namespace) -> int:
     from analysis.predict import command
 
-    here = options.cluster == "here"
-    return command.run(options, summaries(load(options).cells) if here else [])
+    cells = summaries(load(options).cells) if options.cluster == "here" else []
+    if options.verb == "predict":  # whose --output is a folder for pictures
+        print(answer_text(command.predict(options, cells), options.format))
+    else:
+        write_output(answer_text(command.advise(options, cells), options.format), options.output)
+    return 0
+
+
+def answer_text(answer: Answer, style: str) -> str:
+    header, *rows = answer.table
+    parts = [
+        render.lines(answer.advice, style),
+        render.simple(header, rows, style),
+        *(render.lines(lines, style) for lines in answer.notes),
+        "\n".join(str(path) for path in answer.files),
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
-from moe.spec import Cell, WorkloadSpec
+from moe.spec import Cell
 from runners.records import flat_row
 
 
@@ -112,6 +112,13 @@ class CellSummary:
 FIELDS = tuple(f.name for f in dataclasses.fields(CellSummary))
 
 
+def of_attempt(attempt: Mapping[str, Any], figures: Mapping[str, Any]) -> CellSummary:
+    """The summary with the cell and the details of one attempt (a row) and these other fields."""
+    details = {name: attempt[name] for name in FIELDS if name in attempt}
+    fields = {**details, "load": load_of(attempt), **figures}
+    return CellSummary(flat_row.cell_of(attempt), **fields)
+
+
 def cells_frame(cells: Iterable[CellSummary]) -> pd.DataFrame:
     """One row per cell: its config, the fields of its CellSummary, and itself as `summary`."""
     return pd.DataFrame([
@@ -130,8 +137,9 @@ def measured(cells: pd.DataFrame) -> pd.DataFrame:
     return cells[cells["outcome"] == "measured"]
 
 
-def load_of(work: WorkloadSpec) -> str:
-    """The workload in words: "learned", "zipf 1.2", "hot_rank 0.5 of ep 4", "trace 1a2b3c4d"."""
+def load_of(attempt: Mapping[str, Any]) -> str:
+    """The workload of a row: "learned", "zipf 1.2", "hot_rank 0.5 of ep 4", "trace 1a2b3c4d"."""
+    work = flat_row.cell_of(attempt).workload
     words = [work.kind]
     words += [f"{work.parameter:g}"] if work.parameter else []
     words += [f"of ep {work.nominal_ep}"] if work.nominal_ep else []

@@ -15,7 +15,6 @@ from analysis.data.frame import hashable, varying
 from analysis.data.series import SERIAL, VARIANT, series_names, series_order, without_serial
 from analysis.plots import canvas
 from analysis.plots.canvas import PlotData
-from runners.records import flat_row
 
 MAX_BARS = 24
 PHASES = {
@@ -38,7 +37,7 @@ def settings(cells: pd.DataFrame) -> list[str]:
     """What tells cells or attempts apart beside their series: "batch size 8, top-k 2"."""
     if "load" not in cells:
         rows = [{str(k): v for k, v in row.items()} for _, row in cells.iterrows()]
-        cells = cells.assign(load=[load_of(flat_row.cell_of(row).workload) for row in rows])
+        cells = cells.assign(load=[load_of(row) for row in rows])
     tested = without_serial(cells)
     names = [n for n in varying(cells if tested.empty else tested, NAMED) if n not in VARIANT]
     columns = [[f"{title_of(n)} {value}" for value in cells[n]] for n in names]

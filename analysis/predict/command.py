@@ -1,25 +1,36 @@
-"""The verbs predict and advise."""
+"""The answers of the verbs predict and advise."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from analysis.data.cell_summary import CellSummary
 from analysis.errors import InputError
-from analysis.output import write_output
 from analysis.predict import candidates, present, problem
 from analysis.predict.model import Prediction
 from analysis.predict.problem import PredictionProblem
-from analysis.text import render
 from moe.spec import STRATEGIES
 
 ADVISE_ROWS = 12
 
 
-def predict(options: argparse.Namespace, cells: Sequence[CellSummary]) -> str:
-    """Every asked strategy at every asked number of ranks; draws where --output is a folder."""
+class Answer(NamedTuple):
+    """What is printed: lines of advice, the table with its header, lines about it, files drawn."""
+
+    advice: list[str]
+    table: list[list[str]]
+    notes: list[list[str]]
+    files: list[Path]
+
+
+def predict(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Answer:
+    """Every asked strategy at every asked number of ranks; draws where --output is a folder.
+
+    Raises InputError where no strategy can be run, or the options do not fit together.
+    """
     setup = problem.make(options, cells)
     asked = _strategies(options.strategy)
     predictions: list[Prediction] = []
@@ -33,15 +44,10 @@ def predict(options: argparse.Namespace, cells: Sequence[CellSummary]) -> str:
             where.setdefault(name, []).append(ranks)
     if not predictions:
         raise InputError(f"predict: nothing can be run; {next(iter(refused.values()), '')}")
-    parts = [
-        render.simple(present.HEADER, [present.row(p) for p in predictions], options.format),
-        render.lines(present.legend(setup, predictions), options.format),
-        render.lines(_refusals(refused, where), options.format),
-    ]
-    if options.output:
-        paths = present.draw(setup, predictions, Path(options.output))
-        parts.append("\n".join(str(path) for path in paths))
-    return "\n\n".join(part for part in parts if part)
+    notes = [present.legend(setup, predictions), _refusals(refused, where)]
+    output = options.output
+    files = present.draw(setup, predictions, Path(output)) if output else []
+    return Answer([], present.table(predictions), notes, files)
 
 
 def _refusals(refused: dict[str, str], where: dict[str, list[int]]) -> list[str]:
@@ -52,8 +58,11 @@ def _refusals(refused: dict[str, str], where: dict[str, list[int]]) -> list[str]
     ]
 
 
-def advise(options: argparse.Namespace, cells: Sequence[CellSummary]) -> str:
-    """The asked strategies with all their degrees at one number of ranks, fastest first."""
+def advise(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Answer:
+    """The asked strategies with all their degrees at one number of ranks, fastest first.
+
+    Raises InputError as `predict` does, and for more than one number of ranks.
+    """
     setup = problem.make(options, cells)
     sizes = problem.world_sizes(options.world_size)
     if len(sizes) != 1:
@@ -62,22 +71,8 @@ def advise(options: argparse.Namespace, cells: Sequence[CellSummary]) -> str:
     if not predictions:
         raise InputError(f"advise: nothing can be run; {next(iter(refused.values()), '')}")
     ranked = sorted(predictions, key=lambda p: (not p.fits, p.total_ms))
-    parts = [
-        render.lines(present.advice(setup, ranked), options.format),
-        render.simple(
-            present.HEADER, [present.row(p) for p in ranked[:ADVISE_ROWS]], options.format
-        ),
-        render.lines(present.legend(setup, ranked), options.format),
-    ]
-    return "\n\n".join(part for part in parts if part)
-
-
-def run(options: argparse.Namespace, cells: Sequence[CellSummary]) -> int:
-    if options.verb == "predict":
-        print(predict(options, cells))
-    else:
-        write_output(advise(options, cells), options.output)
-    return 0
+    table, notes = present.table(ranked[:ADVISE_ROWS]), [present.legend(setup, ranked)]
+    return Answer(present.advice(setup, ranked), table, notes, [])
 
 
 def _strategies(text: str) -> set[str]:

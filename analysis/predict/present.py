@@ -28,8 +28,12 @@ HEADER = ("ranks", "strategy", "ms", "interval", "tokens/s", "how known", "memor
 STYLES = {MEASURED: "filled", INTERPOLATED: "filled", EXTRAPOLATED: "hollow"}
 
 
-def row(prediction: Prediction) -> list[str]:
-    """Texts in the order of HEADER."""
+def table(predictions: Sequence[Prediction]) -> list[list[str]]:
+    """The header and a row for every prediction."""
+    return [list(HEADER), *(_row(prediction) for prediction in predictions)]
+
+
+def _row(prediction: Prediction) -> list[str]:
     cell, value = prediction.cell, numbers.short(prediction.total_ms)
     low, high = (numbers.short(end) for end in (prediction.low_ms, prediction.high_ms))
     memory = numbers.bytes_text(prediction.memory_bytes)

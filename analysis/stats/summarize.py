@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.data.cell_summary import FIELDS, CellSummary, cells_frame, load_of
+from analysis.data.cell_summary import CellSummary, cells_frame, of_attempt
 from analysis.data.frame import plain
 from analysis.stats.verdict import MIN_LAUNCHES, factor, logs, paired_interval, t_quantile
-from runners.records import flat_row, stats
+from runners.records import stats
 from runners.records.stats import CONFIDENCE
 
 NO_TIME = (
@@ -53,13 +53,9 @@ def _summary(attempts: pd.DataFrame, positions: list[int]) -> CellSummary:
     flags = list(dict.fromkeys(flag for row in used["flags"] for flag in row))
     if outcome == "measured" and len(measured) < len(attempts):
         flags.append("some_attempts_failed")
-    cell = flat_row.cell_of(newest)
-    return CellSummary(**{
-        **{name: newest[name] for name in FIELDS if name in newest},
-        "cell": cell,
+    return of_attempt(newest, {
         "outcome": outcome,
         **({"error_message": NO_TIME} if outcome == "failed" and not timed.empty else {}),
-        "load": load_of(cell.workload),
         "attempts": [str(a) for a in attempts["attempt_id"]],
         "sweeps": list(dict.fromkeys(str(s) for s in attempts["sweep"])),
         "launches": len(measured) if outcome == "measured" else 0,
