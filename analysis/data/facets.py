@@ -192,11 +192,9 @@ def setting(facet: Facet) -> str:
             continue
         value = fixed.get(name, facet.fixed_of(name))
         if name == "num_experts" and facet.axis == "world_size" and value is None:
-            follows = [
-                s.cell.layer.num_experts == s.world_size
-                for s in summaries(without_serial(facet.cells))
-            ]
-            value = "ranks" if all(follows) else None
+            tested = summaries(without_serial(facet.cells))
+            follows = all(s.cell.layer.num_experts == s.world_size for s in tested)
+            value = "ranks" if follows else None
         if value is not None:
             words.append(f"{title_of(name)} = {value}" if value == "ranks" else _pair(name, value))
     return ", ".join(words)

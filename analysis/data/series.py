@@ -30,6 +30,7 @@ SAME_WORK = tuple(
 
 
 def series_order(name: str) -> tuple[int, str]:
+    """Sorts series: by ORDER of their strategies, unknown ones last, then by name."""
     first = name.split(" ")[0]
     return (ORDER.index(first) if first in ORDER else len(ORDER), name)
 
@@ -52,16 +53,12 @@ def series_names(cells: pd.DataFrame) -> list[str]:
     differing = {strategy: varying(part, VARIANT) for strategy, part in cells.groupby("strategy")}
     forms = zip(cells["strategy"], cells[list(VARIANT)].to_dict("records"), strict=True)
     return [
-        _series_name(strategy, {n: form[n] for n in differing[strategy]})
+        " ".join([strategy, *(_form_word(n, hashable(form[n])) for n in differing[strategy])])
         for strategy, form in forms
     ]
 
 
-def _series_name(strategy: str, form: dict[str, Any]) -> str:
-    words = [strategy]
-    for name, value in ((n, hashable(v)) for n, v in form.items()):
-        if name in ("dispatcher", "label", "kernel", "expert_placement", "variant"):
-            words.append(str(value) if value != "" else "-")
-        else:
-            words.append(f"{name}={value}")
-    return " ".join(words)
+def _form_word(name: str, value: Any) -> str:
+    if name in ("dispatcher", "label", "kernel", "expert_placement", "variant"):
+        return str(value) if value != "" else "-"
+    return f"{name}={value}"

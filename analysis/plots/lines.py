@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -24,28 +24,16 @@ HOLLOW = Line2D(
 )  # fmt: skip
 
 
-def speed_vs_top_k(scene: PlotData) -> Figure | None:
-    return against(scene, "topk_requested", DURATION, "speed_vs_top_k")
+def _plot(name: str, axis: str, metric: Metric) -> Callable[[PlotData], Figure | None]:
+    return lambda scene: against(scene, axis, metric, name)
 
 
-def speed_vs_ranks(scene: PlotData) -> Figure | None:
-    return against(scene, "world_size", DURATION, "speed_vs_ranks")
-
-
-def speed_vs_batch(scene: PlotData) -> Figure | None:
-    return against(scene, "batch_size", DURATION, "speed_vs_batch")
-
-
-def throughput_vs_topk(scene: PlotData) -> Figure | None:
-    return against(scene, "topk_requested", THROUGHPUT, "throughput_vs_topk")
-
-
-def throughput_vs_batch(scene: PlotData) -> Figure | None:
-    return against(scene, "batch_size", THROUGHPUT, "throughput_vs_batch")
-
-
-def throughput_vs_total_ranks(scene: PlotData) -> Figure | None:
-    return against(scene, "world_size", THROUGHPUT, "throughput_vs_total_ranks")
+speed_vs_top_k = _plot("speed_vs_top_k", "topk_requested", DURATION)
+speed_vs_ranks = _plot("speed_vs_ranks", "world_size", DURATION)
+speed_vs_batch = _plot("speed_vs_batch", "batch_size", DURATION)
+throughput_vs_topk = _plot("throughput_vs_topk", "topk_requested", THROUGHPUT)
+throughput_vs_batch = _plot("throughput_vs_batch", "batch_size", THROUGHPUT)
+throughput_vs_total_ranks = _plot("throughput_vs_total_ranks", "world_size", THROUGHPUT)
 
 
 def axis(scene: PlotData) -> Figure | None:

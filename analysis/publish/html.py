@@ -13,6 +13,7 @@ import pandas as pd
 from analysis import plots
 from analysis.data.frame import plain
 from analysis.data.series import series_names
+from analysis.errors import InputError
 from analysis.plots.canvas import PlotData, styled
 from analysis.stats import compare, roofline
 from analysis.stats.verdict import NOISE_THRESHOLD
@@ -108,8 +109,6 @@ def pictures(scene: PlotData) -> list[dict[str, str]]:
 
 def _pairs(frame: pd.DataFrame, threshold: float) -> list[list[str]]:
     """The strategies against each other; nothing for a sweep of one strategy."""
-    from analysis.errors import InputError
-
     try:
         return [c.row(threshold) for c in compare.column(frame, "strategy", threshold)]
     except InputError:

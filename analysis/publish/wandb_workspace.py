@@ -52,9 +52,9 @@ def workspace(frame: pd.DataFrame, cells: pd.DataFrame, entity: str = "", projec
         project=project or where["project"],
         name=f"MoE benchmark: {', '.join(_sweeps(frame))}"[:128],
         sections=[
-            ws.Section(name=name, panels=_laid_out(wr, made), is_open=place < COLUMNS)
-            for place, (name, made) in enumerate(parts)
-            if made
+            ws.Section(name=name, panels=_laid_out(wr, panels), is_open=place < COLUMNS)
+            for place, (name, panels) in enumerate(parts)
+            if panels
         ],
         settings=ws.WorkspaceSettings(max_runs=200),
         runset_settings=_runset(ws, expr, frame, cells),
@@ -196,13 +196,13 @@ def _laid_out(wr: Any, panels: Sequence[Any]) -> list[Any]:
     return list(panels)
 
 
-def spec(made: Any) -> str:
+def spec(view: Any) -> str:
     """What W&B would store, as JSON; needs no server."""
-    text = made._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)
+    text = view._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)
     return json.dumps(json.loads(text), indent=1, sort_keys=True)
 
 
-def save(made: Any) -> str:
+def save(view: Any) -> str:
     """Stores the workspace as a new saved view and returns its address; raises InputError."""
     try:
         with usable_environment() as faults:
@@ -210,9 +210,9 @@ def save(made: Any) -> str:
 
             for fault in faults:
                 warnings.warn(redact(fault), SourceWarning, stacklevel=2)
-            made.entity = made.entity or wandb.Api().default_entity
-            made.save()
-            return str(made.url)
+            view.entity = view.entity or wandb.Api().default_entity
+            view.save()
+            return str(view.url)
     except Exception as error:
         text = redact(" ".join(str(error).split()))
         raise InputError(

@@ -35,15 +35,15 @@ class Comparison:
     cell: str
     names: tuple[str, str]
     medians_ms: tuple[float, float]
-    found: Verdict | None
+    verdict: Verdict | None
     cell_ids: tuple[str, str]
     metric: str = ""
 
     def ratio(self, digits: int = 3) -> str:
         """B / A with its interval."""
-        if not self.found:
+        if not self.verdict:
             return "-"
-        back = self.found.inverted()
+        back = self.verdict.inverted()
         return f"{back.ratio:.{digits}f} [{back.low:.{digits}f}, {back.high:.{digits}f}]"
 
     def row(self, threshold: float) -> list[str]:
@@ -52,7 +52,7 @@ class Comparison:
             *self.names,
             *(numbers.short(v) for v in self.medians_ms),
             self.ratio(),
-            verdict.sentence(*self.names, self.found, threshold),
+            verdict.sentence(*self.names, self.verdict, threshold),
         ]
 
 
@@ -236,7 +236,7 @@ def _judged(pairs: Sequence[Pair], threshold: float, what: str) -> list[Comparis
 
 def summary(comparisons: Sequence[Comparison], threshold: float) -> list[str]:
     """Lines: the count of each verdict; what the intervals cover and the noise threshold."""
-    counts = Counter(c.found.word if c.found else "too few samples" for c in comparisons)
+    counts = Counter(c.verdict.word if c.verdict else "too few samples" for c in comparisons)
     words = {
         verdict.FASTER: "A faster",
         verdict.SLOWER: "B faster",
@@ -244,8 +244,8 @@ def summary(comparisons: Sequence[Comparison], threshold: float) -> list[str]:
         verdict.UNDECIDED: "no difference shown",
     }
     listed = ", ".join(f"{words.get(w, w)} in {n}" for w, n in counts.most_common())
-    bases = sorted({verdict.scope(c.found) for c in comparisons if c.found})
-    unpaired = sum(not c.found.paired for c in comparisons if c.found)
+    bases = sorted({verdict.scope(c.verdict) for c in comparisons if c.verdict})
+    unpaired = sum(not c.verdict.paired for c in comparisons if c.verdict)
     kinds = "/".join(dict.fromkeys(c.metric for c in comparisons))
     return [
         f"Of {len(comparisons)} comparisons of the duration of a step, {kinds}: {listed}.",
@@ -258,8 +258,8 @@ def ratio_rows(comparisons: Sequence[Comparison]) -> list[tuple[str, float, floa
     """(name, B / A, low, high, word of A's verdict) of every comparison with a finite ratio."""
     rows = []
     for c in comparisons:
-        if c.found and math.isfinite(c.found.ratio):
-            back = c.found.inverted()
+        if c.verdict and math.isfinite(c.verdict.ratio):
+            back = c.verdict.inverted()
             name = f"{c.cell}: {c.names[1]} / {c.names[0]}"
-            rows.append((name, back.ratio, back.low, back.high, c.found.word))
+            rows.append((name, back.ratio, back.low, back.high, c.verdict.word))
     return rows

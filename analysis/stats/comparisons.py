@@ -67,11 +67,9 @@ class Standings:
             known = self._verdicts[b, a]
             return known.inverted() if known else None
         if (a, b) not in self._verdicts:
+            series = (self.series(a), self.series(b))
             self._verdicts[a, b] = pairing.compare(
-                self.series(a),
-                self.series(b),
-                comparisons=self.comparisons,
-                threshold=self.threshold,
+                *series, comparisons=self.comparisons, threshold=self.threshold
             )
         return self._verdicts[a, b]
 

@@ -58,15 +58,9 @@ def compare(
     """A against B on the best data both have: launches before rounds, paired before unpaired."""
     for x, y, paired, basis, count in _candidates(a, b):
         result = verdict.compare(
-            x,
-            y,
-            paired=paired,
-            basis=basis,
-            launches=count,
-            comparisons=comparisons,
-            threshold=threshold,
-            confidence=confidence,
-        )
+            x, y, paired=paired, basis=basis, launches=count, comparisons=comparisons,
+            threshold=threshold, confidence=confidence,
+        )  # fmt: skip
         if result is not None:
             return result
     return None

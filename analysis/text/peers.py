@@ -42,8 +42,8 @@ def _mebibytes(cell: CellSummary) -> str:
 
 def summary_lines(pairs: Sequence[Comparison], threshold: float) -> list[str]:
     """Lines: how often ours is faster and by how much; what the columns and intervals mean."""
-    ratios = [one.found.inverted().ratio for one in pairs if one.found]
-    words = [one.found.word if one.found else "" for one in pairs]
+    ratios = [one.verdict.inverted().ratio for one in pairs if one.verdict]
+    words = [one.verdict.word if one.verdict else "" for one in pairs]
     lines = []
     if ratios:
         lines.append(
