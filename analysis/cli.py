@@ -60,6 +60,7 @@ VERBS = {
 
 
 def parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
     top = argparse.ArgumentParser(
         prog="python -m analysis",
         description="Tables, plots and verdicts from the records of a sweep.",

@@ -1,4 +1,4 @@
-"""The cells of a sweep arranged as pictures and tables want them: an axis, series, all else fixed.
+"""The cells of a sweep as tables and plots show them: along an axis, by series, all else fixed.
 
 A facet holds the cells that differ in one axis and in the strategy only. A sweep that varies more
 has several facets of one axis; what must follow the axis (threads follow ranks) makes no new one.
@@ -64,10 +64,12 @@ class Facet:
 
     @property
     def values(self) -> list[Any]:
+        """The axis values, sorted."""
         return sorted({hashable(x) for x in self.cells["x"]}, key=sort_key)
 
     @property
     def series(self) -> list[str]:
+        """The names of the series, in their order."""
         return sorted(set(self.cells["series"]), key=series_order)
 
     def at(self, x: Any, series: str) -> CellSummary | None:
@@ -87,7 +89,7 @@ class Facet:
 
 
 def sort_key(value: Any) -> tuple[int, float, str]:
-    """Numbers by size, then texts, plain values of an axis before the others."""
+    """Sorts values of an axis: numbers by size, then texts, those of PLAIN first."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return (0, float(value), "")
     return (1, 0.0 if value in PLAIN else 1.0, str(value))
@@ -177,6 +179,7 @@ def _facet(
 
 
 def title_of(axis: str) -> str:
+    """A column's name in titles: "top-k" for topk."""
     return TITLES.get(axis, axis.replace("_", " "))
 
 

@@ -25,6 +25,8 @@ WORDS = {
 
 
 class Column(NamedTuple):
+    """A column of the frame: its name, kind and meaning."""
+
     name: str
     kind: str
     about: str

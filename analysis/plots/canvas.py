@@ -120,6 +120,7 @@ def _outside(fig: Figure, y: float, lines: Sequence[str], side: str, look: dict[
 def caption_lines(
     scene: PlotData, name: str, extra: Sequence[str], frame: pd.DataFrame, cells: pd.DataFrame
 ) -> list[str]:
+    """The lines below a plot: its own, then machine, engine, statistics, flags, command."""
     chosen = (("--group", scene.group), ("--metric", scene.metric))
     words = [word for option, value in chosen if value for word in (option, value)]
     again = captions.command("plot", scene.sources, "--name", name, *words, *scene.options)

@@ -1,4 +1,4 @@
-"""Coloured grids: which strategy wins where, and which rank has how much to do."""
+"""Coloured grids: the fastest strategy by two axes, and the slots of every rank."""
 
 from __future__ import annotations
 

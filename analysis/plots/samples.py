@@ -1,4 +1,4 @@
-"""Every long block in the order it was taken, after the warm-up: is there a steady state?"""
+"""Every long block in the order it was taken, with the warm-up: whether the times are steady."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ MAX_FACETS = 3
 
 
 def strong_scaling(scene: PlotData) -> Figure | None:
-    """Speed-up against the serial cell of the same work; against its own fewest ranks without."""
+    """Speed-up against the serial cell of the same work, or else against the fewest ranks."""
     drawn = facets(scene.cells, "world_size")[:MAX_FACETS]
     if not drawn:
         return None

@@ -28,7 +28,10 @@ OVERLAPS = (1, 2, 4)
 
 
 def model_layer(name: str, scale: int = 1, topk: int = 0, dtype: str = "bfloat16") -> LayerSpec:
-    """The layer of conf/model/NAME.yaml; raises InputError."""
+    """The layer of conf/model/NAME.yaml, its sizes divided by `scale`; `topk` 0 is the file's.
+
+    Raises InputError for a name, scale or dtype there is none of.
+    """
     path = MODELS / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in MODELS.glob("*.yaml")))

@@ -54,7 +54,7 @@ MOVED_BACK_ONCE = ("permute", "unpermute")  # their gradients are moved once, as
 
 @dataclass(frozen=True)
 class Step:
-    """The rank that decides how long a step takes."""
+    """The work of the busiest rank, which decides how long a step takes."""
 
     cell: Cell
     load: Load
@@ -71,7 +71,7 @@ class Step:
 
 
 def busiest(cell: Cell, skew: float = 1.0, dense: bool = False) -> Step:
-    """Rank 0 has the most tokens; a skew beyond what top-k allows is cut to what it allows."""
+    """The step of rank 0, which has the most tokens; skew is clipped to what top-k allows."""
     ep = degrees(cell).ep
     most = ep * min(1.0, cell.layer.num_experts / ep / cell.layer.topk)
     skew = max(1.0, min(skew, most))

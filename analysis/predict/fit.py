@@ -25,8 +25,8 @@ from moe.spec import Cell
 
 LOCAL = ("router", "permute", "experts", "unpermute")
 PHASE_WEIGHT = 0.3  # of a phase's row beside its total's
-PULL = 0.02  # towards the machine's own best, where cells leave a coefficient open
-ROUNDS = 8  # of reweighting, so that a few cells that were disturbed do not decide
+PULL = 0.02  # weight of the prior that efficiencies are 1, where cells do not determine them
+ROUNDS = 8  # of reweighting, which takes weight from outliers
 HUBER = 0.15  # relative errors beyond it count linearly
 CONFIDENCE = 0.90
 MIN_CELLS = 8
@@ -35,7 +35,7 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Measured:
-    """A cell with its time, and what its machine can do."""
+    """A cell with its times and its machine."""
 
     cell: Cell
     machine: HardwareModel
@@ -76,12 +76,12 @@ def left_out_errors(cells: Sequence[Measured], folds: int) -> list[float]:
 
 
 def predicted_s(measured: Measured, coefficients: Coefficients) -> float:
-    """By the cell alone: which kernel ran is not known of a cell that is yet to run."""
+    """Predicted seconds of a step, without the kernel that ran, which a prediction cannot know."""
     return model.time_s(measured.cell, measured.machine, coefficients, measured.skew)[1]
 
 
 def spread(errors: Sequence[float], confidence: float = CONFIDENCE) -> float:
-    """Factor around an estimate that holds a new cell with this confidence, if it is like these:
+    """Factor around an estimate that contains a new cell with this confidence, if it is like these:
     the conformal quantile of absolute log errors (Vovk et al. 2005), rank ceil((n+1) c)."""
     ordered = sorted(abs(error) for error in errors)
     rank = math.ceil((len(ordered) + 1) * confidence)

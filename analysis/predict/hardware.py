@@ -19,7 +19,7 @@ OF_CALIBRATION = {"calibrated", "read_warm", "links", "exchanged"}
 
 @dataclass(frozen=True)
 class Link:
-    """A collective takes alpha_s + message_s per message + bytes / bytes_per_s, per rank."""
+    """Per rank a collective takes alpha_s + messages * message_s + bytes / bytes_per_s."""
 
     bytes_per_s: float
     alpha_s: float
@@ -69,11 +69,12 @@ class HardwareModel:
 
 
 def names() -> list[str]:
+    """Names of the clusters in conf/cluster, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def load(name: str, folder: Path = FOLDER) -> HardwareModel:
-    """Raises InputError for a cluster there is none of, or a file that lacks something."""
+    """The cluster of a name or of a .yaml file; raises InputError for an unknown or bad one."""
     path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
     try:
         config = yaml.safe_load(path.read_text("utf-8"))
@@ -108,8 +109,8 @@ def of_config(config: Any, name: str) -> HardwareModel:
 def of_calibration(
     calibration: Mapping[str, Any], ranks: int, memory_bytes: float = math.inf
 ) -> HardwareModel:
-    """The share of one of `ranks` ranks in what all of them reach together; latencies are those of
-    the ranks that were calibrated. KeyError where something is missing."""
+    """Rates of one of `ranks` ranks: its share of what all reach together. Latencies are of the
+    calibrated ranks, `memory_bytes` is of all ranks. KeyError where a rate is missing."""
     shared = calibration["shared"]
     links = {
         name: Link(_rate(fit["beta_s_per_byte"]), float(fit["alpha_s"]))

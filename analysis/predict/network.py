@@ -1,4 +1,4 @@
-"""How long collectives take on two tiers of links: inside a node, and between nodes.
+"""Seconds of collectives on two tiers of links: inside a node, and between nodes.
 
 A group of n ranks, `stride` apart, has m of them in each of N nodes. Per rank, of a collective that
 sends `sent` bytes:
@@ -22,7 +22,7 @@ from moe.parallel.algorithms import fit_name
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds: what does not depend on the bytes, and what does."""
+    """Seconds of latency, and seconds that the bytes take."""
 
     alpha_s: float
     wire_s: float
@@ -38,6 +38,7 @@ def members_per_node(size: int, stride: int, ranks_per_node: int) -> int:
 
 
 def call_times(call: Call, machine: HardwareModel) -> Times:
+    """Seconds per rank of all calls of one collective in a step."""
     name = fit_name(call.collective, call.algorithm)
     if name in machine.links:
         return _one_tier(call, machine.links[name])
@@ -60,5 +61,5 @@ def call_times(call: Call, machine: HardwareModel) -> Times:
 
 
 def _one_tier(call: Call, link: Link) -> Times:
-    """As calibrated for that collective and number of ranks."""
+    """Times by the link that was calibrated for this collective."""
     return Times(call.calls * link.alpha_s, call.sent_bytes / link.bytes_per_s)

@@ -38,7 +38,7 @@ def of_cell(summary: CellSummary) -> Measured | None:
 
 
 def _machine(calibration: Mapping[str, Any], ranks: int) -> HardwareModel | None:
-    """None for a calibration that lacks something, or holds something else in its place."""
+    """None for a calibration in which a value is missing or of another type."""
     try:
         return hardware.of_calibration(calibration, ranks)
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError):

@@ -56,7 +56,7 @@ def _largest(prediction: Prediction) -> str:
 
 
 def legend(setup: PredictionProblem, predictions: Sequence[Prediction]) -> list[str]:
-    """What the words mean here, and how good the model has been."""
+    """Lines: the model's error on left-out cells, and what the words of the table mean."""
     fitted = setup.coefficients
     lines = []
     if fitted.cells:
@@ -88,7 +88,7 @@ def legend(setup: PredictionProblem, predictions: Sequence[Prediction]) -> list[
 
 
 def advice(setup: PredictionProblem, ranked: Sequence[Prediction]) -> list[str]:
-    """The best, the runner-up and by how much, and what to measure to be sure."""
+    """Lines: the best form, the runner-up's ratio to it, and the command that would decide."""
     fitting = [p for p in ranked if p.fits]
     if not fitting:
         least = min(ranked, key=lambda p: p.memory_bytes)
@@ -120,7 +120,7 @@ def advice(setup: PredictionProblem, ranked: Sequence[Prediction]) -> list[str]:
 
 
 def certain(setup: PredictionProblem, better: Prediction, worse: Prediction) -> bool:
-    """Whether the difference exceeds what two predictions' independent errors could make."""
+    """Whether the log ratio exceeds the root sum of squares of the two intervals' half-widths."""
     spreads = [math.log(p.high_ms / p.low_ms) / 2 for p in (better, worse)]
     return math.log(worse.total_ms / better.total_ms) > math.hypot(*spreads)
 

@@ -46,10 +46,12 @@ class PredictionProblem:
         return hardware.of_calibration(calibration, ranks, self.memory_bytes)
 
     def workload(self, ranks: int) -> WorkloadSpec:
+        """The workload at this number of ranks, whose batch may grow with them."""
         batch = self.per_rank * ranks if self.per_rank else self.work.batch_size
         return dataclasses.replace(self.work, batch_size=batch)
 
     def placement(self, ranks: int) -> RankLayout:
+        """The ranks on the cluster, or on this machine with its cores shared among them."""
         if self.fixed is not None:
             return RankLayout(ranks, "nccl", "cuda", 1)
         backend = self.known[0].cell.placement.backend if self.known else "gloo"

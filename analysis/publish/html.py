@@ -29,7 +29,7 @@ CELL_COLUMNS = (
 
 
 def page(scene: PlotData, threshold: float = NOISE_THRESHOLD) -> str:
-    """The page as text: verdict first, then tables, plots, insights, trouble, provenance."""
+    """The page as HTML: verdict, tables, plots, insights, problems, provenance."""
     import jinja2
 
     folder = resources.files("analysis.publish") / "templates"
@@ -49,6 +49,7 @@ def texts_of(texts: dict[str, str]) -> dict[str, Any]:
 
 
 def content(scene: PlotData, threshold: float) -> dict[str, Any]:
+    """The values of the template's names."""
     frame, cells = scene.frame, scene.cells
     every_table = tables.sweep_tables(cells)
     short, others = insights.headline_and_insights(frame, cells, threshold)
@@ -92,7 +93,7 @@ def _table(table: tables.Table) -> dict[str, Any]:
 
 
 def pictures(scene: PlotData) -> list[dict[str, str]]:
-    """Every plot there are data for, as a PNG inside the page."""
+    """Every plot that the records have data for, as a PNG inside the page."""
     images = []
     for name, figure in plots.figures(scene):
         if figure is None:
@@ -145,7 +146,7 @@ def environments(frame: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def commands(frame: pd.DataFrame, scene: PlotData) -> list[str]:
-    """What makes this page, its tables and its plots again, and the sweep's own command."""
+    """Commands that make the sweep, its tables, its plots and this page again."""
     own = sorted(c for c in status.sweep_commands(scene.sources) if c)
     verbs = [captions.command(v, scene.sources, *scene.options) for v in ("show", "plot", "report")]
     return [*own, *verbs]

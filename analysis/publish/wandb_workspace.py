@@ -104,11 +104,12 @@ def against_axes(wr: Any, cells: pd.DataFrame) -> list[Any]:
 
 
 def _heading(metric: Metric) -> str:
-    """W&B has the figures themselves, our tables some in thousands."""
+    """The metric's title with the unit of the run's figure, which our tables may scale."""
     return f"{metric.title} ({metric.unit.replace('10^3 ', '')})"
 
 
 def scatter(wr: Any, axis: str, metric: Metric) -> Any:
+    """The metric of every run against the axis."""
     return wr.ScatterPlot(
         title=f"{_heading(metric)} against {title_of(axis)}",
         x=wr.Config(axis),
@@ -118,6 +119,7 @@ def scatter(wr: Any, axis: str, metric: Metric) -> Any:
 
 
 def bars(wr: Any, metric: Metric) -> Any:
+    """The metric by strategy."""
     return _bar(wr, f"{_heading(metric)}: median and range of the runs shown", [ROW_NAMES[metric]])
 
 
@@ -142,6 +144,7 @@ def phases(wr: Any, cells: pd.DataFrame) -> list[Any]:
 
 
 def skew(wr: Any) -> list[Any]:
+    """Duration against skew, and the skew by strategy."""
     against = wr.ScatterPlot(
         title="Duration (ms) against the busiest rank's slots over the mean",
         x=wr.SummaryMetric("skew_lambda"),
@@ -152,6 +155,7 @@ def skew(wr: Any) -> list[Any]:
 
 
 def totals(wr: Any) -> list[Any]:
+    """Memory and traffic by strategy."""
     named = {
         "Peak memory of the largest rank (bytes)": "peak_bytes_max",
         "Weights of the largest rank (bytes)": "weights_bytes_max",
@@ -168,6 +172,7 @@ def pictures(wr: Any) -> list[Any]:
 
 
 def samples(wr: Any) -> list[Any]:
+    """Every sample of every run."""
     return [wr.LinePlot(title="Every sample (ms a step), warm-up included", x="Step",
                         y=["makespan_ms"], ignore_outliers=False)]  # fmt: skip
 

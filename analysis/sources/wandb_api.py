@@ -43,12 +43,14 @@ T = TypeVar("T")
 
 
 class Address(NamedTuple):
+    """A project of W&B and the filters of its runs."""
+
     path: str  # entity/project, or project alone
     filters: dict[str, Any]
 
 
 def parse(source: str) -> Address:
-    """Raises SourceError for what is no address of a project."""
+    """The address in "wandb:entity/project?name=value"; raises SourceError for another text."""
     path, _, query = source.removeprefix(PREFIX).partition("?")
     parts = path.split("/")
     if not source.startswith(PREFIX) or len(parts) > 2 or not all(parts):
@@ -142,14 +144,14 @@ def _with_samples(source: str, pairs: list[tuple[Any, dict[str, Any]]]) -> list[
 
 
 def _history(run: Any) -> list[dict[str, Any]]:
-    """Every row, where W&B's `history()` would draw 500 of them at random."""
+    """Every row; W&B's `history()` would return a random 500 of them."""
     if not run.summary_metrics.get("tracked_rows"):
         return []
     return list(run.scan_history(page_size=PAGE, use_cache=False))
 
 
 def _patiently(call: Callable[[], T]) -> T:
-    """Waits twice as long after each refusal that passes; raises the last one."""
+    """Calls again after a passing refusal, waiting twice as long each time; raises the last."""
     for attempt in range(TRIES):
         try:
             return call()

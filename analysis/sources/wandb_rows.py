@@ -108,6 +108,7 @@ def shown(value: Any) -> str:
 
 
 def cut(text: str) -> str:
+    """The text, cut after MOST_SHOWN characters."""
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}... ({len(text)} characters)"
 
 
@@ -138,7 +139,7 @@ def sample_columns(
 
 
 def _field(row: Mapping[str, Any], name: str) -> Any:
-    """Rows of before samples had kinds say whether they are warm-up."""
+    """A field of a sample; older samples have `warmup` instead of a kind."""
     if name == "kind" and "warmup" in row:
         return "warmup" if row["warmup"] else "fixed"
     return row[name]

@@ -39,6 +39,7 @@ class Series:
             }
 
     def all_rounds(self) -> list[float]:
+        """Times of all rounds of all launches."""
         return [value for rounds in self.rounds.values() for value in rounds.values()]
 
 

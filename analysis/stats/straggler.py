@@ -1,4 +1,4 @@
-"""Which rank the others wait for, from the phases that every rank recorded of one step."""
+"""The rank that the others wait for, from the phases that every rank recorded of one step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHARE = 0.05  # and as a fraction of the step
 
 @dataclass(frozen=True)
 class Straggler:
-    """A rank that is busy for longer than the others, and what that costs them."""
+    """A rank that is busy for longer than the others, and the time they wait."""
 
     rank: int
     busy_ms: float

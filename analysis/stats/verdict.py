@@ -117,6 +117,7 @@ def word_for(estimate: Estimate, threshold: float) -> str:
 
 
 def logs(values: Sequence[float]) -> list[float]:
+    """Natural logarithms."""
     return [math.log(value) for value in values]
 
 

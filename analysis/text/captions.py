@@ -122,6 +122,7 @@ def flag_counts(cells: pd.DataFrame) -> str:
 
 
 def sweeps(frame: pd.DataFrame) -> list[str]:
+    """Names of the sweeps in order of appearance."""
     return list(dict.fromkeys(str(s) for s in frame["sweep"])) or ["unnamed"]
 
 

@@ -27,6 +27,7 @@ class Finding:
     cells: tuple[str, ...]
 
     def line(self) -> str:
+        """Text: the problem, how many cells have it, some of them, and the remedy."""
         shown = ", ".join(self.cells[:4]) + (" ..." if len(self.cells) > 4 else "")
         return f"{self.problem}: {len(self.cells)} cells ({shown}); next: {self.remedy}"
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 
 class Mark(NamedTuple):
+    """A flag's letter, what it means, and what to do next."""
+
     letter: str
     about: str
     remedy: str

@@ -16,6 +16,7 @@ WIDEST, MOST_COLUMNS = 120, 6
 
 
 def tables(shown: Sequence[Table], style: str) -> str:
+    """All tables in one style."""
     if style == "csv":
         return as_csv(shown)
     return "\n\n".join(_one(table, style) for table in shown)

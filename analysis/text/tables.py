@@ -62,7 +62,7 @@ SEED = tuple(
 
 @dataclass(frozen=True)
 class Entry:
-    """One place of a table."""
+    """One value of a table with its interval; or an outcome without a value."""
 
     value: float = math.nan
     low: float = math.nan
@@ -116,6 +116,7 @@ def _scaled(value: Any, scale: float) -> float:
 
 
 def facet_table(facet: Facet, metric: Metric) -> Table:
+    """The table of one facet: a row per axis value, a column per series."""
     labels = {x: x_label(facet, x) for x in facet.values}
     entries = {
         (labels[x], series): entry(facet.at(x, series), metric)
