@@ -61,20 +61,20 @@ def parse(source: str) -> Address:
 
 def _filters(source: str, query: str) -> dict[str, Any]:
     """W&B's (MongoDB's) filter for `name=value[,value]`; `filters={...}` passes one as it is."""
-    found: dict[str, Any] = {}
+    filters: dict[str, Any] = {}
     try:
         for name, text in parse_qsl(query, strict_parsing=True) if query else []:
             if name == "filters":
-                found.update(json.loads(text))
+                filters.update(json.loads(text))
                 continue
             values = [_value(word) for word in text.split(",")]
             dotted = name.startswith(("config.", "summary_metrics."))
             key = FILTERS.get(name) or (name if dotted else f"config.{name}")
-            found[key] = values[0] if len(values) == 1 else {"$in": values}
+            filters[key] = values[0] if len(values) == 1 else {"$in": values}
     except ValueError as error:
         allowed = "name=value[,value] joined by &, or filters={JSON}"
         raise SourceError(f"{source}: no filter ({error}); allowed is {allowed}") from error
-    return found
+    return filters
 
 
 def _value(word: str) -> Any:
