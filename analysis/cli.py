@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import unicodedata
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from analysis.errors import InputError
+from analysis.output import harmless
 from runners.host.streams import reader_may_leave
 
 SOURCES = """sources:
@@ -61,6 +60,7 @@ VERBS = {
 
 
 def parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
     top = argparse.ArgumentParser(
         prog="python -m analysis",
         description="Tables, plots and verdicts from the records of a sweep.",
@@ -68,24 +68,24 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
-    made = {name: _verb(verbs, name, about) for name, about in VERBS.items()}
+    parsers = {name: _verb(verbs, name, about) for name, about in VERBS.items()}
     for name in ("show", "compare", "beside", "check", "status", "predict", "advise"):
-        made[name].add_argument("--format", choices=("text", "markdown", "csv"), default="text")
+        parsers[name].add_argument("--format", choices=("text", "markdown", "csv"), default="text")
     for name in ("show", "compare", "plot"):
-        made[name].add_argument("--group", default="", help="axis or column to arrange by")
+        parsers[name].add_argument("--group", default="", help="axis or column to arrange by")
     for name in ("show", "plot"):
-        made[name].add_argument("--metric", default="", help="column to show; default duration")
+        parsers[name].add_argument("--metric", default="", help="column to show; default duration")
     for name in ("show", "compare", "beside", "report"):
-        made[name].add_argument(
+        parsers[name].add_argument(
             "--threshold", type=float, default=None, help="noise threshold, such as 0.02"
         )
     for name in ("predict", "advise"):
-        _predict_options(made[name], "8..4096" if name == "predict" else "8")
-    add = made["dashboard"].add_argument
+        _predict_options(parsers[name], "8..4096" if name == "predict" else "8")
+    add = parsers["dashboard"].add_argument
     add("--project", default="", help="default: WANDB_PROJECT, else conf/tracker/wandb.yaml's")
     add("--entity", default="", help="default: WANDB_ENTITY, else the account's own")
     add("--save", action="store_true", help="store it as a new saved view on the server")
-    made["plot"].add_argument("--name", action="append", default=[], help="plots to draw")
+    parsers["plot"].add_argument("--name", action="append", default=[], help="plots to draw")
     return top
 
 
@@ -107,19 +107,19 @@ def _predict_options(verb: argparse.ArgumentParser, ranks: str) -> None:
 
 def _verb(verbs: Any, name: str, about: str) -> argparse.ArgumentParser:
     lines = [line for line in EXAMPLES.splitlines() if f"analysis {name}" in line]
-    made: argparse.ArgumentParser = verbs.add_parser(
+    verb: argparse.ArgumentParser = verbs.add_parser(
         name,
         help=about,
         description=about[0].upper() + about[1:] + ".",
         epilog="\n".join([SOURCES, "examples:", *lines]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("sources", nargs="*", metavar="SOURCE")
-    made.add_argument(
+    verb.add_argument("sources", nargs="*", metavar="SOURCE")
+    verb.add_argument(
         "--filter", action="append", default=[], metavar="KEY=VALUE", help="keep these attempts"
     )
-    made.add_argument("-o", "--output", default="", help="file or folder to write to")
-    return made
+    verb.add_argument("-o", "--output", default="", help="file or folder to write to")
+    return verb
 
 
 @reader_may_leave()
@@ -140,21 +140,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(harmless(f"warning: {' '.join(str(message).split())}"), file=sys.stderr)
-
-
-def harmless(text: str) -> str:
-    """Without what steers a terminal, such as escape codes in a name that a record holds."""
-    return "".join(
-        "?" if unicodedata.category(c).startswith("C") and c not in "\n\t" else c for c in text
-    )
-
-
-def write_output(text: str, output: str) -> None:
-    """To the file, or to standard output where none is named."""
-    if not output:
-        print(harmless(text))
-        return
-    path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n", encoding="utf-8")
-    print(path)

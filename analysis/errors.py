@@ -1,4 +1,4 @@
-"""What the user is told in one line: exit code 2 for bad input, a warning for what is set aside."""
+"""Errors and warnings of one line: exit code 2 for bad input, a warning for what is set aside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a notebook wants beside the frame: tables, pictures that show themselves, words."""
+"""For notebooks: tables as frames, pictures that Jupyter shows, the verdict as text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis import plots
 from analysis.errors import InputError
-from analysis.stats import summarize
+from analysis.stats.summarize import summarize
 from analysis.text import insights, render, tables
 
 if TYPE_CHECKING:
@@ -36,23 +36,23 @@ def picture(frame: pd.DataFrame, name: str, group: str = "", metric: str = "") -
     """The plot of this name (see `plot --name`); raises InputError without data for it."""
     from analysis.plots.canvas import PlotData, styled
 
-    scene = PlotData(frame, summarize.summarize(frame), metric=metric, group=group)
+    scene = PlotData(frame, summarize(frame), metric=metric, group=group)
     with styled():
-        made = plots.maker(name)(scene)
-    if made is None:
+        figure = plots.maker(name)(scene)
+    if figure is None:
         raise InputError(f"picture {name}: these records have no data for it; allowed are others")
-    return Picture(made)
+    return Picture(figure)
 
 
 def table(frame: pd.DataFrame, axis: str = "") -> pd.DataFrame:
     """The first table of `show`, or the first by this axis: durations with their intervals."""
-    found = tables.sweep_tables(summarize.summarize(frame), group=axis)[0]
-    rows = render.grid(found)
-    index = pd.Index([row[0] for row in rows], name=found.corner)
-    return pd.DataFrame([row[1:] for row in rows], columns=pd.Index(found.columns), index=index)
+    first = tables.sweep_tables(summarize(frame), group=axis)[0]
+    rows = render.grid(first)
+    index = pd.Index([row[0] for row in rows], name=first.corner)
+    return pd.DataFrame([row[1:] for row in rows], columns=pd.Index(first.columns), index=index)
 
 
 def verdict(frame: pd.DataFrame) -> str:
-    """What `show` says in short."""
-    short, _ = insights.told(frame, summarize.summarize(frame))
+    """The lines "In short" of `show`."""
+    short, _ = insights.headline_and_insights(frame, summarize(frame))
     return "\n".join(short.brief())

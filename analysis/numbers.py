@@ -1,4 +1,4 @@
-"""How numbers are written: three significant figures, and never less than the whole part."""
+"""Numbers as text: three significant figures, and never less than the whole part."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def with_interval(value: float, low: float, high: float) -> str:
 
 
 def bytes_text(value: float) -> str:
+    """ "1.50 KiB", in GiB at most."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(value) < 1024 or unit == "GiB":
             break

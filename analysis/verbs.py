@@ -13,19 +13,21 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 import analysis
-from analysis.cli import harmless, write_output
 from analysis.data import schema
+from analysis.data.cell_summary import summaries
 from analysis.data.frame import check_column, filtered
 from analysis.errors import InputError
+from analysis.output import harmless, write_output
 from analysis.publish import export
 from analysis.sources import LATEST
 from analysis.stats import compare, roofline
-from analysis.stats import summarize as cells
+from analysis.stats.summarize import summarize
 from analysis.stats.verdict import NOISE_THRESHOLD
-from analysis.text import captions, diagnosis, insights, peers, render, states, status, tables
+from analysis.text import captions, diagnosis, insights, peers, render, status, tables
 
 if TYPE_CHECKING:
     from analysis.plots.canvas import PlotData
+    from analysis.predict.command import Answer
 
 
 Summary = tuple[insights.Insight, list[insights.Insight]]
@@ -42,13 +44,15 @@ class Data:
 
 
 def load(options: argparse.Namespace, samples: bool = False) -> Data:
+    """The filtered attempts and their cells; raises InputError."""
     frame = analysis.load(options.sources, samples=samples)
     frame = filtered(frame, options.filter).reset_index(drop=True)
     words = [word for text in options.filter for word in ("--filter", text)]
-    return Data(frame, cells.summarize(frame), options.sources, words)
+    return Data(frame, summarize(frame), options.sources, words)
 
 
 def run(options: argparse.Namespace) -> int:
+    """The verb's exit code; raises InputError for bad input."""
     threshold = getattr(options, "threshold", None)
     if threshold is not None and not 0 <= threshold < 1:
         raise InputError(
@@ -65,47 +69,47 @@ def show(options: argparse.Namespace) -> int:
         metric = tables.metric_of(check_column(data.frame, options.metric, "--metric"))
         if metric.column not in data.cells or not is_numeric(metric.column):
             raise InputError(f"--metric {options.metric}: not a figure of a cell; try duration")
-    found = tables.sweep_tables(data.cells, metric, group)
+    shown = tables.sweep_tables(data.cells, metric, group)
     summary: Summary | None = None
     if options.format != "csv" and not (options.metric or options.group):
-        summary = insights.told(data.frame, data.cells, _threshold(options))
-    write_output(_shown(data, found, summary, options.format), options.output)
+        summary = insights.headline_and_insights(data.frame, data.cells, _threshold(options))
+    write_output(_text(data, shown, summary, options.format), options.output)
     return 0
 
 
-def _shown(data: Data, found: list[tables.Table], summary: Summary | None, style: str) -> str:
-    """Tables with what they say and where they are from; csv: the tables alone."""
+def _text(data: Data, shown: list[tables.Table], summary: Summary | None, style: str) -> str:
+    """Banners, tables, legend, insights and captions as one text; csv: the tables alone."""
     if style == "csv":
-        return render.tables(found, style)
+        return render.tables(shown, style)
     again = captions.command("show", data.sources, *data.options)
-    flags = [flag for table in found for flag in table.flags()]
+    flags = [flag for table in shown for flag in table.flags()]
     parts = [
         render.lines(captions.banners(data.frame), style),
-        render.tables(found, style),
+        render.tables(shown, style),
         render.lines(captions.legend(data.cells, flags), style),
         render.lines(tables.problems(data.cells), style),
         render.lines(captions.lines(data.frame, data.cells, again), style),
     ]
     if summary:
-        short, said = summary
+        short, others = summary
         parts.insert(1, render.lines(short.brief(), style))
-        parts.insert(-1, "\n\n".join(render.lines(i.lines(), style) for i in said))
+        parts.insert(-1, "\n\n".join(render.lines(i.lines(), style) for i in others))
     return "\n\n".join(part for part in parts if part)
 
 
 def finish(options: argparse.Namespace) -> int:
-    """What a sweep ends with: read once, tables before pictures."""
+    """Tables on screen; tables and pictures in the sweep's folder, from one reading of it."""
     from analysis import plots
 
     data = load(options, samples=True)
     folder = _folder(data, "tables")
     every_table = tables.sweep_tables(data.cells)
-    summary = insights.told(data.frame, data.cells, NOISE_THRESHOLD)
-    write_output(_shown(data, every_table, summary, "text"), "")
-    write_output(_shown(data, every_table, summary, "markdown"), str(folder / "tables.md"))
-    write_output(_shown(data, every_table, None, "csv"), str(folder / "tables.csv"))
+    summary = insights.headline_and_insights(data.frame, data.cells, NOISE_THRESHOLD)
+    write_output(_text(data, every_table, summary, "text"), "")
+    write_output(_text(data, every_table, summary, "markdown"), str(folder / "tables.md"))
+    write_output(_text(data, every_table, None, "csv"), str(folder / "tables.csv"))
     sys.stdout.flush()
-    if (data.cells["outcome"] == "measured").sum() > 1:
+    if sum(cell.measured for cell in summaries(data.cells)) > 1:
         plots.settle_matplotlib()
         for path in plots.draw_all(scene(data), _folder(data, "plots")):
             print(path, flush=True)
@@ -173,23 +177,24 @@ def compare_(options: argparse.Namespace) -> int:
     if options.group:
         data = load(options)
         name = check_column(data.frame, options.group, "--group")
-        found = compare.column(data.frame, name, threshold)
+        comparisons = compare.column(data.frame, name, threshold)
         banners = captions.banners(data.frame)
     elif len(options.sources) == 2:
         frames = [filtered(analysis.load(s), options.filter) for s in options.sources]
         frames = [frame.reset_index(drop=True) for frame in frames]
-        found = compare.sweeps(frames[0], frames[1], _two_names(options.sources), threshold)
+        names = _two_names(options.sources)
+        comparisons = compare.sweeps(frames[0], frames[1], names, threshold)
         banners = [line for frame in frames for line in captions.banners(frame)]
     else:
         raise InputError(
             f"compare: {len(options.sources)} sources; allowed are two, or --group with any; "
             "for example compare A B, or compare --group strategy"
         )
-    rows = [c.row(threshold) for c in found]
+    rows = [c.row(threshold) for c in comparisons]
     parts = [
         render.lines(banners, options.format),
         render.simple(compare.HEADER, rows, options.format),
-        render.lines(compare.summary(found, threshold), options.format),
+        render.lines(compare.summary(comparisons, threshold), options.format),
     ]
     write_output("\n\n".join(part for part in parts if part), options.output)
     return 0
@@ -197,11 +202,11 @@ def compare_(options: argparse.Namespace) -> int:
 
 def beside_(options: argparse.Namespace) -> int:
     data, threshold = load(options), _threshold(options)
-    found = compare.beside(data.frame, data.cells, threshold)
+    comparisons = compare.beside(data.frame, data.cells, threshold)
     parts = [
         render.lines(captions.banners(data.frame), options.format),
-        render.simple(peers.HEADER, peers.rows(found, data.cells), options.format),
-        render.lines(peers.told(found, threshold), options.format),
+        render.simple(peers.HEADER, peers.rows(comparisons, data.cells), options.format),
+        render.lines(peers.summary_lines(comparisons, threshold), options.format),
     ]
     write_output("\n\n".join(part for part in parts if part), options.output)
     return 0
@@ -213,10 +218,10 @@ def _two_names(sources: list[str]) -> tuple[str, str]:
 
 
 def check_(options: argparse.Namespace) -> int:
-    """1 where there is something to say."""
+    """Exit code 1 where something limits the numbers."""
     data = load(options)
-    found = diagnosis.findings(data.frame, data.cells)
-    lines = [*captions.banners(data.frame), *(finding.line() for finding in found)]
+    lines = captions.banners(data.frame)
+    lines += [finding.line() for finding in diagnosis.findings(data.frame, data.cells)]
     lines += [f"bound is wrong: {text}" for text in roofline.wrong(data.cells)]
     write_output(
         render.lines(lines or ["nothing limits these numbers"], options.format), options.output
@@ -225,15 +230,15 @@ def check_(options: argparse.Namespace) -> int:
 
 
 def status_(options: argparse.Namespace) -> int:
-    """1 where a cell has no time."""
+    """Exit code 1 where a cell has no time."""
     data = load(options)
     rows = status.rows(data.frame, data.sources or [LATEST])
-    open_ = states.lines(data.sources or [LATEST])
-    lines = status.failures(data.frame) + [line for _, line in open_]
+    unfinished = status.unfinished(data.sources or [LATEST])
+    lines = status.failures(data.frame) + [line for _, line in unfinished]
     table = render.simple(status.HEADER, rows, options.format)
     parts = [table, render.lines(lines, options.format)]
     write_output("\n\n".join(part for part in parts if part), options.output)
-    timeless = status.failures(data.frame) or any(state != "stale" for state, _ in open_)
+    timeless = status.failures(data.frame) or any(state != "stale" for state, _ in unfinished)
     return 1 if timeless else 0
 
 
@@ -265,19 +270,34 @@ def dashboard_(options: argparse.Namespace) -> int:
     from analysis.publish import wandb_workspace
 
     data = load(options)
-    made = wandb_workspace.workspace(data.frame, data.cells, options.entity, options.project)
+    workspace = wandb_workspace.workspace(data.frame, data.cells, options.entity, options.project)
     if options.save:
-        print(wandb_workspace.save(made))
+        print(wandb_workspace.save(workspace))
     if options.output or not options.save:
-        write_output(wandb_workspace.spec(made), options.output)
+        write_output(wandb_workspace.spec(workspace), options.output)
     return 0
 
 
 def predict_(options: argparse.Namespace) -> int:
     from analysis.predict import command
 
-    here = options.cluster == "here"
-    return command.run(options, load(options).cells if here else None)
+    cells = summaries(load(options).cells) if options.cluster == "here" else []
+    if options.verb == "predict":  # whose --output is a folder for pictures
+        print(answer_text(command.predict(options, cells), options.format))
+    else:
+        write_output(answer_text(command.advise(options, cells), options.format), options.output)
+    return 0
+
+
+def answer_text(answer: Answer, style: str) -> str:
+    header, *rows = answer.table
+    parts = [
+        render.lines(answer.advice, style),
+        render.simple(header, rows, style),
+        *(render.lines(lines, style) for lines in answer.notes),
+        "\n".join(str(path) for path in answer.files),
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {

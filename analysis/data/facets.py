@@ -1,12 +1,11 @@
-"""The cells of a sweep arranged as pictures and tables want them: an axis, series, all else fixed.
+"""The cells of a sweep as tables and plots show them: along an axis, by series, all else fixed.
 
-A panel holds the cells that differ in one axis and in the strategy only. What else a sweep varies
-splits it into several panels; what must follow the axis (threads follow ranks) does not.
+A facet holds the cells that differ in one axis and in the strategy only. A sweep that varies more
+has several facets of one axis; what must follow the axis (threads follow ranks) makes no new one.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,16 +13,18 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.data.cell_summary import CellSummary, summaries
 from analysis.data.frame import hashable, varying, where
 from analysis.data.schema import CONFIG, LOAD_PARTS
-from moe.spec import Cell, LayerSpec
-from runners.records import flat_row
-
-# What tells apart two forms of one strategy: part of the series' name where it varies.
-VARIANT = (
-    *("dispatcher", "ep", "tp", "overlap", "expert_placement", "expert_order", "hot_replicas"),
-    *("comm_dtype", "kernel", "slowdown", "variant", "label"),
+from analysis.data.series import (
+    SERIAL,
+    VARIANT,
+    serial_of,
+    series_names,
+    series_order,
+    without_serial,
 )
+
 # Columns that may follow an axis without being an axis of their own.
 COMPANIONS = {
     "topk_requested": ("topk",),
@@ -39,7 +40,6 @@ FIRST_AXES = ("topk_requested", "batch_size", "world_size", "num_experts", "dim"
 NOT_AXES = ("strategy", "topk", "weight_seed", "threads", "workload", "workload_nominal_ep",
             "trace_sha256")  # fmt: skip
 DESCRIBED = (*(n for n in CONFIG if n not in LOAD_PARTS), "load")
-SERIAL = "serial"
 PLAIN = ("balanced", "learned", "forward", "replicated", "warm", "float32")
 TITLES = {
     "topk_requested": "top-k",
@@ -55,7 +55,7 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Panel:
+class Facet:
     """Cells with one axis; `cells` has the added columns x (axis value) and series (name)."""
 
     axis: str
@@ -64,74 +64,64 @@ class Panel:
 
     @property
     def values(self) -> list[Any]:
+        """The axis values, sorted."""
         return sorted({hashable(x) for x in self.cells["x"]}, key=sort_key)
 
     @property
     def series(self) -> list[str]:
+        """The names of the series, in their order."""
         return sorted(set(self.cells["series"]), key=series_order)
 
-    def at(self, x: Any, series: str) -> pd.Series[Any] | None:
+    def at(self, x: Any, series: str) -> CellSummary | None:
         """The cell at this place, if there is one."""
-        position = self._positions.get((series, hashable(x)))
-        return None if position is None else self.cells.iloc[position]
+        return self._by_place.get((series, hashable(x)))
 
     @cached_property
-    def _positions(self) -> dict[tuple[str, Any], int]:
-        """The first row of each place."""
-        keys = zip(self.cells["series"], map(hashable, self.cells["x"]), strict=True)
-        found: dict[tuple[str, Any], int] = {}
-        for position, key in enumerate(keys):
-            found.setdefault(key, position)
-        return found
+    def _by_place(self) -> dict[tuple[str, Any], CellSummary]:
+        """The first cell of each place."""
+        places = zip(self.cells["series"], map(hashable, self.cells["x"]), strict=True)
+        return dict(reversed(list(zip(places, summaries(self.cells), strict=True))))
 
     def fixed_of(self, name: str) -> Any:
         """The value all cells of the strategies under test share, or None where they differ."""
-        rows = self.cells[self.cells["strategy"] != SERIAL]
-        values = {hashable(v) for v in rows[name]}
+        values = {hashable(v) for v in without_serial(self.cells)[name]}
         return values.pop() if len(values) == 1 else None
 
 
 def sort_key(value: Any) -> tuple[int, float, str]:
-    """Numbers by size, then texts, plain values of an axis before the others."""
+    """Sorts values of an axis: numbers by size, then texts, those of PLAIN first."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return (0, float(value), "")
     return (1, 0.0 if value in PLAIN else 1.0, str(value))
-
-
-ORDER = ("serial", "simple", "dp", "tp", "ep", "ep_tp", "dp_ep", "fsdp")
-
-
-def series_order(name: str) -> tuple[int, str]:
-    first = name.split(" ")[0]
-    return (ORDER.index(first) if first in ORDER else len(ORDER), name)
 
 
 def axes(cells: pd.DataFrame) -> list[str]:
     """The columns along which the sweep has at least two values with all else fixed."""
     candidates = [n for n in varying(cells, (*CONFIG, "load")) if n not in (*VARIANT, *NOT_AXES)]
     if "load" in candidates and varying(cells, LOAD_PARTS) == ["workload_parameter"]:
-        candidates.remove("load")  # the parameter is a number, along which growth can be told
+        candidates.remove("load")  # a number, along which growth can be fitted
     ordered = [n for n in FIRST_AXES if n in candidates]
     ordered += [n for n in candidates if n not in ordered]
-    return [name for name in ordered if panels(cells, name)]
+    return [name for name in ordered if facets(cells, name)]
 
 
-def panels(cells: pd.DataFrame, axis: str, minimum: int = 2) -> list[Panel]:
-    """All panels of an axis with at least `minimum` of its values, largest first."""
+def facets(cells: pd.DataFrame, axis: str, minimum: int = 2) -> list[Facet]:
+    """All facets of an axis with at least `minimum` of its values, largest first."""
     axis = "load" if axis == "workload" else axis
-    tested = cells[cells["strategy"] != SERIAL]
+    tested = without_serial(cells)
     if tested.empty:
         tested = cells
     companions = COMPANIONS.get(axis, ())
     free = (axis, "strategy", *companions, *VARIANT)
     described = CONFIG if axis in LOAD_PARTS else DESCRIBED
     context = [n for n in varying(tested, (*described, "host", "metric")) if n not in free]
-    found = []
-    for fixed, group in grouped(tested, context):
-        for extra, part in _without_conflicts(group, axis, companions):
-            if len({hashable(v) for v in part[axis]}) >= minimum:
-                found.append(_panel(cells, part, axis, (*fixed, *extra)))
-    return sorted(found, key=lambda p: (-len(p.cells), [sort_key(v) for _, v in p.fixed]))
+    of_axis = [
+        _facet(cells, part, axis, (*fixed, *extra))
+        for fixed, group in grouped(tested, context)
+        for extra, part in _without_conflicts(group, axis, companions)
+        if len({hashable(v) for v in part[axis]}) >= minimum
+    ]
+    return sorted(of_axis, key=lambda f: (-len(f.cells), [sort_key(v) for _, v in f.fixed]))
 
 
 def grouped(
@@ -174,72 +164,40 @@ def _crosses(group: pd.DataFrame, place: Sequence[str], name: str) -> bool:
     )
 
 
-def _panel(
+def _facet(
     cells: pd.DataFrame, part: pd.DataFrame, axis: str, fixed: tuple[tuple[str, Any], ...]
-) -> Panel:
+) -> Facet:
     rows = part.assign(x=part[axis], series=series_names(part))
     serial = cells[cells["strategy"] == SERIAL]
-    places = part[part["strategy"] != SERIAL].drop_duplicates(axis) if len(serial) else serial
+    places = without_serial(part).drop_duplicates(axis) if len(serial) else serial
     baseline = [
-        match.assign(x=[row[axis]], series=[SERIAL])
-        for _, row in places.iterrows()
-        if not (match := serial_of(serial, row)).empty
+        match.assign(x=[summary.value(axis)], series=[SERIAL])
+        for summary in summaries(places)
+        if not (match := serial_of(serial, summary)).empty
     ]
-    return Panel(axis, fixed, pd.concat([rows, *baseline], ignore_index=True))
-
-
-_SAME_WORK = tuple(
-    name
-    for name in flat_row.flat_config(Cell())
-    if name in {f.name for f in dataclasses.fields(LayerSpec)} - {"topk_requested"}
-    or name.startswith("router_")
-    or name in ("batch_size", "mode", "workload", "workload_parameter", "seed", "cache")
-)
-
-
-def serial_of(cells: pd.DataFrame, row: pd.Series[Any]) -> pd.DataFrame:
-    """The serial cell that does the same work on the same host, timed alike: at most one row."""
-    rows = where(where(cells, "strategy", SERIAL), "host", row["host"])
-    for name in (*_SAME_WORK, "device", "metric"):
-        rows = where(rows, name, row[name])
-    return rows.iloc[:1]
-
-
-def series_names(cells: pd.DataFrame) -> list[str]:
-    """The strategy, with those of its variant's settings that tell its cells apart."""
-    differing = {strategy: varying(part, VARIANT) for strategy, part in cells.groupby("strategy")}
-    return [_series_name(row, differing[row["strategy"]]) for _, row in cells.iterrows()]
-
-
-def _series_name(row: pd.Series[Any], names: list[str]) -> str:
-    words = [str(row["strategy"])]
-    for name in names:
-        value = hashable(row[name])
-        if name in ("dispatcher", "label", "kernel", "expert_placement", "variant"):
-            words.append(str(value) if value != "" else "-")
-        else:
-            words.append(f"{name}={value}")
-    return " ".join(words)
+    return Facet(axis, fixed, pd.concat([rows, *baseline], ignore_index=True))
 
 
 def title_of(axis: str) -> str:
+    """A column's name in titles: "top-k" for topk."""
     return TITLES.get(axis, axis.replace("_", " "))
 
 
 SETTINGS = ("batch_size", "topk_requested", "world_size", "num_experts")
 
 
-def setting(panel: Panel) -> str:
+def setting(facet: Facet) -> str:
     """What is fixed, in words: "batch size 8, ranks 8"."""
-    fixed = dict(panel.fixed)
+    fixed = dict(facet.fixed)
     words = []
     for name in (*SETTINGS, *(n for n in fixed if n not in (*SETTINGS, "topk"))):
-        if name in (panel.axis, "metric"):  # a table's heading names the metric
+        if name in (facet.axis, "metric"):  # a table's heading names the metric
             continue
-        value = fixed.get(name, panel.fixed_of(name))
-        if name == "num_experts" and panel.axis == "world_size" and value is None:
-            follows = panel.cells[panel.cells["strategy"] != SERIAL]
-            value = "ranks" if (follows["num_experts"] == follows["world_size"]).all() else None
+        value = fixed.get(name, facet.fixed_of(name))
+        if name == "num_experts" and facet.axis == "world_size" and value is None:
+            tested = summaries(without_serial(facet.cells))
+            follows = all(s.cell.layer.num_experts == s.world_size for s in tested)
+            value = "ranks" if follows else None
         if value is not None:
             words.append(f"{title_of(name)} = {value}" if value == "ranks" else _pair(name, value))
     return ", ".join(words)
@@ -249,13 +207,13 @@ def _pair(name: str, value: Any) -> str:
     return f"{title_of(name)} {value}" if value != "" else f"no {title_of(name)}"
 
 
-def x_label(panel: Panel, x: Any) -> str:
+def x_label(facet: Facet, x: Any) -> str:
     """The axis value, with what ran instead where top-k was clamped."""
-    rows = where(panel.cells, "x", x)
-    for _, row in rows[rows["strategy"] != SERIAL].iterrows():
-        if row["topk"] != row["topk_requested"]:
-            ran = f"ran as {row['topk']}"
-            if panel.axis == "topk_requested":
+    for summary in summaries(where(without_serial(facet.cells), "x", x)):
+        layer = summary.cell.layer
+        if layer.topk != layer.topk_requested:
+            ran = f"ran as {layer.topk}"
+            if facet.axis == "topk_requested":
                 return f"{x} ({ran})"
-            return f"{x} (top-k {row['topk_requested']} {ran})"
+            return f"{x} (top-k {layer.topk_requested} {ran})"
     return str(x)

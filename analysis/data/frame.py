@@ -28,14 +28,14 @@ def to_frame(rows: Iterable[dict[str, Any]], samples: bool = False) -> pd.DataFr
 
 
 def _newest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    newest: dict[tuple[str, str, str], dict[str, Any]] = {}
     for row in rows:
         identity = (str(row.get("host")), str(row["sweep"]), str(row["attempt_id"]))
-        known = found.get(identity)
+        known = newest.get(identity)
         if known is None or str(row.get("created")) >= str(known.get("created")):
-            found[identity] = row
-    order = sorted(found, key=lambda i: (i[1], int(found[i].get("launch") or 0), i[2], i[0]))
-    return [found[identity] for identity in order]
+            newest[identity] = row
+    order = sorted(newest, key=lambda i: (i[1], int(newest[i].get("launch") or 0), i[2], i[0]))
+    return [newest[identity] for identity in order]
 
 
 def _column(column: schema.Column, values: list[Any]) -> pd.Series[Any]:
@@ -75,8 +75,8 @@ def varying(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
 def filtered(frame: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
     """Rows that satisfy every "column=value[,value]"; raises InputError for unknown columns."""
     for text in filters:
-        name, found, wanted = text.partition("=")
-        if not found:
+        name, equals, wanted = text.partition("=")
+        if not equals:
             raise InputError(
                 f"--filter {text}: allowed is column=value[,value]; for example --filter topk=2,4"
             )

@@ -25,6 +25,8 @@ WORDS = {
 
 
 class Column(NamedTuple):
+    """A column of the frame: its name, kind and meaning."""
+
     name: str
     kind: str
     about: str
@@ -142,7 +144,7 @@ IDENTITY_COUNT = 12  # columns of _OTHERS that come before the config
 
 
 def config_columns() -> tuple[Column, ...]:
-    """One column per field of the cell, named as in `flatten.flat_config`."""
+    """One column per field of the cell, named as in `runners.records.flat_row.flat_config`."""
     flat: dict[str, Any] = flat_row.flat_config(Cell())
     return tuple(
         Column(name, KINDS[type(value)], "config: field of the cell")
@@ -151,7 +153,7 @@ def config_columns() -> tuple[Column, ...]:
 
 
 CONFIG = tuple(column.name for column in config_columns())
-# What the tokens are routed like: told together, in one column of the cells.
+# The parts of a workload, which the column `load` of the cells has as one text.
 LOAD_PARTS = ("workload", "workload_parameter", "workload_nominal_ep", "trace_sha256")
 
 
@@ -169,7 +171,7 @@ def parts(kind: str) -> tuple[str, str]:
 
 
 def holds(kind: str, value: Any) -> bool:
-    """Whether a JSON value is of this kind and the frame can hold it."""
+    """Whether a JSON value is of this kind and fits into the frame."""
     outer, inner = parts(kind)
     if outer == "list":
         return isinstance(value, list) and (not inner or all(holds(inner, v) for v in value))
@@ -185,7 +187,7 @@ def holds(kind: str, value: Any) -> bool:
 
 
 def _is_unicode(text: str) -> bool:
-    """JSON can hold half a character (a lone surrogate), which no file and no terminal takes."""
+    """False for lone surrogates, which JSON allows and which no file and no terminal takes."""
     try:
         text.encode()
     except UnicodeEncodeError:

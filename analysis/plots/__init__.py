@@ -50,10 +50,10 @@ FIRST, SLOW = "lines", ("traces", "skew")
 
 
 def settle_matplotlib() -> None:
-    """For a process of ours, before the first plot: imports matplotlib with no settings but ours.
+    """Imports matplotlib with our settings alone; call it before the first plot of a process.
 
-    While it is imported it reads MPLBACKEND and a matplotlibrc, of this folder first, and may fail
-    at either. In a notebook it is there already, and stays as it is.
+    On import matplotlib reads MPLBACKEND and a matplotlibrc, first of the current folder, and may
+    fail at either. Where it is imported already, as in a notebook, nothing is changed.
     """
     if "matplotlib" in sys.modules:
         return
@@ -73,12 +73,12 @@ def maker(name: str) -> Callable[[PlotData], Figure | None]:
     from importlib import import_module
 
     module = import_module(f"analysis.plots.{PLOTS[name][0]}")
-    made: Callable[[PlotData], Figure | None] = getattr(module, name)
-    return made
+    function: Callable[[PlotData], Figure | None] = getattr(module, name)
+    return function
 
 
 def figures(scene: PlotData, names: Sequence[str] = ()) -> Iterator[tuple[str, Figure | None]]:
-    """Each plot with its name, in order; None for one the data have nothing for."""
+    """Each plot with its name, in order; None where the records have no data for it."""
     from analysis.plots import canvas
 
     for name, make in [(name, maker(name)) for name in names or PLOTS]:
@@ -91,9 +91,9 @@ def draw(scene: PlotData, folder: Path, names: Sequence[str] = ()) -> dict[str, 
     from analysis.plots import canvas
 
     drawn = {}
-    for name, made in figures(scene, names):
+    for name, figure in figures(scene, names):
         with canvas.styled():
-            drawn[name] = canvas.save(made, folder, name) if made else []
+            drawn[name] = canvas.save(figure, folder, name) if figure else []
     return drawn
 
 
@@ -116,7 +116,7 @@ def draw_all(scene: PlotData, folder: Path) -> Iterator[Path]:
 
 
 def threads() -> int:
-    """Of this process; a fork has only the one that made it, so others must not be needed."""
+    """Threads of this process; a fork has only the one that forked, so no other may be needed."""
     try:
         return len(list(Path("/proc/self/task").iterdir()))
     except OSError:  # no Linux

@@ -9,11 +9,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.data.facets import SERIAL, VARIANT, series_names, series_order, sort_key, title_of
+from analysis.data.cell_summary import CellSummary, load_of, summaries
+from analysis.data.facets import sort_key, title_of
 from analysis.data.frame import hashable, varying
+from analysis.data.series import SERIAL, VARIANT, series_names, series_order, without_serial
 from analysis.plots import canvas
 from analysis.plots.canvas import PlotData
-from analysis.stats.summarize import load_of
 
 MAX_BARS = 24
 PHASES = {
@@ -33,13 +34,14 @@ NAMED = ("batch_size", "topk", "world_size", "num_experts", "dim", "tokens", "mo
 
 
 def settings(cells: pd.DataFrame) -> list[str]:
-    """What tells the cells apart beside their series, in words: "batch size 8, top-k 2"."""
-    cells = (
-        cells if "load" in cells else cells.assign(load=[load_of(r) for _, r in cells.iterrows()])
-    )
-    tested = cells[cells["strategy"] != SERIAL]
+    """What tells cells or attempts apart beside their series: "batch size 8, top-k 2"."""
+    if "load" not in cells:
+        rows = [{str(k): v for k, v in row.items()} for _, row in cells.iterrows()]
+        cells = cells.assign(load=[load_of(row) for row in rows])
+    tested = without_serial(cells)
     names = [n for n in varying(cells if tested.empty else tested, NAMED) if n not in VARIANT]
-    return [", ".join(f"{title_of(n)} {row[n]}" for n in names) for _, row in cells.iterrows()]
+    columns = [[f"{title_of(n)} {value}" for value in cells[n]] for n in names]
+    return [", ".join(words) for words in zip(*columns, strict=True)] or [""] * len(cells)
 
 
 def bar_names(cells: pd.DataFrame) -> list[str]:
@@ -48,29 +50,27 @@ def bar_names(cells: pd.DataFrame) -> list[str]:
     return [f"{s}  ({w})" if w else s for s, w in both]
 
 
-def _setting_key(row: pd.Series[Any], ranks: dict[Any, int]) -> tuple[Any, ...]:
+def _setting_key(cell: CellSummary, ranks: dict[Any, int]) -> tuple[Any, ...]:
     """Sorts by setting; a serial cell goes with the first spread-out ones that do its work."""
-    work = tuple(sort_key(hashable(row[n])) for n in NAMED if n != "world_size")
-    size = ranks.get(work, 1) if row["strategy"] == SERIAL else int(row["world_size"])
-    return (*work, size)
+    work = tuple(sort_key(hashable(cell.value(n))) for n in NAMED if n != "world_size")
+    return (*work, ranks.get(work, 1) if cell.strategy == SERIAL else cell.world_size)
 
 
 def groups(cells: pd.DataFrame) -> list[pd.DataFrame]:
     """Cells by setting, each in the order of the strategies. Where not all fit: of the settings
     with most cells as many as do, spread over their range."""
-    tested = cells[cells["strategy"] != SERIAL]
     ranks: dict[Any, int] = {}
-    for _, row in tested.iterrows():
-        *work, size = _setting_key(row, {})
+    for cell in summaries(without_serial(cells)):
+        *work, size = _setting_key(cell, {})
         ranks[tuple(work)] = min(size, ranks.get(tuple(work), size))
-    found: dict[Any, list[int]] = {}
-    for position, (_, row) in enumerate(cells.iterrows()):
-        found.setdefault(_setting_key(row, ranks), []).append(position)
-    chosen = sorted(found)
+    places: dict[Any, list[int]] = {}
+    for position, cell in enumerate(summaries(cells)):
+        places.setdefault(_setting_key(cell, ranks), []).append(position)
+    chosen = sorted(places)
     if len(cells) > MAX_BARS:
-        most = max(len(positions) for positions in found.values())
-        chosen = _spread([k for k in chosen if len(found[k]) == most], MAX_BARS // most)
-    return [_in_order(cells.iloc[found[key]]) for key in chosen]
+        most = max(len(positions) for positions in places.values())
+        chosen = _spread([k for k in chosen if len(places[k]) == most], MAX_BARS // most)
+    return [_in_order(cells.iloc[places[key]]) for key in chosen]
 
 
 def _spread(keys: Sequence[Any], count: int) -> list[Any]:
@@ -99,7 +99,7 @@ class Rows:
         self.names = series
         y = 0.0
         for part in parts:
-            tested = part[part["strategy"] != SERIAL]
+            tested = without_serial(part)
             heading = words[(tested if len(tested) else part).index[0]]
             if heading and len(parts) > 1:
                 self.headings.append((y, heading))
@@ -128,50 +128,51 @@ class Rows:
 
 def phases(scene: PlotData) -> Figure | None:
     """Phases of a step, mean over ranks, from their own passes; the rest is named."""
-    every = scene.cells[[bool(p) for p in scene.cells["phase_ms"]]]
+    every = scene.cells[[bool(cell.phase_ms) for cell in summaries(scene.cells)]]
     if every.empty:
         return None
     rows = Rows(every)
-    made = canvas.figure(width=7.0, height=1.4 + 0.29 * rows.height)
-    ax = made.subplots()
-    cells = rows.cells
-    names = list(dict.fromkeys([*PHASES, *(n for p in cells["phase_ms"] for n in p)]))
+    fig = canvas.figure(width=7.0, height=1.4 + 0.29 * rows.height)
+    ax = fig.subplots()
+    cells = summaries(rows.cells)
+    names = list(dict.fromkeys([*PHASES, *(name for cell in cells for name in cell.phase_ms)]))
     left = [0.0] * len(cells)
     for name in names:
-        widths = [float(p.get(name, 0.0)) for p in cells["phase_ms"]]
+        widths = [float(cell.phase_ms.get(name, 0.0)) for cell in cells]
         if any(widths):
             color, hatch = PHASES.get(name, ("#999999", "--"))
             ax.barh(rows.places, widths, left=left, color=color, hatch=hatch,
                     edgecolor="white", linewidth=0.4, label=name)  # fmt: skip
             left = [a + b for a, b in zip(left, widths, strict=True)]
-    rest = [max(0.0, (t or 0.0) - a) for t, a in zip(cells["phase_total_ms"], left, strict=True)]
+    totals = [cell.phase_total_ms or 0.0 for cell in cells]
+    rest = [max(0.0, total - a) for total, a in zip(totals, left, strict=True)]
     if any(r > 0.01 * a for r, a in zip(rest, left, strict=True)):
         ax.barh(rows.places, rest, left=left, color="white", edgecolor="#444444",
                 hatch="||", linewidth=0.6, label="rest")  # fmt: skip
     rows.label([ax])
     ax.set_xlabel("ms per step, mean over ranks")
-    canvas.legend(made, [ax])
+    canvas.legend(fig, [ax])
     text = "Phases from separate, instrumented passes: their sum is not the headline duration."
-    return canvas.finish(made, scene, "phases", [text, *rows.left_out(every)], cells)
+    return canvas.finish(fig, scene, "phases", [text, *rows.left_out(every)], rows.cells)
 
 
 def memory(scene: PlotData) -> Figure | None:
     """Peak, weights and a step's tensors of the largest rank in MiB, each on an axis of its own."""
-    every = scene.cells[pd.to_numeric(scene.cells["peak_bytes_max"]).notna()]
+    every = scene.cells[[cell.peak_bytes_max is not None for cell in summaries(scene.cells)]]
     if every.empty:
         return None
     rows = Rows(every)
-    made = canvas.figure(width=8.0, height=1.2 + 0.29 * rows.height)
-    axes = made.subplots(1, 3, sharey=True)
+    fig = canvas.figure(width=8.0, height=1.2 + 0.29 * rows.height)
+    axes = fig.subplots(1, 3, sharey=True)
     columns = (("peak_bytes_max", "peak of the process", "#56B4E9", ""),
                ("weights_bytes_max", "weights", "#D55E00", "//"),
                ("step_bytes_max", "most a step adds", "#009E73", "xx"))  # fmt: skip
     for ax, (name, title, color, hatch) in zip(axes, columns, strict=True):
-        values = [float(v) / 2**20 for v in pd.to_numeric(rows.cells[name]).fillna(0)]
+        values = [(cell.value(name) or 0) / 2**20 for cell in summaries(rows.cells)]
         ax.barh(rows.places, values, color=color, hatch=hatch, edgecolor="white", linewidth=0.4)
         ax.set_title(title)
         ax.set_xlabel("MiB, largest rank")
     rows.label(list(axes))
     methods = sorted({str(m) for m in scene.frame["memory_method"] if m})
     texts = [f"Peak memory by {', '.join(methods)}.", *rows.left_out(every)]
-    return canvas.finish(made, scene, "memory", texts, rows.cells)
+    return canvas.finish(fig, scene, "memory", texts, rows.cells)

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from analysis import numbers
-from analysis.data.facets import Panel, series_order
+from analysis.data.facets import Facet
+from analysis.data.series import series_order
 from analysis.plots import STYLE
 from analysis.text import captions
 
@@ -74,7 +75,7 @@ def figure(columns: int = 1, rows: int = 1, width: float = 0.0, height: float = 
 
 
 def finish(
-    made: Figure,
+    fig: Figure,
     scene: PlotData,
     name: str,
     extra: Sequence[str] = (),
@@ -84,33 +85,33 @@ def finish(
 
     Both speak of the cells `shown`, where these are not all.
     """
-    wide = int(made.get_figwidth() * 17.5)
+    wide = int(fig.get_figwidth() * 17.5)
     cells = scene.cells if shown is None else shown
     frame = captions.attempts(scene.frame, cells)
     below = _wrapped(caption_lines(scene, name, extra, frame, cells), wide)
     above = _wrapped(captions.banners(frame), wide)
-    _freeze(made)
-    gap = 0.08 / made.get_figheight()
-    _outside(made, -gap, below, "top", {"color": "#444444"})
-    _outside(made, 1 + gap, above, "bottom", {"color": "#7A0000", "weight": "bold"})
-    return made
+    _freeze(fig)
+    gap = 0.08 / fig.get_figheight()
+    _outside(fig, -gap, below, "top", {"color": "#444444"})
+    _outside(fig, 1 + gap, above, "bottom", {"color": "#7A0000", "weight": "bold"})
+    return fig
 
 
-def _freeze(made: Figure) -> None:
+def _freeze(fig: Figure) -> None:
     """Lays out once and keeps it, so that text outside does not move the legend."""
-    made.draw_without_rendering()
+    fig.draw_without_rendering()
     # set_layout_engine("none") leaves a placeholder, for which savefig lays out once more per file.
-    made._layout_engine = None  # type: ignore[attr-defined]
-    for box in made.legends:
-        corner = box.get_window_extent().transformed(made.transFigure.inverted()).p0
+    fig._layout_engine = None  # type: ignore[attr-defined]
+    for box in fig.legends:
+        corner = box.get_window_extent().transformed(fig.transFigure.inverted()).p0
         box.set_loc("lower left")
         box.borderaxespad = 0.0
-        box.set_bbox_to_anchor((corner[0], corner[1]), transform=made.transFigure)
+        box.set_bbox_to_anchor((corner[0], corner[1]), transform=fig.transFigure)
 
 
-def _outside(made: Figure, y: float, lines: Sequence[str], side: str, look: dict[str, Any]) -> None:
+def _outside(fig: Figure, y: float, lines: Sequence[str], side: str, look: dict[str, Any]) -> None:
     if lines:
-        text = made.text(
+        text = fig.text(
             0.01, y, "\n".join(lines), size=CAPTION_SIZE, va=side, linespacing=1.3, **look
         )  # type: ignore[call-arg]
         text.set_parse_math(False)  # a "$" in a name is a dollar sign
@@ -119,15 +120,16 @@ def _outside(made: Figure, y: float, lines: Sequence[str], side: str, look: dict
 def caption_lines(
     scene: PlotData, name: str, extra: Sequence[str], frame: pd.DataFrame, cells: pd.DataFrame
 ) -> list[str]:
+    """The lines below a plot: its own, then machine, engine, statistics, flags, command."""
     chosen = (("--group", scene.group), ("--metric", scene.metric))
     words = [word for option, value in chosen if value for word in (option, value)]
     again = captions.command("plot", scene.sources, "--name", name, *words, *scene.options)
     return [*extra, *captions.lines(frame, cells, again)]
 
 
-def shown_in(panels: Sequence[Panel]) -> pd.DataFrame:
-    """The cells of several panels, each once."""
-    rows = pd.concat([panel.cells for panel in panels], ignore_index=True)
+def shown_in(facets: Sequence[Facet]) -> pd.DataFrame:
+    """The cells of several facets, each once."""
+    rows = pd.concat([facet.cells for facet in facets], ignore_index=True)
     return rows.drop_duplicates(["cell_id", "host", "metric"], ignore_index=True)
 
 
@@ -135,18 +137,18 @@ def _wrapped(lines: Sequence[str], width: int) -> list[str]:
     return [part for line in lines for part in textwrap.wrap(line, width)]
 
 
-def legend(made: Figure, axes: Sequence[Axes], extra: Sequence[Any] = ()) -> None:
-    """One legend for all panels, above them."""
-    found: dict[str, Any] = {}
+def legend(fig: Figure, axes: Sequence[Axes], extra: Sequence[Any] = ()) -> None:
+    """One legend for all facets, above them."""
+    keys: dict[str, Any] = {}
     for ax in axes:
         handles, labels = ax.get_legend_handles_labels()
-        found |= {lab: h for h, lab in zip(handles, labels, strict=True) if lab not in found}
-    found |= {handle.get_label(): handle for handle in extra}
-    widest = 0.58 + 0.076 * max((len(name) for name in found), default=0)
-    columns = max(1, min(len(found), int(made.get_figwidth() / widest)))
-    if sum(0.58 + 0.076 * len(name) for name in found) < made.get_figwidth():
-        columns = len(found)
-    made.legend(list(found.values()), list(found), loc="outside upper left", ncols=columns)
+        keys |= {label: h for h, label in zip(handles, labels, strict=True) if label not in keys}
+    keys |= {handle.get_label(): handle for handle in extra}
+    widest = 0.58 + 0.076 * max((len(name) for name in keys), default=0)
+    columns = max(1, min(len(keys), int(fig.get_figwidth() / widest)))
+    if sum(0.58 + 0.076 * len(name) for name in keys) < fig.get_figwidth():
+        columns = len(keys)
+    fig.legend(list(keys.values()), list(keys), loc="outside upper left", ncols=columns)
 
 
 def number_axis(ax: Axes, values: Sequence[float], which: str = "x", log: bool = True) -> None:
@@ -170,11 +172,11 @@ def duration_axis(ax: Axes, values: Sequence[float]) -> None:
         ax.set_ylim(bottom=0)
 
 
-def save(made: Figure, folder: Path, name: str) -> list[Path]:
+def save(fig: Figure, folder: Path, name: str) -> list[Path]:
     """PNG and SVG; nothing in the files changes when the data do not."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    whole = made.get_tightbbox().padded(mpl.rcParams["savefig.pad_inches"])  # once for both
-    made.savefig(paths[0], bbox_inches=whole)
-    made.savefig(paths[1], bbox_inches=whole, metadata={"Date": None})
+    whole = fig.get_tightbbox().padded(mpl.rcParams["savefig.pad_inches"])  # once for both
+    fig.savefig(paths[0], bbox_inches=whole)
+    fig.savefig(paths[1], bbox_inches=whole, metadata={"Date": None})
     return paths

@@ -17,26 +17,30 @@ LOOKS = {FASTER: ("#D55E00", "s"), SLOWER: ("#0072B2", "o")}
 
 def forest(scene: PlotData) -> Figure | None:
     """B / A: left of 1, B is faster; hollow where no difference is shown."""
-    return _drawn(scene, "forest", *_comparisons(scene))
+    return _figure(scene, "forest", *_comparisons(scene))
 
 
 def beside(scene: PlotData) -> Figure | None:
     """The same of the fastest of ours (A) and the fastest of other systems (B), by setting."""
     try:
-        found = compare.beside(scene.frame, scene.cells, NOISE_THRESHOLD)
+        comparisons = compare.beside(scene.frame, scene.cells, NOISE_THRESHOLD)
     except InputError:
         return None
-    return _drawn(scene, "beside", found, "A: the fastest of ours. B: the fastest other system")
+    return _figure(
+        scene, "beside", comparisons, "A: the fastest of ours. B: the fastest other system"
+    )
 
 
-def _drawn(scene: PlotData, name: str, found: list[compare.Comparison], what: str) -> Figure | None:
-    every = compare.ratio_rows(found)
+def _figure(
+    scene: PlotData, name: str, comparisons: list[compare.Comparison], what: str
+) -> Figure | None:
+    every = compare.ratio_rows(comparisons)
     rows = every[:MAX_ROWS]
     if not rows:
         return None
     longest = max(len(row[0]) for row in rows)
-    made = canvas.figure(width=7.5 + 0.05 * max(0, longest - 50), height=1.3 + 0.26 * len(rows))
-    ax = made.subplots()
+    fig = canvas.figure(width=7.5 + 0.05 * max(0, longest - 50), height=1.3 + 0.26 * len(rows))
+    ax = fig.subplots()
     ax.axvspan(1 / (1 + NOISE_THRESHOLD), 1 + NOISE_THRESHOLD, color="#e4e4e4", linewidth=0)
     ax.axvline(1.0, color="#555555", linewidth=1)
     for y, (_, ratio, low, high, word) in enumerate(rows):
@@ -53,10 +57,10 @@ def _drawn(scene: PlotData, name: str, found: list[compare.Comparison], what: st
     ax.set_xlabel("\u2190 B is faster      duration of B / duration of A      A is faster \u2192")
     ax.grid(axis="y", visible=False)
     text = f"{what}. Rows: B / A. Hollow: no difference shown; grey: within the noise threshold. "
-    text += f"Intervals hold together at 95% (Bonferroni over {len(found)})."
+    text += f"Intervals hold together at 95% (Bonferroni over {len(comparisons)})."
     left = len(every) - len(rows)
     text += f" {len(rows)} of {len(every)} comparisons; --filter chooses others." if left else ""
-    return canvas.finish(made, scene, name, [text])
+    return canvas.finish(fig, scene, name, [text])
 
 
 def _comparisons(scene: PlotData) -> tuple[list[compare.Comparison], str]:

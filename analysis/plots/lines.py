@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.data.facets import Panel, axes, panels, setting, title_of, x_label
+from analysis.data.cell_summary import summaries
+from analysis.data.facets import Facet, axes, facets, setting, title_of, x_label
 from analysis.data.frame import ALIASES
 from analysis.plots import canvas
 from analysis.plots.canvas import PlotData
@@ -23,28 +24,16 @@ HOLLOW = Line2D(
 )  # fmt: skip
 
 
-def speed_vs_top_k(scene: PlotData) -> Figure | None:
-    return against(scene, "topk_requested", DURATION, "speed_vs_top_k")
+def _plot(name: str, axis: str, metric: Metric) -> Callable[[PlotData], Figure | None]:
+    return lambda scene: against(scene, axis, metric, name)
 
 
-def speed_vs_ranks(scene: PlotData) -> Figure | None:
-    return against(scene, "world_size", DURATION, "speed_vs_ranks")
-
-
-def speed_vs_batch(scene: PlotData) -> Figure | None:
-    return against(scene, "batch_size", DURATION, "speed_vs_batch")
-
-
-def throughput_vs_topk(scene: PlotData) -> Figure | None:
-    return against(scene, "topk_requested", THROUGHPUT, "throughput_vs_topk")
-
-
-def throughput_vs_batch(scene: PlotData) -> Figure | None:
-    return against(scene, "batch_size", THROUGHPUT, "throughput_vs_batch")
-
-
-def throughput_vs_total_ranks(scene: PlotData) -> Figure | None:
-    return against(scene, "world_size", THROUGHPUT, "throughput_vs_total_ranks")
+speed_vs_top_k = _plot("speed_vs_top_k", "topk_requested", DURATION)
+speed_vs_ranks = _plot("speed_vs_ranks", "world_size", DURATION)
+speed_vs_batch = _plot("speed_vs_batch", "batch_size", DURATION)
+throughput_vs_topk = _plot("throughput_vs_topk", "topk_requested", THROUGHPUT)
+throughput_vs_batch = _plot("throughput_vs_batch", "batch_size", THROUGHPUT)
+throughput_vs_total_ranks = _plot("throughput_vs_total_ranks", "world_size", THROUGHPUT)
 
 
 def axis(scene: PlotData) -> Figure | None:
@@ -63,29 +52,29 @@ def axis(scene: PlotData) -> Figure | None:
 def against(
     scene: PlotData, axis: str, metric: Metric, name: str, bands: bool = False
 ) -> Figure | None:
-    """Panels side by side; None where the sweep has nothing along this axis."""
+    """Facets side by side; None where the sweep has nothing along this axis."""
     if metric.column not in scene.cells:
         return None
-    found = panels(scene.cells, axis)[:MAX_COLUMNS]
-    if not found:
+    drawn = facets(scene.cells, axis)[:MAX_COLUMNS]
+    if not drawn:
         return None
-    made = canvas.figure(len(found))
-    grid = made.subplots(1, len(found), sharey=True, squeeze=False)[0]
-    names = sorted({s for p in found for s in p.series})
-    for ax, panel in zip(grid, found, strict=True):
-        draw(ax, panel, metric, names, bands)
-        ax.set_title(difference(panel, found))
+    fig = canvas.figure(len(drawn))
+    grid = fig.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+    names = sorted({series for facet in drawn for series in facet.series})
+    for ax, facet in zip(grid, drawn, strict=True):
+        draw(ax, facet, metric, names, bands)
+        ax.set_title(difference(facet, drawn))
     grid[0].set_ylabel(metric.heading.replace("10^3", "10³"))
-    shown = [entry(c, metric) for p in found for _, c in p.cells.iterrows()]
+    shown = [entry(cell, metric) for facet in drawn for cell in summaries(facet.cells)]
     _heights(grid[0], shown, metric)
-    canvas.legend(made, grid, _notes(shown))
-    where = "; ".join(setting(p) for p in found)
+    canvas.legend(fig, grid, _notes(shown))
+    where = "; ".join(setting(facet) for facet in drawn)
     mean = "median" if metric.column == "median_ms" else "mean" if metric.low else "value"
     extra = [
         f"{metric.heading} by {title_of(axis)}; {where}.",
         f"Shown: {mean} and its interval; lines only guide the eye.",
     ]
-    return canvas.finish(made, scene, name, extra, canvas.shown_in(found))
+    return canvas.finish(fig, scene, name, extra, canvas.shown_in(drawn))
 
 
 def _notes(shown: Sequence[Entry]) -> list[Line2D]:
@@ -97,41 +86,41 @@ def _heights(ax: Axes, shown: Sequence[Entry], metric: Metric) -> None:
     canvas.duration_axis(ax, values)
 
 
-def draw(ax: Axes, panel: Panel, metric: Metric, names: Sequence[str], bands: bool) -> None:
-    """One panel: every series dodged a little, so that error bars stay apart."""
-    values = panel.values
+def draw(ax: Axes, facet: Facet, metric: Metric, names: Sequence[str], bands: bool) -> None:
+    """One facet: every series dodged a little, so that error bars stay apart."""
+    values = facet.values
     numeric = all(isinstance(v, (int, float)) for v in values)
     places = {v: float(v) if numeric else float(i) for i, v in enumerate(values)}
     if numeric:
         canvas.number_axis(ax, [places[v] for v in values])
     log = ax.get_xscale() == "log"
-    labels = [x_label(panel, v).replace(" (", "\n(").replace(" ran ", "\nran ") for v in values]
+    labels = [x_label(facet, v).replace(" (", "\n(").replace(" ran ", "\nran ") for v in values]
     ax.set_xticks([places[v] for v in values], labels)
-    drawn = panel.series
+    drawn = facet.series
     for number, series in enumerate(drawn):
         shift = canvas.DODGE * (number - (len(drawn) - 1) / 2) / 2
         x = [_dodged(places[v], shift, log, list(places.values())) for v in values]
-        found = [entry(panel.at(v, series), metric) for v in values]
-        _series(ax, x, found, canvas.look(series, names), series, bands)
-    _without_time(ax, panel, metric, places)
-    ax.set_xlabel(title_of(panel.axis))
+        entries = [entry(facet.at(v, series), metric) for v in values]
+        _series(ax, x, entries, canvas.look(series, names), series, bands)
+    _without_time(ax, facet, metric, places)
+    ax.set_xlabel(title_of(facet.axis))
 
 
-def _without_time(ax: Axes, panel: Panel, metric: Metric, places: dict[Any, float]) -> None:
+def _without_time(ax: Axes, facet: Facet, metric: Metric, places: dict[Any, float]) -> None:
     """Cells that failed or were wrong, in words at their place."""
     for value, x in places.items():
-        found = [(s, entry(panel.at(value, s), metric).outcome) for s in panel.series]
-        words = [f"{s}: {outcome}" for s, outcome in found if outcome not in ("measured", "")]
+        outcomes = [(s, entry(facet.at(value, s), metric).outcome) for s in facet.series]
+        words = [f"{s}: {outcome}" for s, outcome in outcomes if outcome not in ("measured", "")]
         if words:
             look: dict[str, Any] = {"size": 7.5, "color": "#7A0000", "ha": "center", "va": "bottom"}
             ax.text(x, 0.02, "\n".join(words), transform=ax.get_xaxis_transform(), **look)
 
 
-def difference(panel: Panel, among: Sequence[Panel]) -> str:
-    """What is fixed in this panel and differs in its neighbours; nothing for a single one."""
+def difference(facet: Facet, among: Sequence[Facet]) -> str:
+    """What is fixed in this facet and differs in its neighbours; nothing for a single one."""
     words = [
         f"{title_of(name)} {value}"
-        for name, value in panel.fixed
+        for name, value in facet.fixed
         if name not in ("topk", "host")
         and any(dict(other.fixed).get(name) != value for other in among)
     ]
@@ -145,10 +134,10 @@ def _dodged(x: float, shift: float, log: bool, values: Sequence[float]) -> float
 
 
 def _series(
-    ax: Axes, x: Sequence[float], found: Sequence[Entry], style: dict[str, Any], name: str,
+    ax: Axes, x: Sequence[float], shown: Sequence[Entry], style: dict[str, Any], name: str,
     bands: bool,
 ) -> None:  # fmt: skip
-    known = [(a, e) for a, e in zip(x, found, strict=True) if math.isfinite(e.value)]
+    known = [(a, e) for a, e in zip(x, shown, strict=True) if math.isfinite(e.value)]
     if known:
         xs, entries = [a for a, _ in known], [e for _, e in known]
         y = [e.value for e in entries]
@@ -165,8 +154,8 @@ def _series(
             ax.plot(*zip(*hollow, strict=True), linestyle="", markerfacecolor="white", **marks)
 
 
-def _ends(found: Entry) -> tuple[float, float]:
+def _ends(point: Entry) -> tuple[float, float]:
     """The interval, or no height where there is none; an estimate outside it is not hidden."""
-    low = found.low if math.isfinite(found.low) else found.value
-    high = found.high if math.isfinite(found.high) else found.value
-    return min(low, found.value), max(high, found.value)
+    low = point.low if math.isfinite(point.low) else point.value
+    high = point.high if math.isfinite(point.high) else point.value
+    return min(low, point.value), max(high, point.value)

@@ -2,49 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.data.facets import series_names
+from analysis.data.cell_summary import CellSummary
 from analysis.plots import canvas
 from analysis.plots.canvas import PlotData
-from analysis.stats import roofline as bounds
+from analysis.stats.roofline import bounded, flops, matrix_rate, read_rate, weight_bytes
 
 
 def roofline(scene: PlotData) -> Figure | None:
     """Cells with a calibration: useful and repeated FLOPs of all ranks over bytes of weights."""
-    named = scene.cells.assign(series=series_names(scene.cells))
-    rows: list[Any] = [row for _, row in named.iterrows()]
-    rows = [row for row in rows if bounds.bound(row)]
-    if not rows:
+    limited = bounded(scene.cells)
+    if not limited:
         return None
-    made = canvas.figure(height=4.0)
-    ax = made.subplots()
-    names = sorted({str(row["series"]) for row in rows})
+    fig = canvas.figure(height=4.0)
+    ax = fig.subplots()
+    names = sorted({name for name, _, _ in limited})
     for name in names:
-        mine = [row for row in rows if row["series"] == name]
-        x = [bounds.flops(row) / bounds.weight_bytes(row) for row in mine]
-        y = [bounds.flops(row) / row["median_ms"] * 1e3 for row in mine]
+        cells = [cell for series, cell, _ in limited if series == name]
+        x = [flops(cell) / weight_bytes(cell) for cell in cells]
+        y = [flops(cell) / cell.median_ms * 1e3 for cell in cells]
         style = canvas.look(name, names) | {"linestyle": ""}
         ax.plot(x, y, label=name, **style)
-    _roofs(ax, rows)
+    _roofs(ax, [cell for _, cell, _ in limited])
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlabel("FLOP per byte of weights")
     ax.set_ylabel("FLOP/s, all ranks")
-    canvas.legend(made, [ax])
+    canvas.legend(fig, [ax])
     text = "Roofs: calibrated matrix rate and bandwidth of all ranks together on this machine."
-    return canvas.finish(made, scene, "roofline", [text])
+    return canvas.finish(fig, scene, "roofline", [text])
 
 
-def _roofs(ax: Any, rows: list[Any]) -> None:
+def _roofs(ax: Axes, cells: Sequence[CellSummary]) -> None:
     """One roof per dtype and bandwidth, drawn over the cells' range of intensity."""
-    intensities = [bounds.flops(row) / bounds.weight_bytes(row) for row in rows]
+    intensities = [flops(cell) / weight_bytes(cell) for cell in cells]
     low, high = min(intensities) / 4, max(intensities) * 8
     seen: set[str] = set()
-    for row in rows:
-        rate, read = bounds.matrix_rate(row), bounds.read_rate(row)
+    for cell in cells:
+        rate, read = matrix_rate(cell), read_rate(cell)
         name = f"{rate:.3g} {read:.3g}"
         if name in seen:
             continue

@@ -1,4 +1,4 @@
-"""Every long block in the order it was taken, after the warm-up: is there a steady state?"""
+"""Every long block in the order it was taken, with the warm-up: whether the times are steady."""
 
 from __future__ import annotations
 
@@ -29,35 +29,36 @@ def traces(scene: PlotData) -> Figure | None:
     if not order:
         return None
     rows = math.ceil(len(order) / COLUMNS)
-    made = canvas.figure(COLUMNS, rows, width=9.5, height=1.9)
-    grid = made.subplots(rows, COLUMNS, squeeze=False)
+    fig = canvas.figure(COLUMNS, rows, width=9.5, height=1.9)
+    grid = fig.subplots(rows, COLUMNS, squeeze=False)
     for ax, index in zip(grid.flat, order, strict=False):
         _trace(ax, frame.loc[index], names[index])
     for ax in list(grid.flat)[len(order) :]:
         ax.set_visible(False)
-    made.supxlabel("sample, in the order taken", size=10)
-    made.supylabel("ms per step", size=10)
+    fig.supxlabel("sample, in the order taken", size=10)
+    fig.supylabel("ms per step", size=10)
     hidden = len(frame) - len(order)
     text = "Points: mean of a block, its start included. Grey: warm-up. Line: time of a step." + (
         f" The {len(order)} most scattered of {len(frame)} attempts." if hidden else ""
     )
-    return canvas.finish(made, scene, "traces", [text])
+    return canvas.finish(fig, scene, "traces", [text])
 
 
-def _spread(row: Any) -> float:
-    deviation = plain(row["std_duration_ms"])
-    return float(deviation or 0.0) / float(row["avg_duration_ms"])
+def _spread(attempt: Any) -> float:
+    """Standard deviation of the attempt's times over their mean."""
+    deviation = plain(attempt.std_duration_ms)
+    return float(deviation or 0.0) / float(attempt.avg_duration_ms)
 
 
-def _trace(ax: Axes, row: Any, name: str) -> None:
-    taken = zip(row["sample_ms"], row["sample_kind"], strict=True)
+def _trace(ax: Axes, attempt: Any, name: str) -> None:
+    taken = zip(attempt.sample_ms, attempt.sample_kind, strict=True)
     blocks = [(value, kind) for value, kind in taken if kind in ("warmup", "long", "fixed")]
     values = [value for value, _ in blocks]
     ax.plot(range(len(values)), values, color="#0072B2", marker=".", markersize=4, linewidth=0.8)
     for x, (_, kind) in enumerate(blocks):
         if kind == "warmup":
             ax.axvspan(x - 0.5, x + 0.5, color="#cccccc", linewidth=0)
-    ax.axhline(float(row["median_duration_ms"]), color="#D55E00", linewidth=1)
+    ax.axhline(float(attempt.median_duration_ms), color="#D55E00", linewidth=1)
     ax.set_ylim(bottom=0)
     label = ax.set_title("\n".join(textwrap.wrap(name, 38)), size=7.5, weight="normal")
     label.set_parse_math(False)

@@ -9,70 +9,65 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.data.facets import (
-    DESCRIBED,
-    SERIAL,
-    VARIANT,
-    Panel,
-    grouped,
-    panels,
-    series_names,
-    setting,
-    title_of,
-)
+from analysis.data.cell_summary import CellSummary, cells_frame, measured, summaries
+from analysis.data.facets import DESCRIBED, Facet, facets, grouped, setting, title_of
 from analysis.data.frame import varying
+from analysis.data.series import SERIAL, VARIANT, series_names, without_serial
 from analysis.plots import canvas
 from analysis.plots.canvas import PlotData
 from analysis.plots.lines import HOLLOW, difference
 
-MAX_PANELS = 3
+MAX_FACETS = 3
 
 
 def strong_scaling(scene: PlotData) -> Figure | None:
-    """Speed-up against the serial cell of the same work; against its own fewest ranks without."""
-    found = panels(scene.cells, "world_size")[:MAX_PANELS]
-    if not found:
+    """Speed-up against the serial cell of the same work, or else against the fewest ranks."""
+    drawn = facets(scene.cells, "world_size")[:MAX_FACETS]
+    if not drawn:
         return None
-    made = canvas.figure(len(found))
-    grid = made.subplots(1, len(found), sharey=True, squeeze=False)[0]
-    for ax, panel in zip(grid, found, strict=True):
-        ratios = speedups(panel)
-        marked = oversubscribed(panel.cells)
-        _draw(ax, ratios, [float(x) for x in panel.values], bool(_serial(panel)), marked)
-        ax.set_title(difference(panel, found))
+    fig = canvas.figure(len(drawn))
+    grid = fig.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+    for ax, facet in zip(grid, drawn, strict=True):
+        ratios = speedups(facet)
+        marked = _oversubscribed(facet)
+        _draw(ax, ratios, [float(x) for x in facet.values], bool(_serial(facet)), marked)
+        ax.set_title(difference(facet, drawn))
     grid[0].set_ylabel("speed-up")
-    canvas.legend(made, grid, [HOLLOW] if any(oversubscribed(p.cells) for p in found) else [])
-    grows = any("experts = ranks" in setting(panel) for panel in found)
+    canvas.legend(fig, grid, [HOLLOW] if any(map(_oversubscribed, drawn)) else [])
+    grows = any("experts = ranks" in setting(facet) for facet in drawn)
     note = " Experts grow with ranks here, so the work is not the same." if grows else ""
-    base = "serial (one rank, every core)" if _serial(found[0]) else "its own fewest ranks"
-    text = f"Strong scaling: {setting(found[0])}; against {base}.{note}"
-    return canvas.finish(made, scene, "strong_scaling", [text], canvas.shown_in(found))
+    base = "serial (one rank, every core)" if _serial(drawn[0]) else "its own fewest ranks"
+    text = f"Strong scaling: {setting(drawn[0])}; against {base}.{note}"
+    return canvas.finish(fig, scene, "strong_scaling", [text], canvas.shown_in(drawn))
 
 
-def _serial(panel: Panel) -> dict[float, float]:
-    rows = panel.cells[(panel.cells["series"] == SERIAL) & (panel.cells["outcome"] == "measured")]
-    return {float(r["x"]): float(r["median_ms"]) for _, r in rows.iterrows()}
+def _times(facet: Facet, series: str) -> dict[float, float]:
+    """Ranks -> median time of a step in ms."""
+    cells = ((x, facet.at(x, series)) for x in facet.values)
+    return {float(x): cell.median_ms for x, cell in cells if cell and cell.measured}
 
 
-def speedups(panel: Panel) -> dict[str, dict[float, float]]:
+def _serial(facet: Facet) -> dict[float, float]:
+    return _times(facet, SERIAL)
+
+
+def speedups(facet: Facet) -> dict[str, dict[float, float]]:
     """Per strategy: ranks -> baseline's duration over its own."""
-    serial = _serial(panel)
-    found: dict[str, dict[float, float]] = {}
-    for name in panel.series:
-        rows = panel.cells[(panel.cells["series"] == name) & (panel.cells["median_ms"] > 0)]
-        times = {float(r["x"]): float(r["median_ms"]) for _, r in rows.iterrows()}
+    serial = _serial(facet)
+    ratios: dict[str, dict[float, float]] = {}
+    for name in facet.series:
+        times = _times(facet, name)
         if name == SERIAL or not times:
             continue
         base = serial or dict.fromkeys(times, times[min(times)])
-        found[name] = {x: base[x] / t for x, t in sorted(times.items()) if x in base}
-    return found
+        ratios[name] = {x: base[x] / t for x, t in sorted(times.items()) if x in base}
+    return ratios
 
 
-def oversubscribed(cells: pd.DataFrame) -> set[tuple[str, float]]:
+def _oversubscribed(facet: Facet) -> set[tuple[str, float]]:
     """Series and ranks of the cells whose time has waiting for a core in it."""
-    names = cells["series"] if "series" in cells else cells["strategy"]
-    both = zip(names, cells["world_size"], cells["flags"], strict=True)
-    return {(str(n), float(r)) for n, r, flags in both if "oversubscribed" in flags}
+    named = zip(facet.cells["series"], summaries(facet.cells), strict=True)
+    return {(n, float(cell.world_size)) for n, cell in named if "oversubscribed" in cell.flags}
 
 
 def _line(
@@ -103,12 +98,12 @@ def _draw(
 
 def _powers(values: Sequence[float]) -> list[float]:
     """Powers of two that enclose the values."""
-    found = [1.0]
-    while found[0] > min(values):
-        found.insert(0, found[0] / 2)
-    while found[-1] < max(values):
-        found.append(found[-1] * 2)
-    return found
+    powers = [1.0]
+    while powers[0] > min(values):
+        powers.insert(0, powers[0] / 2)
+    while powers[-1] < max(values):
+        powers.append(powers[-1] * 2)
+    return powers
 
 
 def weak_scaling(scene: PlotData) -> Figure | None:
@@ -116,38 +111,38 @@ def weak_scaling(scene: PlotData) -> Figure | None:
     groups = weak_groups(scene.cells)
     if not groups:
         return None
-    made = canvas.figure()
-    ax = made.subplots()
-    for name, rows in groups.items():
-        times = {float(r["world_size"]): float(r["median_ms"]) for r in rows}
+    fig = canvas.figure()
+    ax = fig.subplots()
+    every = [cell for cells in groups.values() for cell in cells]
+    waiting = [cell for cell in every if "oversubscribed" in cell.flags]
+    for name, cells in groups.items():
+        times = {float(cell.world_size): cell.median_ms for cell in cells}
         points = {x: times[min(times)] / times[x] for x in sorted(times)}
-        marked = {(name, x) for _, x in oversubscribed(pd.DataFrame(rows))}
+        marked = {(name, float(cell.world_size)) for cell in cells if cell in waiting}
         _line(ax, name, points, canvas.look(name, list(groups)), marked)
     ax.axhline(1.0, color="#777777", linewidth=1, label="ideal")
-    every = {float(r["world_size"]) for rows in groups.values() for r in rows}
-    canvas.number_axis(ax, sorted(every))
+    canvas.number_axis(ax, sorted({float(cell.world_size) for cell in every}))
     ax.set_ylim(bottom=0)
     ax.set_xlabel("ranks (batch grows with them)")
     ax.set_ylabel("efficiency")
-    shown = pd.DataFrame([r for rows in groups.values() for r in rows])
-    canvas.legend(made, [ax], [HOLLOW] if oversubscribed(shown) else [])
+    canvas.legend(fig, [ax], [HOLLOW] if waiting else [])
     text = "Weak scaling: the same tokens per rank; 1 is a duration that does not grow."
-    return canvas.finish(made, scene, "weak_scaling", [text], shown)
+    return canvas.finish(fig, scene, "weak_scaling", [text], cells_frame(every))
 
 
-def weak_groups(cells: pd.DataFrame) -> dict[str, list[pd.Series[Any]]]:
+def weak_groups(cells: pd.DataFrame) -> dict[str, list[CellSummary]]:
     """Per series and tokens per rank, all else equal: its cells by ranks, two sizes or more."""
-    rows = cells[(cells["outcome"] == "measured") & (cells["strategy"] != SERIAL)]
+    rows = measured(without_serial(cells))
     rows = rows.assign(series=series_names(rows), each=rows["batch_size"] / rows["world_size"])
     follow = ("batch_size", "world_size", "threads")
     names = ["series", "each", *(n for n in varying(rows, (*DESCRIBED, "host")) if n not in follow)]
     groups = [(dict(fixed), part) for fixed, part in grouped(rows, names)]
     groups = [(fixed, part) for fixed, part in groups if part["world_size"].nunique() > 1]
-    told = [n for n in names[2:] if n not in VARIANT and n not in ("strategy", "topk")]
-    told = [n for n in told if len({fixed[n] for fixed, _ in groups}) > 1]
-    found = {}
+    context = [n for n in names[2:] if n not in VARIANT and n not in ("strategy", "topk")]
+    context = [n for n in context if len({fixed[n] for fixed, _ in groups}) > 1]
+    named = {}
     for fixed, part in groups:
-        words = [f"{fixed['each']:g} per rank", *(f"{title_of(n)} {fixed[n]}" for n in told)]
+        words = [f"{fixed['each']:g} per rank", *(f"{title_of(n)} {fixed[n]}" for n in context)]
         ordered = part.drop_duplicates("world_size").sort_values("world_size")
-        found[f"{fixed['series']} ({', '.join(words)})"] = [row for _, row in ordered.iterrows()]
-    return found
+        named[f"{fixed['series']} ({', '.join(words)})"] = summaries(ordered)
+    return named

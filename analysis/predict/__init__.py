@@ -1,5 +1,6 @@
-"""What a cell would take elsewhere or larger: a two-tier alpha-beta and roofline model.
+"""The time of a cell elsewhere or larger: a two-tier alpha-beta and roofline model.
 
-`machine` says what hardware can do, `terms` what a step asks of it, `fit` how much of the hardware
-records show to be reached, `model` puts them together, `advise` ranks what could be run.
+`hardware` has the rates of a machine, `features` the work of a step, `network` its collectives,
+`fit` the share of the rates that records reach, `model` the predicted time, `candidates` the cells
+that could be run, `command` the verbs predict and advise.
 """

@@ -28,31 +28,34 @@ OVERLAPS = (1, 2, 4)
 
 
 def model_layer(name: str, scale: int = 1, topk: int = 0, dtype: str = "bfloat16") -> LayerSpec:
-    """The layer of conf/model/NAME.yaml; raises InputError."""
+    """The layer of conf/model/NAME.yaml, its sizes divided by `scale`; `topk` 0 is the file's.
+
+    Raises InputError for a name, scale or dtype there is none of.
+    """
     path = MODELS / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in MODELS.glob("*.yaml")))
         raise InputError(f"--model {name}: no such model; allowed are {known}")
-    found: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
-    sizes = {key: int(found[key]) for key in ("dim", "hidden", "dim_out")}
+    config: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
+    sizes = {key: int(config[key]) for key in ("dim", "hidden", "dim_out")}
     if scale < 1 or any(size % scale for size in sizes.values()):
         raise InputError(f"--scale {scale}: allowed are divisors of {sizes}; 1 is the full size")
     if dtype not in spec.DTYPES:
         raise InputError(f"--dtype {dtype}: allowed are {', '.join(spec.DTYPES)}")
-    slots = topk or int(found["topk"])
+    slots = topk or int(config["topk"])
     names = {field.name for field in dataclasses.fields(RouterSpec)}
-    router = RouterSpec(**{k: v for k, v in found["router"].items() if k in names})
+    router = RouterSpec(**{k: v for k, v in config["router"].items() if k in names})
     return LayerSpec(
         **{key: size // scale for key, size in sizes.items()},
-        num_experts=int(found["num_experts"]), topk=slots, topk_requested=slots,
-        activation=str(found["activation"]),
-        bias=str(found["bias"]), shared_experts=int(found["shared_experts"]), dtype=dtype,
+        num_experts=int(config["num_experts"]), topk=slots, topk_requested=slots,
+        activation=str(config["activation"]),
+        bias=str(config["bias"]), shared_experts=int(config["shared_experts"]), dtype=dtype,
         router=router,
     )  # fmt: skip
 
 
 def plain(layer: LayerSpec) -> LayerSpec:
-    """With the simplest router of the same K: what a prediction needs of a router is its skew."""
+    """The layer with the simplest router of the same K; a prediction has the skew as an option."""
     return dataclasses.replace(layer, router=RouterSpec())
 
 
@@ -78,12 +81,12 @@ def _divisors(size: int) -> list[int]:
 
 
 def cells(
-    layer: LayerSpec, work: WorkloadSpec, place: RankLayout, found: Sequence[StrategySpec]
+    layer: LayerSpec, work: WorkloadSpec, place: RankLayout, forms: Sequence[StrategySpec]
 ) -> tuple[list[Cell], dict[str, str]]:
-    """Those that are supported, and by name why others are not."""
-    made: list[Cell] = []
+    """The cells that are supported, and why a strategy is not: {its name: the reason}."""
+    supported: list[Cell] = []
     refused: dict[str, str] = {}
-    for strategy in found:
+    for strategy in forms:
         if strategy.name == "dp" and work.tokens == "sharded" and work.mode == "forward":
             continue  # the same as simple
         cell = Cell(layer, strategy, work, place)
@@ -92,13 +95,13 @@ def cells(
         except Unsupported as error:
             refused.setdefault(strategy.name, str(error))
             continue
-        made.append(cell)
-    kept = {cell.strategy.name for cell in made}
-    return made, {name: why for name, why in refused.items() if name not in kept}
+        supported.append(cell)
+    kept = {cell.strategy.name for cell in supported}
+    return supported, {name: why for name, why in refused.items() if name not in kept}
 
 
 def name_of(strategy: StrategySpec) -> str:
-    """As tables and pictures call it: strategy, dispatcher, degrees, chunks."""
+    """The name in tables and pictures: strategy, dispatcher, degrees, chunks."""
     words = [strategy.name]
     if strategy.name in EXPERT_PARALLEL:
         words.append(strategy.dispatcher)

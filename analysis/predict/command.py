@@ -1,47 +1,53 @@
-"""The verbs predict and advise."""
+"""The answers of the verbs predict and advise."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import pandas as pd
-
-from analysis.cli import write_output
+from analysis.data.cell_summary import CellSummary
 from analysis.errors import InputError
 from analysis.predict import candidates, present, problem
 from analysis.predict.model import Prediction
 from analysis.predict.problem import PredictionProblem
-from analysis.text import render
 from moe.spec import STRATEGIES
 
 ADVISE_ROWS = 12
 
 
-def predict(options: argparse.Namespace, cells: pd.DataFrame | None) -> str:
-    """Every asked strategy at every asked number of ranks; draws where --output is a folder."""
-    made = problem.make(options, cells)
-    asked = _asked(options.strategy)
-    found: list[Prediction] = []
+class Answer(NamedTuple):
+    """What is printed: lines of advice, the table with its header, lines about it, files drawn."""
+
+    advice: list[str]
+    table: list[list[str]]
+    notes: list[list[str]]
+    files: list[Path]
+
+
+def predict(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Answer:
+    """Every asked strategy at every asked number of ranks; draws where --output is a folder.
+
+    Raises InputError where no strategy can be run, or the options do not fit together.
+    """
+    setup = problem.make(options, cells)
+    asked = _strategies(options.strategy)
+    predictions: list[Prediction] = []
     refused: dict[str, str] = {}
     where: dict[str, list[int]] = {}
     for ranks in problem.world_sizes(options.world_size):
-        some, why = _at(made, ranks, asked, degrees=False)
-        found += some
+        some, why = _predict_at(setup, ranks, asked, degrees=False)
+        predictions += some
         for name, text in why.items():
             refused.setdefault(name, text)
             where.setdefault(name, []).append(ranks)
-    if not found:
+    if not predictions:
         raise InputError(f"predict: nothing can be run; {next(iter(refused.values()), '')}")
-    parts = [
-        render.simple(present.HEADER, [present.row(p) for p in found], options.format),
-        render.lines(present.legend(made, found), options.format),
-        render.lines(_refusals(refused, where), options.format),
-    ]
-    if options.output:
-        paths = present.draw(made, found, Path(options.output))
-        parts.append("\n".join(str(path) for path in paths))
-    return "\n\n".join(part for part in parts if part)
+    notes = [present.legend(setup, predictions), _refusals(refused, where)]
+    output = options.output
+    files = present.draw(setup, predictions, Path(output)) if output else []
+    return Answer([], present.table(predictions), notes, files)
 
 
 def _refusals(refused: dict[str, str], where: dict[str, list[int]]) -> list[str]:
@@ -52,34 +58,24 @@ def _refusals(refused: dict[str, str], where: dict[str, list[int]]) -> list[str]
     ]
 
 
-def advise(options: argparse.Namespace, cells: pd.DataFrame | None) -> str:
-    made = problem.make(options, cells)
+def advise(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Answer:
+    """The asked strategies with all their degrees at one number of ranks, fastest first.
+
+    Raises InputError as `predict` does, and for more than one number of ranks.
+    """
+    setup = problem.make(options, cells)
     sizes = problem.world_sizes(options.world_size)
     if len(sizes) != 1:
         raise InputError(f"--world-size {options.world_size}: advise takes one number of ranks")
-    found, refused = _at(made, sizes[0], _asked(options.strategy), degrees=True)
-    if not found:
+    predictions, refused = _predict_at(setup, sizes[0], _strategies(options.strategy), degrees=True)
+    if not predictions:
         raise InputError(f"advise: nothing can be run; {next(iter(refused.values()), '')}")
-    ranked = sorted(found, key=lambda p: (not p.fits, p.total_ms))
-    parts = [
-        render.lines(present.advice(made, ranked), options.format),
-        render.simple(
-            present.HEADER, [present.row(p) for p in ranked[:ADVISE_ROWS]], options.format
-        ),
-        render.lines(present.legend(made, ranked), options.format),
-    ]
-    return "\n\n".join(part for part in parts if part)
+    ranked = sorted(predictions, key=lambda p: (not p.fits, p.total_ms))
+    table, notes = present.table(ranked[:ADVISE_ROWS]), [present.legend(setup, ranked)]
+    return Answer(present.advice(setup, ranked), table, notes, [])
 
 
-def run(options: argparse.Namespace, cells: pd.DataFrame | None) -> int:
-    if options.verb == "predict":
-        print(predict(options, cells))
-    else:
-        write_output(advise(options, cells), options.output)
-    return 0
-
-
-def _asked(text: str) -> set[str]:
+def _strategies(text: str) -> set[str]:
     names = set(filter(None, text.split(","))) or set(STRATEGIES)
     unknown = sorted(names - set(STRATEGIES))
     if unknown:
@@ -87,11 +83,12 @@ def _asked(text: str) -> set[str]:
     return names
 
 
-def _at(
-    made: PredictionProblem, ranks: int, asked: set[str], degrees: bool
+def _predict_at(
+    setup: PredictionProblem, ranks: int, asked: set[str], degrees: bool
 ) -> tuple[list[Prediction], dict[str, str]]:
+    """Predictions at this number of ranks, and by strategy the reason why it cannot be run."""
     forms = [s for s in candidates.strategies(ranks, degrees, degrees) if s.name in asked]
     cells, refused = candidates.cells(
-        made.layer, made.workload(ranks), made.placement(ranks), forms
+        setup.layer, setup.workload(ranks), setup.placement(ranks), forms
     )
-    return [made.predict(cell) for cell in cells], refused
+    return [setup.predict(cell) for cell in cells], refused

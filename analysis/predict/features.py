@@ -1,4 +1,4 @@
-"""What a step asks of the hardware, phase by phase, in seconds of the hardware at its best.
+"""The work of a step by phase, in seconds of the hardware at its best.
 
 A time is the sum over all (phase, term) of coefficient x value:
 
@@ -54,7 +54,7 @@ MOVED_BACK_ONCE = ("permute", "unpermute")  # their gradients are moved once, as
 
 @dataclass(frozen=True)
 class Step:
-    """The rank that decides how long a step takes."""
+    """The work of the busiest rank, which decides how long a step takes."""
 
     cell: Cell
     load: Load
@@ -71,31 +71,32 @@ class Step:
 
 
 def busiest(cell: Cell, skew: float = 1.0, dense: bool = False) -> Step:
-    """Rank 0 has the most tokens; a skew beyond what top-k allows is cut to what it allows."""
-    found = degrees(cell)
-    most = found.ep * min(1.0, cell.layer.num_experts / found.ep / cell.layer.topk)
+    """The step of rank 0, which has the most tokens; skew is clipped to what top-k allows."""
+    ep = degrees(cell).ep
+    most = ep * min(1.0, cell.layer.num_experts / ep / cell.layer.topk)
     skew = max(1.0, min(skew, most))
     return Step(cell, cost.expected(cell, 0, skew), skew, dense)
 
 
 def terms(step: Step, machine: HardwareModel) -> dict[Key, float]:
+    """Seconds of the machine at its best by (phase, term); terms of nothing are left out."""
     cell = step.cell
-    found = _local(step, machine)
+    values = _local(step, machine)
     for call in cost.collectives(cell, step.load, 0, machine.exchanged):
         times = network.call_times(call, machine)
         phase = {"counts": "dispatch"}.get(call.purpose, call.purpose)
-        _add(found, (phase, "alpha"), times.alpha_s)
-        _add(found, (phase, "wire"), times.wire_s)
+        _add(values, (phase, "alpha"), times.alpha_s)
+        _add(values, (phase, "wire"), times.wire_s)
     if cell.workload.mode == "train":
-        for (phase, term), value in list(found.items()):
+        for (phase, term), value in list(values.items()):
             if phase in OPERATIONS:
                 once = not machine.calibrated and phase in MOVED_BACK_ONCE
-                _add(found, ("backward", term), value if once else BACKWARD * value)
-    return {key: value for key, value in found.items() if value}
+                _add(values, ("backward", term), value if once else BACKWARD * value)
+    return {key: value for key, value in values.items() if value}
 
 
-def _add(found: dict[Key, float], key: Key, value: float) -> None:
-    found[key] = found.get(key, 0.0) + value
+def _add(values: dict[Key, float], key: Key, value: float) -> None:
+    values[key] = values.get(key, 0.0) + value
 
 
 def _local(step: Step, machine: HardwareModel) -> dict[Key, float]:
@@ -103,8 +104,8 @@ def _local(step: Step, machine: HardwareModel) -> dict[Key, float]:
     size, tokens = DTYPE_BYTES[layer.dtype], routed_tokens(cell, 0)
     units = layer.hidden // degrees(cell).tp
     shared = shared_tokens(cell, 0) * layer.shared_experts
-    held = layer.num_experts / degrees(cell).ep
-    touched = held if step.dense else load.touched
+    local_experts = layer.num_experts / degrees(cell).ep
+    touched = local_experts if step.dense else load.touched
     weights = cost.touched_weight_bytes(cell, dataclasses.replace(load, touched=touched))
     arithmetic = cost.expert_flops(cell, Load(step.slots)) + cost.shared_flops(cell, 0)
     rows = load.rows if dispatches(cell) else load.slots
@@ -117,11 +118,11 @@ def _local(step: Step, machine: HardwareModel) -> dict[Key, float]:
     dispatch_operations = DISPATCH_OPERATIONS * copies
     experts_bytes, moved_in, moved_out = weights, 2 * permuted, 2 * unpermuted
     width = first_width(layer, units)
-    made = size * (step.slots + shared) * (layer.dim + width + units + layer.dim_out)
-    fresh = made + size * copies * (rows + returned) * (layer.dim + layer.dim_out)
+    produced = size * (step.slots + shared) * (layer.dim + width + units + layer.dim_out)
+    fresh = produced + size * copies * (rows + returned) * (layer.dim + layer.dim_out)
     kept = fresh <= GIVEN_BACK or not machine.calibrated or cell.placement.device == "cuda"
     if not machine.calibrated:
-        experts_bytes += made
+        experts_bytes += produced
         hidden = (step.slots + shared) * (width + units)
         moved_in, moved_out = _fused_moves(step)
     return {

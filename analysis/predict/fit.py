@@ -1,7 +1,7 @@
 """Coefficients from records: non-negative least squares of relative errors.
 
 Every measured cell gives a row for its total, and lighter ones for the phases that its separate
-passes saw (router, permute, experts, unpermute), so that a total is taken apart as it was measured.
+passes saw (router, permute, experts, unpermute), so that the fit splits a total as it was measured.
 A term's coefficient is 1 / efficiency, or seconds each for operations and experts.
 """
 
@@ -25,8 +25,8 @@ from moe.spec import Cell
 
 LOCAL = ("router", "permute", "experts", "unpermute")
 PHASE_WEIGHT = 0.3  # of a phase's row beside its total's
-PULL = 0.02  # towards the machine's own best, where cells leave a coefficient open
-ROUNDS = 8  # of reweighting, so that a few cells that were disturbed do not decide
+PULL = 0.02  # weight of the prior that efficiencies are 1, where cells do not determine them
+ROUNDS = 8  # of reweighting, which takes weight from outliers
 HUBER = 0.15  # relative errors beyond it count linearly
 CONFIDENCE = 0.90
 MIN_CELLS = 8
@@ -35,7 +35,7 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class Measured:
-    """A cell with its time, and what its machine can do."""
+    """A cell with its times and its machine."""
 
     cell: Cell
     machine: HardwareModel
@@ -56,12 +56,12 @@ def fit(cells: Sequence[Measured], folds: int = FOLDS) -> Coefficients:
             "more; sweep more cells, or name a cluster with --cluster"
         )
     errors = left_out_errors(cells, folds) if folds else [0.0]
-    found = _coefficients(cells)
+    fitted = _coefficients(cells)
     seen = frozenset((m.cell.strategy.name, m.cell.strategy.dispatcher) for m in cells)
     values = [model.axes(m.cell, m.skew) for m in cells]
     ranges = {a: (min(v[a] for v in values), max(v[a] for v in values)) for a in values[0]}
     error = statistics.median(abs(math.expm1(e)) for e in errors)
-    return Coefficients(found, spread(errors), ranges, seen, len(cells), error)
+    return Coefficients(fitted, spread(errors), ranges, seen, len(cells), error)
 
 
 def left_out_errors(cells: Sequence[Measured], folds: int) -> list[float]:
@@ -69,19 +69,19 @@ def left_out_errors(cells: Sequence[Measured], folds: int) -> list[float]:
     errors = [0.0] * len(cells)
     for fold in range(folds):
         kept = [m for i, m in enumerate(cells) if i % folds != fold]
-        found = Coefficients(_coefficients(kept))
+        fitted = Coefficients(_coefficients(kept))
         for i in range(fold, len(cells), folds):
-            errors[i] = math.log(predicted_s(cells[i], found) / cells[i].total_s)
+            errors[i] = math.log(predicted_s(cells[i], fitted) / cells[i].total_s)
     return errors
 
 
 def predicted_s(measured: Measured, coefficients: Coefficients) -> float:
-    """By the cell alone: which kernel ran is not known of a cell that is yet to run."""
+    """Predicted seconds of a step, without the kernel that ran, which a prediction cannot know."""
     return model.time_s(measured.cell, measured.machine, coefficients, measured.skew)[1]
 
 
 def spread(errors: Sequence[float], confidence: float = CONFIDENCE) -> float:
-    """Factor around an estimate that holds a new cell with this confidence, if it is like these:
+    """Factor around an estimate that contains a new cell with this confidence, if it is like these:
     the conformal quantile of absolute log errors (Vovk et al. 2005), rank ceil((n+1) c)."""
     ordered = sorted(abs(error) for error in errors)
     rank = math.ceil((len(ordered) + 1) * confidence)
@@ -89,10 +89,10 @@ def spread(errors: Sequence[float], confidence: float = CONFIDENCE) -> float:
 
 
 def _coefficients(cells: Sequence[Measured]) -> dict[Key, float]:
-    found = [features.terms(features.busiest(m.cell, m.skew, m.dense), m.machine) for m in cells]
-    keys = sorted({key for one in found for key in one})
+    terms = [features.terms(features.busiest(m.cell, m.skew, m.dense), m.machine) for m in cells]
+    keys = sorted({key for one in terms for key in one})
     rows, targets = [], []
-    for measured, one in zip(cells, found, strict=True):
+    for measured, one in zip(cells, terms, strict=True):
         whole = measured.total_s
         rows.append([one.get(key, 0.0) / whole for key in keys])
         targets.append(1.0)

@@ -1,4 +1,4 @@
-"""What one rank's hardware can do: from conf/cluster/NAME.yaml or from a record's calibration."""
+"""Rates of one rank's hardware, from conf/cluster/NAME.yaml or from a record's calibration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OF_CALIBRATION = {"calibrated", "read_warm", "links", "exchanged"}
 
 @dataclass(frozen=True)
 class Link:
-    """A collective takes alpha_s + message_s per message + bytes / bytes_per_s, per rank."""
+    """Per rank a collective takes alpha_s + messages * message_s + bytes / bytes_per_s."""
 
     bytes_per_s: float
     alpha_s: float
@@ -43,71 +43,74 @@ class HardwareModel:
     inter_efficiency: float = 1.0
     operation_s: float = 0.0
     calibrated: bool = False  # rates are of this machine, not from data sheets
-    read_warm: tuple[tuple[float, float], ...] = ()  # bytes held -> rate; caches
+    read_warm: tuple[tuple[float, float], ...] = ()  # (bytes that are re-read, bytes/s): caches
     links: dict[str, Link] = field(default_factory=dict)  # by collective, where calibrated
     exchanged: dict[str, int] | None = None  # as calibrated: see moe.parallel.algorithms
 
     def matrix_rate(self, dtype: str) -> float:
-        """FLOP/s that are there; the share that is reached is a coefficient of the model."""
+        """Peak FLOP/s; the share of it that a step reaches is a coefficient of the model."""
         if dtype not in self.matrix_flops_per_s:
             known = ", ".join(self.matrix_flops_per_s)
             raise InputError(f"dtype={dtype}: cluster {self.name} has {known}; choose one of them")
         return self.matrix_flops_per_s[dtype]
 
-    def read_rate(self, held_bytes: float) -> float:
-        """Bytes/s of re-reading that much: log-linear between the sizes that were calibrated."""
+    def read_rate(self, set_bytes: float) -> float:
+        """Bytes/s of re-reading a set of this size: log-linear between the calibrated sizes."""
         table = [*self.read_warm]
-        if not table or held_bytes >= 4 * table[-1][0]:
+        if not table or set_bytes >= 4 * table[-1][0]:
             return self.read_bytes_per_s
         table.append((4 * table[-1][0], self.read_bytes_per_s))
-        if held_bytes <= table[0][0]:
+        if set_bytes <= table[0][0]:
             return table[0][1]
-        at = next(i for i, (size, _) in enumerate(table) if size >= held_bytes)
+        at = next(i for i, (size, _) in enumerate(table) if size >= set_bytes)
         (low, slow), (high, fast) = table[at - 1], table[at]
-        share = math.log(held_bytes / low) / math.log(high / low)
+        share = math.log(set_bytes / low) / math.log(high / low)
         return slow ** (1 - share) * fast**share
 
 
 def names() -> list[str]:
+    """Names of the clusters in conf/cluster, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def load(name: str, folder: Path = FOLDER) -> HardwareModel:
-    """Raises InputError for a cluster there is none of, or a file that lacks something."""
+    """The cluster of a name or of a .yaml file; raises InputError for an unknown or bad one."""
     path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
     try:
-        found = yaml.safe_load(path.read_text("utf-8"))
+        config = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise InputError(
             f"--cluster {name}: {error}; allowed are {', '.join(names())} or a .yaml file"
         ) from None
-    return of_config(found, name)
+    return of_config(config, name)
 
 
-def of_config(found: Any, name: str) -> HardwareModel:
-    if not isinstance(found, dict):
+def of_config(config: Any, name: str) -> HardwareModel:
+    """Raises InputError for what is no mapping, an unknown or missing key, or a rate of 0."""
+    if not isinstance(config, dict):
         raise InputError(f"--cluster {name}: not a mapping; see conf/cluster/h100.yaml")
     allowed = {item.name for item in fields(HardwareModel)} - OF_CALIBRATION
-    unknown = sorted(set(found) - allowed)
+    unknown = sorted(set(config) - allowed)
     if unknown:
         raise InputError(
             f"--cluster {name}: {unknown[0]}: no such key; allowed are {', '.join(sorted(allowed))}"
         )
     try:
-        values = {**found, "intra": Link(**found["intra"]), "inter": Link(**found["inter"])}
-        made = HardwareModel(**values)
+        values = {**config, **{tier: Link(**config[tier]) for tier in ("intra", "inter")}}
+        machine = HardwareModel(**values)
     except (KeyError, TypeError) as error:
         raise InputError(f"--cluster {name}: {error}; see conf/cluster/h100.yaml") from None
-    if min(made.read_bytes_per_s, made.intra.bytes_per_s, made.inter.bytes_per_s) <= 0:
+    rates = (machine.read_bytes_per_s, machine.intra.bytes_per_s, machine.inter.bytes_per_s)
+    if min(rates) <= 0:
         raise InputError(f"--cluster {name}: rates must be above 0")
-    return made
+    return machine
 
 
 def of_calibration(
     calibration: Mapping[str, Any], ranks: int, memory_bytes: float = math.inf
 ) -> HardwareModel:
-    """The share of one of `ranks` ranks in what all of them reach together; latencies are those of
-    the ranks that were calibrated. KeyError where something is missing."""
+    """Rates of one of `ranks` ranks: its share of what all reach together. Latencies are of the
+    calibrated ranks, `memory_bytes` is of all ranks. KeyError where a rate is missing."""
     shared = calibration["shared"]
     links = {
         name: Link(_rate(fit["beta_s_per_byte"]), float(fit["alpha_s"]))

@@ -1,4 +1,4 @@
-"""A cell's predicted time: phases, total, interval, and how far it is from what was measured."""
+"""A cell's predicted time: phases, total, interval, and its distance from the measured cells."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ class Coefficients:
     roofline: bool = False  # the longer of matrix and read; launches only beyond the rest
 
     def of(self, key: Key) -> float:
+        """The coefficient of (phase, term), else of the term in every phase, else 0."""
         return self.values.get(key, self.values.get(("", key[1]), 0.0))
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Times in ms. `reason` says which axes lie outside of what was fitted."""
+    """Times in ms; `reason` names the axes on which the cell lies outside of the fitted cells."""
 
     cell: Cell
     skew: float
@@ -67,18 +68,19 @@ def of_machine(machine: HardwareModel) -> Coefficients:
     }, roofline=True)  # fmt: skip
 
 
-def phases_s(found: Mapping[Key, float], coefficients: Coefficients) -> dict[str, float]:
+def phases_s(terms: Mapping[Key, float], coefficients: Coefficients) -> dict[str, float]:
+    """Seconds of every phase; `terms` are those of `features.terms`."""
     if coefficients.roofline:
-        return _rooflines_s(found, coefficients)
+        return _rooflines_s(terms, coefficients)
     times: dict[str, float] = {}
-    for key, value in found.items():
+    for key, value in terms.items():
         times[key[0]] = times.get(key[0], 0.0) + coefficients.of(key) * value
     return times
 
 
-def _rooflines_s(found: Mapping[Key, float], coefficients: Coefficients) -> dict[str, float]:
-    """Phases on the device; `launches` is what it waits for the host, where that is slower."""
-    parts = {key: coefficients.of(key) * value for key, value in found.items()}
+def _rooflines_s(terms: Mapping[Key, float], coefficients: Coefficients) -> dict[str, float]:
+    """Seconds by phase on the device; `launches` is its wait for a slower host."""
+    parts = {key: coefficients.of(key) * value for key, value in terms.items()}
     times: dict[str, float] = {}
     for phase in {key[0] for key in parts}:
         mine = {term: value for (name, term), value in parts.items() if name == phase}
@@ -100,7 +102,7 @@ def overlapped_s(phases: Mapping[str, float], chunks: int) -> float:
 def time_s(
     cell: Cell, machine: HardwareModel, coefficients: Coefficients, skew: float = 1.0
 ) -> tuple[dict[str, float], float]:
-    """(phases, total); of the two ways to multiply, the one that is predicted to be faster."""
+    """(seconds by phase, total seconds) with the kernel that is predicted to be faster."""
     best: tuple[dict[str, float], float] | None = None
     ways = (True, False) if cell.strategy.kernel in ("auto", "dense") else (False,)
     if cell.strategy.kernel == "dense":
@@ -119,6 +121,7 @@ def time_s(
 def predict(
     cell: Cell, machine: HardwareModel, coefficients: Coefficients, skew: float = 1.0
 ) -> Prediction:
+    """The cell's time by the model, with the interval widened beyond the fitted cells."""
     phases, total = time_s(cell, machine, coefficients, skew)
     outside, doublings = beyond(cell, coefficients, skew)
     factor = coefficients.spread * WIDER_PER_DOUBLING**doublings
@@ -133,7 +136,7 @@ def predict(
 
 
 def axes(cell: Cell, skew: float = 1.0) -> dict[str, float]:
-    """What decides whether a cell lies among those that were fitted."""
+    """The axes by which a cell lies inside or outside of the fitted cells."""
     layer = cell.layer
     return {
         "world_size": cell.placement.world_size,
@@ -147,7 +150,7 @@ def axes(cell: Cell, skew: float = 1.0) -> dict[str, float]:
 
 
 def beyond(cell: Cell, coefficients: Coefficients, skew: float) -> tuple[list[str], float]:
-    """What is outside of the fitted cells, in words, and by how many doublings together."""
+    """Texts of the axes outside of the fitted cells, and the sum of the doublings beyond them."""
     if not coefficients.cells:
         return ["no records of this cluster"], 0.0
     outside, doublings = [], 0.0

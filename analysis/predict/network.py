@@ -1,4 +1,4 @@
-"""How long collectives take on two tiers of links: inside a node, and between nodes.
+"""Seconds of collectives on two tiers of links: inside a node, and between nodes.
 
 A group of n ranks, `stride` apart, has m of them in each of N nodes. Per rank, of a collective that
 sends `sent` bytes:
@@ -13,7 +13,6 @@ message_s for each message (Hockney's model; two tiers as in NCCL's own tuning).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from analysis.predict.hardware import HardwareModel, Link
@@ -23,20 +22,14 @@ from moe.parallel.algorithms import fit_name
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds: what does not depend on the bytes, and what does."""
+    """Seconds of latency, and seconds that the bytes take."""
 
     alpha_s: float
     wire_s: float
 
-    def __add__(self, other: Times) -> Times:
-        return Times(self.alpha_s + other.alpha_s, self.wire_s + other.wire_s)
-
     @property
     def total_s(self) -> float:
         return self.alpha_s + self.wire_s
-
-
-NOTHING = Times(0.0, 0.0)
 
 
 def members_per_node(size: int, stride: int, ranks_per_node: int) -> int:
@@ -45,6 +38,7 @@ def members_per_node(size: int, stride: int, ranks_per_node: int) -> int:
 
 
 def call_times(call: Call, machine: HardwareModel) -> Times:
+    """Seconds per rank of all calls of one collective in a step."""
     name = fit_name(call.collective, call.algorithm)
     if name in machine.links:
         return _one_tier(call, machine.links[name])
@@ -67,12 +61,5 @@ def call_times(call: Call, machine: HardwareModel) -> Times:
 
 
 def _one_tier(call: Call, link: Link) -> Times:
-    """As calibrated for that collective and number of ranks."""
+    """Times by the link that was calibrated for this collective."""
     return Times(call.calls * link.alpha_s, call.sent_bytes / link.bytes_per_s)
-
-
-def total(calls: Iterable[Call], machine: HardwareModel) -> Times:
-    found = NOTHING
-    for call in calls:
-        found += call_times(call, machine)
-    return found

@@ -28,30 +28,36 @@ HEADER = ("ranks", "strategy", "ms", "interval", "tokens/s", "how known", "memor
 STYLES = {MEASURED: "filled", INTERPOLATED: "filled", EXTRAPOLATED: "hollow"}
 
 
-def row(found: Prediction) -> list[str]:
-    value = numbers.short(found.total_ms)
-    low, high = (numbers.short(end) for end in (found.low_ms, found.high_ms))
-    memory = numbers.bytes_text(found.memory_bytes)
+def table(predictions: Sequence[Prediction]) -> list[list[str]]:
+    """The header and a row for every prediction."""
+    return [list(HEADER), *(_row(prediction) for prediction in predictions)]
+
+
+def _row(prediction: Prediction) -> list[str]:
+    cell, value = prediction.cell, numbers.short(prediction.total_ms)
+    low, high = (numbers.short(end) for end in (prediction.low_ms, prediction.high_ms))
+    memory = numbers.bytes_text(prediction.memory_bytes)
     return [
-        str(found.cell.placement.world_size), candidates.name_of(found.cell.strategy), value,
-        f"{low} to {high}", numbers.short(throughput(found)), found.status,
-        memory if found.fits else f"{memory}: OUT OF MEMORY", _largest(found),
+        str(cell.placement.world_size), candidates.name_of(cell.strategy), value,
+        f"{low} to {high}", numbers.short(throughput(prediction)), prediction.status,
+        memory if prediction.fits else f"{memory}: OUT OF MEMORY", _largest(prediction),
     ]  # fmt: skip
 
 
-def throughput(found: Prediction) -> float:
-    return found.cell.workload.batch_size / found.total_ms * 1e3
+def throughput(prediction: Prediction) -> float:
+    """Tokens per second."""
+    return prediction.cell.workload.batch_size / prediction.total_ms * 1e3
 
 
-def _largest(found: Prediction) -> str:
-    total = sum(found.phases_ms.values())
-    name = max(found.phases_ms, key=lambda n: found.phases_ms[n])
-    return f"{name} {found.phases_ms[name] / total:.0%}" if total else "-"
+def _largest(prediction: Prediction) -> str:
+    total = sum(prediction.phases_ms.values())
+    name = max(prediction.phases_ms, key=lambda n: prediction.phases_ms[n])
+    return f"{name} {prediction.phases_ms[name] / total:.0%}" if total else "-"
 
 
-def legend(scene: PredictionProblem, found: Sequence[Prediction]) -> list[str]:
-    """What the words mean here, and how good the model has been."""
-    fitted = scene.coefficients
+def legend(setup: PredictionProblem, predictions: Sequence[Prediction]) -> list[str]:
+    """Lines: the model's error on left-out cells, and what the words of the table mean."""
+    fitted = setup.coefficients
     lines = []
     if fitted.cells:
         lines.append(
@@ -60,7 +66,7 @@ def legend(scene: PredictionProblem, found: Sequence[Prediction]) -> list[str]:
         )
     else:
         lines.append(
-            f"{scene.cluster}: from data sheets and stated efficiencies (conf/cluster), fitted to "
+            f"{setup.cluster}: from data sheets and stated efficiencies (conf/cluster), fitted to "
             f"no record: intervals are a factor of {UNFITTED_FACTOR:g}, by judgement"
         )
     words = {
@@ -68,19 +74,21 @@ def legend(scene: PredictionProblem, found: Sequence[Prediction]) -> list[str]:
         INTERPOLATED: "every axis lies within what was measured",
         EXTRAPOLATED: "beyond what was measured; the interval widens with the distance",
     }
-    present = {p.status for p in found}
+    present = {p.status for p in predictions}
     lines += [f"{word}: {about}" for word, about in words.items() if word in present]
-    reasons = sorted({p.reason for p in found if p.reason})
+    reasons = sorted({p.reason for p in predictions if p.reason})
     lines += [f"beyond: {reason}" for reason in reasons[:6]]
-    if scene.skew > 1:
-        lines.append(f"skew {scene.skew:g}: the busiest rank's slots over the mean")
-    if scene.cluster == HERE and any(p.cell.placement.world_size > scene.cores for p in found):
-        lines.append(f"more ranks than the {scene.cores} cores: cores are shared, as if in turn")
+    if setup.skew > 1:
+        lines.append(f"skew {setup.skew:g}: the busiest rank's slots over the mean")
+    if setup.cluster == HERE and any(
+        p.cell.placement.world_size > setup.cores for p in predictions
+    ):
+        lines.append(f"more ranks than the {setup.cores} cores: cores are shared, as if in turn")
     return lines
 
 
-def advice(scene: PredictionProblem, ranked: Sequence[Prediction]) -> list[str]:
-    """The best, the runner-up and by how much, and what to measure to be sure."""
+def advice(setup: PredictionProblem, ranked: Sequence[Prediction]) -> list[str]:
+    """Lines: the best form, the runner-up's ratio to it, and the command that would decide."""
     fitting = [p for p in ranked if p.fits]
     if not fitting:
         least = min(ranked, key=lambda p: p.memory_bytes)
@@ -100,24 +108,24 @@ def advice(scene: PredictionProblem, ranked: Sequence[Prediction]) -> list[str]:
         f"runner-up: {candidates.name_of(second.cell.strategy)}, {numbers.short(second.total_ms)} "
         f"ms: {ratio - 1:.0%} slower"
     )
-    sure = certain(scene, best, second)
-    rivals = [p for p in others if not certain(scene, best, p)]
+    sure = certain(setup, best, second)
+    rivals = [p for p in others if not certain(setup, best, p)]
     if sure:
         lines.append("the difference is larger than the model's error")
     else:
         lines.append(
             f"not certain: {len(rivals)} other forms are within the model's error of the best"
         )
-    return [*lines, _measure(scene, [best, *rivals[:3]] if rivals else [best, second])]
+    return [*lines, _measure(setup, [best, *rivals[:3]] if rivals else [best, second])]
 
 
-def certain(scene: PredictionProblem, better: Prediction, worse: Prediction) -> bool:
-    """Whether the difference exceeds what two predictions' independent errors could make."""
+def certain(setup: PredictionProblem, better: Prediction, worse: Prediction) -> bool:
+    """Whether the log ratio exceeds the root sum of squares of the two intervals' half-widths."""
     spreads = [math.log(p.high_ms / p.low_ms) / 2 for p in (better, worse)]
     return math.log(worse.total_ms / better.total_ms) > math.hypot(*spreads)
 
 
-def _measure(scene: PredictionProblem, rivals: Sequence[Prediction]) -> str:
+def _measure(setup: PredictionProblem, rivals: Sequence[Prediction]) -> str:
     cell = rivals[0].cell
     names = list(dict.fromkeys(p.cell.strategy.name for p in rivals))
     ways = list(dict.fromkeys(p.cell.strategy.dispatcher for p in rivals
@@ -132,7 +140,7 @@ def _measure(scene: PredictionProblem, rivals: Sequence[Prediction]) -> str:
     return f"to be sure, measure: {BENCH} -m " + " ".join(words)
 
 
-def draw(scene: PredictionProblem, found: Sequence[Prediction], folder: Path) -> list[Path]:
+def draw(setup: PredictionProblem, predictions: Sequence[Prediction], folder: Path) -> list[Path]:
     """predict.png and .svg: solid where measured or interpolated, broken and hollow beyond."""
     from analysis import plots
 
@@ -140,18 +148,18 @@ def draw(scene: PredictionProblem, found: Sequence[Prediction], folder: Path) ->
     from analysis.plots import canvas
 
     with canvas.styled():
-        return canvas.save(_figure(scene, found), folder, "predict")
+        return canvas.save(_figure(setup, predictions), folder, "predict")
 
 
-def _figure(scene: PredictionProblem, found: Sequence[Prediction]) -> Figure:
+def _figure(setup: PredictionProblem, predictions: Sequence[Prediction]) -> Figure:
     from analysis.plots import canvas
 
-    made = canvas.figure(width=7.0, height=4.2)
-    ax = made.subplots()
-    names = sorted({candidates.name_of(p.cell.strategy) for p in found})
+    fig = canvas.figure(width=7.0, height=4.2)
+    ax = fig.subplots()
+    names = sorted({candidates.name_of(p.cell.strategy) for p in predictions})
     for name in names:
         mine = sorted(
-            (p for p in found if candidates.name_of(p.cell.strategy) == name),
+            (p for p in predictions if candidates.name_of(p.cell.strategy) == name),
             key=lambda p: p.cell.placement.world_size,
         )
         color = canvas.look(name, names)["color"]
@@ -169,17 +177,17 @@ def _figure(scene: PredictionProblem, found: Sequence[Prediction]) -> Figure:
                     markerfacecolor="white" if hollow else color,
                     markeredgecolor="#000000" if point.status == MEASURED else color)  # fmt: skip
         ax.plot([], [], color=color, marker=marker, label=name)
-    canvas.number_axis(ax, sorted({p.cell.placement.world_size for p in found}))
+    canvas.number_axis(ax, sorted({p.cell.placement.world_size for p in predictions}))
     ax.set_yscale("log")
     ax.set_xlabel("ranks")
     ax.set_ylabel("ms per step")
-    canvas.legend(made, [ax])
+    canvas.legend(fig, [ax])
     ax.set_title(
-        f"{scene.cluster}: black-edged measured, filled interpolated, hollow and broken "
+        f"{setup.cluster}: black-edged measured, filled interpolated, hollow and broken "
         "extrapolated, X out of memory",
         size=7, loc="left",
     )  # fmt: skip
-    return made
+    return fig
 
 
 def _x(points: Sequence[Prediction]) -> list[int]:

@@ -1,19 +1,16 @@
-"""What a prediction starts from: the layer, the workload, the machine and its coefficients."""
+"""The inputs of a prediction: the layer, the workload, the machine and its coefficients."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pandas as pd
-
-from analysis.data.frame import plain
+from analysis.data.cell_summary import CellSummary
 from analysis.errors import InputError
-from analysis.predict import candidates, fit, model, observed
-from analysis.predict import hardware as machine
+from analysis.predict import candidates, fit, hardware, model, observed
 from analysis.predict.fit import Measured
 from analysis.predict.hardware import HardwareModel
 from analysis.predict.model import MEASURED, Coefficients, Prediction
@@ -25,6 +22,8 @@ MAX_RANKS = 65536
 
 @dataclass
 class PredictionProblem:
+    """`fixed` is a cluster, whose memory is of a rank; `here` has the fields below it instead."""
+
     cluster: str
     layer: LayerSpec
     work: WorkloadSpec
@@ -44,13 +43,15 @@ class PredictionProblem:
             return self.fixed
         nearest = min(self.calibrations, key=lambda n: (abs(n - ranks), n))
         calibration = self.calibrations[nearest]
-        return machine.of_calibration(calibration, ranks, self.memory_bytes)
+        return hardware.of_calibration(calibration, ranks, self.memory_bytes)
 
     def workload(self, ranks: int) -> WorkloadSpec:
+        """The workload at this number of ranks, whose batch may grow with them."""
         batch = self.per_rank * ranks if self.per_rank else self.work.batch_size
         return dataclasses.replace(self.work, batch_size=batch)
 
     def placement(self, ranks: int) -> RankLayout:
+        """The ranks on the cluster, or on this machine with its cores shared among them."""
         if self.fixed is not None:
             return RankLayout(ranks, "nccl", "cuda", 1)
         backend = self.known[0].cell.placement.backend if self.known else "gloo"
@@ -65,57 +66,54 @@ class PredictionProblem:
             return prediction
         value, low, high = self.intervals[cell]
         return dataclasses.replace(
-            prediction,
-            total_ms=value,
-            low_ms=low,
-            high_ms=high,
-            fits=True,
-            status=MEASURED,
+            prediction, total_ms=value, low_ms=low, high_ms=high, fits=True, status=MEASURED,
             reason="",
-        )
+        )  # fmt: skip
 
 
-def make(options: argparse.Namespace, cells: pd.DataFrame | None) -> PredictionProblem:
-    """From the options, and where the cluster is `here` from the records."""
+def make(options: argparse.Namespace, cells: Sequence[CellSummary]) -> PredictionProblem:
+    """From the options, and where the cluster is `here` from the cells of its records.
+
+    Raises InputError for options that do not fit together, and for too few cells.
+    """
     if options.cluster != HERE:
         return _cluster(options)
-    if cells is None or cells.empty:
+    if not cells:
         raise InputError("--cluster here: needs records; give a SOURCE, or name another cluster")
     return _here(options, cells)
 
 
 def _cluster(options: argparse.Namespace) -> PredictionProblem:
-    made = machine.load(options.cluster)
+    cluster = hardware.load(options.cluster)
     if not options.model:
         raise InputError(f"--model: missing; --cluster {options.cluster} needs a layer's shape")
     layer = candidates.model_layer(
         options.model, options.scale or 1, options.topk, options.dtype or "bfloat16"
     )
     work, per_rank = _work(options, WorkloadSpec(tokens="sharded"), 4096)
-    return PredictionProblem(made.name, candidates.plain(layer), work, options.skew, per_rank,
-                 model.of_machine(made), made)  # fmt: skip
+    return PredictionProblem(cluster.name, candidates.plain(layer), work, options.skew, per_rank,
+                             model.of_machine(cluster), cluster)  # fmt: skip
 
 
-def _here(options: argparse.Namespace, cells: pd.DataFrame) -> PredictionProblem:
+def _here(options: argparse.Namespace, cells: Sequence[CellSummary]) -> PredictionProblem:
     known = observed.measured(cells)
-    found = fit.fit(known)
-    rows = [{str(k): v for k, v in row.items()} for row in cells.to_dict("records")]
+    coefficients = fit.fit(known)
     layer, first = known[0].cell.layer, known[0].cell.workload
     if options.model:
         dtype = options.dtype or layer.dtype
-        made = candidates.model_layer(options.model, options.scale or 1, options.topk, dtype)
-        layer = candidates.plain(made)
+        asked = candidates.model_layer(options.model, options.scale or 1, options.topk, dtype)
+        layer = candidates.plain(asked)
     elif options.topk:
         layer = dataclasses.replace(layer, topk=options.topk, topk_requested=options.topk)
     work, per_rank = _work(options, first, 0)
     intervals = {
-        _plain_cell(m.cell): (float(r["median_ms"]), float(r["low_ms"]), float(r["high_ms"]))
-        for r in rows
-        for m in observed.measured(pd.DataFrame([r]))
+        _plain_cell(summary.cell): (summary.median_ms, summary.low_ms, summary.high_ms)
+        for summary in cells
+        if observed.of_cell(summary)
     }
-    return PredictionProblem(HERE, layer, work, options.skew, per_rank, found, None,
-                 observed.machines(rows), int(plain(rows[0]["cores"]) or 1),
-                 observed.memory_bytes(rows), known, intervals)  # fmt: skip
+    return PredictionProblem(HERE, layer, work, options.skew, per_rank, coefficients, None,
+                             observed.calibrations(cells), cells[0].cores or 1,
+                             observed.memory_bytes(cells), known, intervals)  # fmt: skip
 
 
 def _plain_cell(cell: Cell) -> Cell:
@@ -147,16 +145,16 @@ def world_sizes(text: str) -> list[int]:
     try:
         if ".." in text:
             low, high = (int(part) for part in text.split(".."))
-            found = []
+            sizes = []
             while 0 < low <= high:
-                found.append(low)
+                sizes.append(low)
                 low *= 2
         else:
-            found = [int(part) for part in text.split(",")]
+            sizes = [int(part) for part in text.split(",")]
     except ValueError:
-        found = []
-    if not found or min(found) < 1 or max(found) > MAX_RANKS:
+        sizes = []
+    if not sizes or min(sizes) < 1 or max(sizes) > MAX_RANKS:
         raise InputError(
             f"--world-size {text}: allowed are numbers up to {MAX_RANKS}, such as 8..4096 or 8,16"
         )
-    return found
+    return sizes

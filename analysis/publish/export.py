@@ -20,7 +20,8 @@ BRIEF = (
 
 
 def write(frame: pd.DataFrame, output: str) -> Path:
-    """By the file's ending; raises InputError for another, or where Parquet's library lacks."""
+    """Writes the format of the file's ending; raises InputError for another ending or without
+    Parquet's library."""
     path = Path(output)
     if path.suffix not in KINDS:
         raise InputError(f"-o {output}: allowed endings are {', '.join(KINDS)}; rename the file")
@@ -37,6 +38,7 @@ def write(frame: pd.DataFrame, output: str) -> Path:
 
 
 def flat(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with lists and dicts as JSON texts."""
     return frame.assign(
         **{str(n): frame[n].map(_text) for n in frame if frame[n].dtype == "object"}
     )
@@ -57,7 +59,7 @@ def _parquet(frame: pd.DataFrame, path: Path) -> None:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """The columns a reader wants first."""
+    """The columns BRIEF as a Markdown table."""
     rows = [
         ["" if pd.isna(v) else str(v) for v in row] for row in flat(frame)[list(BRIEF)].to_numpy()
     ]

@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from analysis import plots
-from analysis.data.facets import series_names
 from analysis.data.frame import plain
+from analysis.data.series import series_names
+from analysis.errors import InputError
 from analysis.plots.canvas import PlotData, styled
 from analysis.stats import compare, roofline
 from analysis.stats.verdict import NOISE_THRESHOLD
@@ -28,7 +29,7 @@ CELL_COLUMNS = (
 
 
 def page(scene: PlotData, threshold: float = NOISE_THRESHOLD) -> str:
-    """The page as text: verdict first, then tables, plots, insights, trouble, provenance."""
+    """The page as HTML: verdict, tables, plots, insights, problems, provenance."""
     import jinja2
 
     folder = resources.files("analysis.publish") / "templates"
@@ -48,17 +49,18 @@ def texts_of(texts: dict[str, str]) -> dict[str, Any]:
 
 
 def content(scene: PlotData, threshold: float) -> dict[str, Any]:
+    """The values of the template's names."""
     frame, cells = scene.frame, scene.cells
-    found = tables.sweep_tables(cells)
-    short, said = insights.told(frame, cells, threshold)
-    flags = [flag for table in found for flag in table.flags()]
+    every_table = tables.sweep_tables(cells)
+    short, others = insights.headline_and_insights(frame, cells, threshold)
+    flags = [flag for table in every_table for flag in table.flags()]
     again = captions.command("report", scene.sources, *scene.options)
     return {
         "title": f"MoE benchmark: {', '.join(captions.sweeps(frame))}",
         "banners": captions.banners(frame),
         "short": short,
-        "insights": said,
-        "tables": [_table(table) for table in found],
+        "insights": others,
+        "tables": [_table(table) for table in every_table],
         "legend": captions.legend(cells, flags),
         "captions": captions.lines(frame, cells, again),
         "pictures": pictures(scene),
@@ -78,38 +80,36 @@ def content(scene: PlotData, threshold: float) -> dict[str, Any]:
 
 
 def _table(table: tables.Table) -> dict[str, Any]:
-    """Turned where it would be wide: a row per series then."""
+    """Transposed where it would be wide: a row per series then."""
     turned = len(table.columns) >= render.MOST_COLUMNS and len(table.rows) < len(table.columns)
     down, across = (table.columns, table.rows) if turned else (table.rows, table.columns)
-    found = {(d, a): table.entries.get((a, d) if turned else (d, a)) for d in down for a in across}
-    rows = [
-        (d, [(e.text, e.value, e.outcome) if (e := found[d, a]) else ("", "", "") for a in across])
-        for d in down
-    ]
+    entries = {
+        (d, a): table.entries.get((a, d) if turned else (d, a)) for d in down for a in across
+    }
+    texts = {k: (e.text, e.value, e.outcome) if e else ("", "", "") for k, e in entries.items()}
+    rows = [(d, [texts[d, a] for a in across]) for d in down]
     header = [table.corner, *across]
     return {"title": table.title, "header": header, "rows": rows, "notes": table.notes}
 
 
 def pictures(scene: PlotData) -> list[dict[str, str]]:
-    """Every plot there are data for, as a PNG inside the page."""
-    found = []
-    for name, made in plots.figures(scene):
-        if made is None:
+    """Every plot that the records have data for, as a PNG inside the page."""
+    images = []
+    for name, figure in plots.figures(scene):
+        if figure is None:
             continue
         stream = io.BytesIO()
         with styled():
-            made.savefig(stream, format="png", dpi=130, bbox_inches="tight")
-        wide = "wide" if made.get_figwidth() > WIDE * made.get_figheight() else ""
+            figure.savefig(stream, format="png", dpi=130, bbox_inches="tight")
+        wide = "wide" if figure.get_figwidth() > WIDE * figure.get_figheight() else ""
         encoded = base64.b64encode(stream.getvalue()).decode("ascii")
         about = plots.PLOTS[name][1] if name != "axis" else "duration against a further axis"
-        found.append({"name": name, "about": about, "data": encoded, "wide": wide})
-    return found
+        images.append({"name": name, "about": about, "data": encoded, "wide": wide})
+    return images
 
 
 def _pairs(frame: pd.DataFrame, threshold: float) -> list[list[str]]:
     """The strategies against each other; nothing for a sweep of one strategy."""
-    from analysis.errors import InputError
-
     try:
         return [c.row(threshold) for c in compare.column(frame, "strategy", threshold)]
     except InputError:
@@ -117,8 +117,9 @@ def _pairs(frame: pd.DataFrame, threshold: float) -> list[list[str]]:
 
 
 def cell_rows(cells: pd.DataFrame) -> list[list[str]]:
-    named = cells.assign(series=series_names(cells))
-    return [[_text(row[name]) for name in CELL_COLUMNS] for _, row in named.iterrows()]
+    """A row of texts for every cell, in the order of CELL_COLUMNS."""
+    named = cells.assign(series=series_names(cells))[list(CELL_COLUMNS)]
+    return [[_text(value) for value in row] for row in named.itertuples(index=False)]
 
 
 def _text(value: Any) -> str:
@@ -133,18 +134,19 @@ def _text(value: Any) -> str:
 def environments(frame: pd.DataFrame) -> list[dict[str, str]]:
     """Each distinct launch environment once, with its launches."""
     seen: dict[str, list[str]] = {}
-    for _, row in frame.iterrows():
-        stable = {k: v for k, v in row["environment"].items() if k not in ("before", "after")}
+    for environment, sweep, launch in zip(frame["environment"], frame["sweep"], frame["launch"],
+                                          strict=True):  # fmt: skip
+        stable = {k: v for k, v in environment.items() if k not in ("before", "after")}
         text = json.dumps(stable, indent=1, sort_keys=True, default=str)
         launches = seen.setdefault(text, [])
-        name = f"{row['sweep']} launch {row['launch']}"
+        name = f"{sweep} launch {launch}"
         if name not in launches:
             launches.append(name)
     return [{"launches": ", ".join(names), "text": text} for text, names in seen.items()]
 
 
 def commands(frame: pd.DataFrame, scene: PlotData) -> list[str]:
-    """What makes this page, its tables and its plots again, and the sweep's own command."""
+    """Commands that make the sweep, its tables, its plots and this page again."""
     own = sorted(c for c in status.sweep_commands(scene.sources) if c)
     verbs = [captions.command(v, scene.sources, *scene.options) for v in ("show", "plot", "report")]
     return [*own, *verbs]

@@ -15,8 +15,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.data.facets import SERIAL, VARIANT, axes, title_of
+from analysis.data.cell_summary import summaries
+from analysis.data.facets import axes, title_of
 from analysis.data.frame import varying
+from analysis.data.series import VARIANT, without_serial
 from analysis.errors import InputError, SourceWarning
 from analysis.plots import PLOTS
 from analysis.text import flag_legend, tables
@@ -50,9 +52,9 @@ def workspace(frame: pd.DataFrame, cells: pd.DataFrame, entity: str = "", projec
         project=project or where["project"],
         name=f"MoE benchmark: {', '.join(_sweeps(frame))}"[:128],
         sections=[
-            ws.Section(name=name, panels=_laid_out(wr, made), is_open=place < COLUMNS)
-            for place, (name, made) in enumerate(parts)
-            if made
+            ws.Section(name=name, panels=_laid_out(wr, panels), is_open=place < COLUMNS)
+            for place, (name, panels) in enumerate(parts)
+            if panels
         ],
         settings=ws.WorkspaceSettings(max_runs=200),
         runset_settings=_runset(ws, expr, frame, cells),
@@ -89,7 +91,7 @@ def _runset(ws: Any, expr: Any, frame: pd.DataFrame, cells: pd.DataFrame) -> Any
 
 
 def _forms(cells: pd.DataFrame) -> list[str]:
-    return [n for n in varying(cells[cells["strategy"] != SERIAL], VARIANT) if n != "label"]
+    return [n for n in varying(without_serial(cells), VARIANT) if n != "label"]
 
 
 def against_axes(wr: Any, cells: pd.DataFrame) -> list[Any]:
@@ -102,11 +104,12 @@ def against_axes(wr: Any, cells: pd.DataFrame) -> list[Any]:
 
 
 def _heading(metric: Metric) -> str:
-    """W&B has the figures themselves, our tables some in thousands."""
+    """The metric's title with the unit of the run's figure, which our tables may scale."""
     return f"{metric.title} ({metric.unit.replace('10^3 ', '')})"
 
 
 def scatter(wr: Any, axis: str, metric: Metric) -> Any:
+    """The metric of every run against the axis."""
     return wr.ScatterPlot(
         title=f"{_heading(metric)} against {title_of(axis)}",
         x=wr.Config(axis),
@@ -116,6 +119,7 @@ def scatter(wr: Any, axis: str, metric: Metric) -> Any:
 
 
 def bars(wr: Any, metric: Metric) -> Any:
+    """The metric by strategy."""
     return _bar(wr, f"{_heading(metric)}: median and range of the runs shown", [ROW_NAMES[metric]])
 
 
@@ -134,12 +138,13 @@ def phases(wr: Any, cells: pd.DataFrame) -> list[Any]:
     """One chart for every phase that was recorded, in the order of the stacks."""
     from analysis.plots.bars import PHASES
 
-    recorded = {name for row in cells["phase_ms"] for name in row}
+    recorded = {name for cell in summaries(cells) for name in cell.phase_ms}
     names = [*(n for n in PHASES if n in recorded), *sorted(recorded - set(PHASES))]
     return [_bar(wr, f"{name} (ms, mean over ranks)", [f"phase_ms.{name}"]) for name in names]
 
 
 def skew(wr: Any) -> list[Any]:
+    """Duration against skew, and the skew by strategy."""
     against = wr.ScatterPlot(
         title="Duration (ms) against the busiest rank's slots over the mean",
         x=wr.SummaryMetric("skew_lambda"),
@@ -150,6 +155,7 @@ def skew(wr: Any) -> list[Any]:
 
 
 def totals(wr: Any) -> list[Any]:
+    """Memory and traffic by strategy."""
     named = {
         "Peak memory of the largest rank (bytes)": "peak_bytes_max",
         "Weights of the largest rank (bytes)": "weights_bytes_max",
@@ -166,6 +172,7 @@ def pictures(wr: Any) -> list[Any]:
 
 
 def samples(wr: Any) -> list[Any]:
+    """Every sample of every run."""
     return [wr.LinePlot(title="Every sample (ms a step), warm-up included", x="Step",
                         y=["makespan_ms"], ignore_outliers=False)]  # fmt: skip
 
@@ -174,7 +181,7 @@ def flags(wr: Any, cells: pd.DataFrame) -> list[Any]:
     """What the tags of the runs mean, and how many of the cells bear each."""
     lines = ["Tags of the runs: what limits their figures.", ""]
     for flag, mark in flag_legend.MARKS.items():
-        count = sum(flag in found for found in cells["flags"])
+        count = sum(flag in cell.flags for cell in summaries(cells))
         if count:
             lines.append(f"- **{flag}** ({count} of {len(cells)} cells): {mark.about}. "
                          f"Next: {mark.remedy}.")  # fmt: skip
@@ -194,13 +201,13 @@ def _laid_out(wr: Any, panels: Sequence[Any]) -> list[Any]:
     return list(panels)
 
 
-def spec(made: Any) -> str:
+def spec(view: Any) -> str:
     """What W&B would store, as JSON; needs no server."""
-    text = made._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)
+    text = view._to_model().spec.model_dump_json(by_alias=True, exclude_none=True)
     return json.dumps(json.loads(text), indent=1, sort_keys=True)
 
 
-def save(made: Any) -> str:
+def save(view: Any) -> str:
     """Stores the workspace as a new saved view and returns its address; raises InputError."""
     try:
         with usable_environment() as faults:
@@ -208,9 +215,9 @@ def save(made: Any) -> str:
 
             for fault in faults:
                 warnings.warn(redact(fault), SourceWarning, stacklevel=2)
-            made.entity = made.entity or wandb.Api().default_entity
-            made.save()
-            return str(made.url)
+            view.entity = view.entity or wandb.Api().default_entity
+            view.save()
+            return str(view.url)
     except Exception as error:
         text = redact(" ".join(str(error).split()))
         raise InputError(

@@ -22,13 +22,13 @@ def load_rows(sources: Sequence[str | Path] = (), *, samples: bool = False) -> l
     """
     rows: list[dict[str, Any]] = []
     for source in sources or [LATEST]:
-        found = _load_one(source, samples)
-        if not found:
+        loaded = _load_one(source, samples)
+        if not loaded:
             raise SourceError(
                 f"{source}: holds no readable attempt; allowed are a sweep folder, offline .wandb "
                 "files or wandb:entity/project; give one that ended"
             )
-        rows.extend(found)
+        rows.extend(loaded)
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Rows from sweep folders: the records themselves, the truth every other source copies."""
+"""Rows from sweep folders: the records themselves, which the other sources are copies of."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import SourceWarning
-from runners.records import flat_row, record, sealed
+from runners.records import flat_row, record
+from runners.records.sealed import RecordError
 
 
 def load(source: Path, *, samples: bool = False) -> list[dict[str, Any]]:
@@ -19,9 +20,8 @@ def load(source: Path, *, samples: bool = False) -> list[dict[str, Any]]:
     rows = []
     for path in _paths(source):
         try:
-            found = record.read(path)
-            row = flat_row.row(found, samples)
-        except (sealed.RecordError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+            row = flat_row.row(record.read(path), samples)
+        except (RecordError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             text = str(error) if str(path) in str(error) else f"{path}: {error}"
             warnings.warn(f"{text}; set aside", SourceWarning, stacklevel=2)
             continue

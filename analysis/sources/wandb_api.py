@@ -43,12 +43,14 @@ T = TypeVar("T")
 
 
 class Address(NamedTuple):
+    """A project of W&B and the filters of its runs."""
+
     path: str  # entity/project, or project alone
     filters: dict[str, Any]
 
 
 def parse(source: str) -> Address:
-    """Raises SourceError for what is no address of a project."""
+    """The address in "wandb:entity/project?name=value"; raises SourceError for another text."""
     path, _, query = source.removeprefix(PREFIX).partition("?")
     parts = path.split("/")
     if not source.startswith(PREFIX) or len(parts) > 2 or not all(parts):
@@ -59,20 +61,20 @@ def parse(source: str) -> Address:
 
 def _filters(source: str, query: str) -> dict[str, Any]:
     """W&B's (MongoDB's) filter for `name=value[,value]`; `filters={...}` passes one as it is."""
-    found: dict[str, Any] = {}
+    filters: dict[str, Any] = {}
     try:
         for name, text in parse_qsl(query, strict_parsing=True) if query else []:
             if name == "filters":
-                found.update(json.loads(text))
+                filters.update(json.loads(text))
                 continue
             values = [_value(word) for word in text.split(",")]
             dotted = name.startswith(("config.", "summary_metrics."))
             key = FILTERS.get(name) or (name if dotted else f"config.{name}")
-            found[key] = values[0] if len(values) == 1 else {"$in": values}
+            filters[key] = values[0] if len(values) == 1 else {"$in": values}
     except ValueError as error:
         allowed = "name=value[,value] joined by &, or filters={JSON}"
         raise SourceError(f"{source}: no filter ({error}); allowed is {allowed}") from error
-    return found
+    return filters
 
 
 def _value(word: str) -> Any:
@@ -142,14 +144,14 @@ def _with_samples(source: str, pairs: list[tuple[Any, dict[str, Any]]]) -> list[
 
 
 def _history(run: Any) -> list[dict[str, Any]]:
-    """Every row, where W&B's `history()` would draw 500 of them at random."""
+    """Every row; W&B's `history()` would return a random 500 of them."""
     if not run.summary_metrics.get("tracked_rows"):
         return []
     return list(run.scan_history(page_size=PAGE, use_cache=False))
 
 
 def _patiently(call: Callable[[], T]) -> T:
-    """Waits twice as long after each refusal that passes; raises the last one."""
+    """Calls again after a passing refusal, waiting twice as long each time; raises the last."""
     for attempt in range(TRIES):
         try:
             return call()

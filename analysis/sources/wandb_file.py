@@ -44,7 +44,7 @@ class OfflineRun:
 
 def load(source: Path, samples: bool = False) -> list[dict[str, Any]]:
     """Rows of every run at or below `source` (a log, a run's folder, `wandb`, or a sweep), the
-    oldest log first; with `samples` also the columns of `flatten.sample_columns`.
+    oldest log first; with `samples` also the columns of `flat_row.sample_columns`.
 
     Damage, unfinished runs and what gives no row are SourceWarnings naming the file.
     """
@@ -70,9 +70,9 @@ def find(source: Path) -> list[Path]:
     if source.is_file():
         return [source]
     for pattern in ("run-*.wandb", "*run-*/run-*.wandb", "wandb/*run-*/run-*.wandb"):
-        found = [path for path in source.glob(pattern) if not path.parent.is_symlink()]
-        if found:
-            return sorted(found)
+        logs = [path for path in source.glob(pattern) if not path.parent.is_symlink()]
+        if logs:
+            return sorted(logs)
     raise SourceError(f"{source}: no W&B run (run-*.wandb) at or below it; name another folder")
 
 

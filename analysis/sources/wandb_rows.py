@@ -1,7 +1,7 @@
-"""From what a W&B run holds back to the row of `runners.records.flat_row`, for both W&B sources.
+"""Rows of `runners.records.flat_row` from the config and summary of a W&B run.
 
-Whoever may edit the project may have set any value to anything, so all are checked here, once: by
-the kinds of `analysis.data.schema`, and the config by the key that was made of it.
+Anyone who may edit the project can have set any value, so both W&B sources check all of them here:
+by the kinds of `analysis.data.schema`, and the config by the key that was made of it.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def blank_row() -> dict[str, Any]:
 
 @cache
 def timed_names() -> frozenset[str]:
-    """What is known of every attempt that has a time: of one with a single sample that took no
-    time, too, which has no throughput."""
+    """The columns that every attempt with a time has: those of the least such attempt, of a single
+    sample that took no time and so has no throughput."""
     least = Samples([0], [0], [1], ["fixed"], [[0]], [[0]])
     row = flat_row.row(Record(key="", cell=Cell(), gate={"ok": True}, samples=least))
     return frozenset(name for name, value in row.items() if value is not None)
@@ -63,7 +63,7 @@ def row_of(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, A
     except (RecursionError, TypeError, ValueError) as error:
         raise NoRow(f"its {EXACT_FIELD} is damaged: {error}; {REMEDY}") from error
     blank = blank_row()
-    # A run of before a name is there has what an empty record has, and no metric but one.
+    # A name that an older run lacks has an empty record's value; the metric had one value then.
     row = {name: both.get(name, value) for name, value in {**blank, "metric": BLOCK_MEAN}.items()}
     _check_kinds(row, blank)
     _check_identity(row)
@@ -109,13 +109,14 @@ def shown(value: Any) -> str:
 
 
 def cut(text: str) -> str:
+    """The text, cut after MOST_SHOWN characters."""
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}... ({len(text)} characters)"
 
 
 def sample_columns(
     history: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
 ) -> dict[str, list[Any]]:
-    """Columns of `flatten.sample_columns`; raises NoRow if samples are missing, incomplete or not
+    """Columns of `flat_row.sample_columns`; raises NoRow if samples are missing, incomplete or not
     of their kind."""
     if len(history) != summary[ROWS_FIELD]:
         raise NoRow(f"{len(history)} of its {shown(summary[ROWS_FIELD])} samples are there")
@@ -139,7 +140,7 @@ def sample_columns(
 
 
 def _field(row: Mapping[str, Any], name: str) -> Any:
-    """Rows of before samples had kinds say whether they are warm-up."""
+    """A field of a sample; older samples have `warmup` instead of a kind."""
     if name == "kind" and "warmup" in row:
         return "warmup" if row["warmup"] else "fixed"
     return row[name]

@@ -7,24 +7,16 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from analysis import numbers
-from analysis.data.facets import (
-    COMPANIONS,
-    DESCRIBED,
-    SERIAL,
-    VARIANT,
-    serial_of,
-    series_names,
-    series_order,
-    sort_key,
-    title_of,
-)
+from analysis.data.cell_summary import CellSummary, measured, summaries
+from analysis.data.facets import COMPANIONS, DESCRIBED, sort_key, title_of
 from analysis.data.frame import hashable, varying
 from analysis.data.schema import CONFIG, LOAD_PARTS
+from analysis.data.series import VARIANT, serial_of, series_names, series_order, without_serial
 from analysis.errors import InputError
 from analysis.stats import pairing, verdict
 from analysis.stats.summarize import summarize
@@ -38,20 +30,20 @@ COMMIT = ("git_sha", "git_dirty")
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two cells and what can be said of them."""
+    """Two cells, A and B, and the verdict of A against B; none where there are too few samples."""
 
     cell: str
     names: tuple[str, str]
     medians_ms: tuple[float, float]
-    found: Verdict | None
+    verdict: Verdict | None
     cell_ids: tuple[str, str]
     metric: str = ""
 
     def ratio(self, digits: int = 3) -> str:
         """B / A with its interval."""
-        if not self.found:
+        if not self.verdict:
             return "-"
-        back = self.found.inverted()
+        back = self.verdict.inverted()
         return f"{back.ratio:.{digits}f} [{back.low:.{digits}f}, {back.high:.{digits}f}]"
 
     def row(self, threshold: float) -> list[str]:
@@ -60,11 +52,17 @@ class Comparison:
             *self.names,
             *(numbers.short(v) for v in self.medians_ms),
             self.ratio(),
-            verdict.sentence(*self.names, self.found, threshold),
+            verdict.sentence(*self.names, self.verdict, threshold),
         ]
 
 
-Pair = tuple[str, tuple[str, str], pd.DataFrame, pd.Series, pd.DataFrame, pd.Series]  # type: ignore[type-arg]
+class Pair(NamedTuple):
+    """Two cells to compare, A and B: what they share, their names, and each with its frame."""
+
+    setting: str
+    names: tuple[str, str]
+    frames: tuple[pd.DataFrame, pd.DataFrame]
+    cells: tuple[CellSummary, CellSummary]
 
 
 def sweeps(
@@ -80,26 +78,29 @@ def sweeps(
             f"{'/'.join(sorted(kinds_a))} and {'/'.join(sorted(kinds_b))}; allowed are sources "
             "that were measured alike; measure the older one again"
         )
-    cells_a = cells_a.assign(group_name=series_names(cells_a))
-    found: list[Pair] = []
-    for cell in sorted((c for _, c in cells_a.iterrows()), key=_order):
-        alike = (cells_b["cell_id"] == cell["cell_id"]) & (cells_b["metric"] == cell["metric"])
-        match = cells_b[alike]
-        if not match.empty:
-            found.append((_words(cell, cells_a), names, a, cell, b, match.iloc[0]))
-    return _judged(found, threshold, f"{names[0]} and {names[1]}")
+    matches = {(other.cell_id, other.metric): other for other in reversed(summaries(cells_b))}
+    series = _named(cells_a, "strategy")
+    pairs = []
+    for cell in sorted(series, key=lambda cell: _order(series[cell], cell)):
+        if match := matches.get((cell.cell_id, cell.metric)):
+            first = series[cell] if len(set(series.values())) > 1 else ""
+            pairs.append(Pair(_words(cell, cells_a, first=first), names, (a, b), (cell, match)))
+    return _judged(pairs, threshold, f"{names[0]} and {names[1]}")
 
 
-def _order(cell: pd.Series[Any]) -> tuple[Any, ...]:
-    values = [sort_key(hashable(cell[n])) for n in DESCRIBED]
-    return (series_order(str(cell["group_name"])), *values)
+def _order(name: str, cell: CellSummary) -> tuple[Any, ...]:
+    return (series_order(name), *(sort_key(hashable(cell.value(n))) for n in DESCRIBED))
 
 
 def column(frame: pd.DataFrame, name: str, threshold: float) -> list[Comparison]:
-    """Cells that differ in this column only; the strategies meet each other and serial."""
+    """Comparisons of cells that differ in this column only; strategies also with serial.
+
+    Raises InputError where the column has one value, or no two such cells were measured.
+    """
     if name in COMMIT:
-        frame = frame.assign(git_sha=[_commit(row) for _, row in frame.iterrows()])
-        name = "git_sha"
+        commits = zip(*(frame[n] for n in COMMIT), strict=True)
+        frame = frame.assign(git_sha=[f"{s[:10]}+{d}" if d else s[:10] for s, d in commits])
+        name = COMMIT[0]
     if name not in CONFIG:
         parts = [
             (str(v), part.reset_index(drop=True)) for v, part in frame.groupby(name, sort=False)
@@ -117,86 +118,85 @@ def column(frame: pd.DataFrame, name: str, threshold: float) -> list[Comparison]
     return _judged(_by_config(frame, name), threshold, f"--group {name}")
 
 
-def _commit(row: pd.Series[Any]) -> str:
-    return str(row["git_sha"])[:10] + (f"+{row['git_dirty']}" if row["git_dirty"] else "")
-
-
 def beside(frame: pd.DataFrame, cells: pd.DataFrame, threshold: float) -> list[Comparison]:
     """At every setting the fastest of our strategies (A) against the fastest peer (B); `cells` are
     those of the frame (`summarize`).
 
     Raises InputError where no setting has both.
     """
-    named = _named(cells, "strategy")
-    tested = named[(named["strategy"] != SERIAL) & (named["outcome"] == "measured")]
-    found: list[Pair] = []
-    for members in _alike(tested, "strategy"):
+    names = _named(cells, "strategy")
+    tested = measured(without_serial(cells))
+    pairs = []
+    for members in _alike(tested, "strategy", names):
         sides = [[c for c in members if _is_peer(c) == side] for side in (False, True)]
         if all(sides):
-            a, b = (min(side, key=lambda cell: float(cell["median_ms"])) for side in sides)
-            names = (str(a["group_name"]), str(b["group_name"]))
-            found.append((_words(b, tested, "strategy"), names, frame, a, frame, b))
-    if not found:
+            a, b = (min(side, key=lambda cell: cell.median_ms) for side in sides)
+            setting = _words(b, tested, "strategy")
+            pairs.append(Pair(setting, (names[a], names[b]), (frame, frame), (a, b)))
+    if not pairs:
         raise InputError(
             "beside: no setting has both a strategy of ours and a peer; allowed are sweeps of "
             "both, such as strategy=simple,peer_transformers or experiment=peers_cpu"
         )
-    return _judged(found, threshold, "ours and peers")
+    return _judged(pairs, threshold, "ours and peers")
 
 
-def _is_peer(cell: pd.Series[Any]) -> bool:
-    return str(cell["strategy"]).startswith(PEER)
+def _is_peer(cell: CellSummary) -> bool:
+    return cell.strategy.startswith(PEER)
 
 
 def _by_config(frame: pd.DataFrame, name: str) -> list[Pair]:
-    cells = _named(summarize(frame), name)
-    tested = cells[cells["strategy"] != SERIAL] if name == "strategy" else cells
-    found: list[Pair] = []
-    for members in _alike(tested, name):
+    """Every two cells that differ in this column only."""
+    cells = summarize(frame)
+    names = _named(cells, name)
+    tested = without_serial(cells) if name == "strategy" else cells
+    pairs = []
+    for members in _alike(tested, name, names):
         if name == "strategy":
-            members = [*(row for _, row in serial_of(cells, members[0]).iterrows()), *members]
+            members = [*summaries(serial_of(cells, members[0])), *members]
         for a, b in itertools.combinations(members, 2):
-            names = (str(a["group_name"]), str(b["group_name"]))
-            if names[0] != names[1]:
-                found.append((_words(b, tested, name), names, frame, a, frame, b))
-    return found
+            if names[a] != names[b]:
+                setting = _words(b, tested, name)
+                pairs.append(Pair(setting, (names[a], names[b]), (frame, frame), (a, b)))
+    return pairs
 
 
-def _named(cells: pd.DataFrame, name: str) -> pd.DataFrame:
-    """With what the cells are called where they are compared by this column."""
+def _named(cells: pd.DataFrame, name: str) -> dict[CellSummary, str]:
+    """What every cell is called where cells are compared by this column."""
     if name == "strategy":
-        return cells.assign(group_name=series_names(cells))
+        return dict(zip(summaries(cells), series_names(cells), strict=True))
     shown = "load" if name == "workload" else name
-    return cells.assign(group_name=[f"{name}={hashable(v)}" for v in cells[shown]])
+    return {cell: f"{name}={hashable(cell.value(shown))}" for cell in summaries(cells)}
 
 
-def _alike(cells: pd.DataFrame, name: str) -> list[list[pd.Series[Any]]]:
-    """Cells that are the same in all but this column and what goes with it, in order."""
+def _alike(
+    cells: pd.DataFrame, name: str, names: dict[CellSummary, str]
+) -> list[list[CellSummary]]:
+    """Cells that are the same in all but this column and its companions, sorted by their names."""
     free = {name, *COMPANIONS.get(name, ())} | (set(VARIANT) if name == "strategy" else set())
     free |= set(LOAD_PARTS) if name == "workload" else set()
     same = [c for c in (*CONFIG, "host", "label", "metric") if c not in free]
-    groups: dict[tuple[Any, ...], list[pd.Series[Any]]] = {}
-    for _, cell in cells.iterrows():
-        groups.setdefault(tuple(hashable(cell[c]) for c in same), []).append(cell)
+    groups: dict[tuple[Any, ...], list[CellSummary]] = {}
+    for cell in summaries(cells):
+        groups.setdefault(tuple(hashable(cell.value(c)) for c in same), []).append(cell)
     ordered = sorted(groups.items(), key=lambda item: [sort_key(v) for v in item[0]])
-    return [
-        sorted(members, key=lambda cell: series_order(str(cell["group_name"])))
-        for _, members in ordered
-    ]
+    return [sorted(members, key=lambda cell: series_order(names[cell])) for _, members in ordered]
 
 
-def _words(cell: pd.Series[Any], cells: pd.DataFrame, without: str = "") -> str:
-    """The settings that tell this cell from its neighbours; its series first, if not compared."""
+def _words(cell: CellSummary, cells: pd.DataFrame, without: str = "", first: str = "") -> str:
+    """The settings that tell this cell from the others, but for the column `without` that is
+    compared; `first`, where given, leads."""
     left_out = {without, "topk", "weight_seed"}
     if not without or without == "strategy":
         left_out |= {"strategy", *VARIANT}
     if without == "workload":
         left_out.add("load")
     names = _by_model(cells, [n for n in varying(cells, DESCRIBED) if n not in left_out])
-    words = [] if without or len(set(cells["group_name"])) == 1 else [str(cell["group_name"])]
     bare = ("strategy", "model", "dtype", "load")  # whose values say what they are
-    words += [str(cell[n]) if n in bare else f"{title_of(n)} {cell[n]}" for n in names]
-    return ", ".join(words) or str(cell["cell_id"])
+    settings = ((n, cell.value(n)) for n in names)
+    words = [first] if first else []
+    words += [str(value) if n in bare else f"{title_of(n)} {value}" for n, value in settings]
+    return ", ".join(words) or cell.cell_id
 
 
 def _by_model(cells: pd.DataFrame, names: list[str]) -> list[str]:
@@ -208,8 +208,9 @@ def _by_model(cells: pd.DataFrame, names: list[str]) -> list[str]:
     return ["model", *(n for n in names if n not in sizes)] if sizes else names
 
 
-def _judged(found: Sequence[Pair], threshold: float, what: str) -> list[Comparison]:
-    usable = [p for p in found if p[3]["outcome"] == p[5]["outcome"] == "measured"]
+def _judged(pairs: Sequence[Pair], threshold: float, what: str) -> list[Comparison]:
+    """Verdicts with intervals that hold together; raises InputError where no pair was measured."""
+    usable = [pair for pair in pairs if all(cell.measured for cell in pair.cells)]
     if not usable:
         raise InputError(
             f"compare {what}: no cell was measured in both; allowed are sources that share cells; "
@@ -217,48 +218,48 @@ def _judged(found: Sequence[Pair], threshold: float, what: str) -> list[Comparis
         )
     return [
         Comparison(
-            words,
+            setting,
             names,
-            (float(a["median_ms"]), float(b["median_ms"])),
+            (a.median_ms, b.median_ms),
             pairing.compare(
-                pairing.series(frame_a, a),
-                pairing.series(frame_b, b),
+                pairing.series(frames[0], a),
+                pairing.series(frames[1], b),
                 comparisons=len(usable),
                 threshold=threshold,
             ),
-            (str(a["cell_id"]), str(b["cell_id"])),
-            str(a["metric"]),
+            (a.cell_id, b.cell_id),
+            a.metric,
         )
-        for words, names, frame_a, a, frame_b, b in usable
+        for setting, names, frames, (a, b) in usable
     ]
 
 
-def summary(found: Sequence[Comparison], threshold: float) -> list[str]:
-    """The count of each verdict, then how it was decided."""
-    counts = Counter(c.found.word if c.found else "too few samples" for c in found)
+def summary(comparisons: Sequence[Comparison], threshold: float) -> list[str]:
+    """Lines: the count of each verdict; what the intervals cover and the noise threshold."""
+    counts = Counter(c.verdict.word if c.verdict else "too few samples" for c in comparisons)
     words = {
         verdict.FASTER: "A faster",
         verdict.SLOWER: "B faster",
         verdict.SAME: "shown to be the same",
         verdict.UNDECIDED: "no difference shown",
     }
-    said = ", ".join(f"{words.get(w, w)} in {n}" for w, n in counts.most_common())
-    bases = sorted({verdict.scope(c.found) for c in found if c.found})
-    unpaired = sum(not c.found.paired for c in found if c.found)
-    kinds = "/".join(dict.fromkeys(c.metric for c in found))
+    listed = ", ".join(f"{words.get(w, w)} in {n}" for w, n in counts.most_common())
+    bases = sorted({verdict.scope(c.verdict) for c in comparisons if c.verdict})
+    unpaired = sum(not c.verdict.paired for c in comparisons if c.verdict)
+    kinds = "/".join(dict.fromkeys(c.metric for c in comparisons))
     return [
-        f"Of {len(found)} comparisons of the duration of a step, {kinds}: {said}.",
-        f"Intervals of the ratio hold together at 95% (Bonferroni over {len(found)}), "
+        f"Of {len(comparisons)} comparisons of the duration of a step, {kinds}: {listed}.",
+        f"Intervals of the ratio hold together at 95% (Bonferroni over {len(comparisons)}), "
         f"{' or '.join(bases)}; {unpaired} unpaired; a difference counts from {threshold:.0%}.",
     ]
 
 
-def ratio_rows(found: Sequence[Comparison]) -> list[tuple[str, float, float, float, str]]:
-    """(name, B / A, low, high, verdict word of A) for the forest plot."""
+def ratio_rows(comparisons: Sequence[Comparison]) -> list[tuple[str, float, float, float, str]]:
+    """(name, B / A, low, high, word of A's verdict) of every comparison with a finite ratio."""
     rows = []
-    for c in found:
-        if c.found and math.isfinite(c.found.ratio):
-            back = c.found.inverted()
+    for c in comparisons:
+        if c.verdict and math.isfinite(c.verdict.ratio):
+            back = c.verdict.inverted()
             name = f"{c.cell}: {c.names[1]} / {c.names[0]}"
-            rows.append((name, back.ratio, back.low, back.high, c.found.word))
+            rows.append((name, back.ratio, back.low, back.high, c.verdict.word))
     return rows

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.data.facets import Panel
+from analysis.data.cell_summary import CellSummary
+from analysis.data.facets import Facet
 from analysis.stats import pairing, verdict
 from analysis.stats.pairing import Series
 from analysis.stats.verdict import NOISE_THRESHOLD, Verdict
@@ -17,86 +18,82 @@ from analysis.stats.verdict import NOISE_THRESHOLD, Verdict
 
 @dataclass(frozen=True)
 class Place:
-    """The measured cells at one place of a panel: series name -> row of the summarized cells."""
+    """The measured cells at one value of a facet's axis, or at one setting, by series name."""
 
     x: Any
-    cells: dict[str, pd.Series[Any]]
+    cells: dict[str, CellSummary]
 
 
 class Standings:
-    """Verdicts between all cells that meet at a place of a panel, corrected for their number."""
+    """Verdicts between all cells that share a place, with intervals corrected for their number.
+
+    `also` counts further comparisons that will be made along an axis; `meetings` are places beside
+    those of the facets.
+    """
 
     def __init__(
         self,
         frame: pd.DataFrame,
-        panels: Sequence[Panel],
+        facets: Sequence[Facet],
         threshold: float = NOISE_THRESHOLD,
-        also: int = 0,  # comparisons that will be made along an axis, beside those at its places
+        also: int = 0,
         meetings: Sequence[Place] = (),
     ) -> None:
         self.frame, self.threshold = frame, threshold
-        self._places = {id(panel): _places(panel) for panel in panels}
-        self._panels = list(panels)  # kept alive: their ids are keys
-        self._series: dict[str, Series] = {}
-        self._verdicts: dict[tuple[str, str], Verdict | None] = {}
+        self._places = {id(facet): _places(facet) for facet in facets}
+        self._facets = list(facets)  # kept alive: their ids are keys
+        self._series: dict[CellSummary, Series] = {}
+        self._verdicts: dict[tuple[CellSummary, CellSummary], Verdict | None] = {}
         self.comparisons = also + len(
             {
-                frozenset(_id(cell) for cell in pair)
+                frozenset(pair)
                 for places in (*self._places.values(), meetings)
                 for place in places
                 for pair in itertools.combinations(place.cells.values(), 2)
             }
         )
 
-    def places(self, panel: Panel) -> list[Place]:
-        return self._places[id(panel)]
+    def places(self, facet: Facet) -> list[Place]:
+        return self._places[id(facet)]
 
-    def series(self, cell: pd.Series[Any]) -> Series:
-        if _id(cell) not in self._series:
-            self._series[_id(cell)] = pairing.series(self.frame, cell)
-        return self._series[_id(cell)]
+    def series(self, cell: CellSummary) -> Series:
+        if cell not in self._series:
+            self._series[cell] = pairing.series(self.frame, cell)
+        return self._series[cell]
 
-    def verdict(self, a: pd.Series[Any], b: pd.Series[Any]) -> Verdict | None:
+    def verdict(self, a: CellSummary, b: CellSummary) -> Verdict | None:
         """A against B; computed once for a pair, so that B against A is its inverse."""
-        key = (_id(a), _id(b))
-        if key[::-1] in self._verdicts:
-            found = self._verdicts[key[::-1]]
-            return found.inverted() if found else None
-        if key not in self._verdicts:
-            self._verdicts[key] = pairing.compare(
-                self.series(a),
-                self.series(b),
-                comparisons=self.comparisons,
-                threshold=self.threshold,
+        if (b, a) in self._verdicts:
+            known = self._verdicts[b, a]
+            return known.inverted() if known else None
+        if (a, b) not in self._verdicts:
+            series = (self.series(a), self.series(b))
+            self._verdicts[a, b] = pairing.compare(
+                *series, comparisons=self.comparisons, threshold=self.threshold
             )
-        return self._verdicts[key]
+        return self._verdicts[a, b]
 
     def ranks(self, place: Place) -> dict[str, int]:
-        """1 for whoever nobody is shown to beat; those not told apart may share a rank."""
+        """1 + how many are shown to be faster; series without a shown difference may share one."""
 
         def faster(a: str, b: str) -> bool:
-            found = self.verdict(place.cells[a], place.cells[b])
-            return found is not None and found.word == verdict.FASTER
+            known = self.verdict(place.cells[a], place.cells[b])
+            return known is not None and known.word == verdict.FASTER
 
         return verdict.ranks(list(place.cells), faster)
 
     def lead(self, place: Place) -> float:
-        """How much longer the second fastest takes than the fastest, by their medians."""
-        first, second = sorted(float(cell["median_ms"]) for cell in place.cells.values())[:2]
+        """The second shortest median over the shortest."""
+        first, second = sorted(cell.median_ms for cell in place.cells.values())[:2]
         return second / first
 
     def leaders(self, place: Place) -> list[str]:
+        """The series that none is shown to be faster than."""
         return [name for name, rank in self.ranks(place).items() if rank == 1]
 
 
-def _id(cell: pd.Series[Any]) -> str:
-    return f"{cell['cell_id']}@{cell['host']}@{cell['metric']}"
-
-
-def _places(panel: Panel) -> list[Place]:
-    places = []
-    for x in panel.values:
-        found = {name: panel.at(x, name) for name in panel.series}
-        cells = {n: c for n, c in found.items() if c is not None and c["outcome"] == "measured"}
-        places.append(Place(x, cells))
-    return places
+def _places(facet: Facet) -> list[Place]:
+    return [
+        Place(x, {n: c for n in facet.series if (c := facet.at(x, n)) and c.measured})
+        for x in facet.values
+    ]

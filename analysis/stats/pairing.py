@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
+from analysis.data.cell_summary import CellSummary
 from analysis.stats import verdict
 from analysis.stats.verdict import MIN_LAUNCHES, NOISE_THRESHOLD, Verdict
 from runners.records.stats import CONFIDENCE
@@ -19,15 +19,15 @@ Unit = tuple[str, str, int]  # host, sweep, launch
 
 
 class Series:
-    """Measured attempts of one cell by launch. A round in which noise made the short block no
-    shorter than the long one has no ratio to anything, and is left out; so is such a launch."""
+    """Measured attempts of one cell by launch. Rounds and launches without a time above
+    zero, in which noise hid the step, are left out."""
 
     def __init__(self, attempts: pd.DataFrame) -> None:
         self.medians: dict[Unit, float] = {}
         self.rounds: dict[Unit, dict[tuple[int, int], float]] = {}
         for row in attempts[COLUMNS].itertuples():
             median = float(row.median_duration_ms)  # type: ignore[arg-type]
-            if not median > 0:  # also where there is none
+            if not median > 0:  # or nan
                 continue
             unit = (str(row.host), str(row.sweep), int(row.launch))  # type: ignore[arg-type]
             numbers: Iterable[Any] = row.round_numbers  # type: ignore[assignment]
@@ -39,13 +39,13 @@ class Series:
             }
 
     def all_rounds(self) -> list[float]:
+        """Times of all rounds of all launches."""
         return [value for rounds in self.rounds.values() for value in rounds.values()]
 
 
-def series(frame: pd.DataFrame, cell: pd.Series[Any]) -> Series:
-    """The attempts behind a row of `cells.summarize`; none where the cell has no figure."""
-    index = cell["index"] if cell["outcome"] == "measured" else []
-    return Series(frame.iloc[index])
+def series(frame: pd.DataFrame, summary: CellSummary) -> Series:
+    """The attempts behind a cell; none where it was not measured."""
+    return Series(frame.iloc[summary.index if summary.measured else []])
 
 
 def compare(
@@ -58,18 +58,12 @@ def compare(
 ) -> Verdict | None:
     """A against B on the best data both have: launches before rounds, paired before unpaired."""
     for x, y, paired, basis, count in _candidates(a, b):
-        found = verdict.compare(
-            x,
-            y,
-            paired=paired,
-            basis=basis,
-            launches=count,
-            comparisons=comparisons,
-            threshold=threshold,
-            confidence=confidence,
-        )
-        if found is not None:
-            return found
+        result = verdict.compare(
+            x, y, paired=paired, basis=basis, launches=count, comparisons=comparisons,
+            threshold=threshold, confidence=confidence,
+        )  # fmt: skip
+        if result is not None:
+            return result
     return None
 
 
@@ -93,27 +87,9 @@ def _candidates(a: Series, b: Series) -> Iterable[tuple[list[float], list[float]
 
 
 def _ratio(a: Series, b: Series, unit: Unit) -> float:
-    """A over B in one launch: the median over the rounds both were in, where a disturbance met
-    both; the medians over each other where they shared no round."""
+    """A over B in one launch: the median of the ratios in shared rounds, where a disturbance hits
+    both; without shared rounds the ratio of the medians."""
     both = [number for number in a.rounds[unit] if number in b.rounds[unit]]
     if not both:
         return a.medians[unit] / b.medians[unit]
     return statistics.median(a.rounds[unit][n] / b.rounds[unit][n] for n in both)
-
-
-def all_pairs(
-    named: Sequence[tuple[str, Series]], comparisons: int, threshold: float = NOISE_THRESHOLD
-) -> dict[tuple[str, str], Verdict | None]:
-    """Every pair once, in the given order; look-up the other way round by `inverted`."""
-    return {
-        (x, y): compare(a, b, comparisons=comparisons, threshold=threshold)
-        for (x, a), (y, b) in itertools.combinations(named, 2)
-    }
-
-
-def is_faster(verdicts: dict[tuple[str, str], Verdict | None], a: str, b: str) -> bool:
-    """Whether A is shown to be faster than B."""
-    found, wanted = verdicts.get((a, b)), verdict.FASTER
-    if found is None:
-        found, wanted = verdicts.get((b, a)), verdict.SLOWER
-    return found is not None and found.word == wanted

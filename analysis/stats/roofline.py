@@ -13,16 +13,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
 from analysis import numbers
-from analysis.data.facets import series_names
+from analysis.data.cell_summary import CellSummary, summaries
+from analysis.data.series import series_names
 from moe import cost, peers
 from moe.parallel.algorithms import fit_name
 from moe.spec import RankLayout, StrategySpec
-from runners.records import flat_row
 
 WRONG = 1.0
 HEADER = (
@@ -52,76 +51,73 @@ class Bound:
         return max(self.compute_fraction, self.communication_fraction) > WRONG
 
 
-def flops(cell: Any) -> float:
-    """Of the experts in one step over all ranks, the router's left out; replicated `simple` does
-    the whole of it on every rank."""
-    of = peers.equivalent(flat_row.cell_of(cell))
-    times = cost.TRAIN_FACTOR if of.workload.mode == "train" else 1
+def flops(summary: CellSummary) -> float:
+    """FLOPs of the experts in one step over all ranks, without the router's (`moe.cost`); every
+    rank of replicated `simple` does all of them, and each counts."""
+    cell = peers.equivalent(summary.cell)
+    times = cost.TRAIN_FACTOR if cell.workload.mode == "train" else 1
     return times * sum(
-        cost.expert_flops(of, cost.expected(of, rank)) + cost.shared_flops(of, rank)
-        for rank in range(of.placement.world_size)
+        cost.expert_flops(cell, cost.expected(cell, rank)) + cost.shared_flops(cell, rank)
+        for rank in range(cell.placement.world_size)
     )
 
 
-def weight_bytes(cell: Any) -> float:
-    """Least that all ranks together must read: the experts that slots can have reached, once."""
-    of = peers.equivalent(flat_row.cell_of(cell))
-    layer, work = of.layer, of.workload
+def weight_bytes(summary: CellSummary) -> float:
+    """Least bytes of weights that all ranks together read in a step: each expert that a slot
+    reached once (`moe.cost`); topk experts where the record has no slots."""
+    cell = peers.equivalent(summary.cell)
+    layer, work = cell.layer, cell.workload
     reached = float(min(layer.num_experts, layer.topk))  # one token reaches topk experts
-    slots = cell["expert_slots"]
-    if isinstance(slots, list) and slots:
-        reached = float(sum(1 for count in slots if count))
-    everyone = of.strategy.name == "simple" and work.tokens == "replicated"
-    copies = of.placement.world_size if everyone else 1
-    alone = dataclasses.replace(of, strategy=StrategySpec(), placement=RankLayout(world_size=1))
+    if summary.expert_slots:
+        reached = float(sum(1 for count in summary.expert_slots if count))
+    everyone = cell.strategy.name == "simple" and work.tokens == "replicated"
+    copies = cell.placement.world_size if everyone else 1
+    alone = dataclasses.replace(cell, strategy=StrategySpec(), placement=RankLayout(world_size=1))
     return copies * cost.touched_weight_bytes(alone, cost.Load(0, touched=reached))
 
 
-def bound(cell: Any) -> Bound | None:
+def bound(summary: CellSummary) -> Bound | None:
     """None for a cell without a time or whose record has no calibration that can be used."""
-    calibration = cell["calibration"]
-    if not calibration or cell["outcome"] != "measured":
+    if not summary.calibration or not summary.measured:
         return None
     try:
-        compute = 1e3 * max(flops(cell) / matrix_rate(cell), weight_bytes(cell) / read_rate(cell))
-        talk = 1e3 * communication_s(cell)
+        compute_s = max(
+            flops(summary) / matrix_rate(summary), weight_bytes(summary) / read_rate(summary)
+        )
+        return Bound(1e3 * compute_s, 1e3 * communication_s(summary), summary.median_ms)
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
-    return Bound(compute, talk, float(cell["median_ms"]))
 
 
-def matrix_rate(cell: Any) -> float:
-    """FLOP/s of all ranks together at this dtype."""
-    calibration, dtype = cell["calibration"], str(cell["dtype"])
+def matrix_rate(summary: CellSummary) -> float:
+    """FLOP/s of all ranks together at the cell's dtype; KeyError where it is not calibrated."""
+    calibration, dtype = summary.calibration, summary.cell.layer.dtype
     alone = float(calibration["matmul_flops_per_s"][dtype]["peak"])
     shared = (calibration.get("shared") or {}).get("matmul_flops_per_s", {}).get(dtype)
     return max(alone, float(shared or 0.0))
 
 
-def read_rate(cell: Any) -> float:
+def read_rate(summary: CellSummary) -> float:
     """Bytes/s of all ranks together: from memory when cold; warm at the best rate that sets of at
     least a rank's size of weights are re-read with, on as many cores as there are ranks."""
-    calibration = cell["calibration"]
+    calibration, ranks = summary.calibration, summary.world_size
     shared = (calibration.get("shared") or {}).get("read_bytes_per_s") or 0.0
     memory = max(float(calibration["read_bytes_per_s"]), float(shared))
-    if cell["cache"] == "cold":
+    if summary.cell.workload.cache == "cold":
         return memory
-    ranks = int(cell["world_size"])
-    each = weight_bytes(cell) / ranks
+    each = weight_bytes(summary) / ranks
     rates = {float(size): float(r) for size, r in calibration["read_warm_bytes_per_s"].items()}
-    held = [size for size in rates if size <= each] or [min(rates)]
-    workers = min(ranks, int(cell["cores"] or ranks))
-    return max(memory, max(rates[s] for s in rates if s >= max(held)) * workers)
+    fitting = [size for size in rates if size <= each] or [min(rates)]
+    workers = min(ranks, summary.cores or ranks)
+    return max(memory, max(rates[s] for s in rates if s >= max(fitting)) * workers)
 
 
-def communication_s(cell: Any) -> float:
-    """alpha * calls + beta * bytes over the collectives of the busiest rank; 0 for none.
-
-    KeyError for a collective that the calibration does not have.
-    """
-    fits = cell["calibration"].get("collectives") or {}
+def communication_s(summary: CellSummary) -> float:
+    """Seconds of the busiest rank's collectives: sum of alpha * calls + beta * bytes sent; 0 for
+    none. KeyError for a collective that the calibration does not have."""
+    fits = summary.calibration.get("collectives") or {}
     busiest = 0.0
-    for rank in cell["traffic"]:
+    for rank in summary.traffic:
         total = 0.0
         for call in rank:
             fit = fits[fit_name(str(call["collective"]), str(call.get("algorithm") or ""))]
@@ -131,32 +127,34 @@ def communication_s(cell: Any) -> float:
     return busiest
 
 
+def bounded(cells: pd.DataFrame) -> list[tuple[str, CellSummary, Bound]]:
+    """(series, cell, limits) of every cell that has limits."""
+    named = zip(series_names(cells), summaries(cells), strict=True)
+    return [(name, summary, limit) for name, summary in named if (limit := bound(summary))]
+
+
 def wrong(cells: pd.DataFrame) -> list[str]:
-    """Cells faster than a limit: the limit, or what it was made from, is wrong."""
-    found = []
-    for name, (_, cell) in zip(series_names(cells), cells.iterrows(), strict=True):
-        limit = bound(cell)
-        if limit and limit.wrong:
-            fraction = max(limit.compute_fraction, limit.communication_fraction)
-            found.append(
-                f"{name} {cell['cell_id']} reaches {fraction:.0%} of its limit; "
-                "calibrate again on a quiet machine (python -m runners.calibrate)"
-            )
-    return found
+    """A line per cell that is faster than a limit: the limit, or its calibration, is wrong."""
+    return [
+        f"{name} {summary.cell_id} reaches "
+        f"{max(limit.compute_fraction, limit.communication_fraction):.0%} of its limit; "
+        "calibrate again on a quiet machine (python -m runners.calibrate)"
+        for name, summary, limit in bounded(cells)
+        if limit.wrong
+    ]
 
 
 def rows(cells: pd.DataFrame) -> list[list[str]]:
     """Header and a line per cell that has limits; nothing where none has."""
-    found = []
-    for name, (_, cell) in zip(series_names(cells), cells.iterrows(), strict=True):
-        limit = bound(cell)
-        if limit:
-            found.append([
-                name, str(cell["cell_id"]), numbers.short(limit.median_ms),
-                numbers.short(limit.compute_ms), _percent(limit.compute_fraction),
-                numbers.short(limit.communication_ms), _percent(limit.communication_fraction),
-            ])  # fmt: skip
-    return [list(HEADER), *found] if found else []
+    lines = [
+        [
+            name, summary.cell_id, numbers.short(limit.median_ms),
+            numbers.short(limit.compute_ms), _percent(limit.compute_fraction),
+            numbers.short(limit.communication_ms), _percent(limit.communication_fraction),
+        ]
+        for name, summary, limit in bounded(cells)
+    ]  # fmt: skip
+    return [list(HEADER), *lines] if lines else []
 
 
 def _percent(fraction: float) -> str:

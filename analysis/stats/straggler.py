@@ -1,4 +1,4 @@
-"""Which rank the others wait for, from the phases that every rank recorded of one step."""
+"""The rank that the others wait for, from the phases that every rank recorded of one step."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-EXCESS = 0.25  # busier than the median of the other ranks by this much
-SHARE = 0.05  # and by at least this part of the step
+EXCESS = 0.25  # more busy time than the others, as a fraction of their median
+SHARE = 0.05  # and as a fraction of the step
 
 
 @dataclass(frozen=True)
 class Straggler:
-    """A rank that is busy for longer than the others, and what that costs them."""
+    """A rank that is busy for longer than the others, and the time they wait."""
 
     rank: int
     busy_ms: float

@@ -1,74 +1,46 @@
-"""Attempts of one cell put together: one row per cell, whose interval says what it covers."""
+"""Attempts of one cell put together; `basis` says what the cell's intervals cover."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from analysis.data.frame import hashable, plain
-from analysis.data.schema import CONFIG
+from analysis.data.cell_summary import CellSummary, cells_frame, of_attempt
+from analysis.data.frame import plain
 from analysis.stats.verdict import MIN_LAUNCHES, factor, logs, paired_interval, t_quantile
 from runners.records import stats
 from runners.records.stats import CONFIDENCE
 
-COPIED = (
-    *(*CONFIG, "metric", "key", "label", "model"),
-    *("host", "cpu_model", "gpu_model", "cores", "memory_total_bytes"),
-)
-# Details that do not differ between attempts of one cell, or of which the newest will do.
-DETAILS = (
-    *("kernel_ran", "skew_lambda", "expert_skew_lambda", "rank_slots", "expert_slots"),
-    *(
-        "phase_ms",
-        "phase_total_ms",
-        "phase_per_rank_ms",
-        "traffic",
-        "sent_bytes_max",
-        "busbw_bytes_max",
-    ),
-    *("sent_bytes_total", "sent_bytes_by_collective", "peak_bytes_max", "weights_bytes_max"),
-    "step_bytes_max",
-    *("calibration", "floor_ms", "stop_rule", "error_message", "error_log"),
-    *("gate_error", "gate_detail", "notes", "drift"),
-)
 NO_TIME = (
     "noise hides the step: its median is not above zero; use longer blocks "
     "(measure.block_ms) or a quieter machine"
 )
 # Worst first: a cell that was wrong once has no time anywhere.
 SEVERITY = ("wrong", "measured", "failed", "interrupted")
+LATENCY = ("latency_ms", "latency_low_ms", "latency_high_ms", "start_ms")
 USED = (
     *("median_duration_ms", "median_low_ms", "median_high_ms", "avg_duration_ms"),
     *("std_duration_ms", "num_samples", "num_rounds", "batch_size"),
-    *("latency_ms", "latency_low_ms", "latency_high_ms", "start_ms"),
-)
-FIGURES = (
-    *("median_ms", "low_ms", "high_ms", "mean_ms", "mean_low_ms", "mean_high_ms"),
-    *("latency_ms", "latency_low_ms", "latency_high_ms", "start_ms"),
+    *LATENCY,
 )
 
 
 def summarize(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per cell, host and metric: config, details, figures over its launches, flags of all.
-
-    Columns beside those copied: load (the workload with its parameter), outcome, attempts (ids),
-    sweeps, launches (measured), rounds, median_ms with low_ms and high_ms, mean_ms with
-    mean_low_ms and mean_high_ms, latency_ms with its ends, start_ms, throughput with
-    throughput_low and throughput_high (tokens per second), basis, flags, index (rows of the frame).
+    """The attempts of `analysis.load` put together: `cells_frame` of one summary per cell, host and
+    metric. Its figures are over the launches that were measured; flags are those of all of them.
     """
     groups: dict[tuple[str, ...], list[int]] = {}
     names = zip(frame["cell_id"], frame["host"], frame["metric"], strict=True)
     for position, name in enumerate(names):
         groups.setdefault(tuple(map(str, name)), []).append(position)
-    rows = [_cell(frame.iloc[positions], positions) for positions in groups.values()]
-    return pd.DataFrame(rows)
+    return cells_frame(_summary(frame.iloc[group], group) for group in groups.values())
 
 
-def _cell(attempts: pd.DataFrame, positions: list[int]) -> dict[str, Any]:
+def _summary(attempts: pd.DataFrame, positions: list[int]) -> CellSummary:
+    """Details are the newest attempt's: they do not differ, or the newest will do."""
     outcomes = [str(o) for o in attempts["outcome"]]
     outcome = min(outcomes, key=lambda o: SEVERITY.index(o) if o in SEVERITY else 99)
     timed = attempts[attempts["median_duration_ms"].notna()]
@@ -77,40 +49,26 @@ def _cell(attempts: pd.DataFrame, positions: list[int]) -> dict[str, Any]:
         # Without a time: the gate has not agreed, or noise hides the step.
         outcome = "wrong" if timed.empty else "failed"
     used = measured if outcome == "measured" else attempts
-    newest = used.iloc[-1]
+    newest = {str(name): plain(value) for name, value in used.iloc[-1].items()}
     flags = list(dict.fromkeys(flag for row in used["flags"] for flag in row))
     if outcome == "measured" and len(measured) < len(attempts):
         flags.append("some_attempts_failed")
-    return {
-        "cell_id": str(newest["cell_id"]),
+    return of_attempt(newest, {
         "outcome": outcome,
-        **{name: plain(newest[name]) for name in (*COPIED, *DETAILS)},
         **({"error_message": NO_TIME} if outcome == "failed" and not timed.empty else {}),
-        "load": load_of(newest),
         "attempts": [str(a) for a in attempts["attempt_id"]],
         "sweeps": list(dict.fromkeys(str(s) for s in attempts["sweep"])),
         "launches": len(measured) if outcome == "measured" else 0,
         "flags": flags,
         "index": positions,
         **_figures(measured if outcome == "measured" else measured.iloc[:0]),
-    }
-
-
-def load_of(row: Mapping[str, Any] | pd.Series[Any]) -> str:
-    """The workload in words: "learned", "zipf 1.2", "hot_rank 0.5 of ep 4", "trace 1a2b3c4d"."""
-    words = [str(row["workload"])]
-    parameter, ranks = plain(row["workload_parameter"]), plain(row["workload_nominal_ep"])
-    words += [f"{parameter:g}"] if parameter else []
-    words += [f"of ep {ranks}"] if ranks else []
-    words += [str(row["trace_sha256"])[:8]] if row["trace_sha256"] else []
-    return " ".join(words)
+    })  # fmt: skip
 
 
 def _figures(measured: pd.DataFrame) -> dict[str, Any]:
-    """Median and mean with intervals; basis tells what the intervals cover."""
+    """Fields of CellSummary: median and mean with intervals, and what the intervals cover."""
     if measured.empty:
-        names = (*FIGURES, "throughput", "throughput_low", "throughput_high")
-        return {**dict.fromkeys(names, math.nan), "rounds": 0, "basis": ""}
+        return dict.fromkeys(LATENCY, math.nan)
     attempts = [
         {str(k): v for k, v in row.items()} for row in measured[list(USED)].to_dict("records")
     ]
@@ -127,10 +85,9 @@ def _figures(measured: pd.DataFrame) -> dict[str, Any]:
 
 
 def _latency(attempts: list[dict[str, Any]]) -> dict[str, float]:
-    """Of one launch with its interval; of several their median and all that they span. With what
-    a block costs beside its steps."""
-    known = [[plain(a[name]) for a in attempts] for name in
-             ("latency_ms", "latency_low_ms", "latency_high_ms", "start_ms")]  # fmt: skip
+    """Latency and start in ms: of one launch with its interval; of several launches the median, and
+    the span of all intervals."""
+    known = [[plain(a[name]) for a in attempts] for name in LATENCY]
     middle, low, high, start = ([v for v in values if v is not None] for values in known)
     return {
         "latency_ms": statistics.median(middle) if middle else math.nan,
@@ -141,7 +98,7 @@ def _latency(attempts: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _over(batch: int, seconds: float) -> float:
-    """A mean's interval may reach down to zero with few wild samples: no upper bound then."""
+    """Tokens per second; nan where few scattered samples give a mean's interval down to zero."""
     return batch / seconds if not seconds <= 0 else math.nan
 
 
@@ -151,7 +108,7 @@ def _one_launch(attempt: dict[str, Any]) -> dict[str, Any]:
         plain(attempt[n]) for n in ("avg_duration_ms", "std_duration_ms", "num_samples")
     )
     half = math.nan
-    if mean <= 0:  # of few wild samples: no average, though there is a median
+    if mean <= 0:  # few scattered samples: no average, though there is a median
         mean = math.nan
     if deviation is not None and count > 1:
         half = t_quantile((1 + CONFIDENCE) / 2, count - 1) * deviation / math.sqrt(count)
@@ -167,7 +124,7 @@ def _one_launch(attempt: dict[str, Any]) -> dict[str, Any]:
 
 
 def _many_launches(attempts: list[dict[str, Any]]) -> dict[str, Any]:
-    """From five launches Student's t on the logarithms of their medians; else all they span."""
+    """From MIN_LAUNCHES on Student's t on the logarithms of their medians; else their span."""
     values: dict[str, float] = {}
     names = (("median", "median_duration_ms"), ("mean", "avg_duration_ms"))
     for short, name in names:
@@ -176,9 +133,10 @@ def _many_launches(attempts: list[dict[str, Any]]) -> dict[str, Any]:
         if not each:
             center = low = high = math.nan
         elif len(each) >= MIN_LAUNCHES:
-            found = paired_interval(logs(each), CONFIDENCE)
-            assert found is not None
-            center, low, high = (factor(x) for x in (found.center, found.low, found.high))
+            estimate = paired_interval(logs(each), CONFIDENCE)
+            assert estimate is not None
+            ends = (estimate.center, estimate.low, estimate.high)
+            center, low, high = (factor(x) for x in ends)
         else:
             center, low, high = statistics.median(each), *_span(attempts, each, short)
         values |= {f"{short}_ms": center, f"{prefix}low_ms": low, f"{prefix}high_ms": high}
@@ -193,8 +151,3 @@ def _span(attempts: list[dict[str, Any]], each: list[float], short: str) -> tupl
     highs = [plain(a["median_high_ms"]) for a in attempts]
     known_low, known_high = ([v for v in ends if v is not None] for ends in (lows, highs))
     return min([*each, *known_low]), max([*each, *known_high])
-
-
-def identity(cell: pd.Series[Any] | dict[str, Any], names: tuple[str, ...]) -> tuple[Any, ...]:
-    """The cell's values of these columns, comparable."""
-    return tuple(hashable(cell[name]) for name in names)

@@ -1,4 +1,4 @@
-"""Which of two is faster, and may we say so: pure functions on durations, no frames, no files.
+"""Which of two durations is shorter, by an interval: pure functions, no frames, no files.
 
 A comparison is an interval of the ratio of two durations, by Student's t on logarithms: paired
 differences where the two were measured side by side (same launch, same round), Welch's unpaired
@@ -11,6 +11,7 @@ is taken at 1 - (1 - confidence)/m, so that all of them hold at once with the st
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from runners.records.stats import CONFIDENCE
 
 NOISE_THRESHOLD = 0.02  # effects smaller than this are never called a difference
 MIN_LAUNCHES = 5
-MOST_LOG = 700.0  # exp of it and 1 over that are floats
+MOST_LOG = 700.0  # exp of it and of its negative are floats
 FASTER, SLOWER, SAME, UNDECIDED = "faster", "slower", "same", "undecided"
 OPPOSITE = {FASTER: SLOWER, SLOWER: FASTER, SAME: SAME, UNDECIDED: UNDECIDED}
 
@@ -50,17 +51,10 @@ class Verdict:
 
     def inverted(self) -> Verdict:
         """B against A."""
-        return Verdict(
-            OPPOSITE[self.word],
-            1 / self.ratio,
-            1 / self.high,
-            1 / self.low,
-            self.confidence,
-            self.basis,
-            self.count,
-            self.paired,
-            self.comparisons,
-        )
+        return dataclasses.replace(
+            self, word=OPPOSITE[self.word], ratio=1 / self.ratio, low=1 / self.high,
+            high=1 / self.low,
+        )  # fmt: skip
 
 
 def t_quantile(probability: float, degrees: float) -> float:
@@ -106,12 +100,12 @@ def contrast_interval(
 
 
 def factor(log: float) -> float:
-    """exp, cut where a float ends: the ends of an interval of few and wild values lie that far."""
+    """exp, clipped to what a float can hold: few and scattered values give intervals as wide."""
     return math.exp(max(-MOST_LOG, min(MOST_LOG, log)))
 
 
 def word_for(estimate: Estimate, threshold: float) -> str:
-    """The interval of a log ratio in words: it must lie wholly past the noise, or within it."""
+    """The word for an interval of a log ratio: FASTER, SLOWER or SAME only if all of it is."""
     bound = math.log1p(threshold)
     if estimate.high < -bound:
         return FASTER
@@ -123,6 +117,7 @@ def word_for(estimate: Estimate, threshold: float) -> str:
 
 
 def logs(values: Sequence[float]) -> list[float]:
+    """Natural logarithms."""
     return [math.log(value) for value in values]
 
 
@@ -137,34 +132,34 @@ def compare(
     threshold: float = NOISE_THRESHOLD,
     confidence: float = CONFIDENCE,
 ) -> Verdict | None:
-    """Durations of A against those of B, in one order if paired; None where too few to tell."""
+    """Durations of A against those of B, pair by pair if `paired`; None for fewer than two."""
     each = level(confidence, comparisons)
     if paired:
         differences = [x - y for x, y in zip(logs(a), logs(b), strict=True)]
-        found = paired_interval(differences, each)
+        estimate = paired_interval(differences, each)
     else:
-        found = contrast_interval((1.0, -1.0), (logs(a), logs(b)), each)
-    if found is None:
+        estimate = contrast_interval((1.0, -1.0), (logs(a), logs(b)), each)
+    if estimate is None:
         return None
-    ratio, low, high = factor(found.center), factor(found.low), factor(found.high)
-    word = word_for(found, threshold)
+    ratio, low, high = factor(estimate.center), factor(estimate.low), factor(estimate.high)
+    word = word_for(estimate, threshold)
     return Verdict(word, ratio, low, high, confidence, basis, launches, paired, comparisons)
 
 
 def ranks(names: Sequence[str], faster: Callable[[str, str], bool]) -> dict[str, int]:
-    """1 + how many are shown to be faster: those who cannot be told apart share a rank."""
+    """1 + how many are shown to be faster; names without a shown difference may share a rank."""
     return {a: 1 + sum(faster(b, a) for b in names if b != a) for a in names}
 
 
 def scope(verdict: Verdict) -> str:
-    """How far the words may be taken."""
+    """Text: the launches that the verdict holds for."""
     if verdict.basis == "launches":
         return f"over {verdict.count} launches"
     return "in this launch" if verdict.count == 1 else f"in these {verdict.count} launches"
 
 
 def sentence(a: str, b: str, verdict: Verdict | None, threshold: float = NOISE_THRESHOLD) -> str:
-    """The verdict in words that claim no more than it holds."""
+    """Text: who is faster by which factor, with its interval and the launches it holds for."""
     if verdict is None:
         return f"{a} against {b}: too few samples to tell"
     if verdict.word == SLOWER:

@@ -6,10 +6,10 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
+from analysis.data.cell_summary import measured, summaries
 from analysis.data.frame import hashable, plain
 from analysis.text import flag_legend
 from moe.strategies.checks import DISPATCH
@@ -19,23 +19,23 @@ BASES = {"one launch": "within one launch", "launches": "over launches"}
 
 
 def banners(frame: pd.DataFrame) -> list[str]:
-    """What stands above everything else: the machine drifted, or cells were wrong."""
-    found = []
+    """Warnings that stand above everything else: the machine drifted, or cells were wrong."""
+    lines = []
     moved = frame[frame["drift"] > DRIFT_THRESHOLD]
     if not moved.empty:
         waves = {(r.sweep, r.launch, r.wave) for r in moved.itertuples()}
-        found.append(
+        lines.append(
             f"DRIFT: the anchor cell changed by {moved['drift'].max():.0%} within a wave "
             f"({len(waves)} of {_waves(frame)} waves past {DRIFT_THRESHOLD:.0%}): times within a "
             "wave stay comparable since rounds are in random order; times of different waves do not"
         )
     wrong = frame[frame["outcome"] == "wrong"]
     if not wrong.empty:
-        found.append(
+        lines.append(
             f"WRONG: {len(wrong)} of {len(frame)} attempts disagree with the oracle; "
             "they have no time anywhere"
         )
-    return found
+    return lines
 
 
 def _waves(frame: pd.DataFrame) -> int:
@@ -44,31 +44,29 @@ def _waves(frame: pd.DataFrame) -> int:
 
 def lines(frame: pd.DataFrame, cells: pd.DataFrame, command: str) -> list[str]:
     """Machine, engine, statistics, flags and the command, one line each."""
-    found = [machine(frame), engine(frame), statistics(cells)]
     flagged = flag_counts(cells)
-    if flagged:
-        found.append(f"Flags: {flagged}.")
-    found.append(f"Source: {', '.join(sweeps(frame))}. Again: {command}")
-    return found
+    return [
+        *(machine(frame), engine(frame), statistics(cells)),
+        *([f"Flags: {flagged}."] if flagged else []),
+        f"Source: {', '.join(sweeps(frame))}. Again: {command}",
+    ]
 
 
 def machine(frame: pd.DataFrame) -> str:
-    """Processor, cores, GPU and software; more than one machine is said."""
+    """Processor, cores and GPU of every machine; the versions of torch and the commits."""
     texts = []
-    for _, row in frame.drop_duplicates(["host", "cpu_model", "gpu_model", "cores"]).iterrows():
-        cores = plain(row["cores"])
-        words = [row["cpu_model"] or "processor not recorded"]
+    names = ["cpu_model", "cores", "gpu_model"]
+    machines = frame.drop_duplicates(["host", *names])
+    for cpu, cores, gpu in zip(*(map(plain, machines[n]) for n in names), strict=True):
+        words = [cpu or "processor not recorded"]
         words += [f"{cores} cores"] if cores else []
-        words += [row["gpu_model"]] if row["gpu_model"] else []
+        words += [gpu] if gpu else []
         texts.append(", ".join(words))
     software = {f"torch {v}" for v in frame["torch_version"] if v}
-    commits = sorted({_commit(row) for _, row in frame.iterrows() if row["git_sha"]})
+    revisions = set(zip(frame["git_sha"], frame["git_dirty"], strict=True))
+    commits = sorted({f"{s[:10]}+changes" if dirty else s[:10] for s, dirty in revisions if s})
     tail = [*sorted(software), *(f"commit {c}" for c in commits[:3])]
     return f"Machine: {' | '.join(texts)}" + (f"; {', '.join(tail)}" if tail else "") + "."
-
-
-def _commit(row: pd.Series[Any]) -> str:
-    return str(row["git_sha"])[:10] + ("+changes" if row["git_dirty"] else "")
 
 
 def engine(frame: pd.DataFrame) -> str:
@@ -105,34 +103,35 @@ def _values(frame: pd.DataFrame, name: str) -> str:
 
 def statistics(cells: pd.DataFrame) -> str:
     """What the intervals are, which depends on the launches there are."""
-    bases = sorted({str(b) for b in cells["basis"] if b})
+    bases = sorted({cell.basis for cell in summaries(cells) if cell.basis})
     words = {
         "one launch": "median of round medians, 95% order-statistic interval within one launch "
         "(variation between launches is not in it)",
         "launches": "median over launches, 95% t-interval of log medians",
     }
     texts = [words.get(b, f"median, with the {b}: all they cover, not a confidence") for b in bases]
-    kinds = "/".join(dict.fromkeys(str(m) for m in cells["metric"]))
+    kinds = "/".join(dict.fromkeys(cell.metric for cell in summaries(cells)))
     mean = "Averages and throughput are from the mean over rounds (the seed's definition)"
     return f"Durations of a step, {kinds}: {'; or '.join(texts) or 'none measured'}. {mean}."
 
 
 def flag_counts(cells: pd.DataFrame) -> str:
     """ "oversubscribed in 9 of 9 cells, clamped in 1"."""
-    counts = Counter(flag for flags in cells["flags"] for flag in flags)
+    counts = Counter(flag for cell in summaries(cells) for flag in cell.flags)
     return ", ".join(f"{flag} in {n} of {len(cells)} cells" for flag, n in counts.most_common())
 
 
 def sweeps(frame: pd.DataFrame) -> list[str]:
+    """Names of the sweeps in order of appearance."""
     return list(dict.fromkeys(str(s) for s in frame["sweep"])) or ["unnamed"]
 
 
 def command(verb: str, sources: Sequence[str], *options: str) -> str:
     """The command line that makes this output again; paths below this folder are relative."""
-    return shlex.join(["python", "-m", "analysis", verb, *map(_near, sources), *options])
+    return shlex.join(["python", "-m", "analysis", verb, *map(_relative, sources), *options])
 
 
-def _near(source: str) -> str:
+def _relative(source: str) -> str:
     path = Path(source)
     near = path.is_absolute() and path.is_relative_to(Path.cwd())
     return str(path.relative_to(Path.cwd())) if near else source
@@ -140,29 +139,31 @@ def _near(source: str) -> str:
 
 def attempts(frame: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     """The rows of the frame that these cells were made from."""
-    positions = sorted({int(i) for index in cells["index"] for i in index})
+    positions = sorted({i for cell in summaries(cells) for i in cell.index})
     return frame.iloc[positions]
 
 
-def of_part(cells: pd.DataFrame, part: pd.DataFrame) -> list[str]:
-    """What one table says of its own cells: drift; where several sweeps are shown, which of them
-    they are from; and what their intervals are, where these are not all of a kind."""
-    measured = part[part["outcome"] == "measured"]
-    moved = measured[["drift" in flags for flags in measured["flags"]]]
-    found = []
-    if not moved.empty:
-        found.append(
-            f"DRIFT: the machine changed by up to {moved['drift'].max():.0%} while {len(moved)} "
-            f"of these {len(measured)} cells were measured."
+def table_notes(cells: pd.DataFrame, part: pd.DataFrame) -> list[str]:
+    """Notes on the cells of one table, `part` of all `cells`: drift; their sweeps, where there are
+    several in all; what their intervals cover, where that differs among them."""
+    timed = summaries(measured(part))
+    drifts = [cell.drift or 0.0 for cell in timed if "drift" in cell.flags]
+    notes = []
+    if drifts:
+        notes.append(
+            f"DRIFT: the machine changed by up to {max(drifts):.0%} while {len(drifts)} "
+            f"of these {len(timed)} cells were measured."
         )
-    if len({s for names in cells["sweeps"] for s in names}) > 1:
-        found.append(f"From {', '.join(dict.fromkeys(s for n in part['sweeps'] for s in n))}.")
-    bases = Counter(str(basis) for basis in measured["basis"])
+    if len({sweep for cell in summaries(cells) for sweep in cell.sweeps}) > 1:
+        shown = dict.fromkeys(sweep for cell in summaries(part) for sweep in cell.sweeps)
+        notes.append(f"From {', '.join(shown)}.")
+    bases = Counter(cell.basis for cell in timed)
     if len(bases) > 1:
         kinds = [f"{BASES.get(b, f'the {b}')} in {n} cells" for b, n in bases.most_common()]
-        found.append(f"Intervals: {'; '.join(kinds)}.")
-    return found
+        notes.append(f"Intervals: {'; '.join(kinds)}.")
+    return notes
 
 
 def legend(cells: pd.DataFrame, more: Sequence[str] = ()) -> list[str]:
-    return flag_legend.legend([*(flag for flags in cells["flags"] for flag in flags), *more])
+    """What the flags of the cells, and `more` flags, mean."""
+    return flag_legend.legend([*(flag for cell in summaries(cells) for flag in cell.flags), *more])

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 
 class Mark(NamedTuple):
+    """A flag's letter, what it means, and what to do next."""
+
     letter: str
     about: str
     remedy: str
@@ -65,8 +67,8 @@ MARKS = {
 
 def letters(flags: Iterable[str]) -> str:
     """ "(o,c)", or nothing; an unknown flag is written out."""
-    found = [MARKS[f].letter if f in MARKS else f for f in flags]
-    return f" ({','.join(found)})" if found else ""
+    marks = [MARKS[f].letter if f in MARKS else f for f in flags]
+    return f" ({','.join(marks)})" if marks else ""
 
 
 def legend(flags: Iterable[str]) -> list[str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
 from analysis import numbers
+from analysis.data.cell_summary import CellSummary, summaries
 from analysis.stats import compare, roofline, verdict
 from analysis.stats.compare import Comparison
 
@@ -16,12 +16,12 @@ HEADER = ("setting", "ours", "ms", "of its limit", "MiB", "best peer", "ms", "of
           "peer / ours")  # fmt: skip
 
 
-def rows(found: Sequence[Comparison], cells: pd.DataFrame) -> list[list[str]]:
+def rows(pairs: Sequence[Comparison], cells: pd.DataFrame) -> list[list[str]]:
     """Medians in ms, the fraction of the compute limit reached (`analysis.stats.roofline`), memory
     of the weights and a step on the largest rank, and the ratio of the times with its interval."""
-    by_id = {str(cell["cell_id"]): cell for _, cell in cells.iterrows()}
+    by_id = {cell.cell_id: cell for cell in summaries(cells)}
     lines = []
-    for one in found:
+    for one in pairs:
         sides = [
             [name, numbers.short(ms), _of_limit(by_id[cell]), _mebibytes(by_id[cell])]
             for name, ms, cell in zip(one.names, one.medians_ms, one.cell_ids, strict=True)
@@ -30,24 +30,24 @@ def rows(found: Sequence[Comparison], cells: pd.DataFrame) -> list[list[str]]:
     return lines
 
 
-def _of_limit(cell: pd.Series[Any]) -> str:
+def _of_limit(cell: CellSummary) -> str:
     limit = roofline.bound(cell)
     return f"{limit.compute_fraction:.0%}" if limit else "-"
 
 
-def _mebibytes(cell: pd.Series[Any]) -> str:
-    both = cell["weights_bytes_max"], cell["step_bytes_max"]
-    return "-" if any(pd.isna(part) for part in both) else numbers.short(sum(both) / 2**20)
+def _mebibytes(cell: CellSummary) -> str:
+    weights, step = cell.weights_bytes_max, cell.step_bytes_max
+    return "-" if weights is None or step is None else numbers.short((weights + step) / 2**20)
 
 
-def told(found: Sequence[Comparison], threshold: float) -> list[str]:
-    """What the table says, and how its intervals are to be read."""
-    ratios = [one.found.inverted().ratio for one in found if one.found]
-    words = [one.found.word if one.found else "" for one in found]
+def summary_lines(pairs: Sequence[Comparison], threshold: float) -> list[str]:
+    """Lines: how often ours is faster and by how much; what the columns and intervals mean."""
+    ratios = [one.verdict.inverted().ratio for one in pairs if one.verdict]
+    words = [one.verdict.word if one.verdict else "" for one in pairs]
     lines = []
     if ratios:
         lines.append(
-            f"Ours is faster than the best peer at {words.count(verdict.FASTER)} of {len(found)} "
+            f"Ours is faster than the best peer at {words.count(verdict.FASTER)} of {len(pairs)} "
             f"settings, slower at {words.count(verdict.SLOWER)}, and at the others no difference "
             f"is shown. The peer takes {statistics.geometric_mean(ratios):.2f} times as long "
             f"(geometric mean; least {min(ratios):.2f}, most {max(ratios):.2f})."
@@ -57,5 +57,5 @@ def told(found: Sequence[Comparison], threshold: float) -> list[str]:
         "Of its limit: the step's arithmetic at the calibrated rate, or its weights at the "
         "calibrated bandwidth, over the median time. MiB: weights and the most that a step adds, "
         "largest rank.",
-        *compare.summary(found, threshold)[1:],
+        *compare.summary(pairs, threshold)[1:],
     ]

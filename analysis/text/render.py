@@ -11,14 +11,15 @@ from tabulate import tabulate
 from analysis.text.tables import Table, long_rows
 
 FORMATS = ("text", "markdown", "csv")
-# A table with fewer rows than columns is turned from this many characters or columns on.
+# A table with fewer rows than columns is transposed from this many characters or columns on.
 WIDEST, MOST_COLUMNS = 120, 6
 
 
-def tables(found: Sequence[Table], style: str) -> str:
+def tables(shown: Sequence[Table], style: str) -> str:
+    """All tables in one style."""
     if style == "csv":
-        return as_csv(found)
-    return "\n\n".join(_one(table, style) for table in found)
+        return as_csv(shown)
+    return "\n\n".join(_one(table, style) for table in shown)
 
 
 def grid(table: Table) -> list[list[str]]:
@@ -33,7 +34,7 @@ def grid(table: Table) -> list[list[str]]:
 
 
 def _one(table: Table, style: str) -> str:
-    """What would be wider than a terminal and has fewer rows than columns is turned."""
+    """Transposed where it is wider than a terminal and has fewer rows than columns."""
     heading = f"**{cell_text(table.title)}**" if style == "markdown" else table.title
     header, rows = [table.corner, *table.columns], grid(table)
     body = simple(header, rows, style)
@@ -56,14 +57,14 @@ def simple(header: Sequence[str], rows: Sequence[Sequence[str]], style: str) -> 
 
 
 def cell_text(text: str) -> str:
-    """Nothing a name holds may end a Markdown cell or start HTML."""
+    """On one line; what would end a Markdown cell or start HTML is escaped."""
     clean = " ".join(str(text).split()).replace("\\", "\\\\").replace("|", "\\|")
     return clean.replace("<", "&lt;").replace(">", "&gt;")
 
 
-def as_csv(found: Sequence[Table]) -> str:
+def as_csv(shown: Sequence[Table]) -> str:
     """Long form: one entry a line at full precision."""
-    rows = long_rows(list(found))
+    rows = long_rows(list(shown))
     header = list(dict.fromkeys(name for row in rows for name in row))
     # Two tables may have different axes: the axis columns of the others stay empty.
     return _csv(header, [[str(row.get(name, "")) for name in header] for row in rows])
@@ -77,10 +78,10 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return stream.getvalue().rstrip("\n")
 
 
-def lines(found: Sequence[str], style: str) -> str:
+def lines(texts: Sequence[str], style: str) -> str:
     """Plain lines; in Markdown a list; in CSV they are comments."""
     if style == "markdown":
-        return "\n".join(f"- {cell_text(line)}" for line in found)
+        return "\n".join(f"- {cell_text(line)}" for line in texts)
     if style == "csv":
-        return "\n".join(f"# {' '.join(line.split())}" for line in found)
-    return "\n".join(found)
+        return "\n".join(f"# {' '.join(line.split())}" for line in texts)
+    return "\n".join(texts)

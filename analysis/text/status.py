@@ -11,36 +11,33 @@ from typing import Any
 import pandas as pd
 
 from analysis.data.frame import plain
+from runners.host import project_paths
+from runners.records import sweep_folder
 
-HEADER = (
-    "sweep",
-    "planned",
-    "measured",
-    "wrong",
-    "failed",
-    "other",
-    "missing",
-    "launches",
-    "timed s",
-)
+HEADER = (*("sweep", "planned", "measured", "wrong", "failed", "other", "missing", "launches"),
+          "timed s")  # fmt: skip
+HINTS = {
+    "missing": "resume={folder} measures it",
+    "stale": "measured by other code, versions or machine; resume_mode=stale measures it anew",
+}
 
 
 def rows(frame: pd.DataFrame, sources: Sequence[str | Path]) -> list[list[str]]:
     """One line per sweep; planned and missing are a dash where there is no plan to be seen."""
     plans = planned(sources)
-    found = []
+    lines = []
     for sweep, part in frame.groupby("sweep", sort=False):
         best = _best(part)
         counts = Counter(best.values())
         other = sum(counts.values()) - sum(counts[o] for o in ("measured", "wrong", "failed"))
         wanted = plans.get(str(sweep))
         missing = "-" if wanted is None else str(len(wanted - set(best)))
-        found.append([
+        lines.append([
             str(sweep), "-" if wanted is None else str(len(wanted)),
             *(str(counts[o]) for o in ("measured", "wrong", "failed")), str(other), missing,
             str(part["launch"].nunique()), f"{part['timed_seconds'].sum():.1f}",
         ])  # fmt: skip
-    return found
+    return lines
 
 
 def _best(part: pd.DataFrame) -> dict[str, str]:
@@ -51,46 +48,73 @@ def _best(part: pd.DataFrame) -> dict[str, str]:
 
 def planned(sources: Sequence[str | Path]) -> dict[str, set[str]]:
     """Ids of the cells each sweep set out to measure, from its plan.json where it has one."""
-    found = {}
+    planned_ids = {}
     for plan in _plans(sources):
         try:
-            found[str(plan["name"])] = {str(cell["cell_id"]) for cell in plan["cells"]}
+            planned_ids[str(plan["name"])] = {str(cell["cell_id"]) for cell in plan["cells"]}
         except (KeyError, TypeError):
             continue
-    return found
+    return planned_ids
 
 
 def _plans(sources: Sequence[str | Path]) -> list[dict[str, Any]]:
     """The plan.json of every source, or of the sweeps in it; unreadable ones are left out."""
-    found = []
-    folders = [folder for s in sources for folder in (Path(s), *sorted(Path(s).glob("*/")))]
-    for folder in folders:
+    plans = []
+    for folder in _folders(sources):
         try:
-            plan = json.loads((folder / "plan.json").read_text("utf-8"))
+            plan = json.loads((folder / sweep_folder.PLAN).read_text("utf-8"))
         except (OSError, ValueError):
             continue
         if isinstance(plan, dict):
-            found.append(plan)
-    return found
+            plans.append(plan)
+    return plans
+
+
+def _folders(sources: Sequence[str | Path]) -> list[Path]:
+    """Every source and the folders directly in it."""
+    return [folder for s in sources for folder in (Path(s), *sorted(Path(s).glob("*/")))]
+
+
+def unfinished(sources: Sequence[str | Path]) -> list[tuple[str, str]]:
+    """(state, line) of every planned cell without an attempt (missing), or whose attempts are of
+    other code or another machine (stale), and of every plan that cannot be read (damaged)."""
+    folders = [folder for folder in _folders(sources) if (folder / sweep_folder.PLAN).is_file()]
+    if not folders:
+        return []
+    version, lines = sweep_folder.version_here(project_paths.CLONE), []
+    for folder in folders:
+        try:
+            cells = sweep_folder.cells(folder, version)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            lines.append(("damaged", f"damaged: {error}; set aside"))
+            continue
+        for cell in cells:
+            if cell.state in HINTS:
+                hint = HINTS[cell.state].format(folder=folder)
+                log = f"; log {cell.log}" if cell.log else ""
+                where = f"{folder.name} {cell.strategy} {cell.cell_id}"
+                lines.append((cell.state, f"{cell.state}: {where}: {hint}{log}"))
+    return lines
 
 
 def failures(frame: pd.DataFrame) -> list[str]:
     """One line per attempt without a time: what, why, where to look."""
     lines = []
-    for _, row in frame[frame["outcome"] != "measured"].iterrows():
-        why = row["error_message"] or _gate(row)
-        log = f"; log {row['error_log']}" if row["error_log"] else ""
-        place = f"{row['sweep']} {row['strategy']} {row['attempt_id']}"
-        lines.append(" ".join(f"{row['outcome']}: {place}: {why}{log}".split()))
+    broken: list[Any] = list(frame[frame["outcome"] != "measured"].itertuples())
+    for row in broken:
+        why = row.error_message or _gate_text(row)
+        log = f"; log {row.error_log}" if row.error_log else ""
+        place = f"{row.sweep} {row.strategy} {row.attempt_id}"
+        lines.append(" ".join(f"{row.outcome}: {place}: {why}{log}".split()))
     return lines
 
 
-def _gate(row: pd.Series[Any]) -> str:
-    error, limit = plain(row["gate_error"]), plain(row["gate_tolerance"])
+def _gate_text(attempt: Any) -> str:
+    error, limit = plain(attempt.gate_error), plain(attempt.gate_tolerance)
     if error is not None and limit is not None:
-        detail = row["gate_detail"] or "outputs disagree with the oracle"
+        detail = attempt.gate_detail or "outputs disagree with the oracle"
         return f"{detail}; error before timing {error:.2g}, allowed {limit:.2g}"
-    return "; ".join(str(n) for n in row["notes"]) or "no reason recorded"
+    return "; ".join(str(n) for n in attempt.notes) or "no reason recorded"
 
 
 def sweep_commands(sources: Sequence[str | Path]) -> set[str]:

@@ -9,11 +9,13 @@ from typing import Any
 import pandas as pd
 
 from analysis import numbers
-from analysis.data.facets import Panel, axes, panels, series_names, setting, title_of, x_label
-from analysis.data.frame import hashable, plain
+from analysis.data.cell_summary import CellSummary, summaries
+from analysis.data.facets import Facet, axes, facets, setting, title_of, x_label
+from analysis.data.frame import hashable
+from analysis.data.series import series_names, without_serial
 from analysis.text import captions, flag_legend
 
-MAX_PANELS = 6  # of one axis in `show`; --filter chooses among more
+MAX_FACETS = 6  # of one axis in `show`; --filter chooses among more
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Metric:
     low: str = ""
     high: str = ""
     scale: float = 1.0
-    of_step: bool = False  # made of the time of a step, which can be of more than one kind
+    of_step: bool = False  # a time of a step, of which there is more than one kind (`metric`)
 
     @property
     def heading(self) -> str:
@@ -34,7 +36,8 @@ class Metric:
 
     def kind(self, cells: pd.DataFrame) -> str:
         """What the times of these cells are: "steady state"."""
-        return "/".join(dict.fromkeys(str(m) for m in cells["metric"])) if self.of_step else ""
+        kinds = dict.fromkeys(cell.metric for cell in summaries(cells))
+        return "/".join(kinds) if self.of_step else ""
 
 
 DURATION = Metric("median_ms", "Duration", "ms", "low_ms", "high_ms", of_step=True)
@@ -50,19 +53,16 @@ METRICS = {
     "latency_ms": LATENCY,
 }
 # The seed's tables and throughput by batch, duration first. Other axes get a duration table.
-SEED = (
-    ("topk_requested", DURATION),
-    ("batch_size", DURATION),
-    ("world_size", DURATION),
-    ("topk_requested", THROUGHPUT),
-    ("batch_size", THROUGHPUT),
-    ("world_size", THROUGHPUT),
+SEED = tuple(
+    (axis, metric)
+    for metric in (DURATION, THROUGHPUT)
+    for axis in ("topk_requested", "batch_size", "world_size")
 )
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One place of a table."""
+    """One value of a table with its interval; or an outcome without a value."""
 
     value: float = math.nan
     low: float = math.nan
@@ -99,39 +99,34 @@ def metric_of(name: str) -> Metric:
     return METRICS.get(name) or Metric(name, name.replace("_", " "), "")
 
 
-def entry(cell: pd.Series[Any] | None, metric: Metric) -> Entry:
-    """No number for a cell that failed or was wrong."""
+def entry(cell: CellSummary | None, metric: Metric) -> Entry:
+    """No number for a cell that failed or was wrong; an empty outcome where there is no cell."""
     if cell is None:
         return Entry(outcome="")
-    outcome = str(cell["outcome"])
-    known = (str(cell["cell_id"]),)
-    if outcome != "measured":
-        return Entry(outcome=outcome, cell_id=known[0])
-    value, low, high = (
-        _scaled(cell, name, metric.scale) for name in (metric.column, metric.low, metric.high)
-    )
-    flags = list(cell["flags"])
-    if metric.low and not math.isfinite(low):
-        flags.append("no_interval")
-    return Entry(value, low, high, tuple(flags), outcome, known[0])
+    if not cell.measured:
+        return Entry(outcome=cell.outcome, cell_id=cell.cell_id)
+    columns = (metric.column, metric.low, metric.high)
+    value, low, high = (_scaled(cell.value(c) if c else None, metric.scale) for c in columns)
+    no_interval = ["no_interval"] if metric.low and not math.isfinite(low) else []
+    return Entry(value, low, high, (*cell.flags, *no_interval), cell.outcome, cell.cell_id)
 
 
-def _scaled(cell: pd.Series[Any], name: str, scale: float) -> float:
-    value = plain(cell[name]) if name else None
+def _scaled(value: Any, scale: float) -> float:
     return math.nan if value is None or isinstance(value, str) else float(value) * scale
 
 
-def panel_table(panel: Panel, metric: Metric) -> Table:
-    labels = {x: x_label(panel, x) for x in panel.values}
+def facet_table(facet: Facet, metric: Metric) -> Table:
+    """The table of one facet: a row per axis value, a column per series."""
+    labels = {x: x_label(facet, x) for x in facet.values}
     entries = {
-        (labels[x], series): entry(panel.at(x, series), metric)
-        for x in panel.values
-        for series in panel.series
+        (labels[x], series): entry(facet.at(x, series), metric)
+        for x in facet.values
+        for series in facet.series
     }
-    where = setting(panel)
-    title = f"{metric.heading} by {title_of(panel.axis)}"
-    title = "; ".join(part for part in (title, where, metric.kind(panel.cells)) if part)
-    return Table(title, title_of(panel.axis), list(labels.values()), panel.series, entries)
+    where = setting(facet)
+    title = f"{metric.heading} by {title_of(facet.axis)}"
+    title = "; ".join(part for part in (title, where, metric.kind(facet.cells)) if part)
+    return Table(title, title_of(facet.axis), list(labels.values()), facet.series, entries)
 
 
 def sweep_tables(cells: pd.DataFrame, metric: Metric | None = None, group: str = "") -> list[Table]:
@@ -141,21 +136,21 @@ def sweep_tables(cells: pd.DataFrame, metric: Metric | None = None, group: str =
     elif metric:
         chosen = [(axis, metric) for axis in axes(cells)]
     else:
-        found = axes(cells)
-        chosen = [(axis, m) for axis, m in SEED if axis in found]
+        present = axes(cells)
+        chosen = [(axis, m) for axis, m in SEED if axis in present]
         seed_axes = {axis for axis, _ in SEED}
-        chosen += [(axis, DURATION) for axis in found if axis not in seed_axes]
+        chosen += [(axis, DURATION) for axis in present if axis not in seed_axes]
     tables = [table for axis, m in chosen for table in _axis_tables(cells, axis, m)]
     return tables or [flat_table(cells, metric or DURATION)]
 
 
 def _axis_tables(cells: pd.DataFrame, axis: str, metric: Metric) -> list[Table]:
-    found = panels(cells, axis)
-    tables = [panel_table(panel, metric) for panel in found[:MAX_PANELS]]
-    for table, panel in zip(tables, found, strict=False):
-        table.notes += captions.of_part(cells, panel.cells)
-    if len(found) > MAX_PANELS:
-        left = len(found) - MAX_PANELS
+    of_axis = facets(cells, axis)
+    tables = [facet_table(facet, metric) for facet in of_axis[:MAX_FACETS]]
+    for table, facet in zip(tables, of_axis, strict=False):
+        table.notes += captions.table_notes(cells, facet.cells)
+    if len(of_axis) > MAX_FACETS:
+        left = len(of_axis) - MAX_FACETS
         tables[-1].notes.append(
             f"{left} more tables by {title_of(axis)}: choose with --filter column=value"
         )
@@ -166,11 +161,10 @@ def flat_table(cells: pd.DataFrame, metric: Metric) -> Table:
     """One row per cell, for a sweep that varies nothing but the strategy."""
     names = series_names(cells)
     if len(set(names)) < len(names):
-        ids = cells["cell_id"].tolist()
-        names = [f"{name} {cell_id}" for name, cell_id in zip(names, ids, strict=True)]
+        names = [f"{n} {c.cell_id}" for n, c in zip(names, summaries(cells), strict=True)]
     entries: dict[tuple[str, str], Entry] = {}
     columns = [metric] if metric is not DURATION else [DURATION, LATENCY, MEAN, THROUGHPUT]
-    for name, (_, cell) in zip(names, cells.iterrows(), strict=True):
+    for name, cell in zip(names, summaries(cells), strict=True):
         for column in columns:
             entries[(name, column.heading)] = entry(cell, column)
     headings = [column.heading for column in columns]
@@ -182,7 +176,7 @@ def _flat_title(cells: pd.DataFrame) -> str:
     names = ("batch_size", "topk", "world_size", "num_experts")
     words = []
     for name in names:
-        values = {hashable(v) for v in cells[cells["strategy"] != "serial"][name]}
+        values = {hashable(v) for v in without_serial(cells)[name]}
         if len(values) == 1:
             words.append(f"{title_of(name)} {values.pop()}")
     return "Cells" + (f"; {', '.join(words)}" if words else "")
@@ -191,19 +185,19 @@ def _flat_title(cells: pd.DataFrame) -> str:
 def problems(cells: pd.DataFrame) -> list[str]:
     """Cells without a time, each with the reason and where to look."""
     lines = []
-    for _, cell in cells[cells["outcome"] != "measured"].iterrows():
-        where = f"; log {cell['error_log']}" if cell["error_log"] else ""
-        why = cell["error_message"] or _gate_text(cell)
-        lines.append(f"{cell['strategy']} {cell['cell_id']} {cell['outcome']}: {why}{where}")
+    for cell in summaries(cells):
+        if not cell.measured:
+            where = f"; log {cell.error_log}" if cell.error_log else ""
+            why = cell.error_message or _gate_text(cell)
+            lines.append(f"{cell.strategy} {cell.cell_id} {cell.outcome}: {why}{where}")
     return lines
 
 
-def _gate_text(cell: pd.Series[Any]) -> str:
-    error = plain(cell["gate_error"])
-    if cell["outcome"] == "wrong":
-        detail = cell["gate_detail"] or "outputs disagree with the oracle"
+def _gate_text(cell: CellSummary) -> str:
+    if cell.outcome == "wrong":
+        error, detail = cell.gate_error, cell.gate_detail or "outputs disagree with the oracle"
         return detail + (f"; largest error of an output before timing {error:.2g}" if error else "")
-    return "; ".join(str(note) for note in cell["notes"]) or "no reason recorded"
+    return "; ".join(cell.notes) or "no reason recorded"
 
 
 def long_rows(tables: list[Table]) -> list[dict[str, Any]]:
@@ -213,14 +207,14 @@ def long_rows(tables: list[Table]) -> list[dict[str, Any]]:
             "table": table.title,
             table.corner: row,
             "series": column,
-            "value": found.value,
-            "low": found.low,
-            "high": found.high,
-            "outcome": found.outcome,
-            "flags": " ".join(found.flags),
-            "cell_id": found.cell_id,
+            "value": cell.value,
+            "low": cell.low,
+            "high": cell.high,
+            "outcome": cell.outcome,
+            "flags": " ".join(cell.flags),
+            "cell_id": cell.cell_id,
         }
         for table in tables
-        for (row, column), found in table.entries.items()
-        if found.outcome
+        for (row, column), cell in table.entries.items()
+        if cell.outcome
     ]

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import analysis
+from analysis.data.cell_summary import summaries
 from analysis.predict import fit, observed
 from analysis.predict.fit import Measured
 from analysis.predict.model import Coefficients
@@ -57,7 +58,9 @@ def load(ranks: int) -> list[Measured]:
         for name in ASKED
         for path in sorted((ROOT / "outputs").glob(f"*_crossover-{name}-{ranks}"))
     ]
-    return observed.measured(summarize.summarize(analysis.load(sources))) if sources else []
+    if not sources:
+        return []
+    return observed.measured(summaries(summarize.summarize(analysis.load(sources))))
 
 
 def kind(m: Measured) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import analysis
+from analysis.data.cell_summary import summaries
 from analysis.predict import fit, observed
 from analysis.predict.fit import Measured
 from analysis.stats import summarize
@@ -65,7 +66,9 @@ def load(names: Sequence[str]) -> list[Measured]:
         for path in sorted((ROOT / FOLDER).glob(f"*_heldout-{name}-*"))
         if not path.is_symlink()
     ]
-    return observed.measured(summarize.summarize(analysis.load(sources))) if sources else []
+    if not sources:
+        return []
+    return observed.measured(summaries(summarize.summarize(analysis.load(sources))))
 
 
 def axis(name: str) -> Callable[[Measured], object]:

@@ -25,8 +25,8 @@ def test_compare_sweeps_finds_a_planted_slow_down(tmp_path: Path) -> None:
         ]
         parts.append(analysis.load(factory.write_all(tmp_path, records) / name))
     found = compare.sweeps(parts[0], parts[1], ("before", "after"), 0.02)
-    assert len(found) == 1 and found[0].found is not None
-    assert found[0].found.word == "faster" and found[0].found.basis == "launches"
+    assert len(found) == 1 and found[0].verdict is not None
+    assert found[0].verdict.word == "faster" and found[0].verdict.basis == "launches"
     assert "before is faster than after" in found[0].row(0.02)[-1]
     with pytest.raises(InputError, match="no cell was measured in both"):
         compare.sweeps(parts[0], parts[1].assign(cell_id="x"), ("a", "b"), 0.02)
@@ -41,7 +41,7 @@ def test_compare_commits(tmp_path: Path) -> None:
     frame = analysis.load(factory.write_all(tmp_path, records))
     found = compare.column(frame, "git_sha", 0.02)
     assert [c.names for c in found] == [("a" * 10, "b" * 10)]
-    assert found[0].found is not None and not found[0].found.paired
+    assert found[0].verdict is not None and not found[0].verdict.paired
 
 
 def test_beside_meets_the_fastest_of_either_side(
@@ -61,7 +61,7 @@ def test_beside_meets_the_fastest_of_either_side(
     found = compare.beside(frame, summarized, 0.02)
     names = ("simple", "peer_transformers eager")
     assert [(c.cell, c.names) for c in found] == [("batch size 8", names), ("batch size 16", names)]
-    words = [one.found.word if one.found else "" for one in found]
+    words = [one.verdict.word if one.verdict else "" for one in found]
     assert words == ["faster", "slower"]
     rows = peers.rows(found, summarized)
     assert [row[4] for row in rows] == ["3.00", "3.00"]  # 1 MiB of weights and 2 of a step

@@ -16,6 +16,7 @@ import pytest
 import analysis
 from analysis import sources
 from analysis.data import frame, schema
+from analysis.data.cell_summary import summaries
 from analysis.errors import InputError, SourceError, SourceWarning
 from analysis.stats import summarize
 from moe.spec import Cell
@@ -188,3 +189,15 @@ def test_a_cell_that_failed_once_is_shown_and_flagged() -> None:
     rows = [flat_row.row(factory.measured(of)), flat_row.row(bad)]
     found = summarize.summarize(frame.to_frame(rows)).iloc[0]
     assert found["outcome"] == "measured" and "some_attempts_failed" in found["flags"]
+
+
+def test_a_row_of_cells_and_its_summary_say_the_same() -> None:
+    """Of every column, also after rows were chosen; the cell is the one that was measured."""
+    of = [factory.cell("ep", topk=k, mode="train") for k in (2, 4)]
+    rows = [flat_row.row(factory.measured(one, calibration=factory.CALIBRATION)) for one in of]
+    cells = summarize.summarize(frame.to_frame(rows))
+    assert {summary.cell for summary in summaries(cells)} == set(of)
+    for chosen in (cells, cells.iloc[1:], frame.where(cells, "topk", 2)):
+        for row, summary in zip(chosen.to_dict("records"), summaries(chosen), strict=True):
+            for name in chosen.columns.drop("summary"):
+                assert frame.hashable(row[name]) == frame.hashable(summary.value(name)), name

@@ -6,13 +6,13 @@ import math
 import re
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import analysis
 from analysis import cli
+from analysis.data.cell_summary import CellSummary, summaries
 from analysis.data.frame import to_frame
 from analysis.stats import compare, summarize, verdict
 from analysis.text import insights, tables
@@ -53,7 +53,7 @@ def test_in_short_counts_settings(tmp_path: Path) -> None:
             of = factory.cell(name, batch=batch)
             records.append(factory.measured(of, scale=ms / factory.truth_ms(of), noise=0.01))
     frame = analysis.load(factory.write_all(tmp_path, records))
-    short, _ = insights.told(frame, summarize.summarize(frame))
+    short, _ = insights.headline_and_insights(frame, summarize.summarize(frame))
     texts = [claim.text for claim in short.shown]
     assert re.match(
         r"ep is fastest at 2 of 4 settings, by [12]\.\d\dx to [34]\.\d\dx over", texts[0]
@@ -67,7 +67,7 @@ def test_strategies_alone_have_a_verdict(tmp_path: Path) -> None:
     """A sweep without any axis still says who is fastest, and by how much."""
     records = [factory.measured(factory.cell(s)) for s in ("simple", "tp", "ep")]
     frame = analysis.load(factory.write_all(tmp_path, records))
-    short, _ = insights.told(frame, summarize.summarize(frame))
+    short, _ = insights.headline_and_insights(frame, summarize.summarize(frame))
     assert short.shown[0].text.startswith("simple is fastest: ")
     assert "ahead of ep" in short.shown[0].text
 
@@ -78,7 +78,7 @@ def test_one_setting_has_no_place_to_name(tmp_path: Path) -> None:
         folder = tmp_path / forms[0]
         records = [factory.measured(factory.cell(form), noise=0.01) for form in forms]
         frame = analysis.load(factory.write_all(folder, records))
-        short, _ = insights.told(frame, summarize.summarize(frame))
+        short, _ = insights.headline_and_insights(frame, summarize.summarize(frame))
         (said,) = short.shown
         assert re.fullmatch(r"\w+ is fastest: [\d.]+x \[[\d., ]+\] ahead of \w+", said.text)
 
@@ -104,19 +104,19 @@ def launches(medians: dict[int, list[float]]) -> list[Record]:
     return found
 
 
-def summarized(tmp_path: Path, medians: dict[int, list[float]]) -> pd.Series:
+def summarized(tmp_path: Path, medians: dict[int, list[float]]) -> CellSummary:
     frame = analysis.load(factory.write_all(tmp_path, launches(medians)))
-    (cell,) = (row for _, row in summarize.summarize(frame).iterrows())
+    (cell,) = summaries(summarize.summarize(frame))
     return cell
 
 
 def test_no_interval_of_a_duration_reaches_below_zero(tmp_path: Path) -> None:
     """The mean of 1, 1, 1, 40 and its deviation 19.5: 10.75 +- 3.182 x 19.5 / 2."""
     cell = summarized(tmp_path, {0: [1.0, 1.0, 1.0, 40.0]})
-    assert cell["mean_ms"] == pytest.approx(10.75, rel=1e-3)
-    assert cell["mean_low_ms"] == 0.0
-    assert cell["mean_high_ms"] == pytest.approx(10.75 + 3.1824 * 19.5 / 2, rel=1e-3)
-    assert math.isnan(cell["throughput_high"])
+    assert cell.mean_ms == pytest.approx(10.75, rel=1e-3)
+    assert cell.mean_low_ms == 0.0
+    assert cell.mean_high_ms == pytest.approx(10.75 + 3.1824 * 19.5 / 2, rel=1e-3)
+    assert math.isnan(cell.throughput_high)
     text = tables.entry(cell, tables.MEAN).text
     assert text.startswith("10.7 [0.0, 41.8]") or text.startswith("10.8 [0.0, 41.8]")
 
@@ -125,20 +125,20 @@ def test_no_interval_of_a_duration_reaches_below_zero(tmp_path: Path) -> None:
 @settings(max_examples=60)
 def test_intervals_of_any_rounds(values: list[float]) -> None:
     (made,) = launches({0: values})
-    cell = summarize.summarize(to_frame([flat_row.row(made)])).iloc[0]
-    if cell["outcome"] == "failed":
-        assert "noise hides the step" in cell["error_message"]
+    (cell,) = summaries(summarize.summarize(to_frame([flat_row.row(made)])))
+    if cell.outcome == "failed":
+        assert "noise hides the step" in cell.error_message
         return
-    for name in ("low_ms", "mean_low_ms", "latency_low_ms"):
-        assert math.isnan(cell[name]) or cell[name] >= 0
-    assert cell["median_ms"] > 0 and cell["mean_ms"] > 0
+    for low in (cell.low_ms, cell.mean_low_ms, cell.latency_low_ms):
+        assert math.isnan(low) or low >= 0
+    assert cell.median_ms > 0 and cell.mean_ms > 0
 
 
 def test_intervals_above_zero_are_as_they_were(tmp_path: Path) -> None:
     cell = summarized(tmp_path, {0: [2.0, 3.0, 4.0]})
     half = 4.30265 * 1.0 / math.sqrt(3)
-    assert cell["mean_low_ms"] == pytest.approx(3.0 - half, rel=1e-3)
-    assert cell["mean_high_ms"] == pytest.approx(3.0 + half, rel=1e-3)
+    assert cell.mean_low_ms == pytest.approx(3.0 - half, rel=1e-3)
+    assert cell.mean_high_ms == pytest.approx(3.0 + half, rel=1e-3)
 
 
 def test_a_launch_that_noise_hides_has_no_time(
@@ -147,10 +147,10 @@ def test_a_launch_that_noise_hides_has_no_time(
     """Of five launches one: the others are shown, with a mark. All of one: no number at all."""
     quiet, hidden = [1.0, 1.1, 1.2], [-0.05, -0.05, 1.0]
     cell = summarized(tmp_path / "5", {**dict.fromkeys(range(4), quiet), 4: hidden})
-    assert (cell["outcome"], cell["launches"]) == ("measured", 4)
-    assert "some_attempts_failed" in cell["flags"]
+    assert (cell.outcome, cell.launches) == ("measured", 4)
+    assert "some_attempts_failed" in cell.flags
     cell = summarized(tmp_path / "1", {0: hidden})
-    assert cell["outcome"] == "failed" and math.isnan(cell["median_ms"])
+    assert cell.outcome == "failed" and math.isnan(cell.median_ms)
     for verb in ("show", "check", "status"):
         assert cli.main([verb, str(tmp_path / "5")]) in (0, 1)
         assert cli.main([verb, str(tmp_path / "1")]) in (0, 1)

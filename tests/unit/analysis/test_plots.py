@@ -117,7 +117,7 @@ def test_weak_scaling_takes_cells_of_equal_tokens_per_rank(tmp_path: Path) -> No
     ]
     frame = analysis.load(factory.write_all(tmp_path, records))
     groups = scaling.weak_groups(summarize.summarize(frame))
-    assert {name: [row["world_size"] for row in rows] for name, rows in groups.items()} == {
+    assert {name: [row.world_size for row in rows] for name, rows in groups.items()} == {
         "ep (8 per rank)": [2, 4, 8]
     }
     with canvas.styled():
@@ -125,11 +125,11 @@ def test_weak_scaling_takes_cells_of_equal_tokens_per_rank(tmp_path: Path) -> No
 
 
 def test_speed_up_is_against_serial(scene: PlotData) -> None:
-    panel = next(p for p in lines.panels(scene.cells, "world_size"))
-    found = scaling.speedups(panel)
-    serial, ep = panel.at(8, "serial"), panel.at(8, "ep")
+    facet = next(p for p in lines.facets(scene.cells, "world_size"))
+    found = scaling.speedups(facet)
+    serial, ep = facet.at(8, "serial"), facet.at(8, "ep")
     assert serial is not None and ep is not None and "serial" not in found
-    assert found["ep"][8.0] == pytest.approx(serial["median_ms"] / ep["median_ms"])
+    assert found["ep"][8.0] == pytest.approx(serial.median_ms / ep.median_ms)
 
 
 class Page(html.parser.HTMLParser):

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import analysis
-from analysis import cli
+from analysis import cli, verbs
+from analysis.data.cell_summary import summaries
 from analysis.errors import InputError
 from analysis.predict import command, features, fit, hardware, model, network, problem
 from analysis.predict.fit import Measured
@@ -175,8 +176,9 @@ def here(tmp_path: Path, sizes: list[int | None], *words: str) -> list[str]:
         made.environment["memory_total_bytes"] = size
     folder = factory.write_all(tmp_path / str(sizes), records)
     common = ["--strategy", "simple", "--format", "csv", *words]
-    frame = summarize.summarize(analysis.load(folder))
-    text = command.predict(cli.parser().parse_args(["predict", *common]), frame)
+    cells = summaries(summarize.summarize(analysis.load(folder)))
+    answer = command.predict(cli.parser().parse_args(["predict", *common]), cells)
+    text = verbs.answer_text(answer, "csv")
     return [line for line in text.splitlines() if re.match(r"\d+,simple", line)]
 
 
@@ -205,9 +207,10 @@ def test_an_odd_calibration_is_passed_over(tmp_path: Path, odd: dict[str, Any]) 
     records = factory.rich_records()
     records[3].calibration = {**factory.CALIBRATION, **odd}
     folder = factory.write_all(tmp_path, records)
-    frame = summarize.summarize(analysis.load(folder))
+    cells = summaries(summarize.summarize(analysis.load(folder)))
     words = ["predict", "--world-size", "8,3", "--strategy", "simple"]
-    assert "simple" in command.predict(cli.parser().parse_args(words), frame)
+    answer = command.predict(cli.parser().parse_args(words), cells)
+    assert "simple" in verbs.answer_text(answer, "text")
     assert cli.main(["check", str(folder)]) == 1
 
 

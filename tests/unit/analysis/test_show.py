@@ -14,6 +14,7 @@ import pytest
 
 import analysis
 from analysis import cli
+from analysis.data.cell_summary import summaries
 from analysis.numbers import short, with_interval
 from analysis.stats import roofline, summarize
 from analysis.text import captions, diagnosis, insights, tables
@@ -211,7 +212,7 @@ def test_check_says_what_to_do_next(tmp_path: Path) -> None:
 def test_bounds_by_hand(tmp_path: Path) -> None:
     """B 8, K 2: 2*16*(32*128 + 128*64) FLOPs at 1e11 per s are 3.93 us; one all-reduce 1.004 ms."""
     made = factory.measured(factory.cell("ep"), calibration=factory.CALIBRATION)
-    row = summarize.summarize(analysis.load(factory.write_all(tmp_path, [made]))).iloc[0]
+    (row,) = summaries(summarize.summarize(analysis.load(factory.write_all(tmp_path, [made]))))
     assert roofline.flops(row) == 2 * 16 * (32 * 128 + 128 * 64)
     limit = roofline.bound(row)
     assert limit is not None and not limit.wrong

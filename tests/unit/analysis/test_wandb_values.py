@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_wandb_online import PROJECT, server  # noqa: F401
 
 from analysis import cli
 from analysis.data import schema
@@ -25,6 +24,7 @@ from tests.support import analysis_factory, wandb_edits, wandb_records
 from tests.support import wandb_frames as frames
 from tests.support.wandb_edits import SECRET, VALUES, edited, fits, value_of
 from tests.support.wandb_server import ENTITY, StandIn
+from tests.system.test_wandb_online import PROJECT, server  # noqa: F401
 
 RUN = run_of(analysis_factory.measured(analysis_factory.cell("ep"), sweep="s"), "s")
 GOOD = run_of(analysis_factory.measured(analysis_factory.cell("simple"), sweep="s"), "s")
