@@ -55,7 +55,7 @@ median_duration_ms float headline: median over rounds of the round's median time
 median_low_ms float lower end of its order-statistic interval
 median_high_ms float upper end
 median_confidence float confidence that interval reaches
-avg_duration_ms float mean over all times of a step (the seed's figure)
+avg_duration_ms float mean over all times of a step (the reference's figure)
 std_duration_ms float their standard deviation
 min_duration_ms float shortest of them
 max_duration_ms float longest of them

@@ -67,7 +67,9 @@ def row_of(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, A
     row = {name: both.get(name, value) for name, value in {**blank, "metric": BLOCK_MEAN}.items()}
     _check_kinds(row, blank)
     _check_identity(row)
-    return row
+    if isinstance(row["model"], str):
+        row["model"] = record.current_name(row["model"])
+    return {**row, "strategy": record.current_name(row["strategy"])}
 
 
 def _check_kinds(row: Mapping[str, Any], blank: Mapping[str, Any]) -> None:

@@ -111,7 +111,7 @@ def statistics(cells: pd.DataFrame) -> str:
     }
     texts = [words.get(b, f"median, with the {b}: all they cover, not a confidence") for b in bases]
     kinds = "/".join(dict.fromkeys(cell.metric for cell in summaries(cells)))
-    mean = "Averages and throughput are from the mean over rounds (the seed's definition)"
+    mean = "Averages and throughput are from the mean over rounds (the reference's definition)"
     return f"Durations of a step, {kinds}: {'; or '.join(texts) or 'none measured'}. {mean}."
 
 

@@ -187,7 +187,7 @@ def _limits(facet: Facet) -> list[str]:
 
 
 def _batch_split(facet: Facet, standings: Standings) -> Insight | None:
-    """The reference's claim that splitting the batch speeds tp up: sharded against replicated tokens."""
+    """The reference's claim that splitting the batch speeds tp up: sharded tokens or replicated."""
     places = {place.x: place for place in standings.places(facet)}
     if not {"replicated", "sharded"} <= set(places):
         return None

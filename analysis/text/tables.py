@@ -52,8 +52,8 @@ METRICS = {
     "avg_throughput": THROUGHPUT,
     "latency_ms": LATENCY,
 }
-# The seed's tables and throughput by batch, duration first. Other axes get a duration table.
-SEED = tuple(
+# The reference's tables and throughput by batch, duration first. Other axes get a duration table.
+REFERENCE = tuple(
     (axis, metric)
     for metric in (DURATION, THROUGHPUT)
     for axis in ("topk_requested", "batch_size", "world_size")
@@ -130,16 +130,16 @@ def facet_table(facet: Facet, metric: Metric) -> Table:
 
 
 def sweep_tables(cells: pd.DataFrame, metric: Metric | None = None, group: str = "") -> list[Table]:
-    """The seed's tables as far as the sweep has data for them, then one per further axis."""
+    """The reference's tables as far as the sweep has data for them, then one per further axis."""
     if group and group != "strategy":
         chosen = [(group, metric or DURATION)]
     elif metric:
         chosen = [(axis, metric) for axis in axes(cells)]
     else:
         present = axes(cells)
-        chosen = [(axis, m) for axis, m in SEED if axis in present]
-        seed_axes = {axis for axis, _ in SEED}
-        chosen += [(axis, DURATION) for axis in present if axis not in seed_axes]
+        chosen = [(axis, m) for axis, m in REFERENCE if axis in present]
+        reference_axes = {axis for axis, _ in REFERENCE}
+        chosen += [(axis, DURATION) for axis in present if axis not in reference_axes]
     tables = [table for axis, m in chosen for table in _axis_tables(cells, axis, m)]
     return tables or [flat_table(cells, metric or DURATION)]
 

@@ -42,7 +42,7 @@ def cell(
     degrees: tuple[int, int] = (0, 0),
     **layer: Any,
 ) -> Cell:
-    """A cell of the seed's sweep; top-k over the experts is clamped, serial gets one rank.
+    """A cell of the reference's sweep; top-k over the experts is clamped, serial gets one rank.
 
     `workload` is its kind and parameter, `degrees` are ep and tp.
     """
@@ -209,26 +209,26 @@ def anchors(first_ms: float, last_ms: float, ranks: int = 8) -> dict[str, Any]:
 STRATEGIES = ("serial", "simple", "tp", "ep")
 
 
-def seed_cells(strategies: Iterable[str] = STRATEGIES) -> dict[str, list[Cell]]:
-    """The cells of the seed's three sweeps by their names."""
+def reference_cells(strategies: Iterable[str] = STRATEGIES) -> dict[str, list[Cell]]:
+    """The cells of the reference's three sweeps by their names."""
     sizes: Mapping[str, list[dict[str, int]]] = {
-        "seed_topk": [{"topk": k} for k in (2, 4, 8)],
-        "seed_batch": [{"topk": 4, "batch": b} for b in (8, 16, 32)],
-        "seed_ranks": [{"topk": 4, "ranks": r, "experts": r} for r in (2, 4, 8)],
+        "reference_topk": [{"topk": k} for k in (2, 4, 8)],
+        "reference_batch": [{"topk": 4, "batch": b} for b in (8, 16, 32)],
+        "reference_ranks": [{"topk": 4, "ranks": r, "experts": r} for r in (2, 4, 8)],
     }
     found = {
         name: [cell(s, **size) for s, size in itertools.product(strategies, axis)]
         for name, axis in sizes.items()
     }
-    found["seed_topk"] += [cell("tp", topk=k, tokens="sharded") for k in (2, 4, 8)]
+    found["reference_topk"] += [cell("tp", topk=k, tokens="sharded") for k in (2, 4, 8)]
     return found
 
 
-def seed_records(launches: int = 1, **options: Any) -> list[Record]:
-    """All cells of the seed's three sweeps, each measured in every launch."""
+def reference_records(launches: int = 1, **options: Any) -> list[Record]:
+    """All cells of the reference's three sweeps, each measured in every launch."""
     return [
         measured(of, sweep=name, launch=launch, **options)
-        for name, cells in seed_cells().items()
+        for name, cells in reference_cells().items()
         for of in cells
         for launch in range(launches)
     ]

@@ -27,7 +27,7 @@ def samples(ranks: int, count: int, base_ns: int) -> Samples:
 
 
 def record(index: int = 0, count: int = 6, outcome: str = "measured", label: str = "") -> Record:
-    """Attempt number `index` of the seed's grid of strategies and top-k."""
+    """Attempt number `index` of the reference's grid of strategies and top-k."""
     topk = (2, 4, 8)[index // 3 % 3]
     cell = Cell(
         layer=LayerSpec(topk=topk, topk_requested=topk, weight_seed=index // 9),

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(scope="module")
 def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return factory.write_all(tmp_path_factory.mktemp("sweeps"), factory.seed_records())
+    return factory.write_all(tmp_path_factory.mktemp("sweeps"), factory.reference_records())
 
 
 def test_every_row_survives_json_and_has_the_schema_s_columns() -> None:
@@ -67,9 +67,9 @@ def test_frame_has_schema_order_and_types(sweeps: Path) -> None:
     loaded = analysis.load(sweeps)
     assert list(loaded.columns) == [column.name for column in schema.columns()]
     assert loaded["topk"].dtype == "Int64" and loaded["median_duration_ms"].dtype == "float64"
-    assert len(loaded) == len(factory.seed_records())
-    one = analysis.load([sweeps / "seed_topk", sweeps / "seed_batch"])
-    assert set(one["sweep"]) == {"seed_topk", "seed_batch"}
+    assert len(loaded) == len(factory.reference_records())
+    one = analysis.load([sweeps / "reference_topk", sweeps / "reference_batch"])
+    assert set(one["sweep"]) == {"reference_topk", "reference_batch"}
 
 
 def test_the_same_attempt_twice_is_kept_once_the_newest() -> None:

@@ -22,7 +22,7 @@ HOSTILE = "<script>alert('x')</script>\"$x_1$"
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> PlotData:
-    records = factory.seed_records(calibration=factory.CALIBRATION)
+    records = factory.reference_records(calibration=factory.CALIBRATION)
     folder = factory.write_all(tmp_path_factory.mktemp("sweeps"), records)
     frame = analysis.load(folder, samples=True)
     return PlotData(frame, summarize.summarize(frame), [str(folder)])

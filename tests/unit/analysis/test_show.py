@@ -25,10 +25,10 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture(scope="module")
 def sweeps(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    records = factory.seed_records()
-    records.append(factory.unmeasured(factory.cell("ep", topk=1), "failed", sweep="seed_topk"))
-    records.append(factory.unmeasured(factory.cell("tp", topk=1), "wrong", sweep="seed_topk"))
-    records.append(factory.measured(factory.cell("simple", topk=1), sweep="seed_topk"))
+    records = factory.reference_records()
+    records.append(factory.unmeasured(factory.cell("ep", topk=1), "failed", sweep="reference_topk"))
+    records.append(factory.unmeasured(factory.cell("tp", topk=1), "wrong", sweep="reference_topk"))
+    records.append(factory.measured(factory.cell("simple", topk=1), sweep="reference_topk"))
     return factory.write_all(tmp_path_factory.mktemp("sweeps"), records)
 
 
@@ -172,7 +172,7 @@ def test_themes_that_were_not_measured_say_so(tmp_path: Path) -> None:
     records = [factory.measured(factory.cell("ep", topk=k)) for k in (2, 4)]
     frame = analysis.load(factory.write_all(tmp_path, records))
     said = {i.title: i for i in insights.insights(frame, summarize.summarize(frame))}
-    assert "experiment=seed_ranks" in said["Rank scalability"].not_shown[0].text
+    assert "experiment=reference_ranks" in said["Rank scalability"].not_shown[0].text
 
 
 def test_equal_strategies_are_not_told_apart(tmp_path: Path) -> None:
@@ -240,7 +240,9 @@ def test_captions_name_machine_engine_cache_flags_command(loaded: pd.DataFrame) 
 
 @pytest.mark.parametrize("style", ["text", "markdown", "csv"])
 def test_show_formats(sweeps: Path, style: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["show", str(sweeps), "--format", style, "--filter", "sweep=seed_batch"]) == 0
+    assert (
+        cli.main(["show", str(sweeps), "--format", style, "--filter", "sweep=reference_batch"]) == 0
+    )
     out = capsys.readouterr().out
     if style == "csv":
         rows = list(csv.DictReader(io.StringIO(out)))
@@ -275,9 +277,9 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 
 def test_status_counts_against_the_plan(sweeps: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = {"name": "seed_topk", "command": "x", "cells": [{"cell_id": "never"}]}
-    (sweeps / "seed_topk" / "plan.json").write_text(json.dumps(plan))
-    assert cli.main(["status", str(sweeps / "seed_topk"), "--format", "csv"]) == 1
+    plan = {"name": "reference_topk", "command": "x", "cells": [{"cell_id": "never"}]}
+    (sweeps / "reference_topk" / "plan.json").write_text(json.dumps(plan))
+    assert cli.main(["status", str(sweeps / "reference_topk"), "--format", "csv"]) == 1
     row = next(csv.DictReader(io.StringIO(capsys.readouterr().out.split("\n\n")[0])))
     assert (row["planned"], row["missing"], row["failed"], row["wrong"]) == ("1", "1", "1", "1")
 
