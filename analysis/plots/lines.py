@@ -1,4 +1,4 @@
-"""A figure against an axis, one line per strategy: the reference's four plots, and any other axis."""
+"""A figure against an axis, a line per strategy: the reference's four plots, and any other axis."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def test_a_record_laid_out_anew_is_still_whole(tmp_path: Path) -> None:
         record.read(path)
     path.write_text(json.dumps({**content, "schema": 1}))
     with pytest.raises(
-        sealed.RecordError, match=r"schema 1: this version reads 2 and 3; measure again"
+        sealed.RecordError, match=r"schema 1: this version reads 2, 3 and 4; measure again"
     ):
         record.read(path)
 
