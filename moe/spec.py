@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-STRATEGIES = ("serial", "simple", "dp", "tp", "ep", "ep_tp", "dp_ep", "fsdp")
 PEER = "peer_"  # strategies with this prefix are other systems' layers, see moe.peers
 DISPATCHERS = ("local", "alltoall", "allgather", "dedup")
 TOKENS = ("replicated", "sharded")

@@ -13,7 +13,7 @@ from analysis.predict import candidates, present, problem
 from analysis.predict.model import Prediction
 from analysis.predict.problem import PredictionProblem
 from analysis.text import render
-from moe.spec import STRATEGIES
+from moe.strategies import names as strategy_names
 
 ADVISE_ROWS = 12
 
@@ -80,10 +80,10 @@ def run(options: argparse.Namespace, cells: pd.DataFrame | None) -> int:
 
 
 def _asked(text: str) -> set[str]:
-    names = set(filter(None, text.split(","))) or set(STRATEGIES)
-    unknown = sorted(names - set(STRATEGIES))
+    names = set(filter(None, text.split(","))) or set(strategy_names())
+    unknown = sorted(names - set(strategy_names()))
     if unknown:
-        raise InputError(f"--strategy {unknown[0]}: allowed are {', '.join(STRATEGIES)}")
+        raise InputError(f"--strategy {unknown[0]}: allowed are {', '.join(strategy_names())}")
     return names
 
 

@@ -39,8 +39,8 @@ from moe import cost
 from moe.cost import Load
 from moe.cost.load import dispatches, routed_tokens
 from moe.cost.work import first_width, shared_tokens
-from moe.parallel.degrees import degrees
 from moe.spec import DTYPE_BYTES, Cell
+from moe.strategies import degrees
 
 Key = tuple[str, str]
 PHASES = ("router", "permute", "dispatch", "experts", "combine", "unpermute", "backward",

@@ -13,8 +13,8 @@ from analysis.predict import hardware
 from analysis.predict.fit import Measured
 from analysis.predict.hardware import HardwareModel
 from moe.cost.load import dispatches
-from moe.parallel.degrees import degrees
 from moe.spec import PEER, Cell
+from moe.strategies import degrees, rules_of
 from runners.records import flat_row
 from runners.records.stats import STEADY
 
@@ -32,7 +32,7 @@ def _one(row: Mapping[str, Any]) -> Measured | None:
     if row["outcome"] != "measured" or not calibration or not row["median_ms"] > 0:
         return None
     cell = flat_row.cell_of(row)
-    left_out = cell.strategy.name == "serial" or cell.strategy.name.startswith(PEER)
+    left_out = rules_of(cell.strategy.name).single_rank or cell.strategy.name.startswith(PEER)
     if cell.strategy.slowdown or left_out:
         return None
     calibrated = _machine(calibration, cell.placement.world_size)

@@ -19,7 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from analysis.predict import hardware, model, network
 from moe.cost import Call
-from moe.cost.traffic import GroupShape
+from moe.parallel.traffic import GroupShape
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
 
 MIXTRAL = LayerSpec(4096, 14336, 4096, 8, 2, 2, "silu_gated", "none", dtype="bfloat16")

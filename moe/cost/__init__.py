@@ -6,8 +6,8 @@ expected; `work` has FLOPs and memory; `traffic` has every collective with its g
 Where a figure depends on which experts the tokens chose, it takes a `Load`.
 """
 
-from moe.cost.load import Load, expected, hit_probability
-from moe.cost.traffic import Call, collectives, totals
+from moe.cost.load import expected, hit_probability
+from moe.cost.traffic import collectives, totals
 from moe.cost.work import (
     TRAIN_FACTOR,
     activation_bytes,
@@ -21,6 +21,7 @@ from moe.cost.work import (
     touched_weight_bytes,
     weight_bytes,
 )
+from moe.parallel.traffic import Call, Load
 
 __all__ = [
     "TRAIN_FACTOR",

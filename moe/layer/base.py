@@ -10,8 +10,8 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,10 @@ from moe.layer.router import Router, Routing
 from moe.parallel import dispatch
 from moe.parallel.collectives import gather_outputs, spread
 from moe.parallel.comm import Comm, RankGroup
-from moe.parallel.degrees import degrees
 from moe.parallel.expert_placement import order_for, places_of
 from moe.parallel.permute import permute, sort_slots, unpermute
+from moe.parallel.rules import StrategyRules
+from moe.parallel.traffic import GroupShape
 from moe.phases import phase
 from moe.spec import Cell, shard_bounds
 from moe.workload import batches
@@ -46,9 +47,9 @@ Reductions = list[tuple[list[nn.Parameter], RankGroup]]
 
 
 class MoELayer(nn.Module):
-    """Subclasses say which tokens this rank routes, which experts it holds, and `forward`."""
+    """One rank's layer. Subclasses name their strategy's `rules` and define `forward`."""
 
-    part, parts = 0, 1  # of the hidden units of every expert here
+    rules: ClassVar[StrategyRules] = StrategyRules()
 
     def __init__(self, cell: Cell, comm: Comm, trace_BK: Tensor | None = None) -> None:
         super().__init__()
@@ -56,10 +57,13 @@ class MoELayer(nn.Module):
         self.total = cell.workload.batch_size
         self.sharded = cell.workload.tokens == "sharded"
         self.wire = weights.dtype_of(cell.strategy.comm_dtype or cell.layer.dtype)
-        self.degrees = degrees(cell)
-        self.make_groups()
+        size = comm.world_size
+        self.shard_sizes = [len(range(*batches.own_rows(cell, rank))) for rank in range(size)]
+        self.tp, self.ep, self.dp = (comm.group(shape) for shape in self.rules.groups(cell))
         self.seen: ForwardTrace | None = None
         self.rows = self.routed_rows()
+        self.shared_rows = self.rules.shared_rows(cell, comm.rank)
+        self.routers = self.routed_by()
         allowed_TE = batches.allowed(cell, self.rows, trace_BK)
         self.router = Router(cell.layer, comm.device, allowed_TE, self.scope())
         loads = self.expert_loads(trace_BK) if cell.strategy.hot_replicas else []
@@ -74,33 +78,30 @@ class MoELayer(nn.Module):
 
     # What a strategy says.
 
-    def make_groups(self) -> None:
-        """`ep` are the ranks that share the experts between them. Strategies that cut experts in
-        parts also say here which `part` of how many `parts` is held."""
-        self.ep = RankGroup(self.comm, "self", (self.comm.rank,))
-
     def routed_rows(self) -> tuple[int, int]:
         """Half-open range of global token ids that this rank's router sees."""
-        return batches.own_rows(self.cell, self.comm.rank)
+        return self.rules.routed_rows(self.cell, self.comm.rank)
 
-    def routed_by(self) -> tuple[RankGroup, list[int]] | None:
-        """Ranks that together route every token once, and how many each; None where each of them
-        routes the whole batch."""
-        return self.comm.world, self.shard_sizes
+    def routed_by(self) -> tuple[RankGroup, list[int]]:
+        """Ranks that together route every token once, and the tokens of each; this rank alone
+        where it routes the whole batch."""
+        split = self.rules.routing(self.cell)
+        group = self.comm.group(split[0] if split else GroupShape("self", 1, 1))
+        rows = (self.rules.routed_rows(self.cell, rank) for rank in group.ranks)
+        return group, [len(range(*bounds)) for bounds in rows]
 
     def make_experts(self) -> Experts:
         per_rank = len(self.places.experts) // self.ep.size
-        held = self.places.experts[self.first : self.first + per_rank]
-        return self.hold(held, self.part, self.parts)
+        return self.hold(self.places.experts[self.first : self.first + per_rank])
 
     def make_shared(self) -> Experts | None:
         """The experts that every token visits; their ids follow those of the others."""
         number, first = self.layer.shared_experts, self.layer.num_experts
         if not number:
             return None
-        made = self.hold(range(first, first + number), self.part, self.parts)
-        made.use("dense")
-        return made
+        shared = self.hold(range(first, first + number))
+        shared.use("dense")
+        return shared
 
     def forward(self, x_TD: Tensor) -> Tensor:
         raise NotImplementedError
@@ -108,14 +109,12 @@ class MoELayer(nn.Module):
     # What strategies are made of.
 
     def scope(self) -> Scope:
-        by, ranks = self.routed_by(), self.comm.world_size
-        found = tuple(extents(self.cell))
-        if by is None:
-            return Scope(self.rows, found, None, ranks)
-        group, sizes = by
+        """The loss counts once: as many ranks add up gradients as route the same tokens."""
+        group, sizes = self.routers
         gather = partial(group.all_gather, sizes=sizes)
         whole = self.layer.router.scope == "global" and group.size > 1
-        return Scope(self.rows, found, gather if whole else None, ranks // group.size)
+        copies = self.comm.world_size // group.size if self.rules.summed(self.cell) else 1
+        return Scope(self.rows, tuple(extents(self.cell)), gather if whole else None, copies)
 
     def expert_loads(self, trace_BK: Tensor | None) -> list[int]:
         """Slots that the whole batch has for each expert, the same on every rank."""
@@ -129,20 +128,14 @@ class MoELayer(nn.Module):
         if routing.kept_TK is not None:
             chosen = chosen[routing.kept_TK]
         counts = torch.bincount(chosen.reshape(-1), minlength=self.layer.num_experts)
-        found: list[int] = self.comm.world.broadcast_(counts.to(self.comm.device)).tolist()
-        return found
+        loads: list[int] = self.comm.world.broadcast_(counts.to(self.comm.device)).tolist()
+        return loads
 
-    def hold(self, ids: Sequence[int], part: int = 0, parts: int = 1) -> Experts:
-        """Part `part` of `parts` of the hidden units of the experts `ids`."""
+    def hold(self, ids: Sequence[int]) -> Experts:
+        """This rank's part of the hidden units of the experts `ids`."""
+        part, parts = self.tp.index, self.tp.size
         columns = shard_bounds(self.layer.hidden, parts, part)
         return Experts(self.layer, tuple(ids), columns, self.comm.device, bias2=part == 0)
-
-    @cached_property
-    def shard_sizes(self) -> list[int]:
-        """Tokens of every rank's shard."""
-        size = self.comm.world_size
-        bounds = [shard_bounds(self.total, size, rank) for rank in range(size)]
-        return [end - start for start, end in bounds]
 
     def own_slice(self, x_BD: Tensor) -> Tensor:
         """The rows this rank routes, of what it started with."""
@@ -174,10 +167,10 @@ class MoELayer(nn.Module):
         if experts.fused:
             return self._mix_dense(x_TD, routing, places_TK)
         with phase("permute"):
-            held, total = len(experts.ids), len(self.places.experts)
-            if held < total:  # places held here become 0 to held - 1, all others more
+            here, total = len(experts.ids), len(self.places.experts)
+            if here < total:  # places on this rank become 0 to here - 1, all others more
                 places_TK = (places_TK - self.first) % total
-            slots = sort_slots(without_dropped(places_TK, routing, total), held)
+            slots = sort_slots(without_dropped(places_TK, routing, total), here)
             x_SD = permute(x_TD, slots)
         y_SO = self.compute(x_SD, slots.counts)
         with phase("unpermute"):
@@ -211,16 +204,14 @@ class MoELayer(nn.Module):
             )
         return dispatch.alltoall(x_TD, places_TK, routing.gates_TK, way, self.compute)
 
-    def plus_shared(
-        self, y_TO: Tensor, x_TD: Tensor, rows: tuple[int, int] | None = None
-    ) -> Tensor:
-        """Adds the shared experts' outputs, for the tokens `rows` of those routed here only."""
+    def plus_shared(self, y_TO: Tensor, x_TD: Tensor) -> Tensor:
+        """Adds the shared experts' outputs, for the tokens `shared_rows` of those routed here."""
         if self.shared is None:
             return y_TO
         with phase("experts"):
-            if rows is None:
+            if self.shared_rows == self.rows:
                 return y_TO + self.shared.dense(x_TD, None)
-            start, end = rows[0] - self.rows[0], rows[1] - self.rows[0]
+            start, end = (row - self.rows[0] for row in self.shared_rows)
             part = self.shared.dense(x_TD[start:end], None)
             return y_TO + nn.functional.pad(part, (0, 0, start, y_TO.shape[0] - end))
 
@@ -247,8 +238,19 @@ class MoELayer(nn.Module):
         self.experts.use(kernel)
 
     def tune(self, x_TD: Tensor) -> dict[str, Any]:
-        """Chooses the kernel for strategy.kernel; collective. {name, how, candidates_ms}."""
-        return kernel_choice.tune(self, x_TD)
+        """Chooses the kernel for strategy.kernel; collective, and runs one forward where there is a
+        choice. Returns {name, how, candidates_ms}."""
+        names = self.experts.variants(self.cell.strategy.kernel, x_TD.dtype)
+        if len(names) == 1:
+            self.use(names[0])
+            return {"name": names[0], "how": "asked for", "candidates_ms": {}}
+        with torch.no_grad(), self.watching() as seen:
+            self(x_TD)
+        train = self.cell.workload.mode == "train"
+        call, skip = kernel_choice.replay(seen.stage, seen.slots, self.experts, train, self.comm)
+        return kernel_choice.choose(
+            [name for name in names if name not in skip], call, self.use, self.comm
+        )
 
     def clone(self) -> MoELayer:
         """The same layer with weights of its own, on the same ranks."""
@@ -265,8 +267,8 @@ class MoELayer(nn.Module):
         ranks = torch.zeros(self.comm.world_size, dtype=torch.int64)
         ranks[self.comm.rank] = seen.slots
         own = batches.own_rows(self.cell, self.comm.rank)
-        if self.comm.rank == 0 and self.cell.strategy.name == "serial":
-            own = (0, self.total)
+        if self.rules.single_rank:
+            own = seen.rows
         if seen.routing is not None:
             here = slice(own[0] - seen.rows[0], own[1] - seen.rows[0])
             chosen = seen.routing.indices_TK[here]
@@ -282,10 +284,17 @@ class MoELayer(nn.Module):
     def reductions(self) -> Reductions:
         """Parameters whose gradient on this rank is only its part, and the ranks that have the
         other parts; the same list on every rank."""
-        return [([self.router.weight_ED, *self.shared_parameters()], self.comm.world)]
+        summed = self.rules.summed(self.cell)
+        return [(self.parameters_of(part), self.comm.group(shape)) for part, shape in summed]
 
-    def shared_parameters(self) -> list[nn.Parameter]:
-        return [] if self.shared is None else list(self.shared.parameters())
+    def parameters_of(self, part: str) -> list[nn.Parameter]:
+        """Of the router, of shared experts, or as "experts" all others."""
+        if part == "router":
+            return [self.router.weight_ED]
+        if part == "shared":
+            return [] if self.shared is None else list(self.shared.parameters())
+        others = self.named_parameters()
+        return [one for name, one in others if not name.startswith(("router.", "shared."))]
 
     def finish_gradients(self) -> None:
         """Adds up over the ranks what `backward` left in parts."""

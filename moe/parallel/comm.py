@@ -18,6 +18,7 @@ from torch import Tensor
 
 from moe import phases
 from moe.parallel.algorithms import EXCHANGE, Limits, algorithm
+from moe.parallel.traffic import GroupShape
 
 # The names since torch 2.13, and before.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -54,22 +55,25 @@ class Comm:
     def __deepcopy__(self, memo: dict[int, Any]) -> Comm:
         return self  # process groups are shared by copies of a layer
 
-    def split(self, inner: int, names: tuple[str, str]) -> tuple[RankGroup, RankGroup]:
-        """Groups of `inner` neighbouring ranks, and the groups that cross them.
+    def group(self, shape: GroupShape) -> RankGroup:
+        """This rank's group of that shape.
 
-        Every rank must ask for the same splits in the same order: new groups are made by all.
+        Every rank must ask for the same shapes in the same order: all groups of a shape that are
+        new are made by all ranks together.
         """
-        rank, size = self.rank, self.world_size
-        start = rank - rank % inner
-        rows = [tuple(range(i, i + inner)) for i in range(0, size, inner)]
-        columns = [tuple(range(i, size, inner)) for i in range(inner)]
-        for ranks in (*rows, *columns):
-            if len(ranks) > 1 and ranks not in self._groups:
+        span = shape.size * shape.stride
+        for first in range(self.world_size):
+            ranks = tuple(range(first, first + span, shape.stride))
+            is_first = first // shape.stride % shape.size == 0
+            if is_first and shape.size > 1 and ranks not in self._groups:
                 self._groups[ranks] = dist.new_group(list(ranks))
-        return (
-            RankGroup(self, names[0], rows[start // inner]),
-            RankGroup(self, names[1], columns[rank % inner]),
-        )
+        first = self.rank - self.rank // shape.stride % shape.size * shape.stride
+        return RankGroup(self, shape.name, tuple(range(first, first + span, shape.stride)))
+
+    def split(self, inner: int, names: tuple[str, str]) -> tuple[RankGroup, RankGroup]:
+        """Groups of `inner` neighbouring ranks, and the groups that cross them."""
+        across = GroupShape(names[1], self.world_size // inner, inner)
+        return self.group(GroupShape(names[0], inner, 1)), self.group(across)
 
     def process_group(self, ranks: tuple[int, ...]) -> Any:
         return self._groups.get(ranks)

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe import peers, phases, weights
+from moe import phases, weights
 from moe.layer.base import MoELayer, known_gradient
 from moe.layer.experts import Experts
 from moe.layer.router import Routing
 from moe.parallel.comm import Comm
 from moe.peers.instrument import Listening, Part, timed
+from moe.peers.registry import limits_of
 from moe.spec import Cell
 
 View = Callable[[nn.Parameter], Tensor]  # of a parameter: itself, or its gradient
@@ -29,7 +30,7 @@ class PeerLayer(MoELayer):
     calls `run` in `forward`."""
 
     def __init__(self, cell: Cell, comm: Comm, trace_BK: Tensor | None = None) -> None:
-        self.variant = peers.limits_of(cell.strategy.name).variant(cell)
+        self.variant = limits_of(cell.strategy.name).variant(cell)
         super().__init__(cell, comm, trace_BK)
         self.system: Any = self.make_system()
         self.requires_grad_(cell.workload.mode == "train")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from moe.peers.base import Gate, Matrices, PeerLayer, View
 from moe.peers.instrument import Part
-from moe.strategies.simple import Simple
+from moe.strategies.simple.layer import Simple
 
 
 class MixtralGate(Gate):

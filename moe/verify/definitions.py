@@ -14,8 +14,8 @@ from torch import Tensor
 
 from moe import weights
 from moe.cost.load import dispatches
-from moe.parallel.degrees import degrees
 from moe.spec import Cell, LayerSpec
+from moe.strategies import degrees, rules_of
 from moe.workload.checks import hot_slots, most_imbalance, nominal_ranks
 
 Rows = tuple[int, int]
@@ -36,7 +36,7 @@ def shards(cell: Cell) -> list[Rows]:
 
 def output_rows(cell: Cell, rank: int) -> Rows:
     """Global ids of the tokens whose outputs a rank ends with."""
-    if cell.strategy.name == "serial" and rank:
+    if rank and rules_of(cell.strategy.name).single_rank:
         return 0, 0
     return input_rows(cell, rank)
 

@@ -16,9 +16,9 @@ import math
 from dataclasses import dataclass
 
 from moe.cost.load import dispatches
-from moe.parallel.degrees import degrees
-from moe.peers import equivalent
+from moe.peers.registry import equivalent
 from moe.spec import Cell
+from moe.strategies import degrees
 
 UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 CEILING = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 5e-3}  # no limit is above it
@@ -64,12 +64,12 @@ def _wire(cell: Cell) -> str:
 def _typical(cell: Cell) -> float:
     """Relative root mean square error of an output."""
     cell = equivalent(cell)
-    layer, found = cell.layer, degrees(cell)
+    layer, degree = cell.layer, degrees(cell)
     roundings = ACTIVATION[layer.activation] + AFTER_EXPERTS + (layer.shared_experts > 0)
     roundings += PARTS_ON_GPU if cell.placement.device == "cuda" else 0
     squares = roundings * UNIT[layer.dtype] ** 2
     squares += (layer.dim + layer.hidden + layer.topk) * UNIT["float32"] ** 2
-    adding = found.tp if dispatches(cell) else found.tp * found.ep  # ranks whose parts are added
+    adding = degree.tp if dispatches(cell) else degree.tp * degree.ep  # ranks whose parts are added
     sent = (2 if dispatches(cell) else 0) + adding - 1 + (cell.placement.world_size > 1)
     squares += sent * UNIT[_wire(cell)] ** 2
     return RMS * math.sqrt(squares)

@@ -11,8 +11,8 @@ import math
 from dataclasses import replace
 
 from moe import weights
+from moe.build import supports
 from moe.spec import Cell, Unsupported
-from moe.strategies import supports
 
 MOST_NUMBERS = 1 << 24  # in all experts of a twin
 MOST_TOKENS = 512

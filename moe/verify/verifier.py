@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from moe import strategies
+from moe import build
 from moe.layer.base import ForwardTrace
 from moe.parallel.comm import Comm
 from moe.spec import Cell
@@ -49,7 +49,7 @@ def verify(
 
 def verify_twin(twin: Cell, kernel: str, comm: Comm, trace_NK: Tensor | None = None) -> CheckResult:
     """The check of a cell's twin in float32 with the cell's kernel; collective."""
-    layer = strategies.build(twin, comm, trace_NK)
+    layer = build.build(twin, comm, trace_NK)
     layer.use(kernel)
     x_TD = batches.inputs(twin, comm.rank, comm.device)
     result = verify(twin, Step(twin, layer, x_TD), comm, trace_NK)

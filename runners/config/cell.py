@@ -16,7 +16,7 @@ from moe.spec import (
     Unsupported,
     WorkloadSpec,
 )
-from moe.strategies.checks import DISPATCH, usual_dispatcher
+from moe.strategies import names, rules_of, usual_dispatcher
 from runners.config.fields import ConfigError, boolean, choice, integer, label_of, number, only_keys
 from runners.host.files import small_text
 from runners.host.hardware import usable_cores
@@ -153,7 +153,7 @@ def _strategy(config: Mapping[str, Any], tokens: str) -> StrategySpec:
     name = _strategy_name(config)
     dispatcher = choice(config, "strategy.dispatcher", ("auto", *spec.DISPATCHERS))
     overlap = integer(config, "strategy.overlap")
-    if dispatcher == "auto" or name not in DISPATCH:
+    if dispatcher == "auto" or not rules_of(name).dispatchers:
         dispatcher = usual_dispatcher(name, tokens, overlap)
     return StrategySpec(
         name=name,
@@ -176,7 +176,7 @@ def _strategy_name(config: Mapping[str, Any]) -> str:
     name = str(config["name"])
     if name.startswith(spec.PEER):
         return name
-    return choice(config, "strategy.name", (*spec.STRATEGIES, *(spec.PEER + n for n in peers.OWN)))
+    return choice(config, "strategy.name", (*names(), *(spec.PEER + n for n in peers.OWN)))
 
 
 def _expert_placement(value: Any) -> tuple[str, tuple[int, ...]]:
@@ -244,7 +244,7 @@ def _placement(
     config: Mapping[str, Any], strategy: StrategySpec, machine: NodeResources, notes: list[str]
 ) -> RankLayout:
     world_size = integer(config, "world_size")
-    if strategy.name == "serial" and world_size > 1:
+    if rules_of(strategy.name).single_rank and world_size > 1:
         notes.append("serial runs once, on one rank with every core, whatever world_size is")
         world_size = 1
     nodes = _nodes(config["hosts"], world_size, machine)

@@ -164,7 +164,7 @@ def validate(
 ) -> tuple[dict[int, Job], dict[int, str]]:
     """Jobs and errors by number, on nodes like the one that was found."""
     from moe import peers
-    from moe.strategies import supports
+    from moe.build import supports
 
     found = found or this_machine()
     here_bytes = available_bytes()  # asked once: a large sweep has ten thousand cells

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe import weights
+from moe import build, weights
 from moe.layer import activations, balance_loss, capacity, onednn
 from moe.layer import base as layer_module
 from moe.layer import experts as experts_module
@@ -30,12 +30,11 @@ from moe.parallel import dispatch
 from moe.parallel.collectives import add_up
 from moe.parallel.expert_placement import Places
 from moe.spec import Cell, LayerSpec, RankLayout, RouterSpec, StrategySpec, WorkloadSpec
-from moe.strategies import build
-from moe.strategies import ep as ep_module
-from moe.strategies import tp as tp_module
-from moe.strategies.ep import Ep
-from moe.strategies.simple import Simple
-from moe.strategies.tp import Tp
+from moe.strategies.ep import layer as ep_module
+from moe.strategies.ep.layer import Ep
+from moe.strategies.simple.layer import Simple
+from moe.strategies.tp import layer as tp_module
+from moe.strategies.tp.layer import Tp
 from moe.verify import sampling
 from moe.workload import batches, routings
 
@@ -739,17 +738,15 @@ def copies_with_other_gradients() -> list[Patch]:
 
 @fault("copies", cell(), rebuilt=True)
 def rebuilt_with_other_weights() -> list[Patch]:
-    from moe import strategies
-
-    built = itertools.count(1)
+    right, built = build.build, itertools.count(1)
 
     def other(of: Cell, *rest: Any) -> MoELayer:
-        made = build(of, *rest)
+        made = right(of, *rest)
         if next(built) > 1:
             made.experts.fc2.data.mul_(1.0001)
         return made
 
-    return [(strategies, "build", other)]
+    return [(build, "build", other)]
 
 
 # Training.

@@ -1,9 +1,4 @@
-"""fsdp: every rank keeps 1/R of all weights as one flat shard, and its own tokens.
-
-Forward: all-gather of the shards, the rank's tokens through all experts, the whole is let go.
-Backward: all-gather again, then reduce-scatter of the gradients: each rank ends with its shard's.
-With replicated tokens an all-gather of the outputs follows. Training needs no other reduction.
-"""
+"""The layer of fsdp: weights are gathered for a step and let go."""
 
 from __future__ import annotations
 
@@ -15,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from moe import weights
-from moe.layer import kernel_choice
-from moe.layer.base import MoELayer, Reductions, known_gradient
+from moe.layer.base import MoELayer, known_gradient
 from moe.layer.experts import Experts
 from moe.phases import phase
+from moe.strategies.fsdp import RULES
 
 
 class _Gather(torch.autograd.Function):
@@ -55,12 +50,10 @@ class _GatherAgain(torch.autograd.Function):
 class Fsdp(MoELayer):
     """Between steps the modules' weights are not there, only `flat`, [elements / R] padded."""
 
+    rules = RULES
     flat: nn.Parameter
     whole: Tensor | None = None  # gathered again, during a backward pass
     kept_whole = False  # while kernels are tried
-
-    def reductions(self) -> Reductions:
-        return []
 
     def make_experts(self) -> Experts:
         experts = super().make_experts()
@@ -86,12 +79,12 @@ class Fsdp(MoELayer):
         """Keeps this rank's part of all weights, which every rank has generated whole."""
         dtype = weights.dtype_of(self.layer.dtype)
         self.owners = self._owners()
-        found = [getattr(module, name).data for module, name in self.owners]
-        self.shapes = [tensor.shape for tensor in found]
-        self.sizes = [tensor.numel() for tensor in found]
+        tensors = [getattr(module, name).data for module, name in self.owners]
+        self.shapes = [tensor.shape for tensor in tensors]
+        self.sizes = [tensor.numel() for tensor in tensors]
         size = -(-sum(self.sizes) // self.comm.world_size)
         start = size * self.comm.rank
-        flat = torch.cat([tensor.to(dtype).reshape(-1) for tensor in found])
+        flat = torch.cat([tensor.to(dtype).reshape(-1) for tensor in tensors])
         own = nn.functional.pad(flat[start : start + size], (0, max(0, start + size - len(flat))))
         own = own[:size].clone()
         for module, name in self.owners:
@@ -117,10 +110,10 @@ class Fsdp(MoELayer):
         once."""
         padding = whole.numel() - sum(self.sizes)
         parts = whole.split([*self.sizes, padding])[:-1]
-        found = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        views = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
         return [
             part.float() if name == "weight_ED" else part
-            for part, (_, name) in zip(found, self.owners, strict=True)
+            for part, (_, name) in zip(views, self.owners, strict=True)
         ]
 
     @contextmanager
@@ -180,10 +173,10 @@ class Fsdp(MoELayer):
         if hasattr(self, "flat"):
             self._unshard()
         self.kept_whole = True
-        found = kernel_choice.tune(self, x_TD)
+        chosen = super().tune(x_TD)
         self.kept_whole = False
         self._shard()
-        return found
+        return chosen
 
     def named_gradients(self) -> dict[str, Tensor]:
         """Gathered from all shards."""
@@ -193,3 +186,6 @@ class Fsdp(MoELayer):
             f"{names[id(module)]}.{name}": part
             for (module, name), part in zip(self.owners, parts, strict=True)
         }
+
+
+LAYER = Fsdp

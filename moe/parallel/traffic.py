@@ -1,0 +1,262 @@
+"""What the collectives of a step send: groups, calls, and the bytes of each. Torch-free.
+
+What stays on a rank is not counted. With n ranks in the group, x bytes on each of them:
+
+    all_reduce       2 (n-1)/n x   sent and received      ring: reduce-scatter, then all-gather
+                     (n-1) x       sent and received      an exchange: small messages on gloo
+    all_gather       (n-1) x                              x padded to the longest member's
+    reduce_scatter   x - own part sent, (n-1) own received
+    all_to_all       rows to others sent, rows from others received
+
+(bus-bandwidth factors of nccl-tests, doc/PERFORMANCE.md; which messages are exchanged:
+moe.parallel.algorithms.)
+
+router.scope=global adds all-gathers over the ranks that together route every token once; where
+every rank routes the whole batch it adds none. Of the T tokens of each rank:
+
+    capacity                int64 [T, K] experts; with drop=probability also float32 [T, K] gates
+    expert choice           float32 [T, E] scores
+    balancing loss, train   int64 [T, K] experts, once more
+
+Gradients of an expert that has copies are added up over all ranks of ep, one all-reduce for each
+of its matrices and biases: ranks without a copy add nothing, but take part.
+
+Shape letters: B global batch, T tokens routed here, D in, O out, E experts, K top-k, P places on
+this rank, C chunks of overlap, n ranks of a group; s and w bytes per element kept and on the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from moe.parallel.algorithms import EXCHANGE, Limits, algorithm
+from moe.spec import DTYPE_BYTES, Cell, shard_bounds
+
+COUNT_BYTES = 8  # slot counts travel as int64
+GATE_BYTES = 4  # float32
+INDEX_BYTES = 8  # int64
+ROUTER_BYTES = 4  # its weights and logits are float32 whatever the dtype
+EXPERTS = ("fc1", "fc2", "b1", "b2")
+PARTS = {
+    "router": ("router",),
+    "experts": EXPERTS,
+    "shared": tuple(f"shared_{name}" for name in EXPERTS),
+}  # names of `StrategyRules.parameter_elements`, by the part of the layer they belong to
+
+
+@dataclass(frozen=True)
+class Load:
+    """Of one rank in one step. Rows are what a dispatcher moves: slots, or for `dedup` the
+    distinct (token, member) pairs; what stays on the rank is not in `sent` and `received`."""
+
+    slots: float  # rows of expert arithmetic on this rank
+    rows: float = 0.0  # rows that reach this rank's experts, its own included
+    sent: float = 0.0  # rows to other members of the ep group
+    received: float = 0.0  # rows from other members
+    touched: float = 0.0  # experts here that have at least one slot
+    copied: int = 0  # experts of which several ranks hold a copy (strategy.hot_replicas)
+
+
+@dataclass(frozen=True)
+class GroupShape:
+    """`size` ranks, `stride` apart."""
+
+    name: str
+    size: int
+    stride: int
+
+
+class Groups(NamedTuple):
+    """The groups of one rank: its parts of an expert, the experts, and replicas of all experts."""
+
+    tp: GroupShape
+    ep: GroupShape
+    dp: GroupShape
+
+
+def world(cell: Cell) -> GroupShape:
+    return GroupShape("world", cell.placement.world_size, 1)
+
+
+@dataclass(frozen=True)
+class Call:
+    """Collectives of one kind with one purpose in one step of one rank."""
+
+    collective: str
+    group: GroupShape
+    purpose: str  # scope | counts | dispatch | combine | backward | gradients
+    sent_bytes: float
+    received_bytes: float
+    calls: int = 1
+    algorithm: str = ""  # where there are two: see moe.parallel.algorithms
+
+    @property
+    def messages(self) -> int:
+        """Messages this rank sends: one to every other member; a ring all-reduce goes round
+        twice."""
+        each = self.group.size - 1
+        twice = self.collective == "all_reduce" and self.algorithm != EXCHANGE
+        return self.calls * (2 * each if twice else each)
+
+
+def block_rows(cell: Cell, rank: int, neighbours: int) -> tuple[int, int]:
+    """Half-open range of global token ids: the shards of the block of `neighbours` ranks that
+    `rank` is in."""
+    first = rank - rank % neighbours
+    batch, size = cell.workload.batch_size, cell.placement.world_size
+    last = shard_bounds(batch, size, first + neighbours - 1)
+    return shard_bounds(batch, size, first)[0], last[1]
+
+
+def group_rows(cell: Cell, rank: int, neighbours: int) -> int:
+    """The number of tokens in `block_rows`."""
+    return len(range(*block_rows(cell, rank, neighbours)))
+
+
+class RankTraffic:
+    """One rank's groups and sizes, and the collectives that strategies are made of in bytes.
+
+    `places` are the experts (copies included) on the rank, `parameter_bytes` what its weights take
+    by name; `exchanged` are the limits of moe.parallel.algorithms as calibrated."""
+
+    def __init__(
+        self, cell: Cell, load: Load, rank: int, groups: Groups, places: int,
+        parameter_bytes: Mapping[str, int], exchanged: Limits | None = None,
+    ) -> None:  # fmt: skip
+        self.cell, self.load, self.rank, self.exchanged = cell, load, rank, exchanged
+        self.places, self.parameter_bytes, self.layer = places, parameter_bytes, cell.layer
+        self.size = cell.placement.world_size
+        self.batch = cell.workload.batch_size
+        self.sharded = cell.workload.tokens == "sharded"
+        self.s = DTYPE_BYTES[cell.layer.dtype]
+        self.w = DTYPE_BYTES[cell.strategy.comm_dtype or cell.layer.dtype]
+        self.world = world(cell)
+        self.tp, self.ep, self.dp = groups
+
+    def longest(self, neighbours: int = 1) -> int:
+        """Tokens of the largest of all sets of `neighbours` neighbouring shards."""
+        return group_rows(self.cell, 0, neighbours)  # earlier ranks own the remainder
+
+    # Collectives.
+
+    def algorithm(self, collective: str, group: GroupShape, size: float) -> str:
+        calibrated = self.exchanged if group.size == self.size else None
+        backend = self.cell.placement.backend
+        return algorithm(collective, size, group.size, backend=backend, calibrated=calibrated)
+
+    def all_reduce(self, group: GroupShape, size: float, purpose: str, calls: int = 1) -> Call:
+        """`calls` of them, of `size` bytes together."""
+        by = self.algorithm("all_reduce", group, size / calls)
+        share = 1 if by == EXCHANGE else 2 / group.size
+        moved = share * (group.size - 1) * size
+        return Call("all_reduce", group, purpose, moved, moved, calls, by)
+
+    def all_gather(self, group: GroupShape, longest: float, purpose: str) -> Call:
+        """`longest` are the bytes of the longest member."""
+        by = self.algorithm("all_gather", group, longest)
+        moved = (group.size - 1) * longest
+        return Call("all_gather", group, purpose, moved, moved, algorithm=by)
+
+    def reduce_scatter(self, group: GroupShape, whole: float, own: float, purpose: str) -> Call:
+        return Call("reduce_scatter", group, purpose, whole - own, (group.size - 1) * own)
+
+    def exchange(self, row_bytes: float, purpose: str, back: bool = False) -> Call:
+        sent, received = self.load.sent * row_bytes, self.load.received * row_bytes
+        if back:
+            sent, received = received, sent
+        chunks = self.cell.strategy.overlap
+        return Call("all_to_all", self.ep, purpose, sent, received, chunks)
+
+    # Steps of strategies.
+
+    def dispatch(self) -> Iterator[Call]:
+        """Counts, rows there (for dedup with their gates), results back."""
+        deduplicated = self.cell.strategy.dispatcher == "dedup"
+        numbers = 1 if deduplicated else self.places * self.cell.strategy.overlap
+        counts = (self.ep.size - 1) * numbers * COUNT_BYTES
+        yield Call("all_to_all", self.ep, "counts", counts, counts)
+        yield self.exchange(self.layer.dim * self.w, "dispatch")
+        if deduplicated:
+            yield self.exchange(self.places * GATE_BYTES, "dispatch")
+        yield self.exchange(self.layer.dim_out * self.w, "combine", back=True)
+
+    def dispatch_backward(self) -> Iterator[Call]:
+        """Backward repeats each exchange in reverse; count exchanges have no gradient."""
+        yield self.exchange(self.layer.dim_out * self.w, "backward")
+        if self.cell.strategy.dispatcher == "dedup":
+            yield self.exchange(self.places * GATE_BYTES, "backward", back=True)
+        yield self.exchange(self.layer.dim * self.w, "backward", back=True)
+
+    def whole_batch(self) -> Iterator[Call]:
+        """Every rank makes partial outputs of the whole batch."""
+        if self.sharded:
+            yield from self.tokens_to_outputs(self.world)
+        else:
+            yield self.all_reduce(self.world, self.batch * self.layer.dim_out * self.w, "combine")
+
+    def whole_batch_backward(self) -> Iterator[Call]:
+        if self.sharded:
+            yield from self.tokens_to_outputs_backward(self.world)
+        else:
+            yield self.spread_backward()
+
+    def gather_batch(self) -> Call:
+        return self.all_gather(self.world, self.longest() * self.layer.dim_out * self.w, "combine")
+
+    def spread_backward(self) -> Call:
+        """Replicated tokens of which every rank used a part: their gradients are added up."""
+        return self.all_reduce(self.world, self.batch * self.layer.dim * self.w, "backward")
+
+    def _slice(self, group: GroupShape) -> tuple[int, int, int]:
+        """Tokens of a group of neighbours together, of this rank, and of the longest member."""
+        first = self.rank - self.rank % group.size
+        rows = (group_rows(self.cell, self.rank, n) for n in (group.size, 1))
+        return *rows, group_rows(self.cell, first, 1)  # type: ignore[return-value]
+
+    def tokens_to_outputs(self, group: GroupShape) -> list[Call]:
+        """All-gather of tokens in the layer's dtype, reduce-scatter of partial outputs, over a
+        group of neighbours."""
+        rows, own, longest = self._slice(group)
+        out = self.layer.dim_out * self.w
+        gather = self.all_gather(group, longest * self.layer.dim * self.s, "dispatch")
+        return [gather, self.reduce_scatter(group, rows * out, own * out, "combine")]
+
+    def tokens_to_outputs_backward(self, group: GroupShape) -> list[Call]:
+        rows, own, longest = self._slice(group)
+        into = self.layer.dim * self.s
+        gather = self.all_gather(group, longest * self.layer.dim_out * self.w, "backward")
+        return [gather, self.reduce_scatter(group, rows * into, own * into, "backward")]
+
+    def add_up_gradients(self, part: str, group: GroupShape) -> Iterator[Call]:
+        """One all-reduce for each parameter of `part`, a name of PARTS."""
+        for name in PARTS[part]:
+            if name in self.parameter_bytes:
+                yield self.all_reduce(group, self.parameter_bytes[name], "gradients")
+
+    def add_up_copies(self) -> Iterator[Call]:
+        """One all-reduce for every parameter of every expert that several ranks hold."""
+        copied = self.load.copied
+        for name in EXPERTS:
+            if copied and name in self.parameter_bytes:
+                size = copied * self.parameter_bytes[name] / self.places
+                yield self.all_reduce(self.ep, size, "gradients", copied)
+
+    def scope(self, group: GroupShape, neighbours: int) -> Iterator[Call]:
+        """What the router has to know of other ranks' tokens, where each rank of `group` routes the
+        shards of `neighbours` ranks."""
+        rule, longest = self.layer.router, self.longest(neighbours)
+        if rule.scope != "global":
+            return
+        slots = longest * self.layer.topk
+        if rule.kind == "expert_choice":
+            scores = longest * self.layer.num_experts * ROUTER_BYTES
+            yield self.all_gather(group, scores, "scope")
+            return
+        if rule.aux_loss and self.cell.workload.mode == "train":
+            yield self.all_gather(group, slots * INDEX_BYTES, "scope")
+        if rule.capacity_factor:
+            yield self.all_gather(group, slots * INDEX_BYTES, "scope")
+            if rule.drop == "probability":
+                yield self.all_gather(group, slots * GATE_BYTES, "scope")
