@@ -29,9 +29,5 @@ def totals(calls: Iterable[Call]) -> dict[tuple[str, str], tuple[int, float, flo
     for call in calls:
         key = (call.collective, call.group.name)
         number, sent, received = sums.get(key, (0, 0.0, 0.0))
-        sums[key] = (
-            number + call.calls,
-            sent + call.sent_bytes,
-            received + call.received_bytes,
-        )
+        sums[key] = (number + call.calls, sent + call.sent_bytes, received + call.received_bytes)
     return sums

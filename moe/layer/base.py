@@ -22,7 +22,13 @@ from moe.layer.capacity import Scope, extents
 from moe.layer.experts import Experts
 from moe.layer.router import Router, Routing
 from moe.parallel import dispatch
-from moe.parallel.collectives import gather_outputs, spread
+from moe.parallel.collectives import (
+    add_and_scatter,
+    add_up,
+    gather_outputs,
+    gather_tokens,
+    spread,
+)
 from moe.parallel.comm import Comm, RankGroup
 from moe.parallel.expert_placement import order_for, places_of
 from moe.parallel.permute import permute, sort_slots, unpermute
@@ -61,6 +67,7 @@ class MoELayer(nn.Module):
         self.shard_sizes = [len(range(*batches.own_rows(cell, rank))) for rank in range(size)]
         self.tp, self.ep, self.dp = (comm.group(shape) for shape in self.rules.groups(cell))
         self.seen: ForwardTrace | None = None
+        self.dispatches = self.rules.dispatches(cell)
         self.rows = self.routed_rows()
         self.shared_rows = self.rules.shared_rows(cell, comm.rank)
         self.routers = self.routed_by()
@@ -146,6 +153,46 @@ class MoELayer(nn.Module):
     def own_tokens(self, x_TD: Tensor) -> Tensor:
         """The rows this rank routes, of tokens that every rank has whole or its shard of."""
         return x_TD if self.sharded else self.own_slice(spread(x_TD, self.comm.world, self.wire))
+
+    def own_batch(self, x_TD: Tensor) -> Tensor:
+        """A step in which every token's outputs are made by one rank: own tokens through the
+        experts, by sending slots where the dispatcher does; replicated outputs are gathered."""
+        y_TO = self.outputs(self.own_tokens(x_TD))
+        return y_TO if self.sharded else self.gather_batch(y_TO)
+
+    def whole_batch(self, x_TD: Tensor) -> Tensor:
+        """A step in which every rank makes a part of all tokens' outputs, and the parts are added
+        up: by an all-reduce where tokens are replicated."""
+        world = self.comm.world
+        if self.sharded:
+            return self.tokens_to_outputs(x_TD, world)
+        y_BO = self.outputs(spread(x_TD, world, self.wire))
+        with phase("combine"):
+            return add_up(y_BO, world, self.wire)
+
+    def tokens_to_outputs(self, x_TD: Tensor, group: RankGroup) -> Tensor:
+        """A step with sharded tokens in which every rank of a group of neighbours makes a part of
+        the outputs of all their tokens: all-gather of tokens, reduce-scatter of outputs."""
+        sizes = [self.shard_sizes[rank] for rank in group.ranks]
+        with phase("dispatch"):
+            x_TD = gather_tokens(x_TD, group, sizes)
+        y_TO = self.outputs(x_TD)
+        with phase("combine"):
+            return add_and_scatter(y_TO, group, sizes, self.wire)
+
+    def slice_to_batch(self, x_BD: Tensor, group: RankGroup) -> Tensor:
+        """A step with replicated tokens in which every rank of a group of neighbours makes a part
+        of the outputs of their slice: all-reduce over the group, all-gather of the slices."""
+        y_TO = self.outputs(self.own_tokens(x_BD))
+        with phase("combine"):
+            y_TO = add_up(y_TO, group, self.wire)
+            return gather_outputs(y_TO, *self.routers, self.wire)
+
+    def outputs(self, x_TD: Tensor) -> Tensor:
+        """[T, O] of the tokens routed here: routed experts and shared ones."""
+        routing = self.route(x_TD)
+        y_TO = self.dispatched(x_TD, routing) if self.dispatches else self.mix(x_TD, routing)
+        return self.plus_shared(y_TO, x_TD)
 
     def gather_batch(self, y_TO: Tensor) -> Tensor:
         """The whole batch's outputs on every rank, from each rank's shard."""

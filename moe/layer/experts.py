@@ -179,14 +179,7 @@ class Experts(nn.Module):
     def _loop(self, x_SD: Tensor, counts: list[int]) -> Tensor:
         if torch.is_grad_enabled() and self.fc1.requires_grad and self.kernel == "loop":
             made: Tensor = PerExpertFunction.apply(
-                x_SD,
-                self.fc1,
-                self.b1,
-                self.fc2,
-                self.b2,
-                counts,
-                self.layer.activation,
-                self.room,
+                x_SD, self.fc1, self.b1, self.fc2, self.b2, counts, self.layer.activation, self.room
             )
             return made
         busy = [e for e, count in enumerate(counts) if count] or [0]

@@ -61,14 +61,11 @@ class Comm:
         Every rank must ask for the same shapes in the same order: all groups of a shape that are
         new are made by all ranks together.
         """
-        span = shape.size * shape.stride
-        for first in range(self.world_size):
-            ranks = tuple(range(first, first + span, shape.stride))
-            is_first = first // shape.stride % shape.size == 0
-            if is_first and shape.size > 1 and ranks not in self._groups:
+        for rank in range(self.world_size if 1 < shape.size < self.world_size else 0):
+            ranks = shape.ranks_with(rank)
+            if rank == ranks[0] and ranks not in self._groups:
                 self._groups[ranks] = dist.new_group(list(ranks))
-        first = self.rank - self.rank // shape.stride % shape.size * shape.stride
-        return RankGroup(self, shape.name, tuple(range(first, first + span, shape.stride)))
+        return RankGroup(self, shape.name, shape.ranks_with(self.rank))
 
     def split(self, inner: int, names: tuple[str, str]) -> tuple[RankGroup, RankGroup]:
         """Groups of `inner` neighbouring ranks, and the groups that cross them."""
@@ -165,12 +162,7 @@ class RankGroup:
             dist.barrier(group=self._pg)
 
     def _begin(
-        self,
-        name: str,
-        sent: float,
-        received: float,
-        bus: float | None = None,
-        algorithm: str = "",
+        self, name: str, sent: float, received: float, bus: float | None = None, algorithm: str = ""
     ) -> None:
         bus = received if bus is None else bus
         self.comm.count(name, self.name, sent, received, bus, algorithm)

@@ -67,6 +67,11 @@ class GroupShape:
     size: int
     stride: int
 
+    def ranks_with(self, rank: int) -> tuple[int, ...]:
+        """The ranks of the group of this shape that `rank` is in."""
+        first = rank - rank // self.stride % self.size * self.stride
+        return tuple(range(first, first + self.size * self.stride, self.stride))
+
 
 class Groups(NamedTuple):
     """The groups of one rank: its parts of an expert, the experts, and replicas of all experts."""
@@ -190,7 +195,7 @@ class RankTraffic:
         yield self.exchange(self.layer.dim * self.w, "backward", back=True)
 
     def whole_batch(self) -> Iterator[Call]:
-        """Every rank makes partial outputs of the whole batch."""
+        """Every rank makes a part of all outputs of the whole batch; the parts are added up."""
         if self.sharded:
             yield from self.tokens_to_outputs(self.world)
         else:
@@ -198,7 +203,7 @@ class RankTraffic:
 
     def whole_batch_backward(self) -> Iterator[Call]:
         if self.sharded:
-            yield from self.tokens_to_outputs_backward(self.world)
+            yield from self.tokens_to_outputs(self.world, backward=True)
         else:
             yield self.spread_backward()
 
@@ -209,25 +214,25 @@ class RankTraffic:
         """Replicated tokens of which every rank used a part: their gradients are added up."""
         return self.all_reduce(self.world, self.batch * self.layer.dim * self.w, "backward")
 
-    def _slice(self, group: GroupShape) -> tuple[int, int, int]:
-        """Tokens of a group of neighbours together, of this rank, and of the longest member."""
+    def tokens_to_outputs(self, group: GroupShape, backward: bool = False) -> Iterator[Call]:
+        """Over a group of neighbours: all-gather of tokens in the layer's dtype, reduce-scatter of
+        partial outputs. Backward: all-gather of the outputs' gradients, reduce-scatter of the
+        tokens'."""
         first = self.rank - self.rank % group.size
-        rows = (group_rows(self.cell, self.rank, n) for n in (group.size, 1))
-        return *rows, group_rows(self.cell, first, 1)  # type: ignore[return-value]
+        own, longest = (group_rows(self.cell, rank, 1) for rank in (self.rank, first))
+        whole = group_rows(self.cell, self.rank, group.size)
+        into, out = self.layer.dim * self.s, self.layer.dim_out * self.w
+        there, back = (out, into) if backward else (into, out)
+        yield self.all_gather(group, longest * there, "backward" if backward else "dispatch")
+        purpose = "backward" if backward else "combine"
+        yield self.reduce_scatter(group, whole * back, own * back, purpose)
 
-    def tokens_to_outputs(self, group: GroupShape) -> list[Call]:
-        """All-gather of tokens in the layer's dtype, reduce-scatter of partial outputs, over a
-        group of neighbours."""
-        rows, own, longest = self._slice(group)
+    def slice_to_batch(self, group: GroupShape, across: GroupShape) -> Iterator[Call]:
+        """All-reduce of the outputs of a slice over a group of neighbours, all-gather of slices."""
         out = self.layer.dim_out * self.w
-        gather = self.all_gather(group, longest * self.layer.dim * self.s, "dispatch")
-        return [gather, self.reduce_scatter(group, rows * out, own * out, "combine")]
-
-    def tokens_to_outputs_backward(self, group: GroupShape) -> list[Call]:
-        rows, own, longest = self._slice(group)
-        into = self.layer.dim * self.s
-        gather = self.all_gather(group, longest * self.layer.dim_out * self.w, "backward")
-        return [gather, self.reduce_scatter(group, rows * into, own * into, "backward")]
+        rows = group_rows(self.cell, self.rank, group.size)
+        yield self.all_reduce(group, rows * out, "combine")
+        yield self.all_gather(across, self.longest(group.size) * out, "combine")
 
     def add_up_gradients(self, part: str, group: GroupShape) -> Iterator[Call]:
         """One all-reduce for each parameter of `part`, a name of PARTS."""

@@ -120,9 +120,8 @@ def counted_load(cell: Cell, layer: MoELayer, x: torch.Tensor, rank: int, ranks:
     everyone: list[Any] = [None] * ranks
     dist.all_gather_object(everyone, rows_to(cell, layer, x))
     ep = rules_of(cell.strategy.name).groups(cell).ep
-    own = rank // ep.stride % ep.size
-    first = rank - own * ep.stride
-    peers = [first + i * ep.stride for i in range(ep.size)]
+    peers = ep.ranks_with(rank)
+    own = peers.index(rank)
     copied = len(layer.places.copied)
     if not loads.dispatches(cell):
         slots = sum(row.count(own) if found.ep > 1 else len(row) for row in everyone[rank])

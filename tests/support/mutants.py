@@ -30,10 +30,8 @@ from moe.parallel import dispatch
 from moe.parallel.collectives import add_up
 from moe.parallel.expert_placement import Places
 from moe.spec import Cell, LayerSpec, RankLayout, RouterSpec, StrategySpec, WorkloadSpec
-from moe.strategies.ep import layer as ep_module
 from moe.strategies.ep.layer import Ep
 from moe.strategies.simple.layer import Simple
-from moe.strategies.tp import layer as tp_module
 from moe.strategies.tp.layer import Tp
 from moe.verify import sampling
 from moe.workload import batches, routings
@@ -434,12 +432,12 @@ def coarser_on_the_wire_than_said() -> list[Patch]:
 
 @fault("combine", cell("tp"))
 def outputs_not_added_up() -> list[Patch]:
-    return [(tp_module, "add_up", lambda x, *rest: x)]
+    return [(layer_module, "add_up", lambda x, *rest: x)]
 
 
 @fault("combine", cell("ep", "local"))
 def outputs_added_up_twice() -> list[Patch]:
-    return [(ep_module, "add_up", lambda x, *rest: add_up(add_up(x, *rest), *rest))]
+    return [(layer_module, "add_up", lambda x, *rest: add_up(add_up(x, *rest), *rest))]
 
 
 @fault("combine", cell("ep", "alltoall"))
@@ -754,7 +752,7 @@ def rebuilt_with_other_weights() -> list[Patch]:
 
 @fault("gradients", cell("tp", **TRAIN))
 def outputs_not_added_up_in_training() -> list[Patch]:
-    return [(tp_module, "add_up", lambda x, *rest: x)]
+    return [(layer_module, "add_up", lambda x, *rest: x)]
 
 
 @fault("gradients", cell(**TRAIN))
@@ -906,7 +904,7 @@ def sum_over_ranks_remembered() -> list[Patch]:
             kept[key] = add_up(x, group, *rest).clone()
         return kept[key].clone()
 
-    return [(tp_module, "add_up", remembered)]
+    return [(layer_module, "add_up", remembered)]
 
 
 @fault("state", cell(kernel="bmm", **TRAIN))

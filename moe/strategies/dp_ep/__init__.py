@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from moe.parallel.rules import Degrees, StrategyRules, small_divisor
-from moe.parallel.traffic import Call, GroupShape, RankTraffic, group_rows
+from moe.parallel.traffic import Call, GroupShape, RankTraffic
 from moe.spec import Cell
 
 
@@ -35,10 +35,8 @@ class DpEpRules(StrategyRules):
     def forward(self, r: RankTraffic) -> Iterator[Call]:
         if self.dispatches(r.cell):
             yield from super().forward(r)
-            return
-        out = r.layer.dim_out * r.w
-        yield r.all_reduce(r.ep, group_rows(r.cell, r.rank, r.ep.size) * out, "combine")
-        yield r.all_gather(r.dp, r.longest(r.ep.size) * out, "combine")
+        else:
+            yield from r.slice_to_batch(r.ep, r.dp)
 
     def summed(self, cell: Cell) -> list[tuple[str, GroupShape]]:
         return [*super().summed(cell), ("experts", self.groups(cell).dp)]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from moe.parallel.rules import Degrees, StrategyRules, small_divisor
-from moe.parallel.traffic import Call, GroupShape, RankTraffic, group_rows, world
+from moe.parallel.traffic import Call, GroupShape, RankTraffic, world
 from moe.spec import Cell
 
 
@@ -38,19 +38,14 @@ class EpTpRules(StrategyRules):
             yield from super().forward(r)
         elif r.sharded:
             gather, scatter = r.tokens_to_outputs(r.tp)
-            yield gather
-            yield from r.dispatch()
-            yield scatter
+            yield from (gather, *r.dispatch(), scatter)
         else:
-            out = r.layer.dim_out * r.w
-            yield from r.dispatch()
-            yield r.all_reduce(r.tp, group_rows(r.cell, r.rank, r.tp.size) * out, "combine")
-            yield r.all_gather(r.ep, r.longest(r.tp.size) * out, "combine")
+            yield from (*r.dispatch(), *r.slice_to_batch(r.tp, r.ep))
 
     def backward(self, r: RankTraffic) -> Iterator[Call]:
         yield from super().backward(r)
         if r.sharded:
-            yield from r.tokens_to_outputs_backward(r.tp)
+            yield from r.tokens_to_outputs(r.tp, backward=True)
 
     def summed(self, cell: Cell) -> list[tuple[str, GroupShape]]:
         return [("router", world(cell)), ("shared", self.groups(cell).ep)]

@@ -132,7 +132,7 @@ class Fsdp(MoELayer):
     def forward(self, x_TD: Tensor) -> Tensor:
         own_TD = self.own_tokens(x_TD)
         if self.kept_whole:
-            return self._own_outputs(own_TD)
+            return self.outputs(own_TD)
         if not hasattr(self, "flat"):
             self._shard()
         train = torch.is_grad_enabled() and self.flat.requires_grad
@@ -140,14 +140,11 @@ class Fsdp(MoELayer):
             whole = _Gather.apply(self.flat, self) if train else self.gathered(self.flat)
         with self.bound(whole):
             if not train:
-                y_TO = self._own_outputs(own_TD)
+                y_TO = self.outputs(own_TD)
             else:
                 with self._not_kept(whole):
-                    y_TO = _GatherAgain.apply(self._own_outputs(own_TD), self)
+                    y_TO = _GatherAgain.apply(self.outputs(own_TD), self)
         return y_TO if self.sharded else self.gather_batch(y_TO)
-
-    def _own_outputs(self, own_TD: Tensor) -> Tensor:
-        return self.plus_shared(self.mix(own_TD, self.route(own_TD)), own_TD)
 
     def _not_kept(self, whole: Tensor) -> Any:
         """Autograd keeps no views on the gathered weights, only where in them they lie."""

@@ -27,7 +27,7 @@ class Serial(MoELayer):
         if self.comm.rank:
             return x_BD.new_empty((0, self.layer.dim_out))
         with every_core(x_BD):
-            return self.plus_shared(self.mix(x_BD, self.route(x_BD)), x_BD)
+            return self.outputs(x_BD)
 
 
 @contextmanager
