@@ -12,7 +12,7 @@ from tests.support.ranks import run_ranks
 
 @pytest.fixture(scope="module", params=[2, 4], ids=["2 ranks", "4 ranks"])
 def verdicts(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
-    found = run_ranks("gate_ranks", request.param)
+    found = run_ranks("verify_ranks", request.param)
     assert isinstance(found, dict)
     return found
 

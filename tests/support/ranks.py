@@ -23,7 +23,7 @@ def prepare(arguments: list[str]) -> None:
 
 
 def run_ranks(module: str, ranks: int, *arguments: str, limit_s: float = 280) -> Any:
-    """The JSON in the last line that `tests.<module>` prints, started as a launch's ranks are."""
+    """The JSON in the last line that `tests.dist.<module>` prints, started as a launch's ranks are."""
     env = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -31,7 +31,7 @@ def run_ranks(module: str, ranks: int, *arguments: str, limit_s: float = 280) ->
         "GLOO_SOCKET_IFNAME": "lo",
     }
     with tempfile.TemporaryDirectory() as folder:
-        command = [*agent_command(Path(folder), ranks), "-m", f"tests.{module}", *arguments]
+        command = [*agent_command(Path(folder), ranks), "-m", f"tests.dist.{module}", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
