@@ -23,7 +23,7 @@ def prepare(arguments: list[str]) -> None:
 
 
 def run_ranks(module: str, ranks: int, *arguments: str, limit_s: float = 280) -> Any:
-    """The JSON in the last line that `tests.dist.<module>` prints, started as a launch's ranks are."""
+    """The JSON in the last line that `tests.dist.<module>` prints, started as ranks of a launch."""
     env = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
