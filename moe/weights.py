@@ -97,10 +97,10 @@ def router(layer: LayerSpec) -> Tensor:
 def names(layer: LayerSpec) -> tuple[str, ...]:
     """Names of an expert's matrices, in storage order."""
     gated = layer.activation == "silu_gated"
-    found: tuple[str, ...] = ("w1", "w3", "w2") if gated else ("w1", "w2")
+    matrix_names: tuple[str, ...] = ("w1", "w3", "w2") if gated else ("w1", "w2")
     if layer.bias != "none":
-        found += ("b1", "b3", "b2") if gated else ("b1", "b2")
-    return found
+        matrix_names += ("b1", "b3", "b2") if gated else ("b1", "b2")
+    return matrix_names
 
 
 def shape(layer: LayerSpec, name: str) -> tuple[int, ...]:
@@ -142,9 +142,9 @@ def _together(layer: LayerSpec, experts: Sequence[int]) -> Iterator[Sequence[int
 def by_expert(layer: LayerSpec, experts: Sequence[int]) -> Iterator[dict[str, Tensor]]:
     """The whole matrices of one expert after the other."""
     for some in _together(layer, experts):
-        made = {name: matrices(layer, some, name) for name in names(layer)}
+        stacks = {name: matrices(layer, some, name) for name in names(layer)}
         for place in range(len(some)):
-            yield {name: whole[place] for name, whole in made.items()}
+            yield {name: whole[place] for name, whole in stacks.items()}
 
 
 def sliced(layer: LayerSpec, expert: int, name: str, columns: tuple[int, int]) -> Tensor:

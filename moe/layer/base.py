@@ -21,14 +21,7 @@ from moe.layer import kernel_choice
 from moe.layer.capacity import Scope, extents
 from moe.layer.experts import Experts
 from moe.layer.router import Router, Routing
-from moe.parallel import dispatch
-from moe.parallel.collectives import (
-    add_and_scatter,
-    add_up,
-    gather_outputs,
-    gather_tokens,
-    spread,
-)
+from moe.parallel import collectives, dispatch
 from moe.parallel.comm import Comm, RankGroup
 from moe.parallel.expert_placement import order_for, places_of
 from moe.parallel.permute import permute, sort_slots, unpermute
@@ -71,6 +64,7 @@ class MoELayer(nn.Module):
         self.rows = self.routed_rows()
         self.shared_rows = self.rules.shared_rows(cell, comm.rank)
         self.routers = self.routed_by()
+        self.summed = [(part, comm.group(shape)) for part, shape in self.rules.summed(cell)]
         allowed_TE = batches.allowed(cell, self.rows, trace_BK)
         self.router = Router(cell.layer, comm.device, allowed_TE, self.scope())
         loads = self.expert_loads(trace_BK) if cell.strategy.hot_replicas else []
@@ -120,7 +114,7 @@ class MoELayer(nn.Module):
         group, sizes = self.routers
         gather = partial(group.all_gather, sizes=sizes)
         whole = self.layer.router.scope == "global" and group.size > 1
-        copies = self.comm.world_size // group.size if self.rules.summed(self.cell) else 1
+        copies = self.comm.world_size // group.size if self.summed else 1
         return Scope(self.rows, tuple(extents(self.cell)), gather if whole else None, copies)
 
     def expert_loads(self, trace_BK: Tensor | None) -> list[int]:
@@ -152,7 +146,9 @@ class MoELayer(nn.Module):
 
     def own_tokens(self, x_TD: Tensor) -> Tensor:
         """The rows this rank routes, of tokens that every rank has whole or its shard of."""
-        return x_TD if self.sharded else self.own_slice(spread(x_TD, self.comm.world, self.wire))
+        if self.sharded:
+            return x_TD
+        return self.own_slice(collectives.spread(x_TD, self.comm.world, self.wire))
 
     def own_batch(self, x_TD: Tensor) -> Tensor:
         """A step in which every token's outputs are made by one rank: own tokens through the
@@ -166,27 +162,27 @@ class MoELayer(nn.Module):
         world = self.comm.world
         if self.sharded:
             return self.tokens_to_outputs(x_TD, world)
-        y_BO = self.outputs(spread(x_TD, world, self.wire))
+        y_BO = self.outputs(collectives.spread(x_TD, world, self.wire))
         with phase("combine"):
-            return add_up(y_BO, world, self.wire)
+            return collectives.add_up(y_BO, world, self.wire)
 
     def tokens_to_outputs(self, x_TD: Tensor, group: RankGroup) -> Tensor:
         """A step with sharded tokens in which every rank of a group of neighbours makes a part of
         the outputs of all their tokens: all-gather of tokens, reduce-scatter of outputs."""
         sizes = [self.shard_sizes[rank] for rank in group.ranks]
         with phase("dispatch"):
-            x_TD = gather_tokens(x_TD, group, sizes)
+            x_TD = collectives.gather_tokens(x_TD, group, sizes)
         y_TO = self.outputs(x_TD)
         with phase("combine"):
-            return add_and_scatter(y_TO, group, sizes, self.wire)
+            return collectives.add_and_scatter(y_TO, group, sizes, self.wire)
 
     def slice_to_batch(self, x_BD: Tensor, group: RankGroup) -> Tensor:
         """A step with replicated tokens in which every rank of a group of neighbours makes a part
         of the outputs of their slice: all-reduce over the group, all-gather of the slices."""
         y_TO = self.outputs(self.own_tokens(x_BD))
         with phase("combine"):
-            y_TO = add_up(y_TO, group, self.wire)
-            return gather_outputs(y_TO, *self.routers, self.wire)
+            y_TO = collectives.add_up(y_TO, group, self.wire)
+            return collectives.gather_outputs(y_TO, *self.routers, self.wire)
 
     def outputs(self, x_TD: Tensor) -> Tensor:
         """[T, O] of the tokens routed here: routed experts and shared ones."""
@@ -197,7 +193,7 @@ class MoELayer(nn.Module):
     def gather_batch(self, y_TO: Tensor) -> Tensor:
         """The whole batch's outputs on every rank, from each rank's shard."""
         with phase("combine"):
-            return gather_outputs(y_TO, self.comm.world, self.shard_sizes, self.wire)
+            return collectives.gather_outputs(y_TO, self.comm.world, self.shard_sizes, self.wire)
 
     def route(self, x_TD: Tensor) -> Routing:
         with phase("router"):
@@ -331,8 +327,7 @@ class MoELayer(nn.Module):
     def reductions(self) -> Reductions:
         """Parameters whose gradient on this rank is only its part, and the ranks that have the
         other parts; the same list on every rank."""
-        summed = self.rules.summed(self.cell)
-        return [(self.parameters_of(part), self.comm.group(shape)) for part, shape in summed]
+        return [(self.parameters_of(part), group) for part, group in self.summed]
 
     def parameters_of(self, part: str) -> list[nn.Parameter]:
         """Of the router, of shared experts, or as "experts" all others."""

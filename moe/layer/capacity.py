@@ -55,12 +55,12 @@ class Scope:
         if self.gather:
             tables = tuple(self.gather(table) for table in tables)
         low, high = self.rows
-        found = [
+        parts = [
             rule(*(table[a - first : b - first] for table in tables))[max(low - a, 0) : high - a]
             for a, b in self.extents
             if a < high and b > low
         ]
-        return torch.cat(found) if found else rule(*(table[:0] for table in tables))
+        return torch.cat(parts) if parts else rule(*(table[:0] for table in tables))
 
 
 def keep_first(

@@ -39,11 +39,11 @@ class GradientBuffers:
         """A tensor of the weight's shape, dtype and device, whatever is in it."""
         kept = self._kept.get(name)
         if kept is None or kept.nbytes() != weight.nbytes or _held_elsewhere(kept):
-            made = torch.empty_like(weight)
-            self._kept[name] = made.untyped_storage()
-            return made
-        made = torch.empty(0, dtype=weight.dtype, device=weight.device)
-        return made.set_(kept, 0, weight.shape, weight.stride())
+            buffer = torch.empty_like(weight)
+            self._kept[name] = buffer.untyped_storage()
+            return buffer
+        buffer = torch.empty(0, dtype=weight.dtype, device=weight.device)
+        return buffer.set_(kept, 0, weight.shape, weight.stride())
 
 
 def _held_elsewhere(storage: torch.UntypedStorage) -> bool:

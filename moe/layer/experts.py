@@ -57,15 +57,15 @@ class Experts(nn.Module):
         self.packed: Packed | None = None  # in place of fc1 and fc2, which then hold no memory
         self.room = GradientBuffers()  # of the gradients of kernel `loop`
         self.resident = True  # whether the weights are here between steps
-        held = {n: weights.stacked(layer, ids, n, columns) for n in weights.names(layer)}
-        fc1, b1 = held["w1"], held.get("b1")
-        if "w3" in held:
-            fc1 = torch.cat([fc1, held["w3"]], dim=1)
-            b1 = None if b1 is None else torch.cat([b1, held["b3"]], dim=1)
+        matrices = {n: weights.stacked(layer, ids, n, columns) for n in weights.names(layer)}
+        fc1, b1 = matrices["w1"], matrices.get("b1")
+        if "w3" in matrices:
+            fc1 = torch.cat([fc1, matrices["w3"]], dim=1)
+            b1 = None if b1 is None else torch.cat([b1, matrices["b3"]], dim=1)
         self.fc1 = nn.Parameter(fc1.to(device))
-        self.fc2 = nn.Parameter(held["w2"].to(device))
+        self.fc2 = nn.Parameter(matrices["w2"].to(device))
         self.b1 = None if b1 is None else nn.Parameter(b1.to(device))
-        self.b2 = nn.Parameter(held["b2"].to(device)) if "b2" in held and bias2 else None
+        self.b2 = nn.Parameter(matrices["b2"].to(device)) if "b2" in matrices and bias2 else None
 
     @property
     def fused(self) -> bool:
@@ -103,14 +103,14 @@ class Experts(nn.Module):
         gated = self.layer.activation == "silu_gated"
         for i, expert in enumerate(self.ids):
             fc1, fc2 = tensors["fc1"][i], tensors["fc2"][i]
-            found = {"w1": fc1.T if first else fc1, "w2": fc2.T if second else fc2}
+            matrices = {"w1": fc1.T if first else fc1, "w2": fc2.T if second else fc2}
             if "b1" in tensors:
-                found["b1"] = tensors["b1"][i]
+                matrices["b1"] = tensors["b1"][i]
             if "b2" in tensors:
-                found["b2"] = tensors["b2"][i]
-            for name in [n for n in ("w1", "b1") if gated and n in found]:
-                found[name], found[name.replace("1", "3")] = found[name].chunk(2)
-            yield expert, found
+                matrices["b2"] = tensors["b2"][i]
+            for name in [n for n in ("w1", "b1") if gated and n in matrices]:
+                matrices[name], matrices[name.replace("1", "3")] = matrices[name].chunk(2)
+            yield expert, matrices
 
     def variants(self, kernel: str, dtype: torch.dtype) -> list[str]:
         """What may be tried for `strategy.kernel`, on this rank's shapes."""
@@ -178,10 +178,10 @@ class Experts(nn.Module):
 
     def _loop(self, x_SD: Tensor, counts: list[int]) -> Tensor:
         if torch.is_grad_enabled() and self.fc1.requires_grad and self.kernel == "loop":
-            made: Tensor = PerExpertFunction.apply(
+            result: Tensor = PerExpertFunction.apply(
                 x_SD, self.fc1, self.b1, self.fc2, self.b2, counts, self.layer.activation, self.room
             )
-            return made
+            return result
         busy = [e for e, count in enumerate(counts) if count] or [0]
         if len(busy) == 1:
             return self._expert(x_SD, busy[0])

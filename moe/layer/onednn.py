@@ -39,8 +39,8 @@ def runs(dtype: torch.dtype) -> bool:
 
 def packed(w_NK: Tensor) -> Tensor:
     """A tensor that only `product` and `to_dense` know how to read."""
-    made: Tensor = _ops._reorder_linear_weight(w_NK.detach())
-    return made
+    reordered: Tensor = _ops._reorder_linear_weight(w_NK.detach())
+    return reordered
 
 
 def product(x_MK: Tensor, packed_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
@@ -59,10 +59,10 @@ class Packed:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
         """copy.deepcopy cannot copy such tensors by itself."""
-        made = object.__new__(Packed)
-        made.activation = self.activation
-        made.first, made.second = ([w.clone() for w in ws] for ws in (self.first, self.second))
-        return made
+        other = object.__new__(Packed)
+        other.activation = self.activation
+        other.first, other.second = ([w.clone() for w in ws] for ws in (self.first, self.second))
+        return other
 
     def plain(self) -> tuple[Tensor, Tensor]:
         """The weights as they were given, bit by bit."""

@@ -27,12 +27,14 @@ from torch import Tensor
 
 from moe.parallel.comm import RankGroup
 
+Wire = torch.dtype | None  # what things are sent in; None for their own dtype
+
 
 def _tracked(x: Tensor) -> bool:
     return torch.is_grad_enabled() and x.requires_grad
 
 
-def on_wire(call: Callable[[Tensor], Tensor], x: Tensor, wire: torch.dtype | None) -> Tensor:
+def on_wire(call: Callable[[Tensor], Tensor], x: Tensor, wire: Wire) -> Tensor:
     """call(x) with x in the dtype `wire`, and the result in its own again."""
     if wire is None or wire == x.dtype:
         return call(x)
@@ -51,7 +53,7 @@ class _AddUp(torch.autograd.Function):
 
 class _Spread(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: RankGroup, wire: torch.dtype | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: RankGroup, wire: Wire) -> Tensor:
         ctx.group, ctx.wire = group, wire
         return x.view_as(x)
 
@@ -115,7 +117,7 @@ class _Exchange(torch.autograd.Function):
         return ctx.group.all_to_all(grad, ctx.sent, ctx.received)[0], None, None, None, None
 
 
-def add_up(x: Tensor, group: RankGroup, wire: torch.dtype | None = None) -> Tensor:
+def add_up(x: Tensor, group: RankGroup, wire: Wire = None) -> Tensor:
     """Sum of the group's partial results, replicated; x may be overwritten."""
     if group.size == 1:
         return x
@@ -124,16 +126,14 @@ def add_up(x: Tensor, group: RankGroup, wire: torch.dtype | None = None) -> Tens
     return on_wire(lambda part: _AddUp.apply(part, group), x, wire)
 
 
-def spread(x: Tensor, group: RankGroup, wire: torch.dtype | None = None) -> Tensor:
+def spread(x: Tensor, group: RankGroup, wire: Wire = None) -> Tensor:
     """A replicated x, of which every member uses a part or makes a partial result."""
     if group.size == 1 or not _tracked(x):
         return x
     return _Spread.apply(x, group, wire)  # type: ignore[no-any-return]
 
 
-def gather_outputs(
-    x: Tensor, group: RankGroup, sizes: Sequence[int], wire: torch.dtype | None = None
-) -> Tensor:
+def gather_outputs(x: Tensor, group: RankGroup, sizes: Sequence[int], wire: Wire = None) -> Tensor:
     """Everyone's rows, replicated, as the end of a step that started replicated."""
     if group.size == 1:
         return x
@@ -151,9 +151,7 @@ def gather_tokens(x: Tensor, group: RankGroup, sizes: Sequence[int]) -> Tensor:
     return _GatherTokens.apply(x, group, sizes)  # type: ignore[no-any-return]
 
 
-def add_and_scatter(
-    x: Tensor, group: RankGroup, sizes: Sequence[int], wire: torch.dtype | None = None
-) -> Tensor:
+def add_and_scatter(x: Tensor, group: RankGroup, sizes: Sequence[int], wire: Wire = None) -> Tensor:
     """This rank's rows of the sum of the group's partial results."""
     if group.size == 1:
         return x
@@ -163,11 +161,7 @@ def add_and_scatter(
 
 
 def exchange(
-    x: Tensor,
-    group: RankGroup,
-    received: list[int],
-    sent: list[int],
-    wire: torch.dtype | None = None,
+    x: Tensor, group: RankGroup, received: list[int], sent: list[int], wire: Wire = None
 ) -> Tensor:
     """`sent[i]` rows go to member i, `received[i]` rows come from it, in member order."""
     if group.size == 1:
@@ -181,12 +175,7 @@ class PendingExchange:
     """Rows on their way: `wait` before use, so that something else can run meanwhile."""
 
     def __init__(
-        self,
-        x: Tensor,
-        group: RankGroup,
-        received: list[int],
-        sent: list[int],
-        wire: torch.dtype | None = None,
+        self, x: Tensor, group: RankGroup, received: list[int], sent: list[int], wire: Wire = None
     ) -> None:
         self.dtype = x.dtype
         x = x if wire is None else x.to(wire)

@@ -47,9 +47,8 @@ class Comm:
         self.backend = dist.get_backend() if world_size > 1 else "none"
         self._groups: dict[tuple[int, ...], Any] = {tuple(range(world_size)): None}
         self._traffic: dict[tuple[str, str, str], Traffic] | None = None
-        self.exchanged: Limits | None = (
-            None  # among all ranks, as calibrated: see moe.parallel.algorithms
-        )
+        # Among all ranks, as calibrated: see moe.parallel.algorithms.
+        self.exchanged: Limits | None = None
         self.world = RankGroup(self, "world", tuple(range(world_size)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Comm:
@@ -66,11 +65,6 @@ class Comm:
             if rank == ranks[0] and ranks not in self._groups:
                 self._groups[ranks] = dist.new_group(list(ranks))
         return RankGroup(self, shape.name, shape.ranks_with(self.rank))
-
-    def split(self, inner: int, names: tuple[str, str]) -> tuple[RankGroup, RankGroup]:
-        """Groups of `inner` neighbouring ranks, and the groups that cross them."""
-        across = GroupShape(names[1], self.world_size // inner, inner)
-        return self.group(GroupShape(names[0], inner, 1)), self.group(across)
 
     def process_group(self, ranks: tuple[int, ...]) -> Any:
         return self._groups.get(ranks)

@@ -126,8 +126,8 @@ def _chunk_counts(slots: list[Slots], way: Way) -> Tensor:
     """[C, G, P] rows that each member sends here in each chunk, by one exchange."""
     counts_CGP = torch.tensor([one.counts for one in slots]).view(len(slots), way.group.size, -1)
     by_member = counts_CGP.transpose(0, 1).reshape(-1).tolist()
-    found = exchange_counts(by_member, way.group)
-    return found.view(way.group.size, len(slots), way.per_rank).transpose(0, 1)
+    counts = exchange_counts(by_member, way.group)
+    return counts.view(way.group.size, len(slots), way.per_rank).transpose(0, 1)
 
 
 def dedup(x_TD: Tensor, places_TK: Tensor, gates_TK: Tensor, way: Way, compute: Compute) -> Tensor:

@@ -29,24 +29,24 @@ def with_copies(order: Sequence[int], ranks: int, copies: int, loads: Sequence[i
     """Adds `copies` places, as many on every rank: the expert with the most load per copy gets
     another on the least loaded rank that has room and does not hold it yet."""
     size = len(order) // ranks
-    held = [list(order[r * size : (r + 1) * size]) for r in range(ranks)]
+    by_rank = [list(order[r * size : (r + 1) * size]) for r in range(ranks)]
     number = dict.fromkeys(order, 1)
 
     def load(rank: int) -> float:
-        return sum(loads[e] / number[e] for e in held[rank])
+        return sum(loads[e] / number[e] for e in by_rank[rank])
 
     for _ in range(copies):
-        room = [r for r in range(ranks) if len(held[r]) < size + copies // ranks]
+        room = [r for r in range(ranks) if len(by_rank[r]) < size + copies // ranks]
         hot = sorted(number, key=lambda e: (-loads[e] / number[e], e))
         expert, where = next(
-            (e, [r for r in room if e not in held[r]])
+            (e, [r for r in room if e not in by_rank[r]])
             for e in hot
-            if any(e not in held[r] for r in room)
+            if any(e not in by_rank[r] for r in room)
         )
         rank = min(where, key=lambda r: (load(r), r))
-        held[rank].append(expert)
+        by_rank[rank].append(expert)
         number[expert] += 1
-    return [expert for on_rank in held for expert in on_rank]
+    return [expert for on_rank in by_rank for expert in on_rank]
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def places_of(order: Sequence[int], experts: int, device: torch.device) -> Place
     for place, expert in enumerate(order):
         where[expert].append(place)
     most = max(map(len, where))
-    table = [found + found[:1] * (most - len(found)) for found in where]
-    copies = torch.tensor([len(found) for found in where], device=device)
+    table = [places + places[:1] * (most - len(places)) for places in where]
+    copies = torch.tensor([len(places) for places in where], device=device)
     plain = list(order) == list(range(experts))
     return Places(tuple(order), torch.tensor(table, device=device), copies, plain)
 

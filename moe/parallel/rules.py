@@ -142,8 +142,7 @@ class StrategyRules:
     # What a step sends.
 
     def forward(self, r: RankTraffic) -> Iterator[Call]:
-        if not self.sends:
-            return
+        """Asked only of strategies that send something."""
         if self.routing(r.cell) is None:
             yield from r.whole_batch()
             return
@@ -153,10 +152,9 @@ class StrategyRules:
             yield r.gather_batch()
 
     def backward(self, r: RankTraffic) -> Iterator[Call]:
-        if not self.sends:
-            return
+        """The same; without the gradients of weights, which `summed` names."""
         if self.routing(r.cell) is None:
-            yield from r.whole_batch_backward()
+            yield from r.whole_batch(backward=True)
             return
         if self.dispatches(r.cell):
             yield from r.dispatch_backward()
@@ -177,9 +175,9 @@ class StrategyRules:
         sizes = self.parameter_bytes(cell, rank)
         r = RankTraffic(cell, load, rank, self.groups(cell), self.places(cell), sizes, exchanged)
         split = self.routing(cell)
-        calls = [*(r.scope(*split) if split else ()), *self.forward(r)]
+        calls = [*(r.scope(*split) if split else ()), *(self.forward(r) if self.sends else ())]
         if cell.workload.mode == "train":
-            calls += self.backward(r)
+            calls += self.backward(r) if self.sends else ()
             for part, group in self.summed(cell):
                 calls += r.add_up_gradients(part, group)
             calls += r.add_up_copies()

@@ -194,18 +194,14 @@ class RankTraffic:
             yield self.exchange(self.places * GATE_BYTES, "backward", back=True)
         yield self.exchange(self.layer.dim * self.w, "backward", back=True)
 
-    def whole_batch(self) -> Iterator[Call]:
+    def whole_batch(self, backward: bool = False) -> Iterator[Call]:
         """Every rank makes a part of all outputs of the whole batch; the parts are added up."""
         if self.sharded:
-            yield from self.tokens_to_outputs(self.world)
+            yield from self.tokens_to_outputs(self.world, backward)
+        elif backward:
+            yield self.spread_backward()
         else:
             yield self.all_reduce(self.world, self.batch * self.layer.dim_out * self.w, "combine")
-
-    def whole_batch_backward(self) -> Iterator[Call]:
-        if self.sharded:
-            yield from self.tokens_to_outputs(self.world, backward=True)
-        else:
-            yield self.spread_backward()
 
     def gather_batch(self) -> Call:
         return self.all_gather(self.world, self.longest() * self.layer.dim_out * self.w, "combine")

@@ -6,6 +6,6 @@ only when one is built. Those of this project are moe/peers/<name>.py, with thei
 (docs/peers.md). Torch-free.
 """
 
-from moe.peers.registry import FOREIGN, OWN, check_installed, equivalent, limits_of
+from moe.peers.registry import OWN, check_installed, equivalent, limits_of
 
-__all__ = ["FOREIGN", "OWN", "check_installed", "equivalent", "limits_of"]
+__all__ = ["OWN", "check_installed", "equivalent", "limits_of"]

@@ -90,11 +90,8 @@ class Listening(TorchDispatchMode):
 
 
 def _is_splits(argument: Any) -> bool:
-    return (
-        isinstance(argument, list | tuple)
-        and len(argument) > 0
-        and all(isinstance(one, int) for one in argument)
-    )
+    sequence = isinstance(argument, list | tuple) and len(argument) > 0
+    return sequence and all(isinstance(one, int) for one in argument)
 
 
 def _tensors(arguments: Any) -> Iterator[Tensor]:

@@ -41,8 +41,8 @@ class Peer(PeerLayer, Simple):
             block: Any = MixtralSparseMoeBlock(config)
         block.gate = MixtralGate(self)
         fc1_EFD = torch.cat([self.weights_of("w1"), self.weights_of("w3")], dim=1)
-        held = {"experts.gate_up_proj": fc1_EFD, "experts.down_proj": self.weights_of("w2")}
-        block.load_state_dict(held, assign=True)
+        state = {"experts.gate_up_proj": fc1_EFD, "experts.down_proj": self.weights_of("w2")}
+        block.load_state_dict(state, assign=True)
         return block
 
     def matrices(self, of: View) -> Matrices:

@@ -24,13 +24,13 @@ from moe.verify.reference import Reference
 AT_ONCE = 1 << 22  # elements of the reference that ranks add up in one go
 LEAST = 1e-3  # of the largest gradient: below it rounding decides, as of experts nobody chose
 
-Held = dict[int, list[tuple[dict[str, Tensor], tuple[int, int]]]]
+OwnGradients = dict[int, list[tuple[dict[str, Tensor], tuple[int, int]]]]
 
 
-def held_gradients(layer: MoELayer, gradients: dict[str, Tensor]) -> Held:
+def own_gradients(layer: MoELayer, gradients: dict[str, Tensor]) -> OwnGradients:
     """Of every expert here (twice where a rank has it twice): gradients of its matrices, oriented
     and cut as `weights.sliced` gives them, and the hidden units they are of."""
-    held: Held = {}
+    by_expert: OwnGradients = {}
     modules: list[tuple[str, Experts | None]] = [
         ("experts", layer.experts), ("shared", layer.shared)
     ]  # fmt: skip
@@ -43,8 +43,8 @@ def held_gradients(layer: MoELayer, gradients: dict[str, Tensor]) -> Held:
             if name.startswith(f"{prefix}.")
         }
         for expert, matrices in experts.by_expert(own):
-            held.setdefault(expert, []).append((matrices, experts.columns))
-    return held
+            by_expert.setdefault(expert, []).append((matrices, experts.columns))
+    return by_expert
 
 
 class ExpertGradients:
@@ -54,11 +54,11 @@ class ExpertGradients:
     def __init__(self, cell: Cell, layer: MoELayer, comm: Comm, dtype: torch.dtype) -> None:
         self.layer, self.comm, self.dtype = cell.layer, comm, dtype
         self.gradients = layer.named_gradients()
-        self.held = held_gradients(layer, self.gradients)
+        self.own = own_gradients(layer, self.gradients)
         self.names = weights.names(cell.layer)
         self.sizes = [math.prod(weights.shape(cell.layer, name)) for name in self.names]
         self.norms: dict[str, list[float]] = {name: [] for name in self.names}
-        self.found: list[tuple[str, float, float]] = []  # matrix, |difference|, |wanted|
+        self.compared: list[tuple[str, float, float]] = []  # matrix, |difference|, |wanted|
         self.waiting: list[tuple[int, dict[str, Tensor] | None, float]] = []
 
     def take(self, expert: int, gradients: dict[str, Tensor] | None, kink: float) -> None:
@@ -84,13 +84,13 @@ class ExpertGradients:
         for name, part in zip(self.names, flat.split(self.sizes), strict=True):
             whole = part.view(weights.shape(self.layer, name))
             self.norms[name].append(float(whole.norm()))
-            for matrices, columns in self.held.get(expert, ()):
+            for matrices, columns in self.own.get(expert, ()):
                 if name in matrices:
                     want = weights.cut(name, whole, columns)
                     difference = float((matrices[name].to(want.dtype) - want).norm())
                     if name in ("w1", "b1"):
                         difference = difference - min(kink, difference)
-                    self.found.append((name, difference, float(want.norm())))
+                    self.compared.append((name, difference, float(want.norm())))
 
     def largest_error(self) -> float:
         """Relative to the matrix, or to the median of its kind where that is larger."""
@@ -100,7 +100,7 @@ class ExpertGradients:
             for name, values in self.norms.items()
         }
         errors = [0.0]
-        for name, difference, norm in self.found:
+        for name, difference, norm in self.compared:
             scale = max(norm, typical[name])
             bad = not math.isfinite(difference) or (difference > 0 and scale == 0)
             errors.append(math.inf if bad else difference / scale if difference else 0.0)

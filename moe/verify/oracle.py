@@ -23,25 +23,25 @@ from moe.verify import definitions
 Matrices = Mapping[str, Tensor]
 
 
-def expert_output(layer: LayerSpec, held: Matrices, x_ND: Tensor) -> Tensor:
+def expert_output(layer: LayerSpec, matrices: Matrices, x_ND: Tensor) -> Tensor:
     """[N, O] of one expert."""
-    return expert_second(layer, held, expert_first(layer, held, x_ND), x_ND)
+    return expert_second(layer, matrices, expert_first(layer, matrices, x_ND), x_ND)
 
 
-def expert_first(layer: LayerSpec, held: Matrices, x_ND: Tensor) -> Tensor:
+def expert_first(layer: LayerSpec, matrices: Matrices, x_ND: Tensor) -> Tensor:
     """[N, H] before the activation."""
-    return F.linear(x_ND, held["w1"], held.get("b1"))
+    return F.linear(x_ND, matrices["w1"], matrices.get("b1"))
 
 
-def expert_second(layer: LayerSpec, held: Matrices, h: Tensor, x_ND: Tensor) -> Tensor:
+def expert_second(layer: LayerSpec, matrices: Matrices, h: Tensor, x_ND: Tensor) -> Tensor:
     """[N, O] from the hidden units before their activation."""
     if layer.activation == "relu":
         h = h.clamp(min=0)
     elif layer.activation == "gelu":
         h = 0.5 * h * (1 + torch.erf(h / 2**0.5))
     elif layer.activation == "silu_gated":
-        h = h * torch.sigmoid(h) * F.linear(x_ND, held["w3"], held.get("b3"))
-    return F.linear(h, held["w2"], held.get("b2"))
+        h = h * torch.sigmoid(h) * F.linear(x_ND, matrices["w3"], matrices.get("b3"))
+    return F.linear(h, matrices["w2"], matrices.get("b2"))
 
 
 def router_weight(layer: LayerSpec, device: torch.device) -> Tensor:
@@ -150,10 +150,10 @@ def valid_choice(scores_NE: Tensor, topk: int) -> Tensor:
     """
     experts = torch.arange(scores_NE.shape[1], device=scores_NE.device)
     rows = max(1, 2**22 // scores_NE.shape[1] ** 2)
-    found = []
+    blocks = []
     for part in scores_NE.split(rows):
         other, self_ = part.unsqueeze(1), part.unsqueeze(2)
         ahead = (other > self_) | ((other == self_) & (experts < experts.unsqueeze(1)))
         chosen = ahead.sum(dim=2) < topk
-        found.append(chosen.nonzero()[:, 1].view(-1, topk))
-    return torch.cat(found) if found else experts.new_empty((0, topk))
+        blocks.append(chosen.nonzero()[:, 1].view(-1, topk))
+    return torch.cat(blocks) if blocks else experts.new_empty((0, topk))

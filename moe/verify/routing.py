@@ -203,9 +203,9 @@ def check_ties(
     )
     logits_TE = torch.zeros_like(routing.logits_TE, dtype=torch.float64)
     allowed_TE = None if allowed_BE is None else allowed_BE[rows]
-    found = FaultCollector()
-    _check_rows(cell, routing, x_TD, logits_TE, allowed_TE, found)
-    collector.require(not found.fault, faults.TIES)
+    tie_faults = FaultCollector()
+    _check_rows(cell, routing, x_TD, logits_TE, allowed_TE, tie_faults)
+    collector.require(not tie_faults.fault, faults.TIES)
 
 
 def bias_evens_out(layer: LayerSpec) -> bool:

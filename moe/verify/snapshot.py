@@ -63,18 +63,18 @@ class Snapshot:
             return Difference("the output", rms_error(output, self.y_TO.double()))
         if not torch.equal(step.x_TD, self.x_TD):
             return Difference("the input", rms_error(step.x_TD.detach(), self.x_TD.double()))
-        found = local_gradients(step)
-        if found.keys() != self.gradients.keys():
+        gradients = local_gradients(step)
+        if gradients.keys() != self.gradients.keys():
             return Difference("which weights have gradients", math.inf)
-        for name, grad in found.items():
+        for name, grad in gradients.items():
             if change := self._gradient_change(grad, self.gradients[name]):
                 return Difference(f"the gradient of {name}", change)
         return None
 
-    def _same(self, found: Tensor, want: Tensor, limit: float) -> bool:
+    def _same(self, now: Tensor, want: Tensor, limit: float) -> bool:
         if self.exact:
-            return torch.equal(found, want)
-        return rms_error(found, want.double()) <= limit
+            return torch.equal(now, want)
+        return rms_error(now, want.double()) <= limit
 
     def _gradient_change(self, grad: Tensor, kept: Any) -> float:
         """0 where it is as it was."""

@@ -117,11 +117,11 @@ class Verifier:
         on this rank alone. The output is then made unusable: whoever hands out the same memory
         again, without computing, is found at the next comparison."""
         assert self.proven is not None
-        found = self.proven.difference(step)
+        difference = self.proven.difference(step)
         if step.output is not None and step.output.is_floating_point():
             with torch.inference_mode():
                 step.output.fill_(torch.nan)
-        return found
+        return difference
 
     def _check_definitions(self, collector: FaultCollector) -> None:
         collector.require(golden.as_written(), faults.DEFINITIONS)
@@ -188,9 +188,9 @@ class Verifier:
             batch.cotangent_BO = batches.cotangent(cell, whole).to(comm.device)
             experts = ExpertGradients(cell, step.layer, comm, batch.dtype)
             left = local_gradients(step)
-            told = all(torch.equal(grad, left[name])
+            same = all(torch.equal(grad, left[name])
                        for name, grad in experts.gradients.items() if name in left)  # fmt: skip
-            collector.require(told, faults.TOLD)
+            collector.require(same, faults.TOLD)
         ref = reference(cell, comm, batch, experts.take if experts else None)
         collector.require(ref.experts_differ, faults.EXPERTS)
         self._compare_outputs(step, ref, collector)
@@ -208,8 +208,8 @@ class Verifier:
         if not collector.require(shaped, faults.SHAPE):
             return
         assert y_TO is not None
-        held = {t.dtype for t in (y_TO, step.x_TD, *_own_weights(step))}
-        collector.require(held == {definitions.DTYPES[self.cell.layer.dtype]}, faults.DTYPE)
+        dtypes = {t.dtype for t in (y_TO, step.x_TD, *_own_weights(step))}
+        collector.require(dtypes == {definitions.DTYPES[self.cell.layer.dtype]}, faults.DTYPE)
         collector.require(bool(y_TO.isfinite().all()), faults.FINITE)
         norms_B = ref.y_BO.norm(dim=1)
         rows = slice(low, high)
@@ -296,8 +296,8 @@ def _apart(steps: Sequence[Step]) -> bool:
     places = []
     for step in steps:
         tensors = [step.x_TD, *step.layer.parameters()]
-        held = {t.untyped_storage().data_ptr() for t in tensors if t.numel() and not t.is_meta}
-        places += sorted(held)
+        storages = {t.untyped_storage().data_ptr() for t in tensors if t.numel() and not t.is_meta}
+        places += sorted(storages)
     return len(places) == len(set(places))
 
 

@@ -7,7 +7,6 @@ nominal number of ranks). Shape letters: T tokens, B global batch, D in, O out, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,11 +19,6 @@ from moe.workload import routings
 def own_rows(cell: Cell, rank: int) -> tuple[int, int]:
     """Half-open range of global token ids that are this rank's shard."""
     return shard_bounds(cell.workload.batch_size, cell.placement.world_size, rank)
-
-
-def rows_of(cell: Cell, ranks: Sequence[int]) -> tuple[int, int]:
-    """The shards of neighbouring ranks together."""
-    return own_rows(cell, ranks[0])[0], own_rows(cell, ranks[-1])[1]
 
 
 def start_rows(cell: Cell, rank: int) -> tuple[int, int]:

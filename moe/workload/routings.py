@@ -71,13 +71,13 @@ def _popularity(cell: Cell) -> Tensor:
 
 
 def _primes(number: int) -> list[int]:
-    found, factor = [], 2
+    factors, factor = [], 2
     while number > 1:
         while number % factor == 0:
-            found.append(factor)
+            factors.append(factor)
             number //= factor
         factor += 1
-    return found
+    return factors
 
 
 @lru_cache(maxsize=64)

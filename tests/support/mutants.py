@@ -26,7 +26,7 @@ from moe.layer.base import MoELayer
 from moe.layer.expert_autograd import PerExpertFunction
 from moe.layer.experts import Experts
 from moe.layer.router import Router, Routing
-from moe.parallel import dispatch
+from moe.parallel import collectives, dispatch
 from moe.parallel.collectives import add_up
 from moe.parallel.expert_placement import Places
 from moe.spec import Cell, LayerSpec, RankLayout, RouterSpec, StrategySpec, WorkloadSpec
@@ -432,12 +432,12 @@ def coarser_on_the_wire_than_said() -> list[Patch]:
 
 @fault("combine", cell("tp"))
 def outputs_not_added_up() -> list[Patch]:
-    return [(layer_module, "add_up", lambda x, *rest: x)]
+    return [(collectives, "add_up", lambda x, *rest: x)]
 
 
 @fault("combine", cell("ep", "local"))
 def outputs_added_up_twice() -> list[Patch]:
-    return [(layer_module, "add_up", lambda x, *rest: add_up(add_up(x, *rest), *rest))]
+    return [(collectives, "add_up", lambda x, *rest: add_up(add_up(x, *rest), *rest))]
 
 
 @fault("combine", cell("ep", "alltoall"))
@@ -752,7 +752,7 @@ def rebuilt_with_other_weights() -> list[Patch]:
 
 @fault("gradients", cell("tp", **TRAIN))
 def outputs_not_added_up_in_training() -> list[Patch]:
-    return [(layer_module, "add_up", lambda x, *rest: x)]
+    return [(collectives, "add_up", lambda x, *rest: x)]
 
 
 @fault("gradients", cell(**TRAIN))
@@ -904,7 +904,7 @@ def sum_over_ranks_remembered() -> list[Patch]:
             kept[key] = add_up(x, group, *rest).clone()
         return kept[key].clone()
 
-    return [(layer_module, "add_up", remembered)]
+    return [(collectives, "add_up", remembered)]
 
 
 @fault("state", cell(kernel="bmm", **TRAIN))
