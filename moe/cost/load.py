@@ -1,8 +1,8 @@
-"""How many tokens and slots a rank has: exact where the strategy decides it, else counted or
+"""How many tokens and slots a rank has. Exact where the strategy decides it, else counted or
 expected.
 
-Shape letters: T tokens this rank routes, B global batch, E experts, K top-k, S slots, R ranks,
-G ranks of the group that splits the experts, P experts on each of them.
+Shape letters: T tokens this rank routes, B global batch, E experts, K top-k, S slots, R ranks, G
+ranks of the group that splits the experts, P experts on each of them.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from moe.strategies import degrees, rules_of
 
 
 def routed_tokens(cell: Cell, rank: int) -> int:
-    """T: tokens whose experts this rank chooses."""
+    """T: number of tokens this rank routes."""
     return len(range(*rules_of(cell.strategy.name).routed_rows(cell, rank)))
 
 
 def dispatches(cell: Cell) -> bool:
-    """Whether rows travel to their experts."""
+    """Whether slots travel to the ranks of their experts."""
     return rules_of(cell.strategy.name).dispatches(cell)
 
 
 def hit_probability(experts: int, topk: int, places: float) -> float:
-    """That a token with K distinct, equally likely experts has one among `places` of the E.
+    """Probability that a token with K distinct, equally likely experts has one among `places` of
+    the E.
 
     1 - C(E - places, K) / C(E, K), for whole and fractional `places` (the expected distinct
     destinations of DeepEP's `get_theoretical_num_sms`, divided by the number of destinations).
@@ -35,11 +36,11 @@ def hit_probability(experts: int, topk: int, places: float) -> float:
 
 
 def expected(cell: Cell, rank: int = 0, skew: float = 1.0) -> Load:
-    """What to expect of `rank` when it takes `skew` times its even share of slots.
+    """Expected load of `rank` when it takes `skew` times its even share of slots.
 
-    With skew, every token sends `skew` times as much here as on the average to a member; experts
-    are otherwise chosen evenly, so that every copy of a hot expert is of another one (with skew
-    there can be fewer copied experts). Raises ValueError for a skew that cannot be.
+    With skew, every token sends `skew` times the average of a member here. Experts are otherwise
+    chosen evenly, so every copy is of a different hot expert (with skew, fewer experts may be
+    copied). Raises ValueError unless 1 <= skew <= the ranks that share experts.
     """
     layer, members = cell.layer, degrees(cell).ep
     tokens, topk, experts = routed_tokens(cell, rank), layer.topk, layer.num_experts

@@ -16,14 +16,13 @@ from moe.strategies import rules_of
 def collectives(
     cell: Cell, load: Load, rank: int = 0, exchanged: Limits | None = None
 ) -> list[Call]:
-    """By step: what the router asks for, forward, backward, gradients; groups of one rank move
-    nothing and are left out. `exchanged` are the limits of moe.parallel.algorithms as
-    calibrated."""
+    """Collectives of a step in order: router.scope=global, forward, backward, gradients; groups of
+    one rank are left out. `exchanged` are the calibrated limits of moe.parallel.algorithms."""
     return rules_of(cell.strategy.name).collectives(cell, load, rank, exchanged)
 
 
 def totals(calls: Iterable[Call]) -> dict[tuple[str, str], tuple[int, float, float]]:
-    """(collective, group) -> calls, bytes sent, bytes received: as `moe.parallel.comm` counts
+    """{(collective, group): (calls, bytes sent, bytes received)}, as `moe.parallel.comm` counts
     them."""
     sums: dict[tuple[str, str], tuple[int, float, float]] = {}
     for call in calls:

@@ -24,21 +24,23 @@ KEPT_BY_LOOP = {**KEPT_HIDDEN, "silu_gated": 3}
 
 
 def expert_elements(layer: LayerSpec, parts: int = 1) -> int:
-    """Elements of the matrices of one expert of which a rank holds 1 / parts."""
+    """Elements of one expert's matrices on a rank that holds 1 / parts of it."""
     hidden = layer.hidden // parts
     return first_width(layer, hidden) * layer.dim + hidden * layer.dim_out
 
 
 def expert_flops(cell: Cell, load: Load) -> float:
+    """FLOPs of the routed experts' products in a forward pass."""
     return 2.0 * load.slots * expert_elements(cell.layer, degrees(cell).tp)
 
 
 def router_flops(cell: Cell, rank: int = 0) -> float:
+    """FLOPs of the router's product in a forward pass."""
     return 2.0 * routed_tokens(cell, rank) * cell.layer.num_experts * cell.layer.dim
 
 
 def shared_tokens(cell: Cell, rank: int = 0) -> int:
-    """Tokens this rank gives to its part of the shared experts."""
+    """Number of tokens this rank gives to its part of the shared experts."""
     return len(range(*rules_of(cell.strategy.name).shared_rows(cell, rank)))
 
 
@@ -53,7 +55,7 @@ def forward_flops(cell: Cell, load: Load, rank: int = 0) -> float:
 
 
 def step_flops(cell: Cell, load: Load, rank: int = 0) -> float:
-    """Forward, or forward and backward by workload.mode."""
+    """FLOPs of a forward pass or, in mode=train, of forward and backward."""
     times = TRAIN_FACTOR if cell.workload.mode == "train" else 1
     return times * forward_flops(cell, load, rank)
 
@@ -62,12 +64,12 @@ def step_flops(cell: Cell, load: Load, rank: int = 0) -> float:
 
 
 def weight_bytes(cell: Cell, rank: int = 0) -> int:
-    """Of the weights a rank keeps between steps."""
+    """Bytes of the weights a rank keeps between steps."""
     return rules_of(cell.strategy.name).kept_bytes(cell, rank)
 
 
 def touched_weight_bytes(cell: Cell, load: Load) -> float:
-    """Least of its experts' weights that a rank must read: those that have slots, once."""
+    """Lower bound of the expert weights a rank reads: experts that have slots, once each."""
     elements = expert_elements(cell.layer, degrees(cell).tp)
     experts = load.touched + cell.layer.shared_experts
     return float(experts * elements * DTYPE_BYTES[cell.layer.dtype])
@@ -106,8 +108,8 @@ def activation_bytes(cell: Cell, load: Load, rank: int = 0) -> float:
 
 
 def peak_bytes(cell: Cell, load: Load, rank: int = 0) -> float:
-    """Weights and activations; in mode=train gradients of the weights and of the hidden rows; for
-    fsdp the gathered whole, twice in mode=train."""
+    """Peak memory of a step: weights and activations; in mode=train also gradients of weights and
+    hidden rows; weights gathered for the step (fsdp), twice in mode=train."""
     layer, train = cell.layer, cell.workload.mode == "train"
     kept = weight_bytes(cell, rank)
     total = kept + activation_bytes(cell, load, rank)

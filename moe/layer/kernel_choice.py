@@ -1,4 +1,4 @@
-"""Choosing a kernel by measuring each on what the layer's experts are really given."""
+"""Chooses a kernel by timing each on the rows that this layer's experts are given."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from moe.layer.experts import Experts
 from moe.layer.router import Routing
 from moe.parallel.comm import Comm
 
-_LOOK_NS = 8_000_000  # a first look at each candidate, after one call to warm up
-_BUDGET_NS = 40_000_000  # each of the passes over those that are near the best
+_LOOK_NS = 8_000_000  # first look at each candidate, after one warm-up call
+_BUDGET_NS = 40_000_000  # each pass over the candidates near the best
 _MIN_CALLS, _MAX_CALLS = 3, 50
-_NEAR = (1.5, 1.2)  # times the best: at the first look, at the first pass
+_NEAR = (1.5, 1.2)  # times the best, after the first look and the first pass
 _MUCH_WORK = 100_000_000  # multiplications
-_WASTE = 4  # all experts on all rows, over what is asked of them
-_TIE = 1.02  # within it the first in the list is taken
+_WASTE = 4  # ratio of rows that `dense` computes to rows needed
+_TIE = 1.02  # candidates within this factor of the best tie; the first in the list wins
 
 
 def choose(
     names: Sequence[str], call: Callable[[], None], use: Callable[[str], None], comm: Comm
 ) -> dict[str, Any]:
-    """Times `call` with each kernel in use, ends with the best in use, and returns {name, how,
+    """Times `call` with each kernel, leaves the fastest in use, and returns {name, how,
     candidates_ms: {name: ms}}.
 
-    Collective: every rank times its own part at the same time; the slowest rank's median counts, so
-    all choose alike. A short look leaves those near the best, which are timed at length, twice, in
-    either order: a choice that noise made would be another one in every launch, and differ by more
-    than what a sweep sets out to tell apart.
+    Collective: all ranks time their own parts at the same time, and the slowest rank's median
+    counts, so all choose alike. After a short look at each kernel, those near the best are timed
+    longer, twice, in both orders: otherwise noise would pick different kernels in different
+    launches, which changes a cell's time by more than the effects a sweep compares.
     """
 
     def time_ms(candidates: Sequence[str], budget_ns: int) -> dict[str, float]:
@@ -60,10 +60,11 @@ def replay(
     stage: partial[Tensor] | None, slots: int, experts: Experts, train: bool, comm: Comm
 ) -> tuple[Callable[[], None], set[str]]:
     """Returns (call, skip): a replay of this rank's expert computation, and kernels too wasteful to
-    time, the same on all ranks. Collective.
+    time.
 
-    `stage` repeats what one forward did with the experts (None: nothing), on `slots` rows; in
-    training the replay has the backward pass of it, too."""
+    `stage` is the expert computation of one forward pass on `slots` rows (None if there was none);
+    in training the replay includes its backward pass. `skip` is the same on all ranks. Collective.
+    """
     inputs: list[Tensor] = []
     if train and stage is not None:  # gradients of rows and gates are part of a step
         inputs = [stage.args[0], *(a.gates_TK for a in stage.args if isinstance(a, Routing))]

@@ -1,7 +1,7 @@
-"""The ranks and their groups: flat tensor collectives, counted and timed in one place.
+"""Ranks and their groups: flat tensor collectives, counted and timed in one place.
 
-Everything here is plain data movement; what the collectives mean to gradients is in
-`moe.parallel.collectives`. A group of one rank moves nothing and needs no torch.distributed.
+This module only moves data; gradients are in `moe.parallel.collectives`. A group of one rank moves
+nothing and needs no torch.distributed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from moe import phases
 from moe.parallel.algorithms import EXCHANGE, Limits, algorithm
 from moe.parallel.traffic import GroupShape
 
-# The names since torch 2.13, and before.
+# The name since torch 2.13, or the one before.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 HALF = (torch.bfloat16, torch.float16)
 _SUM: Any = getattr(dist, "AllreduceOptions", object)()
@@ -28,7 +28,7 @@ _SUM: Any = getattr(dist, "AllreduceOptions", object)()
 
 @dataclass
 class Traffic:
-    """Bytes of one rank for one collective on one group; what stays on the rank is not in it."""
+    """One rank's bytes for one collective on one group; what stays on the rank is not counted."""
 
     collective: str
     group: str
@@ -57,8 +57,8 @@ class Comm:
     def group(self, shape: GroupShape) -> RankGroup:
         """This rank's group of that shape.
 
-        Every rank must ask for the same shapes in the same order: all groups of a shape that are
-        new are made by all ranks together.
+        Collective when the shape is new: all ranks create all its groups together, so every rank
+        must ask for the same shapes in the same order.
         """
         for rank in range(self.world_size if 1 < shape.size < self.world_size else 0):
             ranks = shape.ranks_with(rank)
@@ -82,7 +82,7 @@ class Comm:
 
     @contextmanager
     def exchanging(self, limits: Limits | None) -> Iterator[None]:
-        """With these limits on what all ranks exchange, for a while."""
+        """Uses these limits for exchanges among all ranks inside the block."""
         before, self.exchanged = self.exchanged, limits
         try:
             yield
@@ -140,15 +140,17 @@ class RankGroup:
 
     @property
     def _own(self) -> Any:
-        """The process group where it is written in Python (runners.rank.mpi_backend), else None:
-        its own methods are called then, because torch's front costs as much as a small message."""
+        """The process group if it is written in Python (runners.rank.mpi_backend), else None.
+        Its methods are called directly then, because torch's wrapper takes as long as a small
+        message."""
         if self.comm.backend != "mpi4py":
             return None
         return self._pg or dist.group.WORLD
 
     @property
     def _staged(self) -> bool:
-        """A device the backend cannot read: data is copied through the host (never timed)."""
+        """Whether data is copied through the host because the backend cannot read the device (never
+        timed)."""
         return self.comm.device.type == "cuda" and self.comm.backend != "nccl"
 
     def barrier(self) -> None:
@@ -165,7 +167,7 @@ class RankGroup:
                 self.barrier()
 
     def _run(self, call: Callable[..., Any], out: Tensor, *inputs: Tensor) -> Tensor:
-        """Calls with `out` and `inputs` where the backend can read them; returns the filled out."""
+        """call(out, *inputs) on memory that the backend can read; returns the filled `out`."""
         if not self._staged:
             call(out, *inputs)
             return out
@@ -189,7 +191,8 @@ class RankGroup:
         return self._run(lambda out: dist.all_reduce(out, group=self._pg), x)
 
     def all_gather(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Rows of every member in rank order; `sizes` are row counts, padded to the longest."""
+        """[sum(sizes), ...] rows of every member in rank order; sent rows are padded to the
+        longest."""
         if self.size == 1:
             return x
         longest = max(sizes)
@@ -204,7 +207,7 @@ class RankGroup:
         return torch.cat([out[i * longest : i * longest + n] for i, n in enumerate(sizes)])
 
     def _gathered(self, x: Tensor) -> Tensor:
-        """Every member's x, one below the other, as the library gathers them."""
+        """Every member's x, concatenated in rank order, by the library's all-gather."""
         out, own = x.new_empty((self.size * x.shape[0], *x.shape[1:])), self._own
         if own is not None:
             own.all_gather_single(out, x)
@@ -214,8 +217,8 @@ class RankGroup:
     def reduce_scatter(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
         """This rank's `sizes[index]` rows of the sum over the group.
 
-        Off NCCL it is an all-to-all and a local sum: several times faster on gloo, and half
-        precision is then added up in float32.
+        Without NCCL it is an all-to-all and a local sum: several times faster on gloo, and half
+        precision is then summed in float32.
         """
         if self.size == 1:
             return x
@@ -234,7 +237,8 @@ class RankGroup:
     def all_to_all(
         self, x: Tensor, received: Sequence[int], sent: Sequence[int], wait: bool = True
     ) -> tuple[Tensor, Any]:
-        """Sends `sent[i]` rows to member i, `received[i]` come from it; second is the open work."""
+        """Sends `sent[i]` rows to member i and receives `received[i]`. Returns (rows, open work or
+        None)."""
         if self.size == 1:
             return x, None
         x = x.contiguous()
@@ -252,7 +256,7 @@ class RankGroup:
         return algorithm(collective, x.nbytes, self.size, backend=backend, calibrated=calibrated)
 
     def _from_all(self, x: Tensor) -> Tensor:
-        """Every member's x, one below the other in rank order, by one exchange."""
+        """Every member's x, concatenated in rank order, by one exchange."""
         out = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
         rows = [x.shape[0]] * self.size
         self._exchange(out, x.repeat(self.size, *[1] * (x.dim() - 1)), rows, rows)
@@ -269,7 +273,7 @@ class RankGroup:
         self._run(lambda o, i: dist.all_to_all_single(o, i, received, sent, group=self._pg), out, x)
         return None
 
-    # What is not part of a step, and so neither counted nor timed.
+    # Not part of a step: neither counted nor timed.
 
     def combine_(self, x: Tensor, operation: str = "max") -> Tensor:
         """Reduces x over the group in place by max, min or sum."""
@@ -289,8 +293,8 @@ class RankGroup:
 
 
 def add_in_order(parts: Tensor) -> Tensor:
-    """The sum over the first dimension, member by member, so that every rank rounds alike; half
-    precision is added up in float32."""
+    """Sums over the first dimension in order, so that all ranks round alike; half precision is
+    summed in float32."""
     total = parts[0].float() if parts.dtype in HALF else parts[0].clone()
     for part in parts[1:]:
         total += part

@@ -1,8 +1,9 @@
-"""What a strategy is, in one class: its rules. Torch-free.
+"""The rules of a strategy. Torch-free.
 
-Planning, the cost model and the layer all ask the same rules, so a strategy says everything once.
-The defaults are those of a layer whose ranks each route their own shard of the batch and whose
-experts are each on one rank; they also stand for layers from elsewhere (peers).
+Planning, the cost model, the layer and the correctness check all read the same rules, so everything
+about a strategy is defined once. The defaults describe a layer whose ranks each route their own
+shard of the batch and whose experts are each on one rank. Peers, which have no rules, get the
+defaults.
 
 Shape letters: B global batch, D in, H hidden, O out, E experts, R ranks, P places on a rank.
 """
@@ -49,65 +50,69 @@ def first_width(layer: LayerSpec, hidden: int) -> int:
 
 
 class StrategyRules:
-    """The rules of one strategy; subclasses say where they differ."""
+    """The rules of one strategy. Subclasses override what differs from the defaults."""
 
-    dispatchers: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # to choose from, by workload.tokens
-    splits: ClassVar[tuple[str, ...]] = ()  # which of strategy.ep and strategy.tp may be set
-    sends = True  # whether a forward pass can send anything
-    replicas = False  # whether experts may have copies (strategy.hot_replicas)
-    single_rank = False  # whether rank 0 does everything and the other ranks hold nothing
+    dispatchers: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # choices by workload.tokens
+    splits: ClassVar[tuple[str, ...]] = ()  # of ep and tp, the degrees that may be set
+    sends = True  # whether a step sends anything but gradients of weights
+    replicas = False  # whether strategy.hot_replicas is allowed
+    single_rank = False  # whether rank 0 computes everything, the others nothing
 
     # Which rank does what.
 
     def degrees(self, cell: Cell) -> Degrees:
-        """What strategy.ep and strategy.tp of 0 stand for; the product is R for a valid cell."""
+        """Resolves strategy.ep and strategy.tp of 0 to the strategy's default. For a valid cell the
+        product is R."""
         return Degrees(1, 1, cell.placement.world_size)
 
     def groups(self, cell: Cell) -> Groups:
-        """Ranks of tp are neighbours, ranks of ep are tp apart, ranks of dp are ep * tp apart."""
+        """Shapes of the groups: tp ranks are neighbours, ep ranks are tp apart, dp ranks ep * tp
+        apart."""
         ep, tp, dp = self.degrees(cell)
         return Groups(
             GroupShape("tp", tp, 1), GroupShape("ep", ep, tp), GroupShape("dp", dp, ep * tp)
         )
 
     def routing(self, cell: Cell) -> tuple[GroupShape, int] | None:
-        """The ranks that together route every token once, and of how many neighbouring ranks each
-        of them routes the shards. None where a rank routes the whole batch."""
+        """Returns (group, neighbours): the ranks of `group` together route every token once, each
+        of them the shards of `neighbours` neighbouring ranks. None if a rank routes the whole
+        batch."""
         return world(cell), 1
 
     def routed_rows(self, cell: Cell, rank: int) -> tuple[int, int]:
-        """Half-open range of global token ids whose experts this rank chooses."""
+        """Half-open range of global token ids that this rank routes."""
         if self.single_rank and rank:
             return 0, 0
         split = self.routing(cell)
         return (0, cell.workload.batch_size) if split is None else block_rows(cell, rank, split[1])
 
     def shared_rows(self, cell: Cell, rank: int) -> tuple[int, int]:
-        """Half-open range of the tokens this rank gives to its part of the shared experts."""
+        """Half-open range of global token ids that this rank gives to its part of the shared
+        experts."""
         if self.dispatchers:
             return block_rows(cell, rank, self.degrees(cell).tp)
         return self.routed_rows(cell, rank)
 
     def dispatches(self, cell: Cell) -> bool:
-        """Whether rows travel to their experts."""
+        """Whether slots travel to the ranks of their experts."""
         return bool(self.dispatchers) and cell.strategy.dispatcher in SENDING
 
     def usual_dispatcher(self, tokens: str, overlap: int) -> str:
-        """What `strategy.dispatcher=auto` stands for. Where every rank has the whole batch, `local`
-        sends least often: one all-reduce. It has no all-to-all that `overlap` could cut."""
+        """Resolves `strategy.dispatcher=auto`. With replicated tokens `local` sends least often,
+        one all-reduce, but has no all-to-all that `overlap` could split."""
         whole_batch = tokens == "replicated" and overlap == 1
         return "local" if whole_batch or not self.dispatchers else "alltoall"
 
     # What a rank holds.
 
     def places(self, cell: Cell) -> int:
-        """Experts, replicas included, whose weights a rank works with."""
+        """P: experts, copies included, whose weights a rank works with."""
         return (cell.layer.num_experts + cell.strategy.hot_replicas) // self.degrees(cell).ep
 
     def parameter_elements(self, cell: Cell, rank: int = 0) -> dict[str, int]:
-        """Elements of every weight a rank works with: fc1, fc2, b1, b2, the same of shared experts
-        with the prefix shared_, and router. Of an expert cut in parts, part 0 has the second
-        bias."""
+        """Elements of every weight a rank works with, by name: fc1, fc2, b1, b2, the same of shared
+        experts with the prefix shared_, and router. Of an expert split over ranks, the first part
+        has b2."""
         layer, parts = cell.layer, self.degrees(cell).tp
         router = {"router": layer.num_experts * layer.dim}
         if self.single_rank and rank:
@@ -124,7 +129,7 @@ class StrategyRules:
         return sizes | router
 
     def parameter_bytes(self, cell: Cell, rank: int = 0) -> dict[str, int]:
-        """Bytes of the same weights."""
+        """Bytes of the weights in `parameter_elements`."""
         size = DTYPE_BYTES[cell.layer.dtype]
         return {
             name: count * (ROUTER_BYTES if name == "router" else size)
@@ -132,17 +137,18 @@ class StrategyRules:
         }
 
     def kept_bytes(self, cell: Cell, rank: int = 0) -> int:
-        """Of the weights a rank keeps between steps."""
+        """Bytes of weights a rank keeps between steps."""
         return sum(self.parameter_bytes(cell, rank).values())
 
     def gathered_bytes(self, cell: Cell) -> int:
-        """Of weights that a forward pass gathers from all ranks; a backward pass does so again."""
+        """Bytes of weights that a forward pass gathers from all ranks, and a backward pass
+        again."""
         return 0
 
     # What a step sends.
 
     def forward(self, r: RankTraffic) -> Iterator[Call]:
-        """Asked only of strategies that send something."""
+        """Collectives of a forward pass. Not called if `sends` is false."""
         if self.routing(r.cell) is None:
             yield from r.whole_batch()
             return
@@ -152,7 +158,7 @@ class StrategyRules:
             yield r.gather_batch()
 
     def backward(self, r: RankTraffic) -> Iterator[Call]:
-        """The same; without the gradients of weights, which `summed` names."""
+        """Collectives of a backward pass, without those of weights' gradients (`summed`)."""
         if self.routing(r.cell) is None:
             yield from r.whole_batch(backward=True)
             return
@@ -162,16 +168,16 @@ class StrategyRules:
             yield r.spread_backward()
 
     def summed(self, cell: Cell) -> list[tuple[str, GroupShape]]:
-        """Weights of which a rank's gradient is only a part after `backward`, as router, experts or
-        shared, with the ranks that have the other parts. Copies of hot experts are added up
-        besides."""
+        """[(part, group)]: weights (router, experts or shared) whose gradient is partial on a rank
+        after the backward pass, and the group to sum it over. Gradients of hot experts' copies are
+        summed besides."""
         return [("router", world(cell)), ("shared", world(cell))]
 
     def collectives(
         self, cell: Cell, load: Load, rank: int, exchanged: Limits | None = None
     ) -> list[Call]:
-        """All of one step of one rank in order; groups of one rank move nothing and are left
-        out."""
+        """All collectives of one rank's step, in order, without those of one-rank groups, which
+        move nothing."""
         sizes = self.parameter_bytes(cell, rank)
         r = RankTraffic(cell, load, rank, self.groups(cell), self.places(cell), sizes, exchanged)
         split = self.routing(cell)
@@ -183,17 +189,18 @@ class StrategyRules:
             calls += r.add_up_copies()
         return [call for call in calls if call.group.size > 1]
 
-    # What is refused. Every method raises Unsupported, naming field, value, what is allowed and
-    # what to do.
+    # Refusals: each method raises Unsupported with field, value, what is allowed and what to do.
 
     def refuse(self, cell: Cell) -> None:
-        """Expects a layer, a router and a workload that are valid for themselves."""
+        """Raises Unsupported if the strategy cannot run the cell; the cell has passed
+        `moe.strategies.checks`."""
         self.refuse_degrees(cell)
         self.refuse_dispatch(cell)
         self.refuse_placement(cell)
         self.refuse_kernel(cell)
 
     def refuse_degrees(self, cell: Cell) -> None:
+        """Degrees must multiply to the ranks and divide experts and hidden units."""
         layer, strategy, size = cell.layer, cell.strategy, cell.placement.world_size
         for name in ("ep", "tp"):
             degree = getattr(strategy, name)
@@ -214,7 +221,7 @@ class StrategyRules:
                               "change the hidden size, world_size or strategy.tp")  # fmt: skip
 
     def refuse_dispatch(self, cell: Cell) -> None:
-        """Which way tokens go, in how many chunks, in which dtype."""
+        """Dispatcher, chunks and dtype of messages."""
         strategy, tokens = cell.strategy, cell.workload.tokens
         if self.dispatchers:
             one_of(f"strategy.dispatcher with tokens={tokens}", strategy.dispatcher,
@@ -233,7 +240,7 @@ class StrategyRules:
                    strategy.comm_dtype, ("",))  # fmt: skip
 
     def refuse_placement(self, cell: Cell) -> None:
-        """Where experts are, and copies of hot ones."""
+        """Order of experts over ranks, and copies of hot experts."""
         strategy, experts, ep = cell.strategy, cell.layer.num_experts, self.degrees(cell).ep
         most = experts * (ep - 1)
         orders = ("contiguous", "round_robin", "explicit") if self.dispatchers else ("contiguous",)
@@ -253,7 +260,7 @@ class StrategyRules:
                               "change strategy.hot_replicas or world_size")  # fmt: skip
 
     def refuse_kernel(self, cell: Cell) -> None:
-        """F.grouped_mm wants rows of multiples of 16 bytes."""
+        """F.grouped_mm requires rows of multiples of 16 bytes."""
         layer = cell.layer
         widths = (layer.dim, layer.hidden // self.degrees(cell).tp, layer.dim_out)
         odd = [width for width in widths if width * DTYPE_BYTES[layer.dtype] % 16]

@@ -18,8 +18,8 @@ every rank routes the whole batch it adds none. Of the T tokens of each rank:
     expert choice           float32 [T, E] scores
     balancing loss, train   int64 [T, K] experts, once more
 
-Gradients of an expert that has copies are added up over all ranks of ep, one all-reduce for each
-of its matrices and biases: ranks without a copy add nothing, but take part.
+Gradients of an expert with copies are summed over all ranks of ep, one all-reduce for each of its
+matrices and biases; ranks without a copy contribute zeros.
 
 Shape letters: B global batch, T tokens routed here, D in, O out, E experts, K top-k, P places on
 this rank, C chunks of overlap, n ranks of a group; s and w bytes per element kept and on the wire.
@@ -48,8 +48,8 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Load:
-    """Of one rank in one step. Rows are what a dispatcher moves: slots, or for `dedup` the
-    distinct (token, member) pairs; what stays on the rank is not in `sent` and `received`."""
+    """Rows on one rank in one step. A row is what a dispatcher moves: a slot, or for `dedup` a
+    distinct (token, member) pair. `sent` and `received` exclude what stays on the rank."""
 
     slots: float  # rows of expert arithmetic on this rank
     rows: float = 0.0  # rows that reach this rank's experts, its own included
@@ -68,13 +68,14 @@ class GroupShape:
     stride: int
 
     def ranks_with(self, rank: int) -> tuple[int, ...]:
-        """The ranks of the group of this shape that `rank` is in."""
+        """The ranks of the group of this shape that contains `rank`."""
         first = rank - rank // self.stride % self.size * self.stride
         return tuple(range(first, first + self.size * self.stride, self.stride))
 
 
 class Groups(NamedTuple):
-    """The groups of one rank: its parts of an expert, the experts, and replicas of all experts."""
+    """Groups of one rank: parts of an expert (tp), the experts (ep), replicas of all experts
+    (dp)."""
 
     tp: GroupShape
     ep: GroupShape
@@ -87,7 +88,8 @@ def world(cell: Cell) -> GroupShape:
 
 @dataclass(frozen=True)
 class Call:
-    """Collectives of one kind with one purpose in one step of one rank."""
+    """Collectives of the same kind and purpose in one step of one rank; bytes of all of them
+    together."""
 
     collective: str
     group: GroupShape
@@ -99,8 +101,7 @@ class Call:
 
     @property
     def messages(self) -> int:
-        """Messages this rank sends: one to every other member; a ring all-reduce goes round
-        twice."""
+        """Messages this rank sends: one to every other member, two in a ring all-reduce."""
         each = self.group.size - 1
         twice = self.collective == "all_reduce" and self.algorithm != EXCHANGE
         return self.calls * (2 * each if twice else each)
@@ -108,7 +109,7 @@ class Call:
 
 def block_rows(cell: Cell, rank: int, neighbours: int) -> tuple[int, int]:
     """Half-open range of global token ids: the shards of the block of `neighbours` ranks that
-    `rank` is in."""
+    contains `rank`."""
     first = rank - rank % neighbours
     batch, size = cell.workload.batch_size, cell.placement.world_size
     last = shard_bounds(batch, size, first + neighbours - 1)
@@ -121,10 +122,11 @@ def group_rows(cell: Cell, rank: int, neighbours: int) -> int:
 
 
 class RankTraffic:
-    """One rank's groups and sizes, and the collectives that strategies are made of in bytes.
+    """The collectives of one rank's step in bytes, in the building blocks that strategies use.
 
-    `places` are the experts (copies included) on the rank, `parameter_bytes` what its weights take
-    by name; `exchanged` are the limits of moe.parallel.algorithms as calibrated."""
+    `places` is the number of experts on the rank, copies included; `parameter_bytes` are its
+    weights by name; `exchanged` are the calibrated limits of moe.parallel.algorithms.
+    """
 
     def __init__(
         self, cell: Cell, load: Load, rank: int, groups: Groups, places: int,
@@ -141,7 +143,7 @@ class RankTraffic:
         self.tp, self.ep, self.dp = groups
 
     def longest(self, neighbours: int = 1) -> int:
-        """Tokens of the largest of all sets of `neighbours` neighbouring shards."""
+        """Tokens of the largest block of `neighbours` neighbouring shards."""
         return group_rows(self.cell, 0, neighbours)  # earlier ranks own the remainder
 
     # Collectives.
@@ -152,22 +154,24 @@ class RankTraffic:
         return algorithm(collective, size, group.size, backend=backend, calibrated=calibrated)
 
     def all_reduce(self, group: GroupShape, size: float, purpose: str, calls: int = 1) -> Call:
-        """`calls` of them, of `size` bytes together."""
+        """`calls` all-reduces of `size` bytes in total."""
         by = self.algorithm("all_reduce", group, size / calls)
         share = 1 if by == EXCHANGE else 2 / group.size
         moved = share * (group.size - 1) * size
         return Call("all_reduce", group, purpose, moved, moved, calls, by)
 
     def all_gather(self, group: GroupShape, longest: float, purpose: str) -> Call:
-        """`longest` are the bytes of the longest member."""
+        """`longest` is the longest member's bytes."""
         by = self.algorithm("all_gather", group, longest)
         moved = (group.size - 1) * longest
         return Call("all_gather", group, purpose, moved, moved, algorithm=by)
 
     def reduce_scatter(self, group: GroupShape, whole: float, own: float, purpose: str) -> Call:
+        """`whole` bytes in, of which `own` are this rank's part."""
         return Call("reduce_scatter", group, purpose, whole - own, (group.size - 1) * own)
 
     def exchange(self, row_bytes: float, purpose: str, back: bool = False) -> Call:
+        """All-to-all of rows to the experts; `back` is the direction from them."""
         sent, received = self.load.sent * row_bytes, self.load.received * row_bytes
         if back:
             sent, received = received, sent
@@ -177,7 +181,7 @@ class RankTraffic:
     # Steps of strategies.
 
     def dispatch(self) -> Iterator[Call]:
-        """Counts, rows there (for dedup with their gates), results back."""
+        """All-to-alls of counts, rows (for dedup also gates), and results."""
         deduplicated = self.cell.strategy.dispatcher == "dedup"
         numbers = 1 if deduplicated else self.places * self.cell.strategy.overlap
         counts = (self.ep.size - 1) * numbers * COUNT_BYTES
@@ -195,7 +199,7 @@ class RankTraffic:
         yield self.exchange(self.layer.dim * self.w, "backward", back=True)
 
     def whole_batch(self, backward: bool = False) -> Iterator[Call]:
-        """Every rank makes a part of all outputs of the whole batch; the parts are added up."""
+        """Every rank computes a partial sum for all tokens."""
         if self.sharded:
             yield from self.tokens_to_outputs(self.world, backward)
         elif backward:
@@ -204,10 +208,11 @@ class RankTraffic:
             yield self.all_reduce(self.world, self.batch * self.layer.dim_out * self.w, "combine")
 
     def gather_batch(self) -> Call:
+        """All-gather of every rank's outputs."""
         return self.all_gather(self.world, self.longest() * self.layer.dim_out * self.w, "combine")
 
     def spread_backward(self) -> Call:
-        """Replicated tokens of which every rank used a part: their gradients are added up."""
+        """All-reduce of the gradients of replicated tokens."""
         return self.all_reduce(self.world, self.batch * self.layer.dim * self.w, "backward")
 
     def tokens_to_outputs(self, group: GroupShape, backward: bool = False) -> Iterator[Call]:
@@ -224,20 +229,21 @@ class RankTraffic:
         yield self.reduce_scatter(group, whole * back, own * back, purpose)
 
     def slice_to_batch(self, group: GroupShape, across: GroupShape) -> Iterator[Call]:
-        """All-reduce of the outputs of a slice over a group of neighbours, all-gather of slices."""
+        """All-reduce of a slice's outputs over a group of neighbours, all-gather of slices
+        across."""
         out = self.layer.dim_out * self.w
         rows = group_rows(self.cell, self.rank, group.size)
         yield self.all_reduce(group, rows * out, "combine")
         yield self.all_gather(across, self.longest(group.size) * out, "combine")
 
     def add_up_gradients(self, part: str, group: GroupShape) -> Iterator[Call]:
-        """One all-reduce for each parameter of `part`, a name of PARTS."""
+        """One all-reduce for each parameter of `part`, a key of PARTS."""
         for name in PARTS[part]:
             if name in self.parameter_bytes:
                 yield self.all_reduce(group, self.parameter_bytes[name], "gradients")
 
     def add_up_copies(self) -> Iterator[Call]:
-        """One all-reduce for every parameter of every expert that several ranks hold."""
+        """One all-reduce for every parameter of every expert with copies."""
         copied = self.load.copied
         for name in EXPERTS:
             if copied and name in self.parameter_bytes:
@@ -245,8 +251,8 @@ class RankTraffic:
                 yield self.all_reduce(self.ep, size, "gradients", copied)
 
     def scope(self, group: GroupShape, neighbours: int) -> Iterator[Call]:
-        """What the router has to know of other ranks' tokens, where each rank of `group` routes the
-        shards of `neighbours` ranks."""
+        """All-gathers for router.scope=global, where each rank of `group` routes the shards of
+        `neighbours` ranks."""
         rule, longest = self.layer.router, self.longest(neighbours)
         if rule.scope != "global":
             return

@@ -1,7 +1,7 @@
-"""The ways to spread the layer over ranks. Torch-free.
+"""The strategies: ways to spread the layer over ranks. Torch-free.
 
-Each is a package of two files: `__init__.py` has its RULES, `layer.py` its LAYER. This registry
-finds the packages in this folder; nothing else names them.
+Each is a package of two files: `__init__.py` defines RULES, `layer.py` LAYER. This registry finds
+the packages in this folder; no other file names them.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ _ELSEWHERE = StrategyRules()
 
 
 def names() -> tuple[str, ...]:
-    """All strategies: the built-in ones, then further ones by name."""
+    """All strategies: the built-in ones, then further ones in alphabetical order."""
     return tuple(_RULES)
 
 
 def rules_of(name: str) -> StrategyRules:
-    """The rules of strategy `name`; the defaults for a layer from elsewhere (peers)."""
+    """The rules of strategy `name`; the defaults for peers."""
     return _RULES.get(name, _ELSEWHERE)
 
 
 def degrees(cell: Cell) -> Degrees:
-    """Ranks that split the experts, an expert's hidden units, and hold replicas."""
+    """Resolved degrees: ranks that split the experts, split an expert, and hold replicas."""
     return rules_of(cell.strategy.name).degrees(cell)
 
 
 def usual_dispatcher(strategy: str, tokens: str, overlap: int) -> str:
-    """What `strategy.dispatcher=auto` stands for."""
+    """Resolves `strategy.dispatcher=auto`."""
     return rules_of(strategy).usual_dispatcher(tokens, overlap)

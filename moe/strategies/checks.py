@@ -1,4 +1,4 @@
-"""What a cell of any strategy must be: refusals by name. Torch-free."""
+"""Checks of a cell that hold for every strategy; refuses by name. Torch-free."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _router(cell: Cell) -> None:
 
 
 def _expert_choice(rule: spec.RouterSpec) -> None:
-    """What speaks of a token's choice has no meaning where experts choose."""
+    """Refuses rules about a token's choice, which have no meaning where experts choose."""
     plain = spec.RouterSpec()
     for name in ("order", "groups", "selection_bias", "aux_loss"):
         one_of(f"router.{name} with kind=expert_choice", getattr(rule, name),

@@ -1,4 +1,4 @@
-"""The layer of dp_ep: whole experts inside a replica, by the dispatcher's way."""
+"""The layer of dp_ep: whole experts inside a replica, reached as the dispatcher says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layer of ep_tp: parts of whole experts, by the dispatcher's way."""
+"""The layer of ep_tp: parts of experts, reached as the dispatcher says."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """fsdp: every rank keeps 1/R of all weights as one flat shard, and its own tokens.
 
-Forward: all-gather of the shards, the rank's tokens through all experts, the whole is let go.
+Forward: all-gather of the shards, the rank's tokens through all experts, weights are freed.
 Backward: all-gather again, then reduce-scatter of the gradients: each rank ends with its shard's.
 With replicated tokens an all-gather of the outputs follows. Training needs no other reduction.
 """

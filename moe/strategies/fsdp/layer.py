@@ -1,4 +1,4 @@
-"""The layer of fsdp: weights are gathered for a step and let go."""
+"""The layer of fsdp: weights are gathered for each step and freed after it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moe.strategies.fsdp import RULES
 
 
 class _Gather(torch.autograd.Function):
-    """Shard -> all weights; backward: gradient of all weights -> this rank's part of their sum."""
+    """Shard -> all weights. Backward: reduce-scatter of their gradient."""
 
     @staticmethod
     def forward(ctx: Any, shard: Tensor, layer: Fsdp) -> Tensor:
@@ -33,7 +33,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _GatherAgain(torch.autograd.Function):
-    """Identity on the outputs; the first thing in the backward pass is to gather the weights."""
+    """Identity on the outputs. Its backward runs first and gathers the weights again."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, layer: Fsdp) -> Tensor:
@@ -48,12 +48,13 @@ class _GatherAgain(torch.autograd.Function):
 
 
 class Fsdp(MoELayer):
-    """Between steps the modules' weights are not there, only `flat`, [elements / R] padded."""
+    """Between steps a rank has only `flat`, its padded shard of [elements / R]; modules have no
+    weights."""
 
     rules = RULES
     flat: nn.Parameter
-    whole: Tensor | None = None  # gathered again, during a backward pass
-    kept_whole = False  # while kernels are tried
+    whole: Tensor | None = None  # the weights during a backward pass
+    kept_whole = False  # true while kernels are timed
 
     def make_experts(self) -> Experts:
         experts = super().make_experts()
@@ -68,7 +69,7 @@ class Fsdp(MoELayer):
         return [(m, n) for m in modules for n in names if getattr(m, n, None) is not None]
 
     def use(self, kernel: str) -> None:
-        """Collective: the layout of the whole weights is the kernel's."""
+        """Collective: weights are gathered to change their layout."""
         if hasattr(self, "flat"):
             self._unshard()
         super().use(kernel)
@@ -76,7 +77,7 @@ class Fsdp(MoELayer):
             self._shard()
 
     def _shard(self) -> None:
-        """Keeps this rank's part of all weights, which every rank has generated whole."""
+        """Keeps this rank's part of all weights, which every rank has generated in full."""
         dtype = weights.dtype_of(self.layer.dtype)
         self.owners = self._owners()
         tensors = [getattr(module, name).data for module, name in self.owners]
@@ -92,7 +93,7 @@ class Fsdp(MoELayer):
         self.flat = nn.Parameter(own, requires_grad=self.cell.workload.mode == "train")
 
     def _unshard(self) -> None:
-        """The modules' own parameters again, from everyone's shard; collective."""
+        """Restores the modules' own parameters from all shards. Collective."""
         whole = self.gathered(self.flat.data)
         del self.flat
         for (module, name), tensor in zip(self.owners, self._parts(whole), strict=True):
@@ -101,13 +102,13 @@ class Fsdp(MoELayer):
             setattr(module, name, nn.Parameter(tensor.clone(), requires_grad=trained))
 
     def gathered(self, shard: Tensor) -> Tensor:
-        """All weights and the padding, one after the other."""
+        """All weights and the padding in one flat tensor. Collective."""
         world = self.comm.world
         return world.all_gather(shard, [shard.numel()] * world.size)
 
     def _parts(self, whole: Tensor) -> list[Tensor]:
-        """Views on the weights in it; split at once, so that the backward pass joins gradients
-        once."""
+        """Views of each weight in the flat tensor. One split, so that backward concatenates
+        gradients once."""
         padding = whole.numel() - sum(self.sizes)
         parts = whole.split([*self.sizes, padding])[:-1]
         views = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
@@ -118,7 +119,7 @@ class Fsdp(MoELayer):
 
     @contextmanager
     def bound(self, whole: Tensor) -> Iterator[None]:
-        """The modules work with these weights."""
+        """The modules use these weights inside the block."""
         for (module, name), tensor in zip(self.owners, self._parts(whole), strict=True):
             module.__dict__[name] = tensor
         try:
@@ -147,7 +148,7 @@ class Fsdp(MoELayer):
         return y_TO if self.sharded else self.gather_batch(y_TO)
 
     def _not_kept(self, whole: Tensor) -> Any:
-        """Autograd keeps no views on the gathered weights, only where in them they lie."""
+        """Makes autograd save, for views of the gathered weights, only their offsets."""
         storage = whole.untyped_storage().data_ptr()
 
         def pack(x: Tensor) -> Any:
@@ -163,10 +164,10 @@ class Fsdp(MoELayer):
 
         return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
-    # What the runner asks.
+    # Used by the runner.
 
     def tune(self, x_TD: Tensor) -> dict[str, Any]:
-        """Kernels are tried on whole weights, as they are in the step."""
+        """Times kernels on whole weights, as a step uses them."""
         if hasattr(self, "flat"):
             self._unshard()
         self.kept_whole = True
@@ -176,7 +177,7 @@ class Fsdp(MoELayer):
         return chosen
 
     def named_gradients(self) -> dict[str, Tensor]:
-        """Gathered from all shards."""
+        """Gathered from all shards. Collective."""
         names = {id(module): name for name, module in self.named_modules()}
         parts = self._parts(self.gathered(known_gradient(self.flat)))
         return {

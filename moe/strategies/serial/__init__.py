@@ -1,4 +1,4 @@
-"""serial: one process does everything, the honest baseline of any speed-up.
+"""serial: one process does everything, the baseline of any speed-up.
 
 Rank 0 holds all weights and uses every core; the other ranks hold nothing and sleep. No
 collectives.

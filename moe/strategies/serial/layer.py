@@ -32,7 +32,7 @@ class Serial(MoELayer):
 
 @contextmanager
 def every_core(x: Tensor) -> Iterator[None]:
-    """All cores of this process' affinity, for CPU tensors, and the old number afterwards."""
+    """Uses all cores of this process' affinity inside the block, for CPU tensors."""
     before = torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if x.is_cuda or cores == before:

@@ -1,4 +1,4 @@
-"""simple: every rank holds all weights and needs nobody.
+"""simple: every rank holds all weights and sends nothing in forward.
 
 replicated: every rank computes the whole batch (R times the work, no communication).
 sharded: every rank computes its own tokens. Training adds up all gradients; on the whole batch
