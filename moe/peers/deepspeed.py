@@ -27,8 +27,8 @@ from moe.peers.instrument import Part
 
 
 class LegacyGate(Gate):
-    """DeepSpeed's gating functions on the logits of the chosen: the choice, and so the gates, are
-    this project's; places and padding are DeepSpeed's. Dropping and sampling are off."""
+    """DeepSpeed's gating functions on the chosen experts' logits: choice and gates are this
+    project's, places and padding DeepSpeed's. Dropping and sampling are off."""
 
     def __init__(self, layer: PeerLayer) -> None:
         super().__init__(layer)
@@ -69,7 +69,7 @@ class AutoEPGate(Gate):
 
 
 class Block(nn.Module):
-    """What AutoEP reads of a Mixtral block: the names, and where the weights are."""
+    """The attributes of a Mixtral block that AutoEP reads."""
 
     def __init__(self, layer: PeerLayer) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Block(nn.Module):
 
 
 class Expert(nn.Module):
-    """What a user of DeepSpeed writes: linear layers, and between them the activation."""
+    """An expert as DeepSpeed's users write it: two linear layers and an activation."""
 
     def __init__(self, matrices: dict[str, Tensor], activation: str) -> None:
         super().__init__()
@@ -94,8 +94,8 @@ class Expert(nn.Module):
 
 
 def _start(backend: str) -> None:
-    """DeepSpeed's own communication, over the process group that is there. Without its operator for
-    all-reduces in shared memory, which it would compile now and neither layer calls."""
+    """Starts DeepSpeed's communication over the existing process group. Disables its shared-memory
+    all-reduce, which would be compiled now and neither layer calls."""
     import deepspeed
 
     if backend == "none" or deepspeed.comm.is_initialized():

@@ -1,4 +1,4 @@
-"""Which peers there are, what they can do, and where their code is. Torch-free."""
+"""Finds peers, their limits and their code. Torch-free."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _module(name: str) -> str:
 
 
 def limits_of(name: str) -> Limits:
-    """What strategy `name` can do; raises Unsupported where there is no such peer."""
+    """Limits of strategy `name`; raises Unsupported if there is no such peer."""
     module, short = _module(name), name.removeprefix(PEER)
     limits: Limits = LIMITS[short] if short in LIMITS else import_module(module).LIMITS
     return limits
@@ -43,7 +43,7 @@ def layer_of(name: str) -> type[MoELayer]:
 
 
 def equivalent(cell: Cell) -> Cell:
-    """The cell itself, or for a peer the one of this project that holds and moves the same."""
+    """The cell itself; for a peer, the cell of this project with the same weights and messages."""
     if not cell.strategy.name.startswith(PEER):
         return cell
     return limits_of(cell.strategy.name).equivalent(cell)

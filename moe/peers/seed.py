@@ -1,11 +1,12 @@
-"""peer_seed: the layer as it is often written first: numpy, loops over tokens, one row at a time.
+"""peer_seed: the layer in the style of a first version: numpy, loops over tokens, row by row.
 
 simple  every rank loops over all (slot, token) pairs of its tokens
 tp      every linear layer's outputs are sharded and gathered after each layer of each expert
 ep      one expert per rank: rows travel by two all-to-alls, the expert takes them one at a time
 
-It computes this project's function with this project's messages; only the style is the seed's.
-Forward alone: numpy has no backward.
+It computes the same function with the same messages; only the style differs. Forward only, as numpy
+has no backward.
+
 Shape letters: T tokens on this rank, D in, H hidden, O out, E experts, K top-k, R ranks.
 """
 
@@ -25,7 +26,7 @@ Array = Any  # numpy.ndarray, which is imported where it is used
 
 
 class Matrices(nn.Module):
-    """The weights, which count as this rank's; computed with as arrays."""
+    """The weights as parameters, so that they count as this rank's; `forward` returns arrays."""
 
     def __init__(self, matrices: dict[str, Tensor]) -> None:
         super().__init__()
@@ -89,7 +90,7 @@ class Peer(PeerLayer):
         return out
 
     def _gathered(self, part: Array, width: int) -> Array:
-        """Columns of all ranks beside each other."""
+        """Gathers every rank's columns, side by side."""
         size = self.comm.world_size
         bounds = [shard_bounds(width, size, rank) for rank in range(size)]
         columns = torch.from_numpy(part.T.copy())
@@ -133,7 +134,7 @@ class Peer(PeerLayer):
     def _travel(
         self, rows: list[Array], sent: list[int], width: int, received: list[int] | None = None
     ) -> tuple[Array, list[int]]:
-        """Rows to their ranks; how many come is exchanged first where it is not known."""
+        """Sends rows to their ranks; first exchanges how many, unless `received` is given."""
         import numpy as np
 
         world, size = self.comm.world, self.comm.world_size

@@ -79,8 +79,8 @@ class Peer(PeerLayer):
 
 
 def _config(layer: LayerSpec, per_rank: int) -> Any:
-    """Plain parameters of this rank's experts, where torchtitan would shard DTensors over a mesh;
-    its balancing bias is off."""
+    """Config with plain parameters of this rank's experts, where torchtitan would shard DTensors
+    over a mesh; its balancing bias is off."""
     from torchtitan.models.common.linear import Linear
     from torchtitan.models.common.moe import (
         GroupedExperts,

@@ -1,4 +1,4 @@
-"""Whether the gradients a step has left are right: of inputs, router and experts.
+"""Checks the gradients that a step has left: of inputs, router and experts.
 
 Shape letters: T tokens on this rank, B global batch, D in, E experts.
 """
@@ -21,15 +21,15 @@ from moe.verify import definitions
 from moe.verify.errors import largest_error
 from moe.verify.reference import Reference
 
-AT_ONCE = 1 << 22  # elements of the reference that ranks add up in one go
-LEAST = 1e-3  # of the largest gradient: below it rounding decides, as of experts nobody chose
+AT_ONCE = 1 << 22  # elements of the reference that ranks sum at once
+LEAST = 1e-3  # of the largest gradient; smaller ones are rounding, as of experts without slots
 
 OwnGradients = dict[int, list[tuple[dict[str, Tensor], tuple[int, int]]]]
 
 
 def own_gradients(layer: MoELayer, gradients: dict[str, Tensor]) -> OwnGradients:
-    """Of every expert here (twice where a rank has it twice): gradients of its matrices, oriented
-    and cut as `weights.sliced` gives them, and the hidden units they are of."""
+    """{expert: [(gradients of its matrices, hidden units they belong to)]} for every expert here,
+    with an entry for each copy; oriented and cut as `weights.sliced` gives them."""
     by_expert: OwnGradients = {}
     modules: list[tuple[str, Experts | None]] = [
         ("experts", layer.experts), ("shared", layer.shared)
@@ -48,8 +48,8 @@ def own_gradients(layer: MoELayer, gradients: dict[str, Tensor]) -> OwnGradients
 
 
 class ExpertGradients:
-    """Compares the experts' gradients on this rank, each matrix as one vector, with the reference
-    as it comes, expert by expert. Collective: parts of several experts are added up at once."""
+    """Compares the experts' gradients on this rank with the reference, expert by expert, each
+    matrix as one vector. Collective: sums the reference's parts of several experts at once."""
 
     def __init__(self, cell: Cell, layer: MoELayer, comm: Comm, dtype: torch.dtype) -> None:
         self.layer, self.comm, self.dtype = cell.layer, comm, dtype
@@ -62,6 +62,7 @@ class ExpertGradients:
         self.waiting: list[tuple[int, dict[str, Tensor] | None, float]] = []
 
     def take(self, expert: int, gradients: dict[str, Tensor] | None, kink: float) -> None:
+        """Adds one expert's reference gradients, None on ranks that did not compute them."""
         self.waiting.append((expert, gradients, kink))
         if len(self.waiting) * sum(self.sizes) >= AT_ONCE:
             self._settle()
@@ -93,7 +94,8 @@ class ExpertGradients:
                     self.compared.append((name, difference, float(want.norm())))
 
     def largest_error(self) -> float:
-        """Relative to the matrix, or to the median of its kind where that is larger."""
+        """Largest error relative to the matrix, or to the median of its kind where that is
+        larger."""
         self._settle()
         typical = {
             name: max(statistics.median(values), LEAST * max(values))
@@ -108,15 +110,17 @@ class ExpertGradients:
 
 
 def router_error(found_ED: Tensor, ref: Reference) -> float:
-    """A gate's gradient is an inner product, less the others' mean: what is left of it can be far
-    smaller than what rounding adds. So the scale of a row is at least that of its terms."""
+    """Largest relative error of a row of the router's gradient. A gate's gradient is an inner
+    product less the mean of the others; it can be far smaller than its terms' rounding, so a row's
+    scale is at least that of its terms."""
     assert ref.dw_ED is not None
     norms = ref.dw_ED.norm(dim=1)
     return largest_error(found_ED, ref.dw_ED, norms.clamp(min=ref.terms), norms, LEAST)
 
 
 def inputs_error(cell: Cell, comm: Comm, x_TD: Tensor, ref: Reference) -> float:
-    """Of this rank's rows of x; less what a relu whose input is near 0 can change."""
+    """Largest relative error of this rank's rows of dx, less what a relu with an input near 0 can
+    change."""
     assert ref.dx_BD is not None and ref.kink_B is not None
     rows = slice(*definitions.input_rows(cell, comm.rank))
     if comm.rank and rules_of(cell.strategy.name).single_rank:

@@ -1,12 +1,12 @@
-"""Outputs and gradients of every row, by plain arithmetic: one expert at a time, each by one rank.
+"""Outputs and gradients of every row by plain arithmetic: expert by expert, each on one rank.
 
-The weights come from their definition, not from what a strategy holds. Where the batch is small all
-of it is in float64; else all rows are in float32 and a sample of them in float64 beside it, from
-the same pass over the weights. The loss of mode=train is the sum over all B tokens of
-<y, cotangent>, once for all ranks, plus the balancing loss.
+Weights come from their definition, not from the strategy. A small batch is computed in float64;
+otherwise all rows are in float32 and a sample of them also in float64, in the same pass over the
+weights. The loss of mode=train is the sum over all B tokens of <y, cotangent>, once for all ranks,
+plus the balancing loss.
 
-Shape letters: M rows of one expert, N sampled tokens, B global batch, D in, H hidden, O out,
-E experts, K slots of a token.
+Shape letters: M rows of one expert, N sampled tokens, B global batch, D in, H hidden, O out, E
+experts, K slots of a token.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from moe.verify.limits import UNIT, logit_limit
 from moe.verify.oracle import Matrices
 from moe.verify.routing import Routed
 
-FIRST = 32  # numbers of an expert's matrix, by which experts are told apart
+FIRST = 32  # first numbers of an expert's matrix, which must differ between experts
 
 TakeGradients = Callable[[int, dict[str, Tensor] | None, float], None]
 
 
 @dataclass
 class Reference:
-    """The same on every rank. `y_BO` is float64 where all rows are, else float32; `exact_NO` are
-    the rows `sampled` in float64."""
+    """Reference results, the same on every rank. `y_BO` is float64 if all rows are, else float32;
+    `exact_NO` are the rows `sampled` in float64."""
 
     y_BO: Tensor
     sampled: Tensor
     exact_NO: Tensor
     experts_differ: bool
     dx_BD: Tensor | None = None  # mode=train
-    kink_B: Tensor | None = None  # how far dx of a token may be off, where a relu's input is near 0
+    kink_B: Tensor | None = None  # slack of dx where a relu's input is near 0
     dw_ED: Tensor | None = None  # of the router
-    terms: float = 0.0  # typical size of the terms that a row of dw_ED is a sum of
+    terms: float = 0.0  # typical size of the terms summed in a row of dw_ED
 
 
 @dataclass
 class Batch:
-    """What is computed: tokens of the whole batch (as the layer has them, in its dtype), how they
-    were routed, and in mode=train their cotangents."""
+    """Input of the reference: the whole batch's tokens in the layer's dtype, their routing, and in
+    mode=train their cotangents."""
 
     x_BD: Tensor
     routed: Routed
@@ -57,16 +57,19 @@ class Batch:
 
     @property
     def dtype(self) -> torch.dtype:
-        """That all rows are computed in."""
+        """The dtype in which all rows are computed."""
         return torch.float64 if len(self.sampled) == len(self.x_BD) else torch.float32
 
 
 def reference(
     cell: Cell, comm: Comm, batch: Batch, take_gradients: TakeGradients | None = None
 ) -> Reference:
-    """Collective. `take_gradients` is called on every rank with each expert's id, and the gradients
-    of its matrices on the rank that computed them (None elsewhere), with how far they may be off
-    because a relu's input is near 0."""
+    """Computes all rows. Collective.
+
+    `take_gradients(expert, gradients, slack)` is called on every rank for each expert: gradients of
+    its matrices on the rank that computed them, None elsewhere; `slack` is how far they may be off
+    because a relu's input is near 0.
+    """
     layer, whole = cell.layer, batch.dtype == torch.float64
     sums = _Sums(cell, batch)
     shared = range(layer.num_experts, layer.num_experts + layer.shared_experts)
@@ -96,8 +99,8 @@ def reference(
 
 
 class _Converted(Mapping[str, Tensor]):
-    """An expert's matrices in another dtype, each made when it is asked for, so that of a large
-    expert only one is there at a time."""
+    """An expert's matrices in another dtype, converted on access, so that only one of a large
+    expert exists at a time."""
 
     def __init__(self, matrices: Matrices, dtype: torch.dtype) -> None:
         self.matrices, self.dtype = matrices, dtype
@@ -113,7 +116,7 @@ class _Converted(Mapping[str, Tensor]):
 
 
 class _Sums:
-    """What this rank's experts add to outputs and gradients."""
+    """Sums of this rank's experts' contributions to outputs and gradients."""
 
     def __init__(self, cell: Cell, batch: Batch) -> None:
         self.cell, self.batch, self.dtype = cell, batch, batch.dtype
@@ -133,7 +136,7 @@ class _Sums:
             self.terms_BK = torch.zeros_like(self.gates_BK)
 
     def add(self, expert: int, matrices: Matrices) -> tuple[dict[str, Tensor] | None, float]:
-        """One expert's rows; gradients of its matrices, and how far those may be off."""
+        """Adds one expert's rows; returns gradients of its matrices and how far they may be off."""
         layer = self.cell.layer
         if expert < layer.num_experts:
             row, slot = (self.slots_BK == expert).nonzero(as_tuple=True)
@@ -154,7 +157,7 @@ class _Sums:
         return self._add_trained(matrices, row, slot, x_MD, gate_M.to(self.dtype))
 
     def _add_exact(self, matrices: Matrices, row: Tensor, gate_M: Tensor, x_MD: Tensor) -> None:
-        """The sampled tokens among these rows, in float64."""
+        """Adds the sampled tokens among these rows in float64."""
         place_M = self.place_B[row]
         here = place_M >= 0
         if bool(here.any()):
@@ -187,13 +190,15 @@ class _Sums:
         return dict(zip(matrices, gradients, strict=True)), kink
 
     def outputs(self, comm: Comm) -> tuple[Tensor, Tensor]:
+        """(y_BO, exact_NO) summed over the ranks. Collective."""
         comm.world.combine_(self.y_BO, "sum")
         if self.exact_NO.numel():
             comm.world.combine_(self.exact_NO, "sum")
         return self.y_BO, self.exact_NO
 
     def gradients(self, comm: Comm) -> tuple[Tensor, Tensor, Tensor, float]:
-        """dx_BD, its slack at kinks, dw_ED of the router, and the typical size of its terms."""
+        """Returns (dx_BD, its slack at kinks, dw_ED of the router, typical size of its terms).
+        Collective."""
         layer, slots = self.cell.layer, self.gates_BK.shape[1]
         both = comm.world.combine_(torch.cat([self.dgates_BK, self.terms_BK], dim=1), "sum")
         dgates_BK, terms_BK = both.split(slots, dim=1)
@@ -221,11 +226,12 @@ def near_kinks(
     layer: LayerSpec, matrices: Matrices, x_MD: Tensor, h_MH: Tensor, into_MO: Tensor
 ) -> tuple[Tensor, float]:
     """How far gradients may be off where a relu's input is so near to 0 that rounding decides its
-    sign: of the rows of x, and of the first matrix and its bias.
+    sign. Returns (slack of each row of dx, slack of the gradients of w1 and b1).
 
-    A unit that is on in one and off in the other changes dx by da * w1 and dw1 by da * x, where da
-    is the gradient of its output; such changes add up as squares, twice that is allowed. A product
-    that is rounded before its bias is added is off by the rounding of what the bias takes away.
+    A unit that is on in one computation and off in the other changes dx by da * w1 and dw1 by da *
+    x, with da the gradient of its output. Such changes add up as squares; twice that is allowed. A
+    product rounded before its bias is added is off by the rounding of the part that the bias
+    cancels.
     """
     w1_HD = matrices["w1"].detach()
     size_MH = x_MD.norm(dim=1, keepdim=True) * w1_HD.norm(dim=1) / x_MD.shape[1] ** 0.5

@@ -56,7 +56,7 @@ def test_analysis_takes_only_the_agreed_modules_from_below() -> None:
         "runners.track.run",
     }
     allowed |= {"runners.track.log_file", "runners.track.client", "moe.spec", "moe.cost"}
-    allowed |= {"moe.parallel.algorithms", "runners.host.hardware"}
+    allowed |= {"moe.parallel.algorithms", "moe.parallel.rules", "runners.host.hardware"}
     allowed |= {"runners.track.decode", "runners.track.settings", "runners.host.project_paths"}
     allowed |= {"runners.sweep.resume", "runners.host.streams"}
     allowed |= {"moe.build", "moe.strategies", "moe.peers"}
