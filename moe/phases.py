@@ -1,4 +1,4 @@
-"""Where a step's time goes: one context manager, almost free when nobody records.
+"""Where a step's time goes: one context manager, almost free when nothing is recorded.
 
 Phases nest; a nested phase's time is taken out of its parent's, so the phases of a step add up to
 the whole of it. Time outside every phase is called "other".
@@ -56,7 +56,7 @@ def active() -> bool:
 
 
 def phase(name: str) -> AbstractContextManager[None]:
-    """Names what runs inside it; only does something inside `recording`."""
+    """Times the code inside under this name while `recording` is active; does nothing otherwise."""
     return _OFF if _recorder is None else _Span(_recorder, name)
 
 

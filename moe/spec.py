@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from moe.knob import knob
 
-STRATEGIES = ("serial", "simple", "dp", "tp", "ep", "ep_tp", "dp_ep", "fsdp")
 PEER = "peer_"  # strategies with this prefix are other systems' layers, see moe.peers
 DISPATCHERS = ("local", "alltoall", "allgather", "dedup")
 TOKENS = ("replicated", "sharded")

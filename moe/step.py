@@ -1,4 +1,4 @@
-"""One step of a cell: the thing that is checked, and the thing that is timed."""
+"""One step of a cell. The same object is checked and timed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from moe.workload import batches
 
 
 class Step:
-    """Forward in inference mode, or forward, backward and the gradients' reduction, on `x_TD`.
+    """Forward in inference mode, or forward, backward and reduction of gradients, on `x_TD`.
 
-    `output` is what the last call returned, by reference; gradients are where they always are, in
-    x and the parameters. `strategy.slowdown` adds, on every rank, busy work of that fraction of
-    its own step's time.
+    `output` is the last call's result, not a copy. Gradients are in `.grad` of x and the
+    parameters. `strategy.slowdown` adds busy work on every rank: that fraction of the step's own
+    time.
     """
 
     def __init__(self, cell: Cell, layer: MoELayer, x_TD: Tensor) -> None:
@@ -36,25 +36,25 @@ class Step:
         self._call = call
 
     def __call__(self) -> None:
-        self.output = None  # or two outputs would be in memory at once
+        self.output = None  # frees it before the next output is allocated
         self.output = self._call()
 
 
 class Rotation:
-    """Each call runs the next of several steps; `last` is the one that ran."""
+    """Each call runs the next of several steps; `last` is the one that ran last."""
 
     def __init__(self, steps: Sequence[Step]) -> None:
         self.last = steps[-1]
         self._following = itertools.cycle(steps).__next__
 
     def __call__(self) -> None:
-        self.last.output = None  # its memory is the next one's, as it is for a single step
+        self.last.output = None  # frees its memory for the next step, as a single step does
         self.last = self._following()
         self.last()
 
 
 def _forward(layer: MoELayer, x_TD: Tensor) -> Callable[[], Tensor]:
-    forward, inference = layer.forward, torch.inference_mode  # no hooks to be called
+    forward, inference = layer.forward, torch.inference_mode  # skips torch's hooks
 
     def call() -> Tensor:
         with inference():

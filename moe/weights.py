@@ -1,7 +1,8 @@
-"""The one weight set of a layer, defined by (seed, expert, matrix): every strategy slices this.
+"""The weights of a layer, defined by (seed, expert, matrix). Every strategy takes slices of them.
 
-Matrices are uniform with the variance that keeps activations near one; they are generated on the
+Matrices are uniform with the variance that keeps activations near one. They are generated on the
 CPU and rounded to the layer's dtype.
+
 Shape letters: D in, H hidden, O out, E experts.
 """
 
@@ -41,10 +42,11 @@ def _signed(value: int) -> int:
 
 
 def uniform_(out: Tensor, seed: int, item: int, stream: str, start: int = 0) -> Tensor:
-    """Fills a flat float32 tensor with U(-1, 1); element i is of (seed, item, stream, start+i).
+    """Fills the flat float32 tensor `out` with U(-1, 1); element i follows from (seed, item,
+    stream, start + i).
 
-    A counter through murmur3's finaliser: several times faster than a sequential generator, and
-    any part can be made without what is before it.
+    A counter goes through murmur3's finaliser. This is several times faster than a sequential
+    generator, and any part can be generated without the elements before it.
     """
     state = _mix(seed, item, _STREAMS.index(stream))
     low, high = _signed(state), _signed(state >> 32)
@@ -59,8 +61,8 @@ def uniform_(out: Tensor, seed: int, item: int, stream: str, start: int = 0) -> 
 
 
 def _finalise(bits: Tensor, high: int | Tensor, other: Tensor, out: Tensor) -> None:
-    """murmur3's finaliser with `high` added twice, and the result as U(-1, 1) in `out`; `bits` and
-    `other` are overwritten."""
+    """Writes U(-1, 1) to `out`: murmur3's finaliser with `high` added twice. Overwrites `bits` and
+    `other`."""
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         bits ^= torch.bitwise_right_shift(bits, shift, out=other).bitwise_and_(
             (1 << (32 - shift)) - 1  # torch shifts the sign in
@@ -72,7 +74,8 @@ def _finalise(bits: Tensor, high: int | Tensor, other: Tensor, out: Tensor) -> N
 
 
 def _rows(out: Tensor, seed: int, items: Sequence[int], stream: str) -> Tensor:
-    """Fills [len(items), n] as `uniform_` fills each row, small ones together."""
+    """Fills row i of `out` [len(items), n] as `uniform_` does for items[i]; short rows all at
+    once."""
     if out.shape[1] > _CHUNK // 2:
         for row, item in zip(out, items, strict=True):
             uniform_(row, seed, item, stream)
@@ -88,7 +91,7 @@ def _rows(out: Tensor, seed: int, items: Sequence[int], stream: str) -> Tensor:
 
 
 def router(layer: LayerSpec) -> Tensor:
-    """[E, D] in float32, with values the layer's dtype can hold: logits are float32 always."""
+    """[E, D] float32 router weights, with values that the layer's dtype can represent."""
     flat = torch.empty(layer.num_experts * layer.dim)
     uniform_(flat, layer.weight_seed, 0, "router").mul_(math.sqrt(3) / math.sqrt(layer.dim))
     return flat.view(layer.num_experts, layer.dim).to(dtype_of(layer.dtype)).float()
@@ -97,10 +100,10 @@ def router(layer: LayerSpec) -> Tensor:
 def names(layer: LayerSpec) -> tuple[str, ...]:
     """Names of an expert's matrices, in storage order."""
     gated = layer.activation == "silu_gated"
-    found: tuple[str, ...] = ("w1", "w3", "w2") if gated else ("w1", "w2")
+    matrix_names: tuple[str, ...] = ("w1", "w3", "w2") if gated else ("w1", "w2")
     if layer.bias != "none":
-        found += ("b1", "b3", "b2") if gated else ("b1", "b2")
-    return found
+        matrix_names += ("b1", "b3", "b2") if gated else ("b1", "b2")
+    return matrix_names
 
 
 def shape(layer: LayerSpec, name: str) -> tuple[int, ...]:
@@ -117,7 +120,7 @@ def matrix(layer: LayerSpec, expert: int, name: str) -> Tensor:
 
 
 def matrices(layer: LayerSpec, experts: Sequence[int], name: str) -> Tensor:
-    """[len(experts), ...]: the same of several."""
+    """[len(experts), ...]: `matrix` of several experts."""
     size = shape(layer, name)
     if name.startswith("b"):
         std = BIAS_STD if layer.bias == "random" else 0.0
@@ -132,7 +135,8 @@ def matrices(layer: LayerSpec, experts: Sequence[int], name: str) -> Tensor:
 
 
 def _together(layer: LayerSpec, experts: Sequence[int]) -> Iterator[Sequence[int]]:
-    """Experts whose matrices are made at once: many small ones, or one."""
+    """Yields groups of experts whose matrices are generated at once: many small ones or one
+    large."""
     largest = max(math.prod(shape(layer, name)) for name in names(layer))
     number = max(1, _CHUNK // largest)
     for begin in range(0, len(experts), number):
@@ -140,21 +144,21 @@ def _together(layer: LayerSpec, experts: Sequence[int]) -> Iterator[Sequence[int
 
 
 def by_expert(layer: LayerSpec, experts: Sequence[int]) -> Iterator[dict[str, Tensor]]:
-    """The whole matrices of one expert after the other."""
+    """Yields {name: whole matrix} for each expert in turn."""
     for some in _together(layer, experts):
-        made = {name: matrices(layer, some, name) for name in names(layer)}
+        stacks = {name: matrices(layer, some, name) for name in names(layer)}
         for place in range(len(some)):
-            yield {name: whole[place] for name, whole in made.items()}
+            yield {name: whole[place] for name, whole in stacks.items()}
 
 
 def sliced(layer: LayerSpec, expert: int, name: str, columns: tuple[int, int]) -> Tensor:
-    """The part of a matrix that belongs to the half-open range of hidden units `columns`."""
+    """The part of a matrix that belongs to the hidden units `columns`, a half-open range."""
     return cut(name, matrix(layer, expert, name), columns)
 
 
 def cut(name: str, whole: Tensor, columns: tuple[int, int]) -> Tensor:
-    """Of a matrix, its gradient or several below each other, what belongs to hidden units
-    `columns`; b2 belongs to all."""
+    """Cuts the hidden units `columns` out of a matrix, a gradient of its shape, or a stack of
+    either; b2 stays whole."""
     if name == "b2":
         return whole
     hidden = -2 if name in ("w1", "w3") else -1
@@ -164,7 +168,8 @@ def cut(name: str, whole: Tensor, columns: tuple[int, int]) -> Tensor:
 def stacked(
     layer: LayerSpec, experts: Sequence[int], name: str, columns: tuple[int, int]
 ) -> Tensor:
-    """[len(experts), ...], each filled as it is generated so that the peak is one matrix more."""
+    """[len(experts), ...]: the hidden units `columns` of matrix `name`, filled expert by expert to
+    limit peak memory."""
     size = list(shape(layer, name))
     if name != "b2":
         size[-1 if name == "w2" else 0] = columns[1] - columns[0]

@@ -10,6 +10,7 @@ import yaml
 
 from analysis.errors import InputError
 from moe import spec
+from moe.build import supports
 from moe.spec import (
     Cell,
     LayerSpec,
@@ -19,11 +20,11 @@ from moe.spec import (
     Unsupported,
     WorkloadSpec,
 )
-from moe.strategies import supports
+from moe.strategies import names, rules_of
 from runners.host import project_paths
 
 MODELS = project_paths.CONF / "model"
-EXPERT_PARALLEL = ("ep", "ep_tp", "dp_ep")
+EXPERT_PARALLEL = tuple(name for name in names() if rules_of(name).dispatchers)
 OVERLAPS = (1, 2, 4)
 
 
@@ -61,8 +62,8 @@ def plain(layer: LayerSpec) -> LayerSpec:
 
 def strategies(ranks: int, degrees: bool, overlap: bool) -> Iterator[StrategySpec]:
     """Every strategy and dispatcher; with `degrees` every split of the ranks, too."""
-    for name in spec.STRATEGIES:
-        if name == "serial":
+    for name in names():
+        if rules_of(name).single_rank:
             continue
         if name not in EXPERT_PARALLEL:
             yield StrategySpec(name=name)

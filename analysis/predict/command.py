@@ -12,7 +12,7 @@ from analysis.errors import InputError
 from analysis.predict import candidates, present, problem
 from analysis.predict.model import Prediction
 from analysis.predict.problem import PredictionProblem
-from moe.spec import STRATEGIES
+from moe.strategies import names as strategy_names
 
 ADVISE_ROWS = 12
 
@@ -76,10 +76,10 @@ def advise(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Answer:
 
 
 def _strategies(text: str) -> set[str]:
-    names = set(filter(None, text.split(","))) or set(STRATEGIES)
-    unknown = sorted(names - set(STRATEGIES))
+    names = set(filter(None, text.split(","))) or set(strategy_names())
+    unknown = sorted(names - set(strategy_names()))
     if unknown:
-        raise InputError(f"--strategy {unknown[0]}: allowed are {', '.join(STRATEGIES)}")
+        raise InputError(f"--strategy {unknown[0]}: allowed are {', '.join(strategy_names())}")
     return names
 
 

@@ -38,9 +38,10 @@ from analysis.predict.hardware import HardwareModel
 from moe import cost
 from moe.cost import Load
 from moe.cost.load import dispatches, routed_tokens
-from moe.cost.work import first_width, shared_tokens
-from moe.parallel.degrees import degrees
+from moe.cost.work import shared_tokens
+from moe.parallel.rules import first_width
 from moe.spec import DTYPE_BYTES, Cell
+from moe.strategies import degrees
 
 Key = tuple[str, str]
 PHASES = ("router", "permute", "dispatch", "experts", "combine", "unpermute", "backward",

@@ -11,8 +11,8 @@ from analysis.predict import hardware
 from analysis.predict.fit import Measured
 from analysis.predict.hardware import HardwareModel
 from moe.cost.load import dispatches
-from moe.parallel.degrees import degrees
 from moe.spec import PEER
+from moe.strategies import degrees, rules_of
 from runners.records.stats import STEADY
 
 
@@ -25,7 +25,9 @@ def measured(cells: Iterable[CellSummary]) -> list[Measured]:
 def of_cell(summary: CellSummary) -> Measured | None:
     """The cell for the fit; None for one that `measured` leaves out."""
     strategy = summary.cell.strategy
-    left_out = strategy.name == "serial" or strategy.name.startswith(PEER) or strategy.slowdown
+    left_out = (
+        rules_of(strategy.name).single_rank or strategy.name.startswith(PEER) or strategy.slowdown
+    )
     if summary.metric != STEADY or not summary.measured or not summary.calibration or left_out:
         return None
     calibrated = _machine(summary.calibration, summary.world_size)

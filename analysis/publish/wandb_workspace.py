@@ -96,8 +96,8 @@ def _forms(cells: pd.DataFrame) -> list[str]:
 
 def against_axes(wr: Any, cells: pd.DataFrame) -> list[Any]:
     """The tables' figures against every axis of the sweep; strategies as bars where none is."""
-    chosen = [(axis, metric) for axis, metric in tables.SEED if axis in axes(cells)]
-    own = {axis for axis, _ in tables.SEED}
+    chosen = [(axis, metric) for axis, metric in tables.REFERENCE if axis in axes(cells)]
+    own = {axis for axis, _ in tables.REFERENCE}
     chosen += [(axis, tables.DURATION) for axis in axes(cells) if axis not in own]
     panels = [scatter(wr, "workload" if a == "load" else a, metric) for a, metric in chosen]
     return [*panels, *(bars(wr, metric) for metric in (tables.DURATION, tables.THROUGHPUT))]

@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.data.cell_summary import measured, summaries
 from analysis.data.frame import hashable, plain
 from analysis.text import flag_legend
-from moe.strategies.checks import DISPATCH
+from moe.strategies import rules_of
 from runners.records.stats import DRIFT_THRESHOLD
 
 BASES = {"one launch": "within one launch", "launches": "over launches"}
@@ -80,7 +80,7 @@ def engine(frame: pd.DataFrame) -> str:
     words.append(f"mode {_values(frame, 'mode')}")
     words.append(f"tokens {_values(frame, 'tokens')}")
     for strategy, part in frame.groupby("strategy", sort=False):
-        if strategy in DISPATCH:
+        if rules_of(str(strategy)).dispatchers:
             words.append(f"{strategy!s} with dispatcher {_values(part, 'dispatcher')}")
     return ", ".join(words) + "." + across_nodes(frame)
 

@@ -16,7 +16,7 @@ import sys
 
 from analysis.predict import hardware, model, network
 from moe.cost import Call
-from moe.cost.traffic import GroupShape
+from moe.parallel.traffic import GroupShape
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
 
 MIXTRAL = LayerSpec(4096, 14336, 4096, 8, 2, 2, "silu_gated", "none", dtype="bfloat16")

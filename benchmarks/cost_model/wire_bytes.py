@@ -54,9 +54,9 @@ def rank_main(steps: int) -> int:
     import torch
     import torch.distributed as dist
 
+    from moe.build import build
     from moe.parallel.comm import Comm
     from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
-    from moe.strategies import build
     from moe.workload import batches
 
     dist.init_process_group("gloo")

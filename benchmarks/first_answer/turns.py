@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
+from moe.build import build
 from moe.parallel import algorithms
 from moe.parallel.comm import Comm
 from moe.step import Step
-from moe.strategies import build
 from moe.workload import batches
 from runners.host import environment
 from runners.plan import load

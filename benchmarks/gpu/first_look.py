@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grouped_mm, silu
 
-from moe import strategies
+from moe import build
 from moe.parallel.comm import Comm
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, Unsupported, WorkloadSpec
 from moe.step import Step
@@ -153,10 +153,10 @@ def gates(log: Log) -> None:
 
 def _gate(cell: Cell) -> dict[str, Any]:
     try:
-        strategies.supports(cell)
+        build.supports(cell)
         comm = Comm(DEVICE, 1, 0)
         x_TD = batches.inputs(cell, 0, DEVICE)
-        built = strategies.build(cell, comm)
+        built = build.build(cell, comm)
         step = Step(cell, built, x_TD)
         return {**checked(cell, step, comm), "waits": waits(step)}
     except Unsupported as why:
@@ -200,7 +200,7 @@ def speed(log: Log) -> None:
             try:
                 if built is None:  # its weights are the same for every batch
                     start = time.perf_counter()
-                    built = strategies.build(cell, Comm(DEVICE, 1, 0))
+                    built = build.build(cell, Comm(DEVICE, 1, 0))
                     sync()
                     row["build_s"] = round(time.perf_counter() - start, 1)
                 row |= _speed(cell, built)

@@ -77,7 +77,7 @@ def main(rounds: int) -> None:
 
 def prepare(cell: tuple[str, int, int], comm: Any, world: Any) -> tuple[Step, Step, str]:
     """The project's step and the baseline's, both proven right and warmed up, and the kernel."""
-    from moe import spec, strategies
+    from moe import build, spec
     from moe.step import Step
     from moe.verify.verifier import verify
     from moe.workload import batches
@@ -90,7 +90,7 @@ def prepare(cell: tuple[str, int, int], comm: Any, world: Any) -> tuple[Step, St
         spec.WorkloadSpec(batch_size=batch),
         spec.RankLayout(world_size=RANKS, backend="mpi"),
     )
-    layer = strategies.build(point, comm)
+    layer = build.build(point, comm)
     x_TD = batches.inputs(point, comm.rank, comm.device)
     kernel = layer.tune(x_TD)["name"]
     found = verify(point, Step(point, layer, x_TD), comm)

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.speed import store
 from benchmarks.speed.alternating import Step, call_ms
-from moe import spec, strategies
+from moe import build, spec
 from moe.layer.experts import Experts
 from moe.parallel.comm import Comm
 from runners.host.hardware import llc_bytes, usable_cores
@@ -79,7 +79,7 @@ def cold_sets(dtype: str) -> list[Experts]:
     cell = spec.Cell(
         layer, spec.StrategySpec("simple"), spec.WorkloadSpec(), spec.RankLayout(world_size=1)
     )
-    first = strategies.build(cell, Comm(torch.device("cpu"), 1, 0))
+    first = build.build(cell, Comm(torch.device("cpu"), 1, 0))
     count = -(-2 * (llc_bytes() or LLC_UNKNOWN) // first.weights_bytes()) + 1
     return [first.experts, *(first.clone().experts for _ in range(count - 1))]
 

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.speed import store
 from benchmarks.speed.alternating import call_ms, medians_ms
-from moe import spec, strategies
+from moe import build, spec
 from moe.layer.base import MoELayer
 from moe.parallel.comm import Comm
 from moe.step import Step
@@ -70,7 +70,7 @@ def pair(dtype: str, num: int, shape: tuple[int, int]) -> tuple[MoELayer, Any]:
     from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
     comm = Comm(torch.device("cpu"), 1, 0)
-    layer = strategies.build(cell_of(dtype, num, shape, 1, 1), comm)
+    layer = build.build(cell_of(dtype, num, shape, 1, 1), comm)
     config = MixtralConfig(hidden_size=shape[0], intermediate_size=shape[1],
                            num_local_experts=num, num_experts_per_tok=1)  # fmt: skip
     with torch.device("meta"):

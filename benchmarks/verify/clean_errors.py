@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 
 from moe import spec
+from moe.build import build, supports
 from moe.parallel.comm import Comm
 from moe.spec import (
     Cell,
@@ -36,7 +37,7 @@ from moe.spec import (
     WorkloadSpec,
 )
 from moe.step import Step
-from moe.strategies import build, supports
+from moe.strategies import names, rules_of
 from moe.verify.faults import CheckResult
 from moe.verify.verifier import Verifier
 from moe.workload import batches
@@ -70,10 +71,10 @@ def drawn(generator: random.Random, ranks: int) -> Cell:
         pick(spec.ACTIVATIONS), pick(spec.BIASES), pick((0, 0, 1)), pick(spec.DTYPES),
         generator.randrange(1000), RouterSpec(**pick(ROUTERS)),
     )  # fmt: skip
-    name, spread = pick(spec.STRATEGIES), dict(pick(SPREADS))
+    name, spread = pick(names()), dict(pick(SPREADS))
     if "hot_replicas" in spread:
         spread["hot_replicas"] = ranks
-    dispatcher = pick(spec.DISPATCHERS) if name in ("ep", "ep_tp", "dp_ep") else "local"
+    dispatcher = pick(spec.DISPATCHERS) if rules_of(name).dispatchers else "local"
     kind = pick(("learned", *PARAMETERS, "balanced", "learned"))
     work = WorkloadSpec(
         pick((1, 3, 8, 29, 64, 400, 1024)), pick(spec.TOKENS), pick(spec.MODES), kind,

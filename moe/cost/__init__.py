@@ -1,13 +1,13 @@
-"""What a step costs, by arithmetic: FLOPs, bytes kept, bytes moved. Torch-free.
+"""What a step costs, by arithmetic: FLOPs, bytes of memory, bytes sent. Torch-free.
 
-Everything is of one rank and of one step. `load` says how many slots reach a rank, as counted or as
-expected; `work` has FLOPs and memory; `traffic` has every collective with its group and bytes.
+All figures are of one rank and one step. `load` computes how many slots reach a rank, counted or
+expected; `work` has FLOPs and memory; `traffic` lists every collective with its group and bytes.
 
-Where a figure depends on which experts the tokens chose, it takes a `Load`.
+Figures that depend on which experts the tokens chose take a `Load`.
 """
 
-from moe.cost.load import Load, expected, hit_probability
-from moe.cost.traffic import Call, collectives, totals
+from moe.cost.load import expected, hit_probability
+from moe.cost.traffic import collectives, totals
 from moe.cost.work import (
     TRAIN_FACTOR,
     activation_bytes,
@@ -21,6 +21,7 @@ from moe.cost.work import (
     touched_weight_bytes,
     weight_bytes,
 )
+from moe.parallel.traffic import Call, Load
 
 __all__ = [
     "TRAIN_FACTOR",

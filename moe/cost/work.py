@@ -12,44 +12,36 @@ K top-k, R ranks, U = H / tp hidden units here, F = U or (gated) 2U.
 
 from __future__ import annotations
 
-from moe.cost.load import Load, dispatches, group_rows, routed_tokens
-from moe.parallel.degrees import degrees
+from moe.cost.load import dispatches, routed_tokens
+from moe.parallel.rules import first_width
+from moe.parallel.traffic import INDEX_BYTES, ROUTER_BYTES, Load
 from moe.spec import DTYPE_BYTES, Cell, LayerSpec
+from moe.strategies import degrees, rules_of
 
 TRAIN_FACTOR = 3
-ROUTER_BYTES = 4  # its weights and logits are float32 whatever the dtype
-INDEX_BYTES = 8
 KEPT_HIDDEN = {"relu": 1, "identity": 1, "gelu": 2, "silu_gated": 4}
 KEPT_BY_LOOP = {**KEPT_HIDDEN, "silu_gated": 3}
 
 
-def first_width(layer: LayerSpec, hidden: int) -> int:
-    """F: columns of the first product."""
-    return 2 * hidden if layer.activation == "silu_gated" else hidden
-
-
 def expert_elements(layer: LayerSpec, parts: int = 1) -> int:
-    """Elements of the matrices of one expert of which a rank holds 1 / parts."""
+    """Elements of one expert's matrices on a rank that holds 1 / parts of it."""
     hidden = layer.hidden // parts
     return first_width(layer, hidden) * layer.dim + hidden * layer.dim_out
 
 
 def expert_flops(cell: Cell, load: Load) -> float:
+    """FLOPs of the routed experts' products in a forward pass."""
     return 2.0 * load.slots * expert_elements(cell.layer, degrees(cell).tp)
 
 
 def router_flops(cell: Cell, rank: int = 0) -> float:
+    """FLOPs of the router's product in a forward pass."""
     return 2.0 * routed_tokens(cell, rank) * cell.layer.num_experts * cell.layer.dim
 
 
 def shared_tokens(cell: Cell, rank: int = 0) -> int:
-    """Tokens this rank gives to its part of the shared experts."""
-    name, found = cell.strategy.name, degrees(cell)
-    if name == "ep_tp":
-        return group_rows(cell, rank, found.tp)
-    if name in ("ep", "dp_ep"):
-        return group_rows(cell, rank, 1)
-    return routed_tokens(cell, rank)
+    """Number of tokens this rank gives to its part of the shared experts."""
+    return len(range(*rules_of(cell.strategy.name).shared_rows(cell, rank)))
 
 
 def shared_flops(cell: Cell, rank: int = 0) -> float:
@@ -63,7 +55,7 @@ def forward_flops(cell: Cell, load: Load, rank: int = 0) -> float:
 
 
 def step_flops(cell: Cell, load: Load, rank: int = 0) -> float:
-    """Forward, or forward and backward by workload.mode."""
+    """FLOPs of a forward pass or, in mode=train, of forward and backward."""
     times = TRAIN_FACTOR if cell.workload.mode == "train" else 1
     return times * forward_flops(cell, load, rank)
 
@@ -71,52 +63,13 @@ def step_flops(cell: Cell, load: Load, rank: int = 0) -> float:
 # Bytes kept.
 
 
-def places(cell: Cell) -> int:
-    """Experts, replicas included, whose weights a rank works with."""
-    strategy = cell.strategy
-    return (cell.layer.num_experts + strategy.hot_replicas) // degrees(cell).ep
-
-
-def parameter_elements(cell: Cell, rank: int = 0) -> dict[str, int]:
-    """Elements of every weight a rank works with: fc1, fc2, b1, b2, the same of shared experts
-    with the prefix shared_, and router. Of an expert cut in parts, part 0 has the second bias."""
-    layer, parts = cell.layer, degrees(cell).tp
-    if cell.strategy.name == "serial" and rank:
-        return {"router": layer.num_experts * layer.dim}
-    hidden = layer.hidden // parts
-    each = {"fc1": first_width(layer, hidden) * layer.dim, "fc2": hidden * layer.dim_out}
-    if layer.bias != "none":
-        each["b1"] = first_width(layer, hidden)
-        if rank % parts == 0:
-            each["b2"] = layer.dim_out
-    found = {name: places(cell) * size for name, size in each.items()}
-    if layer.shared_experts:
-        found |= {f"shared_{name}": layer.shared_experts * size for name, size in each.items()}
-    return found | {"router": layer.num_experts * layer.dim}
-
-
-def parameter_bytes(cell: Cell, rank: int = 0) -> dict[str, int]:
-    size = DTYPE_BYTES[cell.layer.dtype]
-    return {
-        name: count * (ROUTER_BYTES if name == "router" else size)
-        for name, count in parameter_elements(cell, rank).items()
-    }
-
-
-def shard_elements(cell: Cell) -> int:
-    """fsdp: elements of a rank's part of all weights, padded to be the same on every rank."""
-    return -(-sum(parameter_elements(cell).values()) // cell.placement.world_size)
-
-
 def weight_bytes(cell: Cell, rank: int = 0) -> int:
-    """Of the weights a rank keeps between steps."""
-    if cell.strategy.name == "fsdp":
-        return shard_elements(cell) * DTYPE_BYTES[cell.layer.dtype]
-    return sum(parameter_bytes(cell, rank).values())
+    """Bytes of the weights a rank keeps between steps."""
+    return rules_of(cell.strategy.name).kept_bytes(cell, rank)
 
 
 def touched_weight_bytes(cell: Cell, load: Load) -> float:
-    """Least of its experts' weights that a rank must read: those that have slots, once."""
+    """Lower bound of the expert weights a rank reads: experts that have slots, once each."""
     elements = expert_elements(cell.layer, degrees(cell).tp)
     experts = load.touched + cell.layer.shared_experts
     return float(experts * elements * DTYPE_BYTES[cell.layer.dtype])
@@ -138,31 +91,29 @@ def activation_bytes(cell: Cell, load: Load, rank: int = 0) -> float:
     layer, size = cell.layer, DTYPE_BYTES[cell.layer.dtype]
     units, train = layer.hidden // degrees(cell).tp, cell.workload.mode == "train"
     tokens, shared = routed_tokens(cell, rank), shared_tokens(cell, rank) * layer.shared_experts
-    made = first_width(layer, units) + (0 if layer.activation == "identity" else units)
-    held = load.slots * layer.dim + tokens * layer.dim
+    widths = first_width(layer, units) + (0 if layer.activation == "identity" else units)
+    numbers = load.slots * layer.dim + tokens * layer.dim
     if train:
         kept = KEPT_BY_LOOP if cell.strategy.kernel == "loop" else KEPT_HIDDEN
         hidden = kept[layer.activation] * units
-        held += (load.slots + shared) * hidden + tokens * layer.topk * layer.dim_out
+        numbers += (load.slots + shared) * hidden + tokens * layer.topk * layer.dim_out
     else:
-        held += max(load.slots, shared) * made
+        numbers += max(load.slots, shared) * widths
     if dispatches(cell) and not train:
-        held += tokens * layer.topk * layer.dim
+        numbers += tokens * layer.topk * layer.dim
     routing = ROUTER_BYTES * layer.num_experts + 4 * INDEX_BYTES * layer.topk
     if size != ROUTER_BYTES:
         routing += ROUTER_BYTES * layer.dim
-    return size * held + tokens * routing
+    return size * numbers + tokens * routing
 
 
 def peak_bytes(cell: Cell, load: Load, rank: int = 0) -> float:
-    """Weights and activations; in mode=train gradients of the weights and of the hidden rows; for
-    fsdp the gathered whole, twice in mode=train."""
+    """Peak memory of a step: weights and activations; in mode=train also gradients of weights and
+    hidden rows; weights gathered for the step (fsdp), twice in mode=train."""
     layer, train = cell.layer, cell.workload.mode == "train"
     kept = weight_bytes(cell, rank)
     total = kept + activation_bytes(cell, load, rank)
     if train:
         units = layer.hidden // degrees(cell).tp
         total += kept + load.slots * first_width(layer, units) * DTYPE_BYTES[layer.dtype]
-    if cell.strategy.name == "fsdp":
-        total += (2 if train else 1) * cell.placement.world_size * kept
-    return total
+    return total + (2 if train else 1) * rules_of(cell.strategy.name).gathered_bytes(cell)

@@ -1,4 +1,4 @@
-"""What experts do between their two products, and its backward pass without autograd.
+"""The activation between an expert's two products, and its backward pass without autograd.
 
 Shape letters: F = H or (gated) 2H, in the last dimension.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def activate(h_F: Tensor, name: str) -> Tensor:
-    """[..., F] -> [..., H]; the gated kind halves it: silu(first half) * second half."""
+    """[..., F] -> [..., H]. The gated kind is silu(first half) * second half."""
     if name == "relu":
         return F.relu(h_F)
     if name == "gelu":
@@ -23,9 +23,9 @@ def activate(h_F: Tensor, name: str) -> Tensor:
 
 
 def activate_backward(da_H: Tensor, h_F: Tensor, name: str) -> Tensor:
-    """The gradient by `h_F` of `activate(h_F, name)`, whose own is `da_H`, which may be written to.
+    """Gradient of the loss by `h_F`, given `da_H`, its gradient by `activate(h_F, name)`.
 
-    For relu the activated values will do as `h_F`.
+    May overwrite `da_H`. For relu, `h_F` may be the activated values.
     """
     aten = torch.ops.aten
     if name == "relu":

@@ -1,6 +1,7 @@
-"""Balancing experts: a loss whose gradient moves the router, or a bias on the choice alone.
+"""Balancing experts: a loss whose gradient moves the router, or a bias that affects only the
+choice.
 
-Shape letters: T tokens, K top-k, E experts, B global batch, N tokens the bias was found on.
+Shape letters: T tokens, K top-k, E experts, B global batch, N tokens the bias is computed on.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from moe import weights
 from moe.layer.capacity import Scope
 from moe.spec import LayerSpec, RouterSpec
 
-BIAS_SLOTS = 256  # of every expert: with fewer, chance in the sample is what gets evened out
-BIAS_STEPS = (16, 16, 24)  # at falling rates
+BIAS_SLOTS = 256  # per expert; with fewer, the bias would fit the noise of the sample
+BIAS_STEPS = (16, 16, 24)  # number of steps at each of BIAS_RATES
 BIAS_RATES = (2.0**-5, 2.0**-7, 2.0**-9)
-TOKENS_OF_BIAS = 1  # item of the token stream: not those of any workload
+TOKENS_OF_BIAS = 1  # item of the token stream that no workload uses
 
 
 def normalized(logits_TE: Tensor, score: str) -> Tensor:
-    """Probabilities that sum to 1 over the experts."""
+    """[T, E] probabilities; each row sums to 1."""
     if score == "softmax":
         return logits_TE.softmax(dim=1)
     scores_TE = logits_TE.sigmoid()
@@ -30,8 +31,8 @@ def normalized(logits_TE: Tensor, score: str) -> Tensor:
 
 
 def shares(layer: LayerSpec, scope: Scope, indices_TK: Tensor) -> Tensor:
-    """[T, E]: for every token here E * f_e, where f_e are the slots that expert e has per token of
-    the extent: they sum to K."""
+    """[T, E]: E * f_e for every token here, where f_e is expert e's slots per token of the extent.
+    A row of f sums to K."""
 
     def share(indices: Tensor) -> Tensor:
         counts_E = torch.bincount(indices.reshape(-1), minlength=layer.num_experts)
@@ -42,11 +43,12 @@ def shares(layer: LayerSpec, scope: Scope, indices_TK: Tensor) -> Tensor:
 
 
 def loss(layer: LayerSpec, scope: Scope, shares_TE: Tensor, probabilities_TE: Tensor) -> Tensor:
-    """This rank's part of coefficient * sum over extents of (tokens / B) * E * sum_e f_e P_e, f
-    without a gradient (Switch Transformer, arXiv 2101.03961, equations 4 to 6, for K experts a
-    token as in transformers' load_balancing_loss_func: K where the load is even).
+    """This rank's part of the balancing loss: coefficient * sum over extents of (tokens / B) * E *
+    sum_e f_e P_e, where f has no gradient (Switch Transformer, arXiv 2101.03961, equations 4 to 6;
+    for K experts a token as in transformers' load_balancing_loss_func, which gives K for an even
+    load).
 
-    As P_e is a mean over the extent's tokens, each token adds E * f . p / B.
+    P_e is a mean over the extent's tokens, so each token adds E * f . p / B.
     """
     batch = scope.extents[-1][1]
     return layer.router.aux_loss * (shares_TE * probabilities_TE).sum() / (batch * scope.copies)
@@ -63,13 +65,14 @@ class _Attach(torch.autograd.Function):
 
 
 def attach(gates_TK: Tensor, extra: Tensor) -> Tensor:
-    """The gates; their backward pass starts that of `extra` with a gradient of 1."""
+    """Returns the gates unchanged; their backward pass also runs that of `extra` with a gradient of
+    1."""
     return _Attach.apply(gates_TK, extra)  # type: ignore[no-any-return]
 
 
 @functools.lru_cache(maxsize=4)
 def calibration_scores(layer: LayerSpec) -> Tensor:
-    """[N, E] float32 scores of the seeded tokens that the bias is found on."""
+    """[N, E] float32 scores of the seeded tokens that the bias is computed on."""
     tokens = BIAS_SLOTS * layer.num_experts // layer.topk
     flat = torch.empty(tokens * layer.dim)
     weights.uniform_(flat, layer.weight_seed, TOKENS_OF_BIAS, "tokens").mul_(3**0.5)
@@ -81,10 +84,11 @@ def calibration_scores(layer: LayerSpec) -> Tensor:
 
 @functools.lru_cache(maxsize=16)
 def selection_bias(layer: LayerSpec) -> Tensor:
-    """[E] float32 that evens out the choice on seeded tokens: raised where an expert has less than
-    the mean, lowered where it has more (auxiliary-loss-free balancing, arXiv 2408.15664).
+    """[E] float32 bias that evens out the choice on seeded tokens: raised where an expert has fewer
+    slots than the mean, lowered where it has more (auxiliary-loss-free balancing, arXiv
+    2408.15664).
 
-    In steps that are powers of two, so that every rank finds the same.
+    Steps are powers of two, so every rank computes the same bits.
     """
     scores_NE = calibration_scores(layer)
     sigmoid = layer.router.score == "sigmoid"
@@ -102,8 +106,8 @@ def selection_bias(layer: LayerSpec) -> Tensor:
 
 
 def eligible(ranked_TE: Tensor, rule: RouterSpec) -> Tensor:
-    """[T, E]: experts of the groups whose two best experts together are best (DeepSeek-V3,
-    arXiv 2412.19437, section 2.1.2); of equal groups the first."""
+    """[T, E] bool: experts of the groups with the largest sum of their two best experts
+    (DeepSeek-V3, arXiv 2412.19437, section 2.1.2); ties go to the lowest group."""
     size = ranked_TE.shape[1] // rule.groups
     by_group = ranked_TE.unflatten(1, (rule.groups, size))
     group_TG = by_group.topk(min(2, size), dim=2)[0].sum(2)

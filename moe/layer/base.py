@@ -1,7 +1,7 @@
-"""What all strategies share: router, experts, and the local mix of both.
+"""Parts that the layers of all strategies share: router, experts, and steps made of them.
 
-Shape letters: T tokens on this rank, B tokens in the global batch, D in, H hidden, O out,
-E experts, P places (experts or copies of them) on this rank, K top-k, S slots, R ranks.
+Shape letters: T tokens on this rank, B tokens in the global batch, D in, H hidden, O out, E
+experts, P places (experts or copies of them) on this rank, K top-k, S slots, R ranks.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,12 @@ from moe.layer import kernel_choice
 from moe.layer.capacity import Scope, extents
 from moe.layer.experts import Experts
 from moe.layer.router import Router, Routing
-from moe.parallel import dispatch
-from moe.parallel.collectives import gather_outputs, spread
+from moe.parallel import collectives, dispatch
 from moe.parallel.comm import Comm, RankGroup
-from moe.parallel.degrees import degrees
 from moe.parallel.expert_placement import order_for, places_of
 from moe.parallel.permute import permute, sort_slots, unpermute
+from moe.parallel.rules import StrategyRules
+from moe.parallel.traffic import GroupShape
 from moe.phases import phase
 from moe.spec import Cell, shard_bounds
 from moe.workload import batches
@@ -34,21 +34,21 @@ from moe.workload import batches
 
 @dataclass
 class ForwardTrace:
-    """What one forward did on this rank, for the correctness check and the skew."""
+    """What one forward pass did on this rank; the correctness check and the skew read it."""
 
     rows: tuple[int, int] = (0, 0)
     routing: Routing | None = None
     slots: int = 0  # rows this rank's experts were given
-    stage: partial[Tensor] | None = None  # repeats what needs the experts, without collectives
+    stage: partial[Tensor] | None = None  # repeats the expert computation without collectives
 
 
 Reductions = list[tuple[list[nn.Parameter], RankGroup]]
 
 
 class MoELayer(nn.Module):
-    """Subclasses say which tokens this rank routes, which experts it holds, and `forward`."""
+    """One rank's layer. Subclasses name their strategy's `rules` and define `forward`."""
 
-    part, parts = 0, 1  # of the hidden units of every expert here
+    rules: ClassVar[StrategyRules] = StrategyRules()
 
     def __init__(self, cell: Cell, comm: Comm, trace_BK: Tensor | None = None) -> None:
         super().__init__()
@@ -56,10 +56,15 @@ class MoELayer(nn.Module):
         self.total = cell.workload.batch_size
         self.sharded = cell.workload.tokens == "sharded"
         self.wire = weights.dtype_of(cell.strategy.comm_dtype or cell.layer.dtype)
-        self.degrees = degrees(cell)
-        self.make_groups()
+        size = comm.world_size
+        self.shard_sizes = [len(range(*batches.own_rows(cell, rank))) for rank in range(size)]
+        self.tp, self.ep, self.dp = (comm.group(shape) for shape in self.rules.groups(cell))
         self.seen: ForwardTrace | None = None
+        self.dispatches = self.rules.dispatches(cell)
         self.rows = self.routed_rows()
+        self.shared_rows = self.rules.shared_rows(cell, comm.rank)
+        self.routers = self.routed_by()
+        self.summed = [(part, comm.group(shape)) for part, shape in self.rules.summed(cell)]
         allowed_TE = batches.allowed(cell, self.rows, trace_BK)
         self.router = Router(cell.layer, comm.device, allowed_TE, self.scope())
         loads = self.expert_loads(trace_BK) if cell.strategy.hot_replicas else []
@@ -72,53 +77,49 @@ class MoELayer(nn.Module):
         if cell.strategy.kernel != "auto":
             self.use(cell.strategy.kernel)
 
-    # What a strategy says.
-
-    def make_groups(self) -> None:
-        """`ep` are the ranks that share the experts between them. Strategies that cut experts in
-        parts also say here which `part` of how many `parts` is held."""
-        self.ep = RankGroup(self.comm, "self", (self.comm.rank,))
+    # What a strategy may override.
 
     def routed_rows(self) -> tuple[int, int]:
-        """Half-open range of global token ids that this rank's router sees."""
-        return batches.own_rows(self.cell, self.comm.rank)
+        """Half-open range of global token ids that this rank routes."""
+        return self.rules.routed_rows(self.cell, self.comm.rank)
 
-    def routed_by(self) -> tuple[RankGroup, list[int]] | None:
-        """Ranks that together route every token once, and how many each; None where each of them
-        routes the whole batch."""
-        return self.comm.world, self.shard_sizes
+    def routed_by(self) -> tuple[RankGroup, list[int]]:
+        """Returns (group, tokens of each member): the ranks that together route every token once.
+        The group is this rank alone where it routes the whole batch."""
+        split = self.rules.routing(self.cell)
+        group = self.comm.group(split[0] if split else GroupShape("self", 1, 1))
+        rows = (self.rules.routed_rows(self.cell, rank) for rank in group.ranks)
+        return group, [len(range(*bounds)) for bounds in rows]
 
     def make_experts(self) -> Experts:
         per_rank = len(self.places.experts) // self.ep.size
-        held = self.places.experts[self.first : self.first + per_rank]
-        return self.hold(held, self.part, self.parts)
+        return self.hold(self.places.experts[self.first : self.first + per_rank])
 
     def make_shared(self) -> Experts | None:
-        """The experts that every token visits; their ids follow those of the others."""
+        """The shared experts, which every token visits; their ids follow the routed experts'."""
         number, first = self.layer.shared_experts, self.layer.num_experts
         if not number:
             return None
-        made = self.hold(range(first, first + number), self.part, self.parts)
-        made.use("dense")
-        return made
+        shared = self.hold(range(first, first + number))
+        shared.use("dense")
+        return shared
 
     def forward(self, x_TD: Tensor) -> Tensor:
         raise NotImplementedError
 
-    # What strategies are made of.
+    # Building blocks of strategies.
 
     def scope(self) -> Scope:
-        by, ranks = self.routed_by(), self.comm.world_size
-        found = tuple(extents(self.cell))
-        if by is None:
-            return Scope(self.rows, found, None, ranks)
-        group, sizes = by
+        """The token extents of capacity and balancing rules. `copies` corrects the loss for ranks
+        that route the same tokens and sum their gradients."""
+        group, sizes = self.routers
         gather = partial(group.all_gather, sizes=sizes)
         whole = self.layer.router.scope == "global" and group.size > 1
-        return Scope(self.rows, found, gather if whole else None, ranks // group.size)
+        copies = self.comm.world_size // group.size if self.summed else 1
+        return Scope(self.rows, tuple(extents(self.cell)), gather if whole else None, copies)
 
     def expert_loads(self, trace_BK: Tensor | None) -> list[int]:
-        """Slots that the whole batch has for each expert, the same on every rank."""
+        """Slots of each expert over the whole batch, the same on every rank. Collective."""
         whole = (0, self.total)
         allowed_BE = batches.allowed(self.cell, whole, trace_BK)
         scope = Scope(whole, tuple(extents(self.cell)))
@@ -129,35 +130,72 @@ class MoELayer(nn.Module):
         if routing.kept_TK is not None:
             chosen = chosen[routing.kept_TK]
         counts = torch.bincount(chosen.reshape(-1), minlength=self.layer.num_experts)
-        found: list[int] = self.comm.world.broadcast_(counts.to(self.comm.device)).tolist()
-        return found
+        loads: list[int] = self.comm.world.broadcast_(counts.to(self.comm.device)).tolist()
+        return loads
 
-    def hold(self, ids: Sequence[int], part: int = 0, parts: int = 1) -> Experts:
-        """Part `part` of `parts` of the hidden units of the experts `ids`."""
+    def hold(self, ids: Sequence[int]) -> Experts:
+        """Creates this rank's part of the hidden units of the experts `ids`."""
+        part, parts = self.tp.index, self.tp.size
         columns = shard_bounds(self.layer.hidden, parts, part)
         return Experts(self.layer, tuple(ids), columns, self.comm.device, bias2=part == 0)
 
-    @cached_property
-    def shard_sizes(self) -> list[int]:
-        """Tokens of every rank's shard."""
-        size = self.comm.world_size
-        bounds = [shard_bounds(self.total, size, rank) for rank in range(size)]
-        return [end - start for start, end in bounds]
-
     def own_slice(self, x_BD: Tensor) -> Tensor:
-        """The rows this rank routes, of what it started with."""
+        """The rows of x that this rank routes."""
         if x_BD.shape[0] == self.rows[1] - self.rows[0]:
             return x_BD
         return x_BD[self.rows[0] : self.rows[1]]
 
     def own_tokens(self, x_TD: Tensor) -> Tensor:
-        """The rows this rank routes, of tokens that every rank has whole or its shard of."""
-        return x_TD if self.sharded else self.own_slice(spread(x_TD, self.comm.world, self.wire))
+        """[T, D] tokens this rank routes; replicated tokens get their gradients summed over all
+        ranks."""
+        if self.sharded:
+            return x_TD
+        return self.own_slice(collectives.spread(x_TD, self.comm.world, self.wire))
+
+    def own_batch(self, x_TD: Tensor) -> Tensor:
+        """Step in which one rank computes each token: own tokens visit the experts, by sending
+        slots if the dispatcher does; replicated outputs are all-gathered. [T, D] -> [T, O]."""
+        y_TO = self.outputs(self.own_tokens(x_TD))
+        return y_TO if self.sharded else self.gather_batch(y_TO)
+
+    def whole_batch(self, x_TD: Tensor) -> Tensor:
+        """Step in which every rank computes a partial sum for all tokens, summed by an all-reduce
+        (replicated) or as `tokens_to_outputs` (sharded). [T, D] -> [T, O]."""
+        world = self.comm.world
+        if self.sharded:
+            return self.tokens_to_outputs(x_TD, world)
+        y_BO = self.outputs(collectives.spread(x_TD, world, self.wire))
+        with phase("combine"):
+            return collectives.add_up(y_BO, world, self.wire)
+
+    def tokens_to_outputs(self, x_TD: Tensor, group: RankGroup) -> Tensor:
+        """Step with sharded tokens in which every rank of `group`, neighbours, computes a partial
+        sum for all the group's tokens: all-gather of tokens, reduce-scatter of outputs."""
+        sizes = [self.shard_sizes[rank] for rank in group.ranks]
+        with phase("dispatch"):
+            x_TD = collectives.gather_tokens(x_TD, group, sizes)
+        y_TO = self.outputs(x_TD)
+        with phase("combine"):
+            return collectives.add_and_scatter(y_TO, group, sizes, self.wire)
+
+    def slice_to_batch(self, x_BD: Tensor, group: RankGroup) -> Tensor:
+        """Step with replicated tokens in which every rank of `group`, neighbours, computes a
+        partial sum for the group's slice: all-reduce over the group, all-gather of the slices."""
+        y_TO = self.outputs(self.own_tokens(x_BD))
+        with phase("combine"):
+            y_TO = collectives.add_up(y_TO, group, self.wire)
+            return collectives.gather_outputs(y_TO, *self.routers, self.wire)
+
+    def outputs(self, x_TD: Tensor) -> Tensor:
+        """[T, O]: routed and shared experts' outputs for the tokens routed here."""
+        routing = self.route(x_TD)
+        y_TO = self.dispatched(x_TD, routing) if self.dispatches else self.mix(x_TD, routing)
+        return self.plus_shared(y_TO, x_TD)
 
     def gather_batch(self, y_TO: Tensor) -> Tensor:
-        """The whole batch's outputs on every rank, from each rank's shard."""
+        """All-gathers the outputs of every rank's shard: [B, O]."""
         with phase("combine"):
-            return gather_outputs(y_TO, self.comm.world, self.shard_sizes, self.wire)
+            return collectives.gather_outputs(y_TO, self.comm.world, self.shard_sizes, self.wire)
 
     def route(self, x_TD: Tensor) -> Routing:
         with phase("router"):
@@ -167,17 +205,17 @@ class MoELayer(nn.Module):
         return routing
 
     def mix(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        """Gated sum over the experts held here, for all tokens."""
+        """[T, O]: gated sum over the experts on this rank."""
         if self.seen is not None and self.seen.stage is None:
             self.seen.stage = partial(self.mix, x_TD, routing)
         experts, places_TK = self.experts, self.places.locate(routing.indices_TK, self.rows[0])
         if experts.fused:
             return self._mix_dense(x_TD, routing, places_TK)
         with phase("permute"):
-            held, total = len(experts.ids), len(self.places.experts)
-            if held < total:  # places held here become 0 to held - 1, all others more
+            here, total = len(experts.ids), len(self.places.experts)
+            if here < total:  # shifts this rank's places to 0 .. here - 1
                 places_TK = (places_TK - self.first) % total
-            slots = sort_slots(without_dropped(places_TK, routing, total), held)
+            slots = sort_slots(without_dropped(places_TK, routing, total), here)
             x_SD = permute(x_TD, slots)
         y_SO = self.compute(x_SD, slots.counts)
         with phase("unpermute"):
@@ -198,7 +236,7 @@ class MoELayer(nn.Module):
             return self.experts.dense(x_TD, gates_TE[:, first:last])
 
     def dispatched(self, x_TD: Tensor, routing: Routing) -> Tensor:
-        """Gated sum over all experts, by sending slots to the ranks of `ep` that hold them."""
+        """[T, O]: gated sum over all experts; sends slots to the ranks of `ep` that hold them."""
         strategy, total = self.cell.strategy, len(self.places.experts)
         way = dispatch.Way(self.ep, total, self.wire)
         places_TK = self.places.locate(routing.indices_TK, self.rows[0])
@@ -211,32 +249,31 @@ class MoELayer(nn.Module):
             )
         return dispatch.alltoall(x_TD, places_TK, routing.gates_TK, way, self.compute)
 
-    def plus_shared(
-        self, y_TO: Tensor, x_TD: Tensor, rows: tuple[int, int] | None = None
-    ) -> Tensor:
-        """Adds the shared experts' outputs, for the tokens `rows` of those routed here only."""
+    def plus_shared(self, y_TO: Tensor, x_TD: Tensor) -> Tensor:
+        """Adds the shared experts' outputs for the tokens `shared_rows`, a part of those routed
+        here."""
         if self.shared is None:
             return y_TO
         with phase("experts"):
-            if rows is None:
+            if self.shared_rows == self.rows:
                 return y_TO + self.shared.dense(x_TD, None)
-            start, end = rows[0] - self.rows[0], rows[1] - self.rows[0]
+            start, end = (row - self.rows[0] for row in self.shared_rows)
             part = self.shared.dense(x_TD[start:end], None)
             return y_TO + nn.functional.pad(part, (0, 0, start, y_TO.shape[0] - end))
 
     def compute(self, x_SD: Tensor, counts: list[int]) -> Tensor:
-        """The experts on rows in expert order."""
+        """Runs the experts on rows in expert order; `counts` rows for each."""
         if self.seen is not None:
             self.seen.slots += x_SD.shape[0]
             self.seen.stage = self.seen.stage or partial(self.compute, x_SD, counts)
         with phase("experts"):
             return self.experts.rows(x_SD, counts)
 
-    # What the runner asks.
+    # Used by the runner.
 
     @contextmanager
     def watching(self) -> Iterator[ForwardTrace]:
-        """Notes what the next forward routes and how many rows its experts get."""
+        """Records in a ForwardTrace what the next forward pass routes and computes."""
         self.seen = ForwardTrace()
         try:
             yield self.seen
@@ -247,11 +284,22 @@ class MoELayer(nn.Module):
         self.experts.use(kernel)
 
     def tune(self, x_TD: Tensor) -> dict[str, Any]:
-        """Chooses the kernel for strategy.kernel; collective. {name, how, candidates_ms}."""
-        return kernel_choice.tune(self, x_TD)
+        """Chooses the kernel for strategy.kernel; collective, and runs one forward where there is a
+        choice. Returns {name, how, candidates_ms}."""
+        names = self.experts.variants(self.cell.strategy.kernel, x_TD.dtype)
+        if len(names) == 1:
+            self.use(names[0])
+            return {"name": names[0], "how": "asked for", "candidates_ms": {}}
+        with torch.no_grad(), self.watching() as seen:
+            self(x_TD)
+        train = self.cell.workload.mode == "train"
+        call, skip = kernel_choice.replay(seen.stage, seen.slots, self.experts, train, self.comm)
+        return kernel_choice.choose(
+            [name for name in names if name not in skip], call, self.use, self.comm
+        )
 
     def clone(self) -> MoELayer:
-        """The same layer with weights of its own, on the same ranks."""
+        """A deep copy with its own weights, on the same ranks."""
         return copy.deepcopy(self)
 
     def weights_bytes(self) -> int:
@@ -259,14 +307,14 @@ class MoELayer(nn.Module):
         return sum(parameter.nbytes for parameter in self.parameters())
 
     def skew(self, seen: ForwardTrace) -> dict[str, list[int]]:
-        """Global slots per expert, and per rank the rows its experts computed, of a forward that
-        was watched; collective."""
+        """Slots per expert and rows computed per rank, over all ranks, of the watched forward pass
+        `seen`. Collective."""
         experts = torch.zeros(self.layer.num_experts, dtype=torch.int64)
         ranks = torch.zeros(self.comm.world_size, dtype=torch.int64)
         ranks[self.comm.rank] = seen.slots
         own = batches.own_rows(self.cell, self.comm.rank)
-        if self.comm.rank == 0 and self.cell.strategy.name == "serial":
-            own = (0, self.total)
+        if self.rules.single_rank:
+            own = seen.rows
         if seen.routing is not None:
             here = slice(own[0] - seen.rows[0], own[1] - seen.rows[0])
             chosen = seen.routing.indices_TK[here]
@@ -277,18 +325,24 @@ class MoELayer(nn.Module):
         counts: list[int] = both.tolist()
         return {"expert_slots": counts[: len(experts)], "rank_slots": counts[len(experts) :]}
 
-    # Gradients of weights that several ranks hold.
+    # Gradients of weights that several ranks share.
 
     def reductions(self) -> Reductions:
-        """Parameters whose gradient on this rank is only its part, and the ranks that have the
-        other parts; the same list on every rank."""
-        return [([self.router.weight_ED, *self.shared_parameters()], self.comm.world)]
+        """[(parameters, group)]: gradients that are partial on this rank and the group to sum them
+        over; the same list on every rank."""
+        return [(self.parameters_of(part), group) for part, group in self.summed]
 
-    def shared_parameters(self) -> list[nn.Parameter]:
-        return [] if self.shared is None else list(self.shared.parameters())
+    def parameters_of(self, part: str) -> list[nn.Parameter]:
+        """Parameters of `part`: router, shared, or experts (all others)."""
+        if part == "router":
+            return [self.router.weight_ED]
+        if part == "shared":
+            return [] if self.shared is None else list(self.shared.parameters())
+        others = self.named_parameters()
+        return [one for name, one in others if not name.startswith(("router.", "shared."))]
 
     def finish_gradients(self) -> None:
-        """Adds up over the ranks what `backward` left in parts."""
+        """Sums partial gradients over the ranks. Collective."""
         for parameters, group in self.reductions():
             for parameter in parameters:
                 group.all_reduce_(gradient(parameter))
@@ -296,7 +350,7 @@ class MoELayer(nn.Module):
             self._add_up_copies(expert)
 
     def _add_up_copies(self, expert: int) -> None:
-        """Every rank takes part; those without a copy add nothing."""
+        """Sums the gradients of one expert's copies; ranks without a copy contribute zeros."""
         at = self.experts.ids.index(expert) if expert in self.experts.ids else -1
         for parameter in self.experts.parameters():
             grad = gradient(parameter)
@@ -304,23 +358,23 @@ class MoELayer(nn.Module):
             self.ep.all_reduce_(part)
 
     def named_gradients(self) -> dict[str, Tensor]:
-        """Of all weights this rank works with, by the name of the parameter; collective."""
+        """{parameter name: gradient} of all weights this rank works with. Collective."""
         return {name: known_gradient(parameter) for name, parameter in self.named_parameters()}
 
 
 def known_gradient(parameter: nn.Parameter) -> Tensor:
-    """Zeros where a step has left none; the parameter stays as it is."""
+    """The gradient, or zeros where there is none; leaves the parameter unchanged."""
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def gradient(parameter: nn.Parameter) -> Tensor:
-    """The parameter's own, made where there is none."""
+    """The parameter's gradient; created as zeros where there is none."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
 
 
 def without_dropped(places_TK: Tensor, routing: Routing, total: int) -> Tensor:
-    """Places, with `total` (nowhere) for slots that are dropped."""
+    """Places, with `total` (no rank) for dropped slots."""
     kept_TK = routing.kept_TK
     return places_TK if kept_TK is None else places_TK.masked_fill(~kept_TK, total)

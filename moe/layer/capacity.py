@@ -1,7 +1,8 @@
-"""Rules over many tokens together: which slots a full expert drops, which tokens an expert takes.
+"""Rules over many tokens: which slots an expert drops when it is full, which tokens an expert
+takes.
 
-`router.scope` says which tokens are looked at together: those of one rank's shard of the batch
-(whichever ranks route them), or the whole batch. So the rule is the same for every strategy.
+`router.scope` sets which tokens share a limit: those of one rank's shard of the batch (whichever
+ranks route them), or the whole batch. So the rule is the same for every strategy.
 
 Shape letters: T tokens, K slots of a token, E experts, B global batch.
 """
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from moe.spec import Cell, LayerSpec, shard_bounds
 
-ROUNDING = 9  # decimals: 1.1 * 2 * 50 / 11 is meant to be 10 places, not 11
+ROUNDING = 9  # decimals, so that 1.1 * 2 * 50 / 11 gives 10 places, not 11
 
 
 def places_per_expert(layer: LayerSpec, tokens: int) -> int:
@@ -29,7 +30,7 @@ def places_per_expert(layer: LayerSpec, tokens: int) -> int:
 
 
 def extents(cell: Cell) -> list[tuple[int, int]]:
-    """Half-open ranges of global token ids that are looked at together."""
+    """Half-open ranges of global token ids that share a limit."""
     batch, ranks = cell.workload.batch_size, cell.placement.world_size
     if cell.layer.router.scope == "global":
         return [(0, batch)]
@@ -38,10 +39,10 @@ def extents(cell: Cell) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Scope:
-    """The tokens a router sees, and how it learns of others in the same extents.
+    """The tokens a router sees, and how it gets those of other ranks in the same extents.
 
-    `gather` brings [T, ...] of all ranks together to [B, ...]; None where nothing is missing.
-    `copies` is the number of ranks that route each of these tokens and add up their gradients.
+    `gather` turns [T, ...] of all ranks into [B, ...]; None where nothing is missing. `copies` is
+    the number of ranks that route each of these tokens and sum their gradients.
     """
 
     rows: tuple[int, int]
@@ -50,28 +51,29 @@ class Scope:
     copies: int = 1
 
     def each(self, rule: Callable[..., Tensor], *tables: Tensor) -> Tensor:
-        """rule(*parts) of every extent that has rows here, for the rows here: [T, ...]."""
+        """Applies rule(*parts) to every extent that has rows here; returns the results for the rows
+        here, [T, ...]."""
         first = 0 if self.gather else self.rows[0]
         if self.gather:
             tables = tuple(self.gather(table) for table in tables)
         low, high = self.rows
-        found = [
+        parts = [
             rule(*(table[a - first : b - first] for table in tables))[max(low - a, 0) : high - a]
             for a, b in self.extents
             if a < high and b > low
         ]
-        return torch.cat(found) if found else rule(*(table[:0] for table in tables))
+        return torch.cat(parts) if parts else rule(*(table[:0] for table in tables))
 
 
 def keep_first(
     indices_TK: Tensor, weight_TK: Tensor | None, experts: int, places: int, drop: str = "position"
 ) -> Tensor:
-    """[T, K], true for the first `places` slots of every expert. `drop` says who comes first:
+    """[T, K] bool: true for the first `places` slots of every expert. `drop` sets the order:
 
-    position       earlier tokens, a token's slots together
+    position       earlier tokens first, a token's slots together
     first_choices  the first choices of all tokens, then the second ones, ... (GShard, arXiv
                    2006.16668, algorithm 1)
-    probability    larger `weight_TK`, of equals earlier tokens (Megatron-LM's
+    probability    larger `weight_TK` first, ties by token (Megatron-LM's
                    moe_token_drop_policy=probs)
     """
     flat_S = indices_TK.reshape(-1)
@@ -91,6 +93,7 @@ def keep_first(
 
 
 def take_best(scores_TE: Tensor, places: int) -> Tensor:
-    """[T, E], true for the `places` best tokens of every expert, of equals the first."""
+    """[T, E] bool: true for the `places` best tokens of every expert; ties go to the earlier
+    token."""
     best = torch.sort(scores_TE, dim=0, descending=True, stable=True)[1][:places]
     return torch.zeros_like(scores_TE, dtype=torch.bool).scatter(0, best, True)

@@ -1,10 +1,11 @@
-"""Experts one after the other with a backward pass that writes every weight's gradient once.
+"""The kernel `loop` in training: experts in turn, each weight gradient written once.
 
-Autograd by itself makes a gradient of all experts' weights for each expert, mostly zeros, and adds
-them up. Here an expert's rows go through all its products before the next one's, while they are in
-the cache, and gradients are written where those of the last step were: memory that is new to a
-process costs ten times the writing. Shape letters: S rows in expert order, M rows of one expert,
-P experts, D in, H hidden, F = H or (gated) 2H, O out.
+Plain autograd makes, for each expert, a gradient of all experts' weights, mostly zeros, and sums
+them. Here an expert's rows go through both products while they are in the cache, and gradients
+reuse the last step's memory: writing to memory that is new to a process costs ten times as much.
+
+Shape letters: S rows in expert order, M rows of one expert, P experts, D in, H hidden, F = H or
+(gated) 2H, O out.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from torch.autograd.function import once_differentiable
 from moe.layer import onednn
 from moe.layer.activations import activate, activate_backward
 
-# In float32, from how many rows on oneDNN's product is the fastest: x @ W.T with a small matrix and
-# with one of so many elements, and dy @ W with any.
+# Rows from which oneDNN's float32 product is fastest: x @ W.T below and above _LARGE elements of W,
+# and dy @ W.
 _MANY, _SOME, _LARGE = 12, 4, 1 << 20
 _MANY_BACK = 2
 
 
 class GradientBuffers:
-    """Memory for gradients, given out again once nobody holds what was last in it."""
+    """Memory for gradients; reused once no tensor refers to its last contents."""
 
     def __init__(self) -> None:
         self._kept: dict[str, torch.UntypedStorage] = {}
@@ -36,14 +37,14 @@ class GradientBuffers:
         return GradientBuffers()
 
     def like(self, name: str, weight: Tensor) -> Tensor:
-        """A tensor of the weight's shape, dtype and device, whatever is in it."""
+        """An uninitialised tensor of the weight's shape, dtype and device."""
         kept = self._kept.get(name)
         if kept is None or kept.nbytes() != weight.nbytes or _held_elsewhere(kept):
-            made = torch.empty_like(weight)
-            self._kept[name] = made.untyped_storage()
-            return made
-        made = torch.empty(0, dtype=weight.dtype, device=weight.device)
-        return made.set_(kept, 0, weight.shape, weight.stride())
+            buffer = torch.empty_like(weight)
+            self._kept[name] = buffer.untyped_storage()
+            return buffer
+        buffer = torch.empty(0, dtype=weight.dtype, device=weight.device)
+        return buffer.set_(kept, 0, weight.shape, weight.stride())
 
 
 def _held_elsewhere(storage: torch.UntypedStorage) -> bool:

@@ -1,6 +1,6 @@
-"""The experts a rank holds, and the ways to multiply by them.
+"""The experts on a rank, and the kernels that compute them.
 
-No way is fastest everywhere, so `MoELayer.tune` chooses by measuring. Each wants its own layout:
+No kernel is fastest everywhere, so `MoELayer.tune` measures. Each has its own layout:
 
 | kernel  | fc1 stored | fc2 stored | what it does                                               |
 |---------|-----------|-----------|------------------------------------------------------------|
@@ -34,12 +34,12 @@ TRANSPOSED = {"bmm_t": (True, True), "dense": (False, True)}
 VARIANTS = {"loop": ("loop", "loop_wx", "packed", "wide"), "bmm": ("bmm", "bmm_t"),
             "dense": ("dense",), "grouped": ("grouped",)}  # fmt: skip
 
-FEW_ROWS = 32  # up to which W @ x.T beats x @ W.T in float32
+FEW_ROWS = 32  # up to this many rows, W @ x.T beats x @ W.T in float32
 
 
 class Experts(nn.Module):
-    """`ids` are the experts held, `columns` their hidden units; `bias2` is false on all but one of
-    the ranks that share an expert, because their results are added up."""
+    """The experts `ids` with the hidden units `columns`. `bias2` is true on one of the ranks that
+    share an expert, because their results are summed."""
 
     def __init__(
         self,
@@ -53,23 +53,23 @@ class Experts(nn.Module):
         self.layer, self.ids, self.columns = layer, tuple(ids), columns
         self.device = device
         self.kernel = "loop"
-        self.wide: Tensor | None = None  # room for one matrix in float32
-        self.packed: Packed | None = None  # in place of fc1 and fc2, which then hold no memory
-        self.room = GradientBuffers()  # of the gradients of kernel `loop`
-        self.resident = True  # whether the weights are here between steps
-        held = {n: weights.stacked(layer, ids, n, columns) for n in weights.names(layer)}
-        fc1, b1 = held["w1"], held.get("b1")
-        if "w3" in held:
-            fc1 = torch.cat([fc1, held["w3"]], dim=1)
-            b1 = None if b1 is None else torch.cat([b1, held["b3"]], dim=1)
+        self.wide: Tensor | None = None  # buffer for one matrix in float32
+        self.packed: Packed | None = None  # replaces fc1 and fc2, which then use no memory
+        self.room = GradientBuffers()  # gradient memory of kernel `loop`
+        self.resident = True  # whether the weights stay on this rank between steps
+        matrices = {n: weights.stacked(layer, ids, n, columns) for n in weights.names(layer)}
+        fc1, b1 = matrices["w1"], matrices.get("b1")
+        if "w3" in matrices:
+            fc1 = torch.cat([fc1, matrices["w3"]], dim=1)
+            b1 = None if b1 is None else torch.cat([b1, matrices["b3"]], dim=1)
         self.fc1 = nn.Parameter(fc1.to(device))
-        self.fc2 = nn.Parameter(held["w2"].to(device))
+        self.fc2 = nn.Parameter(matrices["w2"].to(device))
         self.b1 = None if b1 is None else nn.Parameter(b1.to(device))
-        self.b2 = nn.Parameter(held["b2"].to(device)) if "b2" in held and bias2 else None
+        self.b2 = nn.Parameter(matrices["b2"].to(device)) if "b2" in matrices and bias2 else None
 
     @property
     def fused(self) -> bool:
-        """Whether the kernel takes all experts and all tokens at once, gates included."""
+        """Whether the kernel computes all experts on all tokens at once, gates included."""
         return self.kernel == "dense"
 
     def use(self, kernel: str) -> None:
@@ -97,23 +97,23 @@ class Experts(nn.Module):
         self.fc2 = nn.Parameter(fc2, self.fc2.requires_grad)
 
     def by_expert(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Of tensors shaped like the parameters, each expert's, named, oriented and cut as
-        `weights.sliced` gives them."""
+        """Splits tensors shaped like the parameters: yields (expert, matrices) with the names,
+        orientation and cut of `weights.sliced`."""
         first, second = TRANSPOSED.get(self.kernel, (False, False))
         gated = self.layer.activation == "silu_gated"
         for i, expert in enumerate(self.ids):
             fc1, fc2 = tensors["fc1"][i], tensors["fc2"][i]
-            found = {"w1": fc1.T if first else fc1, "w2": fc2.T if second else fc2}
+            matrices = {"w1": fc1.T if first else fc1, "w2": fc2.T if second else fc2}
             if "b1" in tensors:
-                found["b1"] = tensors["b1"][i]
+                matrices["b1"] = tensors["b1"][i]
             if "b2" in tensors:
-                found["b2"] = tensors["b2"][i]
-            for name in [n for n in ("w1", "b1") if gated and n in found]:
-                found[name], found[name.replace("1", "3")] = found[name].chunk(2)
-            yield expert, found
+                matrices["b2"] = tensors["b2"][i]
+            for name in [n for n in ("w1", "b1") if gated and n in matrices]:
+                matrices[name], matrices[name.replace("1", "3")] = matrices[name].chunk(2)
+            yield expert, matrices
 
     def variants(self, kernel: str, dtype: torch.dtype) -> list[str]:
-        """What may be tried for `strategy.kernel`, on this rank's shapes."""
+        """Kernels to try for `strategy.kernel`, given this rank's shapes, device and mode."""
         names = [v for k, vs in VARIANTS.items() if kernel in ("auto", k) for v in vs]
         forward_on_cpu = not self.fc1.requires_grad and self.device.type == "cpu"
         fits = {
@@ -122,7 +122,7 @@ class Experts(nn.Module):
             # training, where every widened matrix would be kept for the backward pass.
             "wide": forward_on_cpu and dtype != torch.float32,
             "packed": forward_on_cpu and self.resident and runs(dtype),
-            # A backward pass through it would be autograd's, all experts' gradients for each.
+            # Its backward pass would be autograd's: a gradient of all experts for each expert.
             "loop_wx": not self.fc1.requires_grad,
         }
         return [n for n in names if fits.get(n, True)]
@@ -134,8 +134,8 @@ class Experts(nn.Module):
         return hasattr(F, "grouped_mm") and all(n * dtype.itemsize % 16 == 0 for n in sizes)
 
     def rows(self, x_SD: Tensor, counts: list[int]) -> Tensor:
-        """Rows in expert order, `counts` of each expert -> [S, O] in the same order."""
-        if not x_SD.shape[0]:  # an empty product keeps every rank's graph the same
+        """[S, D] rows in expert order, `counts` of each expert -> [S, O] in the same order."""
+        if not x_SD.shape[0]:  # an empty product, so that every rank has the same graph
             return self._loop(x_SD, counts)
         kernels: dict[str, Callable[[Tensor, list[int]], Tensor]] = {
             "loop": self._loop, "loop_wx": self._loop, "wide": self._loop, "packed": self._loop,
@@ -161,7 +161,8 @@ class Experts(nn.Module):
         return out.T
 
     def _widened(self, x_MI: Tensor, weight_JI: Tensor, bias_J: Tensor | None) -> Tensor:
-        """x @ W.T + b in float32, through the one buffer that stays in the cache."""
+        """x @ W.T + b in float32; the float32 copy of W goes to one buffer that stays in the
+        cache."""
         assert self.wide is not None
         wide_JI = self.wide[: weight_JI.numel()].view_as(weight_JI).copy_(weight_JI)
         bias_J = None if bias_J is None else bias_J.float()
@@ -171,24 +172,17 @@ class Experts(nn.Module):
         return y_MJ if bias_J is None else y_MJ + bias_J
 
     def _oriented(self, e: int) -> tuple[Tensor, Tensor]:
-        """fc1 as [F, D] and fc2 as [O, H], however they are stored."""
+        """fc1 as [F, D] and fc2 as [O, H], whatever the storage layout."""
         first, second = TRANSPOSED.get(self.kernel, (False, False))
         fc1, fc2 = self.fc1[e], self.fc2[e]
         return fc1.T if first else fc1, fc2.T if second else fc2
 
     def _loop(self, x_SD: Tensor, counts: list[int]) -> Tensor:
         if torch.is_grad_enabled() and self.fc1.requires_grad and self.kernel == "loop":
-            made: Tensor = PerExpertFunction.apply(
-                x_SD,
-                self.fc1,
-                self.b1,
-                self.fc2,
-                self.b2,
-                counts,
-                self.layer.activation,
-                self.room,
+            result: Tensor = PerExpertFunction.apply(
+                x_SD, self.fc1, self.b1, self.fc2, self.b2, counts, self.layer.activation, self.room
             )
-            return made
+            return result
         busy = [e for e, count in enumerate(counts) if count] or [0]
         if len(busy) == 1:
             return self._expert(x_SD, busy[0])
@@ -237,7 +231,8 @@ class Experts(nn.Module):
         return self.dense(x_SD, F.one_hot(expert_S, len(counts)))
 
     def dense(self, x_TD: Tensor, gates_TP: Tensor | None) -> Tensor:
-        """Sum over experts of gate * expert(x), in two products; gates of None are ones."""
+        """Sum over experts of gate * expert(x), in two products: [T, D] -> [T, O]. Gates of None
+        are ones."""
         num, hidden = len(self.ids), self.columns[1] - self.columns[0]
         fc1, fc2, b1, b2 = self.fc1, self.fc2, self.b1, self.b2
         in_place = not torch.is_grad_enabled()
@@ -265,7 +260,7 @@ def _batched(x_PMI: Tensor, weight_PIJ: Tensor, bias_PJ: Tensor | None) -> Tenso
 
 
 def _padded_places(counts: list[int], most: int, device: torch.device) -> Tensor:
-    """Where each row goes when every expert gets `most` rows."""
+    """Index of each row when every expert is padded to `most` rows."""
     counts_P = torch.tensor(counts, device=device)
     skipped = (most * torch.arange(len(counts), device=device)) - (counts_P.cumsum(0) - counts_P)
     total = sum(counts)

@@ -26,7 +26,7 @@ _ops: Any = torch.ops.mkldnn
 
 @functools.cache
 def runs(dtype: torch.dtype) -> bool:
-    """Whether this machine and this build of PyTorch have such products for `dtype`."""
+    """Whether this machine and PyTorch build support these products for `dtype`."""
     if dtype not in (torch.float32, torch.bfloat16):
         return False
     x_MD, w_FD = torch.ones(2, 32, dtype=dtype), torch.ones(32, 32, dtype=dtype)
@@ -38,9 +38,9 @@ def runs(dtype: torch.dtype) -> bool:
 
 
 def packed(w_NK: Tensor) -> Tensor:
-    """A tensor that only `product` and `to_dense` know how to read."""
-    made: Tensor = _ops._reorder_linear_weight(w_NK.detach())
-    return made
+    """Reorders a matrix [N, K]; only `product` and `to_dense` can read the result."""
+    reordered: Tensor = _ops._reorder_linear_weight(w_NK.detach())
+    return reordered
 
 
 def product(x_MK: Tensor, packed_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
@@ -50,7 +50,7 @@ def product(x_MK: Tensor, packed_NK: Tensor, bias_N: Tensor | None = None) -> Te
 
 
 class Packed:
-    """The matrices of all experts a rank holds, given as kernel `loop` has them."""
+    """The matrices of all experts on a rank, from the layout of kernel `loop`."""
 
     def __init__(self, fc1_PFD: Tensor, fc2_POH: Tensor, activation: str) -> None:
         self.activation = activation
@@ -58,19 +58,19 @@ class Packed:
         self.second = [packed(fc2) for fc2 in fc2_POH]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
-        """copy.deepcopy cannot copy such tensors by itself."""
-        made = object.__new__(Packed)
-        made.activation = self.activation
-        made.first, made.second = ([w.clone() for w in ws] for ws in (self.first, self.second))
-        return made
+        """copy.deepcopy does not support such tensors."""
+        other = object.__new__(Packed)
+        other.activation = self.activation
+        other.first, other.second = ([w.clone() for w in ws] for ws in (self.first, self.second))
+        return other
 
     def plain(self) -> tuple[Tensor, Tensor]:
-        """The weights as they were given, bit by bit."""
+        """The original weights, bit by bit."""
         first, second = ([w.to_dense() for w in ws] for ws in (self.first, self.second))
         return torch.stack(first), torch.stack(second)
 
     def expert(self, x_MD: Tensor, e: int, b1: Tensor | None, b2: Tensor | None) -> Tensor:
-        """[M, O], activation and biases included."""
+        """[M, D] -> [M, O], activation and biases included."""
         attribute = _FUSED.get(self.activation, _PLAIN)
         h_MF = _ops._linear_pointwise(x_MD.contiguous(), self.first[e], b1, *attribute)
         if self.activation == "silu_gated":  # one product is faster than a fused one for each half

@@ -16,22 +16,22 @@ from moe.layer.capacity import Scope, keep_first, places_per_expert, take_best
 from moe.spec import LayerSpec, RouterSpec
 
 _PLAIN = (RouterSpec(), RouterSpec(order="after"), RouterSpec(order="after", normalize=False))
-_TINY = 1e-20  # below any gate that counts
-_SORT_LIMIT = 2048  # elements up to which a stable sort costs no more than top-k and a check
+_TINY = 1e-20  # smaller than any relevant gate
+_SORT_LIMIT = 2048  # elements up to which a stable sort beats top-k and a tie check
 
 
 @dataclass
 class Routing:
-    """`kept_TK` is None when no slot is dropped; gates are 0 where a slot is. Where experts choose
-    their tokens, all E are slots of a token, and those kept are the ones that took it."""
+    """`kept_TK` is None when no slot is dropped; a dropped slot's gate is 0. Where experts choose
+    tokens, K = E: every expert is a slot, kept if it took the token."""
 
     logits_TE: Tensor  # float32
-    scores_TE: Tensor  # float32, what the choice was made on
+    scores_TE: Tensor  # float32, the scores the choice was made on
     indices_TK: Tensor  # int64
     gates_TK: Tensor  # float32
     kept_TK: Tensor | None = None
-    ranked_TE: Tensor | None = None  # scores before groups were ruled out
-    weight_TK: Tensor | None = None  # what slots were ordered by, where some are dropped
+    ranked_TE: Tensor | None = None  # scores before groups were masked
+    weight_TK: Tensor | None = None  # order of slots, where some are dropped
 
 
 def _sorts(scores_TE: Tensor, topk: int) -> bool:
@@ -39,7 +39,8 @@ def _sorts(scores_TE: Tensor, topk: int) -> bool:
 
 
 def top_indices(scores_TE: Tensor, topk: int) -> Tensor:
-    """Indices of the K largest per row; of equal scores the lowest, which topk leaves open."""
+    """[T, K] indices of the K largest per row; ties go to the lowest index, which torch.topk does
+    not guarantee."""
     if _sorts(scores_TE, topk):
         return torch.sort(scores_TE, dim=1, descending=True, stable=True)[1][:, :topk]
     if scores_TE.is_cuda:
@@ -51,7 +52,7 @@ def top_indices(scores_TE: Tensor, topk: int) -> Tensor:
 
 
 def _ordered_keys(scores_TE: Tensor) -> Tensor:
-    """Integers that order as (score, lower index first), so that no two are equal."""
+    """Distinct integers that sort as (score, lower index first)."""
     bits = (scores_TE + 0.0).view(torch.int32)  # + 0.0 makes -0 the equal of 0
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     experts = scores_TE.shape[1]
@@ -63,8 +64,8 @@ def probabilities(logits_TE: Tensor, score: str) -> Tensor:
 
 
 class Router(nn.Module):
-    """`allowed_TE` masks what a prescribed workload does not want; None lets logits decide.
-    `scope` is needed by the rules that look at many tokens together."""
+    """`allowed_TE` masks experts that a prescribed workload excludes; None lets logits decide.
+    Rules over many tokens need `scope`."""
 
     def __init__(
         self,
@@ -102,19 +103,20 @@ class Router(nn.Module):
         return self._limited(routing) if self.rule.capacity_factor else routing
 
     def _simple(self) -> bool:
-        """Whether the choice and the gates are those of the K largest logits, as they are."""
+        """Whether choice and gates depend only on the K largest logits."""
         return self.allowed_TE is None and self.rule is self.plain_rule
 
     def _sorted(self, logits_TE: Tensor) -> Routing:
-        """The same choice and gates with half the operations, of which a small batch feels each."""
+        """Same choice and gates with half the operations, which matters for small batches."""
         values_TE, order_TE = torch.sort(logits_TE, dim=1, descending=True, stable=True)
         topk = self.layer.topk
         gates_TK = torch.softmax(values_TE[:, :topk], 1)
         return Routing(logits_TE, logits_TE, order_TE[:, :topk], gates_TK)
 
     def _ranked(self, logits_TE: Tensor) -> tuple[Tensor, Tensor]:
-        """What experts are ranked by, and the same without the groups that are not eligible.
-        Probabilities grow with logits: without a bias or groups, logits serve."""
+        """Returns ([T, E] scores that experts are ranked by, the same with ineligible groups at
+        -inf). Probabilities grow with logits, so without a bias or groups the logits themselves are
+        used."""
         rule = self.rule
         if self.bias_E is None and rule.groups == 1:
             return logits_TE, logits_TE
@@ -126,8 +128,9 @@ class Router(nn.Module):
         return ranked_TE, ranked_TE.masked_fill(~balance_loss.eligible(ranked_TE, rule), -torch.inf)
 
     def _gates(self, logits_TE: Tensor, indices_TK: Tensor) -> Tensor:
-        """softmax over the chosen equals softmax over all, renormalised: one operation less. A
-        prescribed choice changes no logits: not renormalised, gates are shares of all experts."""
+        """[T, K] gates of the chosen experts. Softmax over the chosen equals renormalised softmax
+        over all, with one operation less. A prescribed choice leaves the logits unchanged: without
+        renormalisation, gates are shares of all experts."""
         rule = self.rule
         if rule.score == "sigmoid":
             gates_TK = logits_TE.gather(1, indices_TK).sigmoid()
@@ -140,7 +143,7 @@ class Router(nn.Module):
         return gates_TK if rule.scale == 1.0 else gates_TK * rule.scale
 
     def _limited(self, routing: Routing) -> Routing:
-        """Slots beyond an expert's capacity are dropped; what is left keeps its gates."""
+        """Drops slots beyond an expert's capacity; the other gates stay as they are."""
         layer, scope = self.layer, self.scope
         assert scope is not None
         indices_TK, drop = routing.indices_TK, self.rule.drop
@@ -156,7 +159,7 @@ class Router(nn.Module):
         return replace(routing, gates_TK=gates_TK, kept_TK=kept_TK, weight_TK=weight_TK)
 
     def _expert_choice(self, logits_TE: Tensor) -> Routing:
-        """Every expert takes its best tokens: all E are slots of a token, few of them kept."""
+        """Every expert takes its best tokens: a token has E slots, few of them kept."""
         layer, scope = self.layer, self.scope
         assert scope is not None
         gates_TE = probabilities(logits_TE, self.rule.score)
@@ -174,7 +177,7 @@ class Router(nn.Module):
         return Routing(logits_TE, scores_TE, indices_TE, gates_TE, kept_TE, scores_TE, scores_TE)
 
     def _balanced(self, gates_TK: Tensor, logits_TE: Tensor, indices_TK: Tensor) -> Tensor:
-        """The same gates; their backward pass also gives the balancing loss's gradient."""
+        """The same gates; their backward pass adds the balancing loss's gradient."""
         assert self.scope is not None
         shares_TE = balance_loss.shares(self.layer, self.scope, indices_TK)
         probabilities_TE = balance_loss.normalized(logits_TE, self.rule.score)

@@ -13,8 +13,8 @@ gradients of replicated outputs again, which multiplies them by the number of ra
 | add_and_scatter | reduce-scatter | all-gather      |
 | exchange        | all-to-all     | all-to-all back |
 
-`wire` is the dtype things are sent in, None for their own. Tokens are gathered in their own dtype
-always, because the router must see what every rank sees.
+`wire` is the dtype of messages, None for the tensor's own. Tokens are always gathered in their own
+dtype, because every router must see the same numbers.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from torch import Tensor
 
 from moe.parallel.comm import RankGroup
 
+Wire = torch.dtype | None  # dtype of messages; None for the tensor's own
+
 
 def _tracked(x: Tensor) -> bool:
     return torch.is_grad_enabled() and x.requires_grad
 
 
-def on_wire(call: Callable[[Tensor], Tensor], x: Tensor, wire: torch.dtype | None) -> Tensor:
-    """call(x) with x in the dtype `wire`, and the result in its own again."""
+def on_wire(call: Callable[[Tensor], Tensor], x: Tensor, wire: Wire) -> Tensor:
+    """call(x) with x in the dtype `wire`; the result is converted back to x's dtype."""
     if wire is None or wire == x.dtype:
         return call(x)
     return call(x.to(wire)).to(x.dtype)
@@ -51,7 +53,7 @@ class _AddUp(torch.autograd.Function):
 
 class _Spread(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: RankGroup, wire: torch.dtype | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: RankGroup, wire: Wire) -> Tensor:
         ctx.group, ctx.wire = group, wire
         return x.view_as(x)
 
@@ -104,7 +106,8 @@ class _Exchange(torch.autograd.Function):
         sent: list[int],
         opened: list[Any],
     ) -> Tensor:
-        """`opened` is empty to wait for the rows; else it gets the open work in its place."""
+        """`opened` is empty to wait for the rows; otherwise its item is replaced by the open
+        work."""
         ctx.group, ctx.received, ctx.sent = group, received, sent
         out, work = group.all_to_all(x, received, sent, wait=not opened)
         opened[:] = [work]
@@ -115,8 +118,8 @@ class _Exchange(torch.autograd.Function):
         return ctx.group.all_to_all(grad, ctx.sent, ctx.received)[0], None, None, None, None
 
 
-def add_up(x: Tensor, group: RankGroup, wire: torch.dtype | None = None) -> Tensor:
-    """Sum of the group's partial results, replicated; x may be overwritten."""
+def add_up(x: Tensor, group: RankGroup, wire: Wire = None) -> Tensor:
+    """Sum of the group's partial results, replicated. May overwrite x."""
     if group.size == 1:
         return x
     if not _tracked(x):
@@ -124,17 +127,15 @@ def add_up(x: Tensor, group: RankGroup, wire: torch.dtype | None = None) -> Tens
     return on_wire(lambda part: _AddUp.apply(part, group), x, wire)
 
 
-def spread(x: Tensor, group: RankGroup, wire: torch.dtype | None = None) -> Tensor:
-    """A replicated x, of which every member uses a part or makes a partial result."""
+def spread(x: Tensor, group: RankGroup, wire: Wire = None) -> Tensor:
+    """Marks a replicated x of which each member uses a part or computes a partial result."""
     if group.size == 1 or not _tracked(x):
         return x
     return _Spread.apply(x, group, wire)  # type: ignore[no-any-return]
 
 
-def gather_outputs(
-    x: Tensor, group: RankGroup, sizes: Sequence[int], wire: torch.dtype | None = None
-) -> Tensor:
-    """Everyone's rows, replicated, as the end of a step that started replicated."""
+def gather_outputs(x: Tensor, group: RankGroup, sizes: Sequence[int], wire: Wire = None) -> Tensor:
+    """Every member's rows, replicated; ends a step that started with replicated tokens."""
     if group.size == 1:
         return x
     if not _tracked(x):
@@ -143,7 +144,7 @@ def gather_outputs(
 
 
 def gather_tokens(x: Tensor, group: RankGroup, sizes: Sequence[int]) -> Tensor:
-    """Everyone's rows, of which every member makes a partial result."""
+    """Every member's rows, from which each member computes a partial result."""
     if group.size == 1:
         return x
     if not _tracked(x):
@@ -151,9 +152,7 @@ def gather_tokens(x: Tensor, group: RankGroup, sizes: Sequence[int]) -> Tensor:
     return _GatherTokens.apply(x, group, sizes)  # type: ignore[no-any-return]
 
 
-def add_and_scatter(
-    x: Tensor, group: RankGroup, sizes: Sequence[int], wire: torch.dtype | None = None
-) -> Tensor:
+def add_and_scatter(x: Tensor, group: RankGroup, sizes: Sequence[int], wire: Wire = None) -> Tensor:
     """This rank's rows of the sum of the group's partial results."""
     if group.size == 1:
         return x
@@ -163,11 +162,7 @@ def add_and_scatter(
 
 
 def exchange(
-    x: Tensor,
-    group: RankGroup,
-    received: list[int],
-    sent: list[int],
-    wire: torch.dtype | None = None,
+    x: Tensor, group: RankGroup, received: list[int], sent: list[int], wire: Wire = None
 ) -> Tensor:
     """`sent[i]` rows go to member i, `received[i]` rows come from it, in member order."""
     if group.size == 1:
@@ -178,15 +173,10 @@ def exchange(
 
 
 class PendingExchange:
-    """Rows on their way: `wait` before use, so that something else can run meanwhile."""
+    """An exchange under way. Call `wait` for its rows; other work can run before."""
 
     def __init__(
-        self,
-        x: Tensor,
-        group: RankGroup,
-        received: list[int],
-        sent: list[int],
-        wire: torch.dtype | None = None,
+        self, x: Tensor, group: RankGroup, received: list[int], sent: list[int], wire: Wire = None
     ) -> None:
         self.dtype = x.dtype
         x = x if wire is None else x.to(wire)

@@ -1,7 +1,7 @@
-"""The ranks and their groups: flat tensor collectives, counted and timed in one place.
+"""Ranks and their groups: flat tensor collectives, counted and timed in one place.
 
-Everything here is plain data movement; what the collectives mean to gradients is in
-`moe.parallel.collectives`. A group of one rank moves nothing and needs no torch.distributed.
+This module only moves data; gradients are in `moe.parallel.collectives`. A group of one rank moves
+nothing and needs no torch.distributed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from moe import phases
 from moe.parallel.algorithms import EXCHANGE, Limits, algorithm
+from moe.parallel.traffic import GroupShape
 
-# The names since torch 2.13, and before.
+# The name since torch 2.13, or the one before.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 HALF = (torch.bfloat16, torch.float16)
 _SUM: Any = getattr(dist, "AllreduceOptions", object)()
@@ -27,7 +28,7 @@ _SUM: Any = getattr(dist, "AllreduceOptions", object)()
 
 @dataclass
 class Traffic:
-    """Bytes of one rank for one collective on one group; what stays on the rank is not in it."""
+    """One rank's bytes for one collective on one group; what stays on the rank is not counted."""
 
     collective: str
     group: str
@@ -46,30 +47,24 @@ class Comm:
         self.backend = dist.get_backend() if world_size > 1 else "none"
         self._groups: dict[tuple[int, ...], Any] = {tuple(range(world_size)): None}
         self._traffic: dict[tuple[str, str, str], Traffic] | None = None
-        self.exchanged: Limits | None = (
-            None  # among all ranks, as calibrated: see moe.parallel.algorithms
-        )
+        # Among all ranks, as calibrated: see moe.parallel.algorithms.
+        self.exchanged: Limits | None = None
         self.world = RankGroup(self, "world", tuple(range(world_size)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Comm:
         return self  # process groups are shared by copies of a layer
 
-    def split(self, inner: int, names: tuple[str, str]) -> tuple[RankGroup, RankGroup]:
-        """Groups of `inner` neighbouring ranks, and the groups that cross them.
+    def group(self, shape: GroupShape) -> RankGroup:
+        """This rank's group of that shape.
 
-        Every rank must ask for the same splits in the same order: new groups are made by all.
+        Collective when the shape is new: all ranks create all its groups together, so every rank
+        must ask for the same shapes in the same order.
         """
-        rank, size = self.rank, self.world_size
-        start = rank - rank % inner
-        rows = [tuple(range(i, i + inner)) for i in range(0, size, inner)]
-        columns = [tuple(range(i, size, inner)) for i in range(inner)]
-        for ranks in (*rows, *columns):
-            if len(ranks) > 1 and ranks not in self._groups:
+        for rank in range(self.world_size if 1 < shape.size < self.world_size else 0):
+            ranks = shape.ranks_with(rank)
+            if rank == ranks[0] and ranks not in self._groups:
                 self._groups[ranks] = dist.new_group(list(ranks))
-        return (
-            RankGroup(self, names[0], rows[start // inner]),
-            RankGroup(self, names[1], columns[rank % inner]),
-        )
+        return RankGroup(self, shape.name, shape.ranks_with(self.rank))
 
     def process_group(self, ranks: tuple[int, ...]) -> Any:
         return self._groups.get(ranks)
@@ -87,7 +82,7 @@ class Comm:
 
     @contextmanager
     def exchanging(self, limits: Limits | None) -> Iterator[None]:
-        """With these limits on what all ranks exchange, for a while."""
+        """Uses these limits for exchanges among all ranks inside the block."""
         before, self.exchanged = self.exchanged, limits
         try:
             yield
@@ -145,15 +140,17 @@ class RankGroup:
 
     @property
     def _own(self) -> Any:
-        """The process group where it is written in Python (runners.rank.mpi_backend), else None:
-        its own methods are called then, because torch's front costs as much as a small message."""
+        """The process group if it is written in Python (runners.rank.mpi_backend), else None.
+        Its methods are called directly then, because torch's wrapper takes as long as a small
+        message."""
         if self.comm.backend != "mpi4py":
             return None
         return self._pg or dist.group.WORLD
 
     @property
     def _staged(self) -> bool:
-        """A device the backend cannot read: data is copied through the host (never timed)."""
+        """Whether data is copied through the host because the backend cannot read the device (never
+        timed)."""
         return self.comm.device.type == "cuda" and self.comm.backend != "nccl"
 
     def barrier(self) -> None:
@@ -161,12 +158,7 @@ class RankGroup:
             dist.barrier(group=self._pg)
 
     def _begin(
-        self,
-        name: str,
-        sent: float,
-        received: float,
-        bus: float | None = None,
-        algorithm: str = "",
+        self, name: str, sent: float, received: float, bus: float | None = None, algorithm: str = ""
     ) -> None:
         bus = received if bus is None else bus
         self.comm.count(name, self.name, sent, received, bus, algorithm)
@@ -175,7 +167,7 @@ class RankGroup:
                 self.barrier()
 
     def _run(self, call: Callable[..., Any], out: Tensor, *inputs: Tensor) -> Tensor:
-        """Calls with `out` and `inputs` where the backend can read them; returns the filled out."""
+        """call(out, *inputs) on memory that the backend can read; returns the filled `out`."""
         if not self._staged:
             call(out, *inputs)
             return out
@@ -199,7 +191,8 @@ class RankGroup:
         return self._run(lambda out: dist.all_reduce(out, group=self._pg), x)
 
     def all_gather(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Rows of every member in rank order; `sizes` are row counts, padded to the longest."""
+        """[sum(sizes), ...] rows of every member in rank order; sent rows are padded to the
+        longest."""
         if self.size == 1:
             return x
         longest = max(sizes)
@@ -214,7 +207,7 @@ class RankGroup:
         return torch.cat([out[i * longest : i * longest + n] for i, n in enumerate(sizes)])
 
     def _gathered(self, x: Tensor) -> Tensor:
-        """Every member's x, one below the other, as the library gathers them."""
+        """Every member's x, concatenated in rank order, by the library's all-gather."""
         out, own = x.new_empty((self.size * x.shape[0], *x.shape[1:])), self._own
         if own is not None:
             own.all_gather_single(out, x)
@@ -224,8 +217,8 @@ class RankGroup:
     def reduce_scatter(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
         """This rank's `sizes[index]` rows of the sum over the group.
 
-        Off NCCL it is an all-to-all and a local sum: several times faster on gloo, and half
-        precision is then added up in float32.
+        Without NCCL it is an all-to-all and a local sum: several times faster on gloo, and half
+        precision is then summed in float32.
         """
         if self.size == 1:
             return x
@@ -244,7 +237,8 @@ class RankGroup:
     def all_to_all(
         self, x: Tensor, received: Sequence[int], sent: Sequence[int], wait: bool = True
     ) -> tuple[Tensor, Any]:
-        """Sends `sent[i]` rows to member i, `received[i]` come from it; second is the open work."""
+        """Sends `sent[i]` rows to member i and receives `received[i]`. Returns (rows, open work or
+        None)."""
         if self.size == 1:
             return x, None
         x = x.contiguous()
@@ -262,7 +256,7 @@ class RankGroup:
         return algorithm(collective, x.nbytes, self.size, backend=backend, calibrated=calibrated)
 
     def _from_all(self, x: Tensor) -> Tensor:
-        """Every member's x, one below the other in rank order, by one exchange."""
+        """Every member's x, concatenated in rank order, by one exchange."""
         out = x.new_empty((self.size * x.shape[0], *x.shape[1:]))
         rows = [x.shape[0]] * self.size
         self._exchange(out, x.repeat(self.size, *[1] * (x.dim() - 1)), rows, rows)
@@ -279,7 +273,7 @@ class RankGroup:
         self._run(lambda o, i: dist.all_to_all_single(o, i, received, sent, group=self._pg), out, x)
         return None
 
-    # What is not part of a step, and so neither counted nor timed.
+    # Not part of a step: neither counted nor timed.
 
     def combine_(self, x: Tensor, operation: str = "max") -> Tensor:
         """Reduces x over the group in place by max, min or sum."""
@@ -299,8 +293,8 @@ class RankGroup:
 
 
 def add_in_order(parts: Tensor) -> Tensor:
-    """The sum over the first dimension, member by member, so that every rank rounds alike; half
-    precision is added up in float32."""
+    """Sums over the first dimension in order, so that all ranks round alike; half precision is
+    summed in float32."""
     total = parts[0].float() if parts.dtype in HALF else parts[0].clone()
     for part in parts[1:]:
         total += part

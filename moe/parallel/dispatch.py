@@ -1,10 +1,10 @@
-"""Sending slots to the ranks that hold their experts, and bringing the results back.
+"""Sends slots to the ranks that hold their experts, and brings the results back.
 
-Places are the copies of experts, numbered over the ranks of the group: P on each of its G members.
-A slot whose place is at least P * G is dropped: it goes nowhere and adds nothing.
+Places are copies of experts, numbered over the ranks of the group: P on each of its G members. A
+slot whose place is at least P * G is dropped: it is not sent and adds nothing.
 
-Shape letters: T tokens here, K top-k, S slots of these tokens, N rows received, P places here,
-G ranks of the group, C chunks.
+Shape letters: T tokens here, K top-k, S slots of these tokens, N rows received, P places here, G
+ranks of the group, C chunks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ Compute = Callable[[Tensor, list[int]], Tensor]
 
 @dataclass(frozen=True)
 class Way:
-    """Where rows go: `places` in all over the ranks of `group`, sent in the dtype `wire`."""
+    """Destination of rows: `places` in total over the ranks of `group`, sent in the dtype
+    `wire`."""
 
     group: RankGroup
     places: int
@@ -38,14 +39,14 @@ class Way:
 
 
 def expert_order(counts_GP: Tensor) -> Tensor:
-    """Index that brings rows from (source, expert) order into expert order."""
+    """[N] index that sorts rows from (source, expert) order into expert order."""
     sources, experts = counts_GP.shape
     expert_N = torch.arange(experts).repeat(sources).repeat_interleave(counts_GP.reshape(-1))
     return torch.argsort(expert_N, stable=True)
 
 
 def exchange_counts(counts: list[int], group: RankGroup) -> Tensor:
-    """[G, X] of what each member will send here; `counts` are G times X numbers, by member."""
+    """[G, X] numbers from each member; `counts` are G * X numbers, X for each member."""
     sent = torch.tensor(counts, device=group.comm.device).view(group.size, -1)
     one_each = [1] * group.size
     return exchange(sent, group, one_each, one_each).cpu()
@@ -54,7 +55,7 @@ def exchange_counts(counts: list[int], group: RankGroup) -> Tensor:
 def alltoall(
     x_TD: Tensor, places_TK: Tensor, gates_TK: Tensor, way: Way, compute: Compute
 ) -> Tensor:
-    """Every slot travels to its expert and back: D numbers there, O numbers back."""
+    """[T, O]: every slot travels to its expert (D numbers) and back (O numbers)."""
     with phase("permute"):
         slots = sort_slots(places_TK, way.places)
         x_SD = permute(x_TD, slots)
@@ -79,7 +80,7 @@ def _by_member(counts: list[int], way: Way) -> list[int]:
 
 
 def _computed(x_ND: Tensor, counts_GP: Tensor, compute: Compute) -> Tensor:
-    """The experts on rows in (source, expert) order, results in that order again."""
+    """Runs the experts on rows in (source, expert) order; results are in the same order."""
     with phase("permute"):
         order_N = expert_order(counts_GP).to(x_ND.device)
         x_ND = x_ND.index_select(0, order_N)
@@ -91,7 +92,7 @@ def _computed(x_ND: Tensor, counts_GP: Tensor, compute: Compute) -> Tensor:
 def overlapped(
     x_TD: Tensor, places_TK: Tensor, gates_TK: Tensor, way: Way, compute: Compute, chunks: int
 ) -> Tensor:
-    """`alltoall` in chunks of tokens: while one is computed, the next ones are on their way."""
+    """`alltoall` in chunks of tokens: later chunks travel while one is computed."""
     if way.group.size == 1:
         return alltoall(x_TD, places_TK, gates_TK, way, compute)
     with phase("permute"):
@@ -123,16 +124,16 @@ def overlapped(
 
 
 def _chunk_counts(slots: list[Slots], way: Way) -> Tensor:
-    """[C, G, P] rows that each member sends here in each chunk, by one exchange."""
+    """[C, G, P] rows that each member sends here in each chunk; one exchange for all chunks."""
     counts_CGP = torch.tensor([one.counts for one in slots]).view(len(slots), way.group.size, -1)
     by_member = counts_CGP.transpose(0, 1).reshape(-1).tolist()
-    found = exchange_counts(by_member, way.group)
-    return found.view(way.group.size, len(slots), way.per_rank).transpose(0, 1)
+    counts = exchange_counts(by_member, way.group)
+    return counts.view(way.group.size, len(slots), way.per_rank).transpose(0, 1)
 
 
 def dedup(x_TD: Tensor, places_TK: Tensor, gates_TK: Tensor, way: Way, compute: Compute) -> Tensor:
-    """A token crosses once to every member that holds one of its experts, with its gates there;
-    what comes back is already the gated sum over them."""
+    """[T, O]: a token travels once to every member that holds one of its experts, with its gates
+    there; the member returns the gated sum over them."""
     group, tokens = way.group, x_TD.shape[0]
     with phase("permute"):
         gates_TGP = _gates_by_place(places_TK, gates_TK, way)
@@ -158,7 +159,7 @@ def dedup(x_TD: Tensor, places_TK: Tensor, gates_TK: Tensor, way: Way, compute: 
 
 
 def _gates_by_place(places_TK: Tensor, gates_TK: Tensor, way: Way) -> Tensor:
-    """[T, G, P], zero where a token has no slot."""
-    gates = gates_TK.new_zeros((places_TK.shape[0], way.places + 1))  # one more for dropped slots
+    """[T, G, P] gates; zero where a token has no slot."""
+    gates = gates_TK.new_zeros((places_TK.shape[0], way.places + 1))  # + 1 for dropped slots
     gates = gates.scatter(1, places_TK.clamp(max=way.places), gates_TK)
     return gates[:, :-1].reshape(-1, way.group.size, way.per_rank)

@@ -1,4 +1,4 @@
-"""Bringing together the slots of each expert, and adding them up per token again.
+"""Groups slots by expert, and sums them per token again.
 
 Shape letters: T tokens, K top-k, S kept slots here, P experts here (physical copies).
 """
@@ -27,7 +27,8 @@ class Slots:
 
 
 def sort_slots(local_TK: Tensor, num_local: int) -> Slots:
-    """`local_TK` names the local expert of every slot, or anything >= num_local for elsewhere."""
+    """Slots in expert order. `local_TK` is the local expert of every slot; values >= num_local are
+    elsewhere."""
     flat = local_TK.reshape(-1)
     order = torch.argsort(flat, stable=True)
     counts = torch.bincount(flat, minlength=num_local).tolist()[:num_local]
@@ -38,12 +39,12 @@ def sort_slots(local_TK: Tensor, num_local: int) -> Slots:
 
 
 def permute(x_TD: Tensor, slots: Slots) -> Tensor:
-    """A row per slot, in expert order."""
+    """[S, D]: one row per slot, in expert order."""
     return x_TD.index_select(0, slots.token_S)
 
 
 def unpermute(y_SO: Tensor, gates_TK: Tensor, slots: Slots) -> Tensor:
-    """Sum over each token's slots of gate * row; tokens without a slot get zeros."""
+    """[T, O]: sum of gate * row over each token's slots; zeros for tokens without a slot."""
     tokens, topk = slots.num_tokens, slots.topk
     gates = gates_TK.to(y_SO.dtype)
     if y_SO.shape[0] == tokens * topk:  # every slot is here: gather instead of scattering

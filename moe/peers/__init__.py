@@ -6,61 +6,6 @@ only when one is built. Those of this project are moe/peers/<name>.py, with thei
 (docs/peers.md). Torch-free.
 """
 
-from __future__ import annotations
+from moe.peers.registry import OWN, check_installed, equivalent, limits_of
 
-from importlib import import_module
-from importlib.util import find_spec
-from typing import TYPE_CHECKING
-
-from moe.peers.support import LIMITS, Limits
-from moe.spec import PEER, Cell, Unsupported
-
-if TYPE_CHECKING:
-    from moe.peers.base import PeerLayer
-
-OWN = tuple(LIMITS)
-FOREIGN = "moe_peer_"
-
-
-def _module(name: str) -> str:
-    """Of strategy `name`; raises Unsupported for a peer that is nowhere to be found."""
-    short = name.removeprefix(PEER)
-    if short in LIMITS:
-        return f"moe.peers.{short}"
-    foreign = FOREIGN + short
-    if not foreign.isidentifier() or find_spec(foreign) is None:
-        known = "|".join(PEER + one for one in OWN)
-        raise Unsupported("strategy", name, f"{known} or a module {FOREIGN}<name>",
-                          f"put {foreign}.py on PYTHONPATH or choose one of these")  # fmt: skip
-    return foreign
-
-
-def limits_of(name: str) -> Limits:
-    """What strategy `name` can do; raises Unsupported where there is no such peer."""
-    module, short = _module(name), name.removeprefix(PEER)
-    found: Limits = LIMITS[short] if short in LIMITS else import_module(module).LIMITS
-    return found
-
-
-def layer_of(name: str) -> type[PeerLayer]:
-    found: type[PeerLayer] = import_module(_module(name)).Peer
-    return found
-
-
-def equivalent(cell: Cell) -> Cell:
-    """The cell itself, or for a peer the one of this project that holds and moves the same."""
-    if not cell.strategy.name.startswith(PEER):
-        return cell
-    return limits_of(cell.strategy.name).equivalent(cell)
-
-
-def check_installed(cell: Cell) -> None:
-    """Raises Unsupported, naming what is missing and how to get it."""
-    if not cell.strategy.name.startswith(PEER):
-        return
-    limits = limits_of(cell.strategy.name)
-    missing = limits.missing()
-    if missing:
-        raise Unsupported("strategy", cell.strategy.name,
-                          f"where {limits.system} is installed ({', '.join(missing)} is not)",
-                          limits.install)  # fmt: skip
+__all__ = ["OWN", "check_installed", "equivalent", "limits_of"]

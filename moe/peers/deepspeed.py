@@ -27,8 +27,8 @@ from moe.peers.instrument import Part
 
 
 class LegacyGate(Gate):
-    """DeepSpeed's gating functions on the logits of the chosen: the choice, and so the gates, are
-    this project's; places and padding are DeepSpeed's. Dropping and sampling are off."""
+    """DeepSpeed's gating functions on the chosen experts' logits: choice and gates are this
+    project's, places and padding DeepSpeed's. Dropping and sampling are off."""
 
     def __init__(self, layer: PeerLayer) -> None:
         super().__init__(layer)
@@ -69,7 +69,7 @@ class AutoEPGate(Gate):
 
 
 class Block(nn.Module):
-    """What AutoEP reads of a Mixtral block: the names, and where the weights are."""
+    """The attributes of a Mixtral block that AutoEP reads."""
 
     def __init__(self, layer: PeerLayer) -> None:
         super().__init__()
@@ -81,21 +81,21 @@ class Block(nn.Module):
 
 
 class Expert(nn.Module):
-    """What a user of DeepSpeed writes: linear layers, and between them the activation."""
+    """An expert as DeepSpeed's users write it: two linear layers and an activation."""
 
-    def __init__(self, held: dict[str, Tensor], activation: str) -> None:
+    def __init__(self, matrices: dict[str, Tensor], activation: str) -> None:
         super().__init__()
-        self.held = nn.ParameterDict(held)
+        self.matrices = nn.ParameterDict(matrices)
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        held = self.held
-        return F.linear(activate(F.linear(x, held["w1"]), self.activation), held["w2"])
+        matrices = self.matrices
+        return F.linear(activate(F.linear(x, matrices["w1"]), self.activation), matrices["w2"])
 
 
 def _start(backend: str) -> None:
-    """DeepSpeed's own communication, over the process group that is there. Without its operator for
-    all-reduces in shared memory, which it would compile now and neither layer calls."""
+    """Starts DeepSpeed's communication over the existing process group. Disables its shared-memory
+    all-reduce, which would be compiled now and neither layer calls."""
     import deepspeed
 
     if backend == "none" or deepspeed.comm.is_initialized():
@@ -109,8 +109,8 @@ def _start(backend: str) -> None:
 class Peer(PeerLayer):
     def make_system(self) -> nn.Module:
         _start(self.comm.backend)
-        made = self._autoep() if self.variant == "autoep" else self._legacy()
-        return made.train(self.cell.workload.mode == "train")
+        system = self._autoep() if self.variant == "autoep" else self._legacy()
+        return system.train(self.cell.workload.mode == "train")
 
     def _legacy(self) -> nn.Module:
         from deepspeed.moe.layer import MoE
@@ -132,7 +132,7 @@ class Peer(PeerLayer):
         from deepspeed.module_inject.auto_ep_config import AutoEPConfig, MoELayerSpec
 
         layer, size = self.layer, self.comm.world_size
-        found = MoELayerSpec(
+        spec = MoELayerSpec(
             moe_module_name="mlp", model_family="mixtral", router_name="gate",
             experts_name="experts", expert_storage="fused_3d", expert_w1_name="gate_up_proj",
             expert_w2_name="down_proj", expert_w3_name=None, num_experts=layer.num_experts,
@@ -144,7 +144,7 @@ class Peer(PeerLayer):
         )  # fmt: skip
         config = AutoEPConfig(enabled=True, autoep_size=size, load_balance_coeff=None)
         rank = self.comm.rank
-        system = auto_ep_layer.AutoEPMoELayer(found, Block(self), size, rank, config)
+        system = auto_ep_layer.AutoEPMoELayer(spec, Block(self), size, rank, config)
         system.router = AutoEPGate(self)
         if size > 1:
             system.set_deepspeed_parallelism()
@@ -152,31 +152,31 @@ class Peer(PeerLayer):
         return system
 
     def _expert(self, e: int) -> Expert:
-        held = {name: self.weights_of(name, [e])[0] for name in weights.names(self.layer)}
-        if "w3" in held:
-            held["w1"] = torch.cat([held["w1"], held.pop("w3")])
-        return Expert({name: nn.Parameter(w) for name, w in held.items()}, self.layer.activation)
+        matrices = {name: self.weights_of(name, [e])[0] for name in weights.names(self.layer)}
+        if "w3" in matrices:
+            matrices["w1"] = torch.cat([matrices["w1"], matrices.pop("w3")])
+        return Expert(
+            {name: nn.Parameter(w) for name, w in matrices.items()}, self.layer.activation
+        )
 
     def matrices(self, of: View) -> Matrices:
         if self.variant == "autoep":
             experts = self.system.experts
-            found = {name: of(getattr(experts, name)) for name in ("w1", "w3", "w2")}
+            stacks = {name: of(getattr(experts, name)) for name in ("w1", "w3", "w2")}
             for place, e in enumerate(self.own_experts):
-                yield e, {name: stacked[place] for name, stacked in found.items()}
+                yield e, {name: stacked[place] for name, stacked in stacks.items()}
             return
         experts = self.system.deepspeed_moe.experts.deepspeed_experts
         for e, expert in zip(self.own_experts, experts, strict=True):
-            w1, w2 = of(expert.held["w1"]), of(expert.held["w2"])
+            w1, w2 = of(expert.matrices["w1"]), of(expert.matrices["w2"])
             gated = self.layer.activation == "silu_gated"
             yield e, dict(zip(("w1", "w3"), w1.chunk(2), strict=True)) | {"w2": w2} if gated else {
                 "w1": w1, "w2": w2
             }  # fmt: skip
 
     def timed_parts(self) -> Sequence[Part]:
-        experts = (
-            self.system.experts if self.variant == "autoep" else self.system.deepspeed_moe.experts
-        )
-        return [Part(experts, "forward", "experts")]
+        holder = self.system if self.variant == "autoep" else self.system.deepspeed_moe
+        return [Part(holder.experts, "forward", "experts")]
 
     def _told(self, experts: nn.Module, given: tuple[Tensor, ...]) -> None:
         self.count(given[0].numel() // self.layer.dim)

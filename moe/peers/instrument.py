@@ -1,6 +1,6 @@
-"""What happens inside another system's layer, seen from outside: its collectives and its phases.
+"""Counts the collectives and times the phases of another system's layer from outside.
 
-Only while somebody counts or records phases: a timed step runs the layer as it is.
+Active only while bytes are counted or phases recorded; a timed step runs the layer unchanged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NAMES = {"alltoall": "all_to_all", "all_to_all": "all_to_all", "allreduce": "all
 
 
 class Part(NamedTuple):
-    """A method of a system's object, and the phase that its time belongs to."""
+    """A method of a system's object, and the phase of its time."""
 
     owner: Any
     method: str
@@ -33,14 +33,14 @@ class Part(NamedTuple):
 
 @contextmanager
 def timed(parts: Sequence[Part]) -> Iterator[None]:
-    """The parts inside their phases; afterwards the objects are as they were."""
+    """Times the parts as phases inside the block; restores the objects afterwards."""
     for part in parts:
         setattr(part.owner, part.method, _inside(part, getattr(part.owner, part.method)))
     try:
         yield
     finally:
         for part in parts:
-            delattr(part.owner, part.method)  # the class's own is seen again
+            delattr(part.owner, part.method)  # uncovers the class's method
 
 
 def _inside(part: Part, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,8 +53,9 @@ def _inside(part: Part, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Listening(TorchDispatchMode):
-    """Counts the collectives of all ranks that are called inside, as `Comm` counts its own. In
-    training an exchange of numbers comes back the other way, outside, and is counted here too."""
+    """Counts the collectives that the system calls, as `Comm` counts its own. In training the
+    backward exchange of a float all-to-all happens outside the block, and is counted with the
+    forward one."""
 
     def __init__(self, comm: Comm, train: bool) -> None:
         super().__init__()
@@ -70,7 +71,7 @@ class Listening(TorchDispatchMode):
 
     def _count(self, kind: str, in_place: bool, args: Any) -> None:
         tensors = list(_tensors(args))
-        given = tensors[-1] if in_place else tensors[0]  # in place the result comes first
+        given = tensors[-1] if in_place else tensors[0]  # in-place calls have the result first
         size, rank = self.comm.world_size, self.comm.rank
         if kind == "all_to_all":
             splits = [list(one) for one in args if _is_splits(one)]
@@ -90,11 +91,8 @@ class Listening(TorchDispatchMode):
 
 
 def _is_splits(argument: Any) -> bool:
-    return (
-        isinstance(argument, list | tuple)
-        and len(argument) > 0
-        and all(isinstance(one, int) for one in argument)
-    )
+    sequence = isinstance(argument, list | tuple) and len(argument) > 0
+    return sequence and all(isinstance(one, int) for one in argument)
 
 
 def _tensors(arguments: Any) -> Iterator[Tensor]:

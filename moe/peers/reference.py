@@ -1,12 +1,12 @@
-"""peer_reference: the layer as it is often written first: numpy, loops over tokens, one row at a
-time.
+"""peer_reference: the layer in the style of a first version: numpy, loops over tokens, row by row.
 
 simple  every rank loops over all (slot, token) pairs of its tokens
 tp      every linear layer's outputs are sharded and gathered after each layer of each expert
 ep      one expert per rank: rows travel by two all-to-alls, the expert takes them one at a time
 
-It computes this project's function with this project's messages; only the style is the reference's.
-Forward alone: numpy has no backward.
+It computes the same function with the same messages; only the style differs. Forward only, as numpy
+has no backward.
+
 Shape letters: T tokens on this rank, D in, H hidden, O out, E experts, K top-k, R ranks.
 """
 
@@ -25,15 +25,15 @@ from moe.spec import shard_bounds
 Array = Any  # numpy.ndarray, which is imported where it is used
 
 
-class Held(nn.Module):
-    """The weights, which count as this rank's; computed with as arrays."""
+class Matrices(nn.Module):
+    """The weights as parameters, so that they count as this rank's; `forward` returns arrays."""
 
-    def __init__(self, held: dict[str, Tensor]) -> None:
+    def __init__(self, matrices: dict[str, Tensor]) -> None:
         super().__init__()
-        self.held = nn.ParameterDict({n: nn.Parameter(w, False) for n, w in held.items()})
+        self.matrices = nn.ParameterDict({n: nn.Parameter(w, False) for n, w in matrices.items()})
 
     def forward(self) -> dict[str, Array]:
-        return {name: parameter.detach().numpy() for name, parameter in self.held.items()}
+        return {name: parameter.detach().numpy() for name, parameter in self.matrices.items()}
 
 
 class Peer(PeerLayer):
@@ -44,53 +44,53 @@ class Peer(PeerLayer):
     def make_system(self) -> nn.Module:
         rank, size = self.comm.rank, self.comm.world_size
         ids = [rank] if self.variant == "ep" else None
-        held = {name: self.weights_of(name, ids) for name in weights.names(self.layer)}
+        matrices = {name: self.weights_of(name, ids) for name in weights.names(self.layer)}
         if self.variant == "tp":  # a slice of every linear layer's outputs
-            for name, whole in held.items():
+            for name, whole in matrices.items():
                 start, end = shard_bounds(whole.shape[1], size, rank)
-                held[name] = whole[:, start:end].clone()
-        return Held(held)
+                matrices[name] = whole[:, start:end].clone()
+        return Matrices(matrices)
 
     def forward(self, x_TD: Tensor) -> Tensor:
         own_TD = self.own_slice(x_TD)
         routing = self.route(own_TD)
         chosen, gates = routing.indices_TK.numpy(), routing.gates_TK.numpy()
-        held = self.system()
+        matrices = self.system()
         ways = {"simple": self._simple, "tp": self._tp, "ep": self._ep}
-        y_TO = torch.from_numpy(ways[self.variant](held, own_TD.numpy(), chosen, gates))
+        y_TO = torch.from_numpy(ways[self.variant](matrices, own_TD.numpy(), chosen, gates))
         whole = y_TO.shape[0] == self.total or self.sharded
         return y_TO if whole else self.gather_batch(y_TO)
 
-    def _linear(self, held: dict[str, Array], layer: str, e: int, x: Array) -> Array:
-        y = x @ held[f"w{layer}"][e].T
-        return y + held[f"b{layer}"][e] if f"b{layer}" in held else y
+    def _linear(self, matrices: dict[str, Array], layer: str, e: int, x: Array) -> Array:
+        y = x @ matrices[f"w{layer}"][e].T
+        return y + matrices[f"b{layer}"][e] if f"b{layer}" in matrices else y
 
     def _activated(self, h: Array) -> Array:
         import numpy as np
 
         return np.maximum(h, 0) if self.layer.activation == "relu" else h
 
-    def _expert(self, held: dict[str, Array], e: int, x: Array) -> Array:
-        return self._linear(held, "2", e, self._activated(self._linear(held, "1", e, x)))
+    def _expert(self, matrices: dict[str, Array], e: int, x: Array) -> Array:
+        return self._linear(matrices, "2", e, self._activated(self._linear(matrices, "1", e, x)))
 
     def _zeros(self, tokens: int) -> Array:
         import numpy as np
 
         return np.zeros((tokens, self.layer.dim_out), np.float32)
 
-    def _simple(self, held: dict[str, Array], x: Array, chosen: Array, gates: Array) -> Array:
+    def _simple(self, matrices: dict[str, Array], x: Array, chosen: Array, gates: Array) -> Array:
         out = self._zeros(len(x))
         self.count(chosen.size)
         with phase("experts"):
             for k in range(self.layer.topk):
                 for token in range(len(x)):
                     row = x[token : token + 1]
-                    y = self._expert(held, chosen[token, k], row)[0]
+                    y = self._expert(matrices, chosen[token, k], row)[0]
                     out[token] += gates[token, k] * y
         return out
 
     def _gathered(self, part: Array, width: int) -> Array:
-        """Columns of all ranks beside each other."""
+        """Gathers every rank's columns, side by side."""
         size = self.comm.world_size
         bounds = [shard_bounds(width, size, rank) for rank in range(size)]
         columns = torch.from_numpy(part.T.copy())
@@ -98,7 +98,7 @@ class Peer(PeerLayer):
             whole = self.comm.world.all_gather(columns, [end - start for start, end in bounds])
         return whole.numpy().T
 
-    def _tp(self, held: dict[str, Array], x: Array, chosen: Array, gates: Array) -> Array:
+    def _tp(self, matrices: dict[str, Array], x: Array, chosen: Array, gates: Array) -> Array:
         import numpy as np
 
         out = self._zeros(len(x))
@@ -106,16 +106,16 @@ class Peer(PeerLayer):
         for e in range(self.layer.num_experts):
             tokens, ks = np.nonzero(chosen == e)
             with phase("experts"):
-                part = self._linear(held, "1", e, x[tokens])
+                part = self._linear(matrices, "1", e, x[tokens])
             hidden = self._activated(self._gathered(part, self.layer.hidden))
             with phase("experts"):
-                part = self._linear(held, "2", e, hidden)
+                part = self._linear(matrices, "2", e, hidden)
             rows = self._gathered(part, self.layer.dim_out)
             for token, k, row in zip(tokens, ks, rows, strict=True):
                 out[token] += gates[token, k] * row
         return out
 
-    def _ep(self, held: dict[str, Array], x: Array, chosen: Array, gates: Array) -> Array:
+    def _ep(self, matrices: dict[str, Array], x: Array, chosen: Array, gates: Array) -> Array:
         import numpy as np
 
         out = self._zeros(len(x))
@@ -125,7 +125,7 @@ class Peer(PeerLayer):
         received, counts = self._travel(rows, sent, self.layer.dim)
         self.count(len(received))
         with phase("experts"):
-            done = [self._expert(held, 0, row) for row in received]
+            done = [self._expert(matrices, 0, row) for row in received]
         back, _ = self._travel(done, counts, self.layer.dim_out, sent)
         for (token, k), row in zip(slots, back, strict=True):
             out[token] += gates[token, k] * row
@@ -134,7 +134,7 @@ class Peer(PeerLayer):
     def _travel(
         self, rows: list[Array], sent: list[int], width: int, received: list[int] | None = None
     ) -> tuple[Array, list[int]]:
-        """Rows to their ranks; how many come is exchanged first where it is not known."""
+        """Sends rows to their ranks; first exchanges how many, unless `received` is given."""
         import numpy as np
 
         world, size = self.comm.world, self.comm.world_size

@@ -1,4 +1,4 @@
-"""What another system's layer can do, as data: everything else is refused by name. Torch-free."""
+"""What another system's layer supports, as data; everything else is refused by name. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ EXTRA = "in the clone: pip install -e '.[peers]'"
 
 
 def _nothing_more(cell: Cell) -> None:
-    """For peers whose limits are said in full by the fields of `Limits`."""
+    """For peers whose limits the fields of `Limits` express in full."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """`like` names, per variant, the strategy of this project that holds the same weights and moves
-    the same data; its own limits hold as well. The first variant is the default."""
+    """Limits of one peer. `like` maps each variant to the strategy of this project with the same
+    weights and messages, whose own limits apply too. The first variant is the default."""
 
-    system: str  # as its users call it
+    system: str  # its usual name
     needs: tuple[str, ...]  # modules that must be importable
     like: Mapping[str, StrategySpec]
     install: str = EXTRA
@@ -31,17 +31,17 @@ class Limits:
     modes: tuple[str, ...] = spec.MODES
     tokens: tuple[str, ...] = spec.TOKENS
     backends: tuple[str, ...] = spec.BACKENDS
-    square: bool = True  # gives back vectors of the size it takes
-    check: Callable[[Cell], None] = _nothing_more  # what the fields above cannot say
+    square: bool = True  # outputs have the width of inputs
+    check: Callable[[Cell], None] = _nothing_more  # further limits
 
     def variant(self, cell: Cell) -> str:
-        """The cell's variant, the default resolved; raises Unsupported."""
+        """The cell's variant, with the default resolved; raises Unsupported."""
         asked = cell.strategy.variant or next(iter(self.like))
         _one_of(cell, "strategy.variant", asked, tuple(self.like))
         return asked
 
     def equivalent(self, cell: Cell) -> Cell:
-        """The cell of this project that does the same: what a peer keeps, computes and sends."""
+        """The cell of this project with the same weights, work and messages."""
         like = self.like[self.variant(cell)]
         return replace(cell, strategy=replace(like, slowdown=cell.strategy.slowdown))
 
@@ -66,7 +66,7 @@ class Limits:
         self.check(cell)
 
     def missing(self) -> list[str]:
-        """Modules that are needed and cannot be found here."""
+        """Required modules that are not installed."""
         return [name for name in self.needs if find_spec(name) is None]
 
 
@@ -81,7 +81,7 @@ COPY_LIMIT = 1 << 30  # bytes
 
 
 def _transformers(cell: Cell) -> None:
-    """batched_mm copies an expert's weights for every slot."""
+    """batched_mm copies an expert's weights for every slot, which limits the batch."""
     layer, work = cell.layer, cell.workload
     if cell.strategy.variant != "batched_mm":
         return
@@ -94,7 +94,7 @@ def _transformers(cell: Cell) -> None:
 
 
 def _reference(cell: Cell) -> None:
-    """One expert per rank, as many experts as ranks."""
+    """ep needs as many experts as ranks; tp replicated tokens and an even split of outputs."""
     if cell.strategy.variant == "ep" and cell.layer.num_experts != cell.placement.world_size:
         raise Unsupported("num_experts", cell.layer.num_experts,
                           f"world_size={cell.placement.world_size} for variant=ep",
@@ -109,9 +109,9 @@ def _reference(cell: Cell) -> None:
 
 
 def _deepspeed(cell: Cell) -> None:
-    """legacy: gates that sum to one, as its gating makes them of the chosen experts' logits; with
-    top-1 a capacity that is capped by each rank's own tokens, so ranks must have equally many.
-    autoep: what its layer for Mixtral takes."""
+    """legacy: gates must sum to one, as its gating computes them from the chosen experts' logits;
+    with top-1 each rank caps the capacity by its own tokens, so ranks need equally many. autoep:
+    its Mixtral layer's limits."""
     layer, batch, size = cell.layer, cell.workload.batch_size, cell.placement.world_size
     rule, variant = layer.router, cell.strategy.variant or "legacy"
     if variant == "autoep":

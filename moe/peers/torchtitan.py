@@ -58,9 +58,9 @@ class Peer(PeerLayer):
 
     def matrices(self, of: View) -> Matrices:
         experts = self.system.routed_experts.inner_experts
-        found = {ours: of(getattr(experts, theirs)) for ours, theirs in NAMES.items()}
+        stacks = {ours: of(getattr(experts, theirs)) for ours, theirs in NAMES.items()}
         for place, e in enumerate(self.own_experts):
-            yield e, {name: stacked[place] for name, stacked in found.items()}
+            yield e, {name: stacked[place] for name, stacked in stacks.items()}
 
     def timed_parts(self) -> Sequence[Part]:
         routed = self.system.routed_experts
@@ -79,8 +79,8 @@ class Peer(PeerLayer):
 
 
 def _config(layer: LayerSpec, per_rank: int) -> Any:
-    """Plain parameters of this rank's experts, where torchtitan would shard DTensors over a mesh;
-    its balancing bias is off."""
+    """Config with plain parameters of this rank's experts, where torchtitan would shard DTensors
+    over a mesh; its balancing bias is off."""
     from torchtitan.models.common.linear import Linear
     from torchtitan.models.common.moe import (
         GroupedExperts,

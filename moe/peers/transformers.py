@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from moe.peers.base import Gate, Matrices, PeerLayer, View
 from moe.peers.instrument import Part
-from moe.strategies.simple import Simple
+from moe.strategies.simple.layer import Simple
 
 
 class MixtralGate(Gate):
@@ -41,8 +41,8 @@ class Peer(PeerLayer, Simple):
             block: Any = MixtralSparseMoeBlock(config)
         block.gate = MixtralGate(self)
         fc1_EFD = torch.cat([self.weights_of("w1"), self.weights_of("w3")], dim=1)
-        held = {"experts.gate_up_proj": fc1_EFD, "experts.down_proj": self.weights_of("w2")}
-        block.load_state_dict(held, assign=True)
+        state = {"experts.gate_up_proj": fc1_EFD, "experts.down_proj": self.weights_of("w2")}
+        block.load_state_dict(state, assign=True)
         return block
 
     def matrices(self, of: View) -> Matrices:

@@ -1,41 +1,45 @@
-"""The ways to spread the layer over ranks: what is supported, and how to build one."""
+"""The strategies: ways to spread the layer over ranks. Torch-free.
+
+Each is a package of two files: `__init__.py` defines RULES, `layer.py` LAYER. This registry finds
+the packages in this folder; no other file names them.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from pkgutil import iter_modules
 
-from moe import peers
-from moe.spec import PEER, Cell
-from moe.strategies.checks import supports
+from moe.parallel.rules import Degrees, StrategyRules
+from moe.spec import Cell
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from moe.layer.base import MoELayer
-    from moe.parallel.comm import Comm
-
-__all__ = ["build", "supports"]
+BUILT_IN = ("serial", "simple", "dp", "tp", "ep", "ep_tp", "dp_ep", "fsdp")  # as errors list them
 
 
-def build(cell: Cell, comm: Comm, trace_BK: Tensor | None = None) -> MoELayer:
-    """The layer of this rank; `trace_BK` are expert ids per token for workload.kind=trace.
+def _registered() -> dict[str, StrategyRules]:
+    present = sorted(module.name for module in iter_modules(__path__) if module.ispkg)
+    further = (name for name in present if name not in BUILT_IN)
+    return {name: import_module(f"{__name__}.{name}").RULES for name in (*BUILT_IN, *further)}
 
-    Collective: every rank builds the same cells in the same order.
-    """
-    from moe.strategies.dp import Dp
-    from moe.strategies.dp_ep import DpEp
-    from moe.strategies.ep import Ep
-    from moe.strategies.ep_tp import EpTp
-    from moe.strategies.fsdp import Fsdp
-    from moe.strategies.serial import Serial
-    from moe.strategies.simple import Simple
-    from moe.strategies.tp import Tp
 
-    supports(cell)
-    if cell.strategy.name.startswith(PEER):
-        return peers.layer_of(cell.strategy.name)(cell, comm, trace_BK)
-    kinds: dict[str, type[MoELayer]] = {
-        "serial": Serial, "simple": Simple, "dp": Dp, "tp": Tp, "ep": Ep, "ep_tp": EpTp,
-        "dp_ep": DpEp, "fsdp": Fsdp,
-    }  # fmt: skip
-    return kinds[cell.strategy.name](cell, comm, trace_BK)
+_RULES = _registered()
+_ELSEWHERE = StrategyRules()
+
+
+def names() -> tuple[str, ...]:
+    """All strategies: the built-in ones, then further ones in alphabetical order."""
+    return tuple(_RULES)
+
+
+def rules_of(name: str) -> StrategyRules:
+    """The rules of strategy `name`; the defaults for peers."""
+    return _RULES.get(name, _ELSEWHERE)
+
+
+def degrees(cell: Cell) -> Degrees:
+    """Resolved degrees: ranks that split the experts, split an expert, and hold replicas."""
+    return rules_of(cell.strategy.name).degrees(cell)
+
+
+def usual_dispatcher(strategy: str, tokens: str, overlap: int) -> str:
+    """Resolves `strategy.dispatcher=auto`."""
+    return rules_of(strategy).usual_dispatcher(tokens, overlap)

@@ -1,10 +1,10 @@
-"""The correctness check: a cell is timed only while it computes the right thing.
+"""The correctness check. A cell is timed only while it computes the right outputs and gradients.
 
-definitions   what tokens, shards, experts and prescribed choices are, told a second time
+definitions   an independent second definition of tokens, shards, experts and prescribed choices
 oracle        the layer in float64, one process
-routing       the router's logits, choice, gates and dropped slots against the oracle's
-reference     outputs and gradients of every row, experts dealt out over the ranks
+routing       checks the router's logits, choice, gates and dropped slots against the oracle
+reference     outputs and gradients of every row, with experts spread over the ranks
 limits        how far rounding may take a right layer from the oracle
 snapshot      a proven step's output, gradients and input, and what later differs from them
-verifier      the order of it all: before timing, after each block, after the last one
+verifier      runs all checks: before timing, after each block, after the last one
 """

@@ -1,5 +1,5 @@
-"""What a cell is made of, told a second time: shards, capacity, and what must hold of tokens,
-experts and prescribed choices. So that a fault in what the layer and the oracle share is seen.
+"""An independent second definition of shards, capacity, and of what must hold of tokens, experts
+and prescribed choices. It catches faults in code that the layer and the oracle share.
 
 Shape letters: T tokens, B global batch, D in, E experts, K top-k, G nominal ranks.
 """
@@ -14,20 +14,21 @@ from torch import Tensor
 
 from moe import weights
 from moe.cost.load import dispatches
-from moe.parallel.degrees import degrees
 from moe.spec import Cell, LayerSpec
+from moe.strategies import degrees, rules_of
 from moe.workload.checks import hot_slots, most_imbalance, nominal_ranks
 
 Rows = tuple[int, int]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DISTINCT_DIM = 8  # from how many numbers on two rows that are equal cannot be chance
-SPREAD = 8.0  # standard deviations that a token's mean square may be from 1
-FEW_SLOTS = 3  # that rounding may leave a rank above or below its part of the whole batch
-COMPARED = 64  # first numbers of a token that are compared with the others'
+DISTINCT_DIM = 8  # from this many numbers on, equal rows cannot be chance
+SPREAD = 8.0  # allowed deviation of a token's mean square from 1, in standard deviations
+FEW_SLOTS = 3  # that rounding may add to or take from a rank's part of the batch
+COMPARED = 64  # first numbers of a token, compared between tokens
 
 
 def shards(cell: Cell) -> list[Rows]:
-    """Half-open ranges of global token ids, one a rank: as even as can be, larger ones first."""
+    """Half-open ranges of global token ids, one for each rank: as even as possible, larger ones
+    first."""
     batch, ranks = cell.workload.batch_size, cell.placement.world_size
     sizes = [len(range(rank, batch, ranks)) for rank in range(ranks)]
     starts = [sum(sizes[:rank]) for rank in range(ranks)]
@@ -35,21 +36,21 @@ def shards(cell: Cell) -> list[Rows]:
 
 
 def output_rows(cell: Cell, rank: int) -> Rows:
-    """Global ids of the tokens whose outputs a rank ends with."""
-    if cell.strategy.name == "serial" and rank:
+    """Half-open range of global ids of the tokens whose outputs a rank ends with."""
+    if rank and rules_of(cell.strategy.name).single_rank:
         return 0, 0
     return input_rows(cell, rank)
 
 
 def input_rows(cell: Cell, rank: int) -> Rows:
-    """Global ids of the tokens that a rank starts with."""
+    """Half-open range of global ids of the tokens that a rank starts with."""
     if cell.workload.tokens == "replicated":
         return 0, cell.workload.batch_size
     return shards(cell)[rank]
 
 
 def extents(cell: Cell) -> list[Rows]:
-    """Ranges of tokens that capacity, expert choice and the balancing loss look at together."""
+    """Ranges of tokens that capacity, expert choice and the balancing loss treat together."""
     if cell.layer.router.scope == "global":
         return [(0, cell.workload.batch_size)]
     return [bounds for bounds in shards(cell) if bounds[0] < bounds[1]]
@@ -63,38 +64,39 @@ def places_per_expert(layer: LayerSpec, tokens: int) -> int:
 
 
 def as_sent(cell: Cell, x_ND: Tensor) -> Tensor:
-    """Tokens as routed experts get them: rounded where they travel in a coarser dtype. Rounding
-    can push a hidden unit over the kink of its activation, which changes a gradient by much."""
+    """Tokens as routed experts receive them: rounded where they travel in a coarser dtype. Rounding
+    can move a hidden unit over the kink of its activation, which changes a gradient by much."""
     if not dispatches(cell) or degrees(cell).ep == 1:
         return x_ND
     wire = weights.dtype_of(cell.strategy.comm_dtype or cell.layer.dtype)
     return x_ND.to(wire).to(x_ND.dtype)
 
 
-# What must hold of what the layer and the oracle share.
+# Checks of what the layer and the oracle share.
 
 
 def tokens_spread(x_BD: Tensor) -> bool:
-    """Every token's numbers have a mean square of 1: those of a uniform distribution between
-    -sqrt(3) and sqrt(3), so that their squares have a variance of 0.8."""
+    """Whether every token's numbers have a mean square near 1, as those of U(-sqrt(3), sqrt(3)) do,
+    whose squares have a variance of 0.8."""
     squares_B = (x_BD.double() ** 2).mean(1)
     return bool(((squares_B - 1).abs() <= SPREAD * (0.8 / x_BD.shape[1]) ** 0.5).all())
 
 
 def tokens_differ(cell: Cell, x_BD: Tensor) -> bool:
-    """No two tokens begin with the same numbers, where these are too many for that to be chance."""
+    """Whether no two tokens begin with the same numbers; True where D is too small to tell."""
     firsts = x_BD[:, :COMPARED].float()
     return cell.layer.dim < DISTINCT_DIM or len(firsts.unique(dim=0)) == len(x_BD)
 
 
 def experts_differ(layer: LayerSpec, numbers_EN: Tensor) -> bool:
-    """Of the first numbers of every expert, shared ones included: no two rows are the same."""
+    """Whether no two rows, the first numbers of each expert, are the same; shared experts
+    included."""
     return layer.dim < DISTINCT_DIM or len(numbers_EN.unique(dim=0)) == len(numbers_EN)
 
 
 def prescribed_right(cell: Cell, allowed_BE: Tensor, trace_NK: Tensor | None) -> bool:
-    """K experts a token, and what the workload's name promises (docs/workloads.md). What chance has
-    decided is a matter of `moe.verify.golden`."""
+    """Whether each token has K experts and the choice is what the workload's name promises
+    (docs/workloads.md). `moe.verify.golden` checks the random part of it."""
     layer, work, ranks = cell.layer, cell.workload, nominal_ranks(cell)
     batch, experts, topk = work.batch_size, layer.num_experts, layer.topk
     if allowed_BE.shape != (batch, experts) or bool((allowed_BE.sum(1) != topk).any()):
@@ -124,8 +126,8 @@ def prescribed_right(cell: Cell, allowed_BE: Tensor, trace_NK: Tensor | None) ->
 
 
 def _is_hot(slots_B: Tensor, wanted: float) -> bool:
-    """Every token has `wanted` slots on the hot rank, rounded down or, by a coin, up; the mean is
-    at most 5 standard deviations of the coin away."""
+    """Whether every token has `wanted` slots on the hot rank, rounded down or up at random, with a
+    mean within 5 standard deviations of the rounding."""
     lowest, part = math.floor(wanted), wanted - math.floor(wanted)
     if part == 0:
         return bool((slots_B == lowest).all())
@@ -135,8 +137,8 @@ def _is_hot(slots_B: Tensor, wanted: float) -> bool:
 
 
 def _falls_off(cell: Cell, slots_G: Tensor) -> bool:
-    """Slots fall from rank to rank, by the target on the first; within a few slots, as a token's
-    parts are rounded."""
+    """Whether slots fall from rank to rank and the first has the target, within the rounding of a
+    few slots."""
     target = min(cell.workload.parameter, most_imbalance(cell))
     mean = float(slots_G.sum()) / len(slots_G)
     falling = int(slots_G.diff().max()) <= FEW_SLOTS

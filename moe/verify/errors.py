@@ -16,8 +16,8 @@ def largest_error(
     least: float = 0.0,
     slack_N: Tensor | None = None,
 ) -> float:
-    """Over rows: |found - want| / max(|want|, median of all |want|, least * largest |want|), where
-    `slack_N` is first taken off the difference. 0.0 without rows."""
+    """Largest relative error of a row: |found - want| / max(|want|, median of all |want|, least *
+    largest |want|), after subtracting `slack_N` from the difference. 0.0 without rows."""
     if not len(found_NX):
         return 0.0
     difference_N = (found_NX.to(want_NX.dtype) - want_NX).norm(dim=1)
@@ -29,7 +29,7 @@ def largest_error(
 
 
 def rms_error(found_NX: Tensor, want_NX: Tensor) -> float:
-    """Root mean square of the difference over that of what is wanted; 0.0 without rows."""
+    """Root mean square of the difference over that of `want`; 0.0 without rows."""
     if not len(found_NX):
         return 0.0
     difference = float((found_NX.to(want_NX.dtype) - want_NX).norm())

@@ -1,4 +1,4 @@
-"""What a check finds, first on each rank, then the same on all."""
+"""The faults a check can report, and how ranks agree on one."""
 
 from __future__ import annotations
 
@@ -47,10 +47,13 @@ FAULTS = (
 
 @dataclass
 class CheckResult:
-    """The same on every rank. Errors are relative, the largest over tokens and ranks; `rms` is that
-    of all outputs of a rank together, the largest over ranks. `tokens_checked` were compared with
-    float64, `rows_compared` with the plain computation; `near_ties` chose otherwise than float64
-    does, within rounding. `seed` drew the tokens that were checked."""
+    """Result of a check, the same on every rank. Errors are relative.
+
+    `error` is the largest over tokens and ranks; `rms` that of all outputs of a rank, the largest
+    over ranks. `tokens_checked` were compared with float64, `rows_compared` with the plain
+    computation. `near_ties` tokens chose other experts than float64 does, within rounding. `seed`
+    drew the checked tokens.
+    """
 
     ok: bool
     detail: str
@@ -66,7 +69,7 @@ class CheckResult:
     gradient_limit: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For a record: JSON has no infinity."""
+        """For a record: infinities become None, as JSON has none."""
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in asdict(self).items()
@@ -75,7 +78,7 @@ class CheckResult:
 
 @dataclass
 class FaultCollector:
-    """Remembers the first fault on this rank, and the largest errors."""
+    """Keeps the first fault on this rank and the largest errors."""
 
     fault: int = AGREES
     errors: dict[str, float] = field(
@@ -83,19 +86,21 @@ class FaultCollector:
     )
 
     def require(self, fine: bool, fault: int) -> bool:
+        """Records `fault` unless `fine`, if it is the first; returns `fine`."""
         if not fine and not self.fault:
             self.fault = fault
         return fine
 
     def largest(self, name: str, value: float) -> None:
-        """Keeps the larger of the two; what is not a number counts as infinite."""
+        """Keeps the larger error; NaN counts as infinite."""
         value = value if value == value else math.inf
         self.errors[name] = max(self.errors[name], value)
 
     def settle(
         self, comm: Comm, limit: Limits, train: bool, checked: int, rows: int, seed: int
     ) -> CheckResult:
-        """Collective: the fault that is first in the list, of all ranks, and the largest errors."""
+        """The result on all ranks: the fault earliest in FAULTS, and the largest errors.
+        Collective."""
         first = -float(self.fault) if self.fault else -math.inf
         local = torch.tensor([first, *self.errors.values()], dtype=torch.float64)
         first, *errors = comm.world.combine_(local.to(comm.device), "max").tolist()

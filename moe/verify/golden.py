@@ -1,7 +1,7 @@
-"""Definitions that layer and oracle share, held against a digest of what they were.
+"""Compares the definitions that layer and oracle share with a digest of their past values.
 
-A change of any of them makes every cell another one; whoever means to change them computes the
-digest anew (`python -m moe.verify.golden`) and gives the cells new keys.
+Changing one of them changes every cell. Whoever does so on purpose computes the digest anew
+(`python -m moe.verify.golden`) and gives the cells new keys.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DIGEST = "6dd656a9cc68c1c1f655bd36060c658ae3567cc7e164b2eb5961dc5cce810a69"
 
 
 def shared_definitions() -> Iterator[Tensor]:
-    """Small samples of all of them; not of the selection bias, which is checked by what it does."""
+    """Small samples of all definitions but the selection bias, whose effect is checked instead."""
     for dtype, activation, seed in LAYERS:
         layer = LayerSpec(16, 12, 8, 8, 2, 2, activation, "random", 1, dtype, seed)
         yield weights.router(layer)
@@ -57,7 +57,7 @@ def digest() -> str:
 
 
 def as_written() -> bool:
-    """Computed once for the functions that are there now."""
+    """Whether the digest is DIGEST; computed once for the current functions."""
     makers = tuple(routings.MAKERS.values())
     return _as_written(weights.uniform_, weights.router, weights.matrices, weights.dtype_of,
                        batches.tokens, batches.cotangent, batches.allowed, makers)  # fmt: skip

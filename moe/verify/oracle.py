@@ -1,8 +1,10 @@
-"""The layer in plain arithmetic, one process, expert by expert: what strategies must agree with.
+"""The layer in plain float64 arithmetic, one process, expert by expert. Strategies must agree with
+it.
 
-It shares with the strategies the weight set (rounded to the layer's dtype), the selection bias and
-prescribed choices: `moe.verify.definitions` says what must hold of these. Nothing else is shared.
-tests/unit/moe/test_oracle.py holds it against other people's modules.
+It shares with the strategies only the weights (rounded to the layer's dtype), the selection bias
+and prescribed choices; `moe.verify.definitions` checks these. tests/unit/moe/test_oracle.py
+compares it with other projects' modules.
+
 Shape letters: N tokens checked, B global batch, D in, H hidden, O out, E experts, K slots of a
 token.
 """
@@ -23,29 +25,29 @@ from moe.verify import definitions
 Matrices = Mapping[str, Tensor]
 
 
-def expert_output(layer: LayerSpec, held: Matrices, x_ND: Tensor) -> Tensor:
-    """[N, O] of one expert."""
-    return expert_second(layer, held, expert_first(layer, held, x_ND), x_ND)
+def expert_output(layer: LayerSpec, matrices: Matrices, x_ND: Tensor) -> Tensor:
+    """[N, O] output of one expert."""
+    return expert_second(layer, matrices, expert_first(layer, matrices, x_ND), x_ND)
 
 
-def expert_first(layer: LayerSpec, held: Matrices, x_ND: Tensor) -> Tensor:
-    """[N, H] before the activation."""
-    return F.linear(x_ND, held["w1"], held.get("b1"))
+def expert_first(layer: LayerSpec, matrices: Matrices, x_ND: Tensor) -> Tensor:
+    """[N, H] hidden units before the activation."""
+    return F.linear(x_ND, matrices["w1"], matrices.get("b1"))
 
 
-def expert_second(layer: LayerSpec, held: Matrices, h: Tensor, x_ND: Tensor) -> Tensor:
-    """[N, O] from the hidden units before their activation."""
+def expert_second(layer: LayerSpec, matrices: Matrices, h: Tensor, x_ND: Tensor) -> Tensor:
+    """[N, O] from hidden units before the activation."""
     if layer.activation == "relu":
         h = h.clamp(min=0)
     elif layer.activation == "gelu":
         h = 0.5 * h * (1 + torch.erf(h / 2**0.5))
     elif layer.activation == "silu_gated":
-        h = h * torch.sigmoid(h) * F.linear(x_ND, held["w3"], held.get("b3"))
-    return F.linear(h, held["w2"], held.get("b2"))
+        h = h * torch.sigmoid(h) * F.linear(x_ND, matrices["w3"], matrices.get("b3"))
+    return F.linear(h, matrices["w2"], matrices.get("b2"))
 
 
 def router_weight(layer: LayerSpec, device: torch.device) -> Tensor:
-    """[E, D] in float64."""
+    """[E, D] router weights in float64."""
     return weights.router(layer).to(device).double()
 
 
@@ -55,6 +57,7 @@ def logits(layer: LayerSpec, x_ND: Tensor) -> Tensor:
 
 
 def probabilities(layer: LayerSpec, logits_NE: Tensor) -> Tensor:
+    """[N, E] scores of all experts."""
     if layer.router.score == "sigmoid":
         return 1 / (1 + torch.exp(-logits_NE))
     return torch.softmax(logits_NE, dim=1)
@@ -63,7 +66,7 @@ def probabilities(layer: LayerSpec, logits_NE: Tensor) -> Tensor:
 def gates(
     layer: LayerSpec, logits_NE: Tensor, indices_NK: Tensor, kept_NK: Tensor | None = None
 ) -> Tensor:
-    """[N, K] weights of the given choice of experts; what is dropped has none."""
+    """[N, K] gates of the chosen experts; 0 for dropped slots."""
     rule = layer.router
     if rule.order == "after":
         gates_NK = torch.softmax(torch.gather(logits_NE, 1, indices_NK), dim=1)
@@ -81,7 +84,7 @@ def gates(
 
 
 def ranking(layer: LayerSpec, logits_NE: Tensor) -> Tensor:
-    """[N, E] what experts are ranked by when a bias or groups have a say."""
+    """[N, E] scores that experts are ranked by with a selection bias or groups."""
     scores_NE = probabilities(layer, logits_NE)
     if layer.router.selection_bias == "balanced":
         scores_NE = scores_NE + balance_loss.selection_bias(layer).to(scores_NE)
@@ -89,7 +92,7 @@ def ranking(layer: LayerSpec, logits_NE: Tensor) -> Tensor:
 
 
 def eligible(layer: LayerSpec, ranked_NE: Tensor) -> Tensor:
-    """[N, E]: experts of the best groups, by the sum of a group's two best."""
+    """[N, E] bool: experts of the best groups, by the sum of a group's two best."""
     rule = layer.router
     by_group = ranked_NE.unflatten(1, (rule.groups, ranked_NE.shape[1] // rule.groups))
     two = by_group.sort(dim=2)[0][:, :, -2:].sum(2)
@@ -99,10 +102,10 @@ def eligible(layer: LayerSpec, ranked_NE: Tensor) -> Tensor:
 
 
 def kept(cell: Cell, table_BK: Tensor, weight_BK: Tensor) -> Tensor:
-    """[B, K]: which slots of the whole batch stay, counted expert by expert.
+    """[B, K] bool: slots of the whole batch that are kept, counted expert by expert.
 
     `weight_BK` orders slots: gates for router.drop=probability, scores where experts choose.
-    Else the slots of a token come together, or for drop=first_choices all first choices first.
+    Otherwise slots are ordered by token, or for drop=first_choices by choice, then token.
     """
     rule, stays = cell.layer.router, torch.zeros_like(table_BK, dtype=torch.bool)
     by_weight = rule.kind == "expert_choice" or rule.drop == "probability"
@@ -125,7 +128,7 @@ def kept(cell: Cell, table_BK: Tensor, weight_BK: Tensor) -> Tensor:
 def balancing_loss(
     cell: Cell, logits_NE: Tensor, table_BK: Tensor, rows: tuple[int, int]
 ) -> Tensor:
-    """The part of the balancing loss that the tokens `rows` add, of all tokens' choices:
+    """The part of the balancing loss that the tokens `rows` add, given all tokens' choices:
     coefficient * sum over extents of (tokens / B) * E * sum_e (slots of e / tokens) * P_e."""
     layer, batch = cell.layer, cell.workload.batch_size
     scores_NE = probabilities(layer, logits_NE)
@@ -143,17 +146,17 @@ def balancing_loss(
 
 
 def valid_choice(scores_NE: Tensor, topk: int) -> Tensor:
-    """[N, K] sorted ids of the K best per row; of equal scores the lowest id, by definition.
+    """[N, K] sorted ids of the K best per row; ties go to the lowest id, by definition.
 
-    Counts for each expert the ones that precede it; needs no sort and no topk. Row by row in
-    blocks, so that N * E * E stays small.
+    Counts the experts that precede each one, without sort or topk; in blocks of rows to limit N * E
+    * E.
     """
     experts = torch.arange(scores_NE.shape[1], device=scores_NE.device)
     rows = max(1, 2**22 // scores_NE.shape[1] ** 2)
-    found = []
+    blocks = []
     for part in scores_NE.split(rows):
         other, self_ = part.unsqueeze(1), part.unsqueeze(2)
         ahead = (other > self_) | ((other == self_) & (experts < experts.unsqueeze(1)))
         chosen = ahead.sum(dim=2) < topk
-        found.append(chosen.nonzero()[:, 1].view(-1, topk))
-    return torch.cat(found) if found else experts.new_empty((0, topk))
+        blocks.append(chosen.nonzero()[:, 1].view(-1, topk))
+    return torch.cat(blocks) if blocks else experts.new_empty((0, topk))

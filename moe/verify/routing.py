@@ -1,9 +1,8 @@
-"""Whether the router did what its rule says, held against float64 logits of the same tokens.
+"""Checks the router against float64 logits of the same tokens.
 
-The oracle makes logits, scores and gates itself. Scores that the layer reports must agree with
-these within float32's rounding; the choice must then be exactly the best of the scores that were
-used, of equals the lowest id. So a near-tie that rounding decides is no fault (it is counted), and
-a choice made by anything else is one.
+The oracle computes logits, scores and gates itself. The layer's scores must agree within float32
+rounding, and its choice must be exactly the best of its own scores, ties to the lowest id. So a
+near-tie that rounding decides is counted but is no fault; any other choice is one.
 
 Shape letters: T tokens this rank routes, B global batch, D in, E experts, K slots of a token (all E
 where experts choose).
@@ -26,26 +25,27 @@ from moe.verify.faults import FaultCollector
 from moe.verify.limits import logit_limit
 
 GATE_ROUNDING = 1e-6  # of a gate near 1 in float32: exponentials, a sum, a quotient
-EVENED = 0.5  # of the unevenness, a balancing bias leaves at most this share
+EVENED = 0.5  # largest share of the unevenness that a balancing bias may leave
 
 
 @dataclass
 class Routed:
-    """A batch's routing as all ranks together did it, and the oracle's logits for it."""
+    """The routing of the whole batch, as the ranks did it, and the oracle's logits for it."""
 
     table_BK: Tensor  # experts of every token's slots
     kept_BK: Tensor | None  # None: nothing is dropped
-    gates_BK: Tensor  # float64, the oracle's, for that choice
+    gates_BK: Tensor  # the oracle's in float64, for that choice
     logits_BE: Tensor  # float64
 
     @property
     def slots_BK(self) -> Tensor:
-        """Experts of the slots that are kept, -1 elsewhere."""
+        """[B, K] experts of kept slots, -1 for dropped ones."""
         kept = self.kept_BK
         return self.table_BK if kept is None else self.table_BK.masked_fill(~kept, -1)
 
 
 def drops(layer: LayerSpec) -> bool:
+    """Whether the router may drop slots."""
     return layer.router.kind == "expert_choice" or layer.router.capacity_factor > 0
 
 
@@ -53,8 +53,11 @@ def check_routing(
     cell: Cell, comm: Comm, seen: ForwardTrace, x_BD: Tensor, allowed_BE: Tensor | None,
     collector: FaultCollector,
 ) -> Routed:  # fmt: skip
-    """Collective. `x_BD` are the whole batch's tokens in float64, `seen` what a step on them did;
-    `allowed_BE` the choice that the workload prescribes."""
+    """Checks the routing of one step on all ranks. Collective.
+
+    `x_BD` are the whole batch's tokens in float64, `seen` the step's trace, `allowed_BE` the choice
+    that the workload prescribes.
+    """
     logits_BE = oracle.logits(cell.layer, x_BD)
     if seen.routing is not None:
         rows = slice(*seen.rows)
@@ -73,14 +76,14 @@ def check_routing(
 
 
 def _gate_tolerance(layer: LayerSpec, x_TD: Tensor) -> Tensor:
-    """[T, 1]: how far a gate may be from its float64 value; a logit's error changes it by as much
-    times the gate, and so do those of the others in the sum."""
+    """[T, 1] allowed error of a gate: a logit's error changes it by as much times the gate, as do
+    errors of the other logits in the sum."""
     slack_T1 = _logit_slack(layer, x_TD).amax(1, keepdim=True)
     return layer.router.scale * (2 * slack_T1 + GATE_ROUNDING)
 
 
 def _logit_slack(layer: LayerSpec, x_TD: Tensor) -> Tensor:
-    """[T, E]: how far a float32 logit may be from its float64 value."""
+    """[T, E] allowed error of a float32 logit."""
     norms_E = oracle.router_weight(layer, x_TD.device).norm(dim=1)
     size_TE = x_TD.norm(dim=1, keepdim=True) * norms_E / layer.dim**0.5
     return logit_limit(layer.dim) * size_TE
@@ -90,7 +93,7 @@ def _check_rows(
     cell: Cell, routing: Routing, x_TD: Tensor, logits_TE: Tensor, allowed_TE: Tensor | None,
     collector: FaultCollector,
 ) -> None:  # fmt: skip
-    """What this rank's router reports of its own tokens."""
+    """Checks what this rank's router reports of its own tokens."""
     layer, rule = cell.layer, cell.layer.router
     slack_TE = _logit_slack(layer, x_TD)
     used_TE = routing.logits_TE.detach().double()
@@ -101,7 +104,7 @@ def _check_rows(
         want_TE = oracle.probabilities(layer, logits_TE)
     elif rule.selection_bias != "none" or rule.groups > 1:
         want_TE = oracle.ranking(layer, logits_TE)
-        if rule.groups > 1:  # eligible by the ranks that were used, which must be right themselves
+        if rule.groups > 1:  # eligibility follows the layer's own ranks, which are checked first
             if not collector.require(routing.ranked_TE is not None, faults.SCORES):
                 return
             assert routing.ranked_TE is not None
@@ -127,6 +130,7 @@ def _check_choice(
     want_TE: Tensor,
     collector: FaultCollector,
 ) -> None:
+    """Checks that the chosen experts are the best by the layer's own scores; counts near-ties."""
     chosen_TK = routing.indices_TK
     if not collector.require(chosen_TK.shape[1] == layer.topk, faults.CHOICE):
         return
@@ -143,8 +147,8 @@ def _check_choice(
 def _everyones_choice(
     cell: Cell, comm: Comm, seen: ForwardTrace, collector: FaultCollector
 ) -> tuple[Tensor, Tensor | None]:
-    """[B, K] experts of every token's slots and which of these are kept (None: all); all ranks that
-    routed a token must have done the same, and what is dropped must follow the rule."""
+    """Returns ([B, K] experts of every slot, [B, K] bool of kept slots or None for all). Ranks that
+    routed the same token must agree, and dropped slots must follow the rule. Collective."""
     layer, routing = cell.layer, seen.routing
     dropping = drops(layer)
     slots = layer.num_experts if layer.router.kind == "expert_choice" else layer.topk
@@ -178,8 +182,8 @@ def _everyones_choice(
 def _check_weights(
     cell: Cell, routing: Routing, logits_TE: Tensor, tolerance_T1: Tensor, collector: FaultCollector
 ) -> None:
-    """What slots were ordered by: the scores where experts choose, else the gates before any slot
-    was dropped."""
+    """Checks what slots were ordered by: scores where experts choose, else the gates before slots
+    were dropped."""
     if routing.weight_TK is None:
         return
     weight_TK = routing.weight_TK.detach().double()
@@ -193,7 +197,7 @@ def _check_weights(
 def check_ties(
     cell: Cell, seen: ForwardTrace, allowed_BE: Tensor | None, collector: FaultCollector
 ) -> None:
-    """Of a step on zero tokens, whose logits are all exactly 0: the first experts are chosen."""
+    """Checks a step on zero tokens, whose logits are all 0: the lowest ids must be chosen."""
     routing = seen.routing
     if routing is None:
         return
@@ -203,13 +207,13 @@ def check_ties(
     )
     logits_TE = torch.zeros_like(routing.logits_TE, dtype=torch.float64)
     allowed_TE = None if allowed_BE is None else allowed_BE[rows]
-    found = FaultCollector()
-    _check_rows(cell, routing, x_TD, logits_TE, allowed_TE, found)
-    collector.require(not found.fault, faults.TIES)
+    tie_faults = FaultCollector()
+    _check_rows(cell, routing, x_TD, logits_TE, allowed_TE, tie_faults)
+    collector.require(not tie_faults.fault, faults.TIES)
 
 
 def bias_evens_out(layer: LayerSpec) -> bool:
-    """The selection bias makes the load on its seeded tokens more even than it is without."""
+    """Whether the selection bias evens out the load on its seeded tokens."""
     plain_NE = balance_loss.calibration_scores(layer).double()
     with_bias_NE = plain_NE + balance_loss.selection_bias(layer).double()
     before, after = _unevenness(layer, plain_NE), _unevenness(layer, with_bias_NE)

@@ -1,4 +1,4 @@
-"""Which tokens are checked in float64: all of a small layer, a bounded sample of a large one."""
+"""Chooses the tokens checked in float64: all of a small layer, a sample of a large one."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from moe import weights
 from moe.spec import Cell
 from moe.verify.definitions import shards
 
-FLOPS = 4e9  # of the float64 oracle per rank
+FLOPS = 4e9  # budget of the float64 oracle per rank
 
 
 def expert_flops(cell: Cell) -> float:
-    """Of one token in one expert, backward pass included in mode=train."""
+    """FLOPs of one token in one expert, backward included in mode=train."""
     size = sum(math.prod(weights.shape(cell.layer, name)) for name in weights.names(cell.layer))
     return 2.0 * size * (3 if cell.workload.mode == "train" else 1)
 
 
 def affordable_tokens(cell: Cell) -> int:
-    """How many tokens the ranks together can afford in float64."""
+    """Number of tokens that the ranks together can check in float64."""
     layer, ranks = cell.layer, cell.placement.world_size
     visits = layer.topk + layer.shared_experts
     return max(2 * ranks, int(FLOPS * ranks / (expert_flops(cell) * visits)))
 
 
 def sample(cell: Cell, seed: int) -> Tensor:
-    """Sorted global ids: all of the batch where that is affordable, else tokens drawn by `seed`
-    and the first and last of every rank's shard."""
+    """Sorted global ids: the whole batch if affordable, else tokens drawn by `seed` and the first
+    and last of every rank's shard."""
     batch, count = cell.workload.batch_size, affordable_tokens(cell)
     if batch <= count:
         return torch.arange(batch)

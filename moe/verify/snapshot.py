@@ -1,8 +1,8 @@
-"""A proven step's output, gradients and input, and what a later step has that differs from them.
+"""A proven step's output, gradients and input, and how later steps differ from them.
 
-On a processor every later step must be equal bit by bit: the same sums in the same order. On a GPU
-some sums are added up in any order (index_add), so there the limits of the cell hold instead.
-Of gradients on a processor a digest is kept, not a copy: they are as large as the weights.
+On a CPU every later step must be equal bit by bit, as it adds in the same order. On a GPU some sums
+have no fixed order (index_add), so the cell's limits apply. On a CPU only a digest of gradients is
+kept, as they are as large as the weights.
 
 Shape letters: T tokens of this rank, D in, O out.
 """
@@ -24,14 +24,14 @@ from moe.verify.limits import Limits
 
 @dataclass(frozen=True)
 class Difference:
-    """What has changed, and by how much of the proven one (root mean square; for a gradient of
-    which only a digest is kept, by how much its norm has)."""
+    """What has changed, and by how much relative to the proven value (root mean square; the norm's
+    change for a gradient kept as a digest)."""
 
     what: str
     relative: float
 
     def to_dict(self) -> dict[str, Any]:
-        """For a record: JSON has no infinity."""
+        """For a record: infinities become None, as JSON has none."""
         size = self.relative if math.isfinite(self.relative) else None
         return {"what": self.what, "relative": size}
 
@@ -41,7 +41,7 @@ class Difference:
 
 
 class Snapshot:
-    """Of what `step` has left, right after it was proven."""
+    """What `step` left right after it was proven."""
 
     def __init__(self, step: Step, limit: Limits) -> None:
         self.limit = limit
@@ -55,7 +55,7 @@ class Snapshot:
         return (digest(grad), float(grad.norm())) if self.exact else grad.clone()
 
     def difference(self, step: Step) -> Difference | None:
-        """The first thing that is not as it was proven; None where all is."""
+        """The first difference from the proven step; None if there is none."""
         output = step.output
         if output is None or output.shape != self.y_TO.shape:
             return Difference("the output's shape", math.inf)
@@ -63,21 +63,21 @@ class Snapshot:
             return Difference("the output", rms_error(output, self.y_TO.double()))
         if not torch.equal(step.x_TD, self.x_TD):
             return Difference("the input", rms_error(step.x_TD.detach(), self.x_TD.double()))
-        found = local_gradients(step)
-        if found.keys() != self.gradients.keys():
+        gradients = local_gradients(step)
+        if gradients.keys() != self.gradients.keys():
             return Difference("which weights have gradients", math.inf)
-        for name, grad in found.items():
+        for name, grad in gradients.items():
             if change := self._gradient_change(grad, self.gradients[name]):
                 return Difference(f"the gradient of {name}", change)
         return None
 
-    def _same(self, found: Tensor, want: Tensor, limit: float) -> bool:
+    def _same(self, now: Tensor, want: Tensor, limit: float) -> bool:
         if self.exact:
-            return torch.equal(found, want)
-        return rms_error(found, want.double()) <= limit
+            return torch.equal(now, want)
+        return rms_error(now, want.double()) <= limit
 
     def _gradient_change(self, grad: Tensor, kept: Any) -> float:
-        """0 where it is as it was."""
+        """Relative change of a gradient; 0 if unchanged."""
         if not self.exact:
             change = rms_error(grad, kept.double())
             return change if change > self.limit.gradient else 0.0
@@ -85,16 +85,16 @@ class Snapshot:
         if digest(grad) == mark:
             return 0.0
         change = abs(float(grad.norm()) - norm) / norm if norm else math.inf
-        return max(change, 1e-12)  # another direction of the same length is a change too
+        return max(change, 1e-12)  # a changed gradient of the same norm must not count as 0
 
 
 def digest(tensor: Tensor) -> bytes:
-    """SHA-256 of its bytes, in the order of its elements."""
+    """SHA-256 of the tensor's bytes, in element order."""
     flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
     return hashlib.sha256(flat.numpy().data).digest()
 
 
 def local_gradients(step: Step) -> dict[str, Tensor]:
-    """Of the input and of the parameters of this rank, as the last step left them."""
+    """{name: gradient} of the input and this rank's parameters after the last step."""
     tensors = {"x": step.x_TD, **dict(step.layer.named_parameters())}
     return {name: t.grad for name, t in tensors.items() if t.grad is not None}

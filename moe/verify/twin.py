@@ -1,8 +1,8 @@
-"""The same cell in float32: what rounding would hide in half precision is seen there.
+"""A cell's twin in float32, which shows faults that half-precision rounding hides.
 
-A fault of 1% is a hundred times the rounding of float32 and less than that of bfloat16. So a cell
-whose dtype, or dtype on the wire, is coarser is also proven as its twin in float32, built by the
-same code with the same kernel. The twin is checked, never timed; a large layer's is smaller.
+A fault of 1% is a hundred times float32 rounding but less than bfloat16 rounding. So a cell with a
+coarser dtype, of the layer or of messages, is also checked as its twin in float32, built by the
+same code with the same kernel. The twin is never timed; that of a large layer is smaller.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import math
 from dataclasses import replace
 
 from moe import weights
+from moe.build import supports
 from moe.spec import Cell, Unsupported
-from moe.strategies import supports
 
-MOST_NUMBERS = 1 << 24  # in all experts of a twin
+MOST_NUMBERS = 1 << 24  # weights in all experts of a twin
 MOST_TOKENS = 512
-SMALLEST = 16  # width that is left of a layer's, at least
+SMALLEST = 16  # smallest width after shrinking
 
 
 def twin_of(cell: Cell) -> Cell | None:
-    """None for a cell that is in float32 throughout, and for one that has no such twin (a system
-    that computes in one dtype only, a layer that cannot be made small enough)."""
+    """The twin, or None for a cell in float32 throughout or without a possible twin (one-dtype
+    system, layer that cannot be shrunk enough)."""
     if cell.layer.dtype == "float32" and cell.strategy.comm_dtype in ("", "float32"):
         return None
     twin = replace(

@@ -1,9 +1,9 @@
 """The check of one cell on all ranks: before timing, after every block, after the last one.
 
-It runs the very step that is timed. Before: on tokens that tie all experts, then on the cell's own,
-whose routing, output and gradients are held against the oracle; every copy of a cold cell must give
-the same. In between, what each block's last step left is compared with what was proven. After:
-every copy on other tokens, written into the same input, so that nothing can be a remembered answer.
+It runs the timed step itself. Before timing: on tokens that tie all experts, then on the cell's
+own, whose routing, output and gradients are compared with the oracle; every copy of a cold cell
+must give the same. Between blocks: the last step's results are compared with the proven ones. After
+timing: every copy on other tokens, written into the same input, so that a cached answer is caught.
 
 Shape letters: T tokens on this rank, B global batch, D in, O out, K slots of a token.
 """
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from moe import strategies
+from moe import build
 from moe.layer.base import ForwardTrace
 from moe.parallel.comm import Comm
 from moe.spec import Cell
@@ -37,19 +37,19 @@ from moe.verify.sampling import sample
 from moe.verify.snapshot import Difference, Snapshot, local_gradients
 from moe.workload import batches
 
-OTHER_TOKENS = 0x5EED  # added to the seed of the tokens that are used after timing
+OTHER_TOKENS = 0x5EED  # added to the seed for the tokens after timing
 
 
 def verify(
     cell: Cell, step: Step, comm: Comm, trace_NK: Tensor | None = None, seed: int = 0
 ) -> CheckResult:
-    """The check before timing, alone; collective."""
+    """The check before timing, by itself. Collective."""
     return Verifier(cell, comm, trace_NK).prove([step], seed)
 
 
 def verify_twin(twin: Cell, kernel: str, comm: Comm, trace_NK: Tensor | None = None) -> CheckResult:
-    """The check of a cell's twin in float32 with the cell's kernel; collective."""
-    layer = strategies.build(twin, comm, trace_NK)
+    """The check of a cell's float32 twin with the cell's kernel. Collective."""
+    layer = build.build(twin, comm, trace_NK)
     layer.use(kernel)
     x_TD = batches.inputs(twin, comm.rank, comm.device)
     result = verify(twin, Step(twin, layer, x_TD), comm, trace_NK)
@@ -58,8 +58,8 @@ def verify_twin(twin: Cell, kernel: str, comm: Comm, trace_NK: Tensor | None = N
 
 @dataclass
 class Done:
-    """What a step did on this rank: calls of torch that take time, multiplications of matrix
-    products, messages, and the gradients that a backward pass has reached."""
+    """What a step did on this rank: time-consuming torch calls, multiplications in matrix products,
+    messages, and gradients that a backward pass reached."""
 
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
     multiplications: int = 0
@@ -68,9 +68,9 @@ class Done:
 
 
 class Verifier:
-    """One cell's check on this rank; all ranks call alike. `trace_NK` is the routing of
-    workload.kind=trace. What is proven outlives the layer it was proven of, so that a layer that is
-    built again can be compared with it."""
+    """One cell's check on this rank; all ranks make the same calls. `trace_NK` is the routing of
+    workload.kind=trace. The proven snapshot outlives its layer, so a rebuilt layer can be compared
+    with it."""
 
     def __init__(self, cell: Cell, comm: Comm, trace_NK: Tensor | None = None) -> None:
         self.cell, self.comm, self.trace_NK = cell, comm, trace_NK
@@ -83,7 +83,7 @@ class Verifier:
         self.allowed_BE = None if allowed_BE is None else allowed_BE.to(comm.device)
 
     def prove(self, steps: Sequence[Step], seed: int) -> CheckResult:
-        """Before timing. Collective; the same verdict on every rank."""
+        """The check before timing. Collective; the same result on every rank."""
         collector = FaultCollector()
         self._check_definitions(collector)
         first, x_BD = steps[0], self._tokens(self.cell)
@@ -99,7 +99,8 @@ class Verifier:
         return self._with_copies(result, steps[1:])
 
     def prove_again(self, steps: Sequence[Step], seed: int) -> CheckResult:
-        """After timing, on other tokens, of which others are checked in float64; every copy."""
+        """The check after timing: all copies on new tokens, another sample of them in float64.
+        Collective."""
         work = self.cell.workload
         other = replace(self.cell, workload=replace(work, seed=work.seed + OTHER_TOKENS))
         collector, first = FaultCollector(), steps[0]
@@ -113,17 +114,18 @@ class Verifier:
         return self._with_copies(result, steps[1:])
 
     def compare(self, step: Step) -> Difference | None:
-        """What the step that has just run left behind, and what of it differs from the proven one;
-        on this rank alone. The output is then made unusable: whoever hands out the same memory
-        again, without computing, is found at the next comparison."""
+        """Difference of the last step from the proven one, on this rank; None if equal. Then fills
+        the output with NaN, so that returning the same memory without computing fails the next
+        comparison."""
         assert self.proven is not None
-        found = self.proven.difference(step)
+        difference = self.proven.difference(step)
         if step.output is not None and step.output.is_floating_point():
             with torch.inference_mode():
                 step.output.fill_(torch.nan)
-        return found
+        return difference
 
     def _check_definitions(self, collector: FaultCollector) -> None:
+        """Checks what the layer and the oracle share."""
         collector.require(golden.as_written(), faults.DEFINITIONS)
         if self.allowed_BE is not None:
             allowed_BE = self.allowed_BE.cpu()
@@ -133,7 +135,7 @@ class Verifier:
             collector.require(bias_evens_out(self.cell.layer), faults.BIAS)
 
     def _tokens(self, cell: Cell) -> Tensor:
-        """[B, D] of the whole batch, in the layer's dtype."""
+        """[B, D] tokens of the whole batch in the layer's dtype."""
         return batches.tokens(cell, (0, cell.workload.batch_size)).to(self.comm.device)
 
     def _own(self, x_BD: Tensor) -> Tensor:
@@ -141,15 +143,15 @@ class Verifier:
         return x_BD[slice(*definitions.input_rows(self.cell, self.comm.rank))]
 
     def _run(self, step: Step, x_BD: Tensor) -> ForwardTrace:
-        """The step on these tokens, watched."""
+        """Runs the step on these tokens, and records what it did."""
         _write(step, self._own(x_BD))
         with step.layer.watching() as seen:
             self.done = _counted(step)
         return seen
 
     def _works(self, step: Step, seen: ForwardTrace) -> bool:
-        """Whether the products had at least the multiplications that the rows need that experts
-        here were given; systems that hold their own experts are not asked."""
+        """Whether products had at least the multiplications that the routed rows need. True for
+        systems that hold their own experts."""
         if not step.layer.experts.ids or seen.routing is None:
             return True
         needed = seen.slots * self._per_slot(step)
@@ -157,16 +159,15 @@ class Verifier:
         return self.done.multiplications >= needed
 
     def _per_slot(self, step: Step) -> int:
-        """Multiplications of one row by the part of an expert that is here."""
+        """Multiplications of one row in this rank's part of an expert."""
         layer, columns = self.cell.layer, step.layer.experts.columns
         units = columns[1] - columns[0]
         first = 2 * units if layer.activation == "silu_gated" else units
         return first * layer.dim + units * layer.dim_out
 
     def _check_work(self, step: Step, collector: FaultCollector) -> None:
-        """On the tokens that were timed, twice in a row with nobody looking in between: the same
-        work and messages as before timing, and what was proven. An answer that is remembered, by
-        what is in the input or because nothing has happened since, needs none."""
+        """Runs the timed tokens twice in a row: work, messages and results must be as proven.
+        Catches answers cached by input content, or until something happens in between."""
         assert self.proven is not None
         _write(step, self.proven.x_TD)
         for _ in range(2):
@@ -174,7 +175,7 @@ class Verifier:
         collector.require(self.proven.difference(step) is None, faults.LATER)
 
     def _judge(self, step: Step, x_BD: Tensor, seed: int, collector: FaultCollector) -> CheckResult:
-        """Runs the step on these tokens and holds all of it against the oracle."""
+        """Runs the step on these tokens and compares everything with the oracle. Collective."""
         cell, comm = self.cell, self.comm
         self.seen = self._run(step, x_BD)
         collector.require(self._works(step, self.seen), faults.WORK)
@@ -188,9 +189,9 @@ class Verifier:
             batch.cotangent_BO = batches.cotangent(cell, whole).to(comm.device)
             experts = ExpertGradients(cell, step.layer, comm, batch.dtype)
             left = local_gradients(step)
-            told = all(torch.equal(grad, left[name])
+            same = all(torch.equal(grad, left[name])
                        for name, grad in experts.gradients.items() if name in left)  # fmt: skip
-            collector.require(told, faults.TOLD)
+            collector.require(same, faults.TOLD)
         ref = reference(cell, comm, batch, experts.take if experts else None)
         collector.require(ref.experts_differ, faults.EXPERTS)
         self._compare_outputs(step, ref, collector)
@@ -201,15 +202,15 @@ class Verifier:
         return collector.settle(comm, self.limit, self.train, len(sampled), len(x_BD), seed)
 
     def _compare_outputs(self, step: Step, ref: Reference, collector: FaultCollector) -> None:
-        """This rank's own outputs: every row, and the sampled ones in float64."""
+        """Compares this rank's outputs: every row, and the sampled ones in float64."""
         low, high = definitions.output_rows(self.cell, self.comm.rank)
         y_TO = step.output
         shaped = y_TO is not None and tuple(y_TO.shape) == (high - low, self.cell.layer.dim_out)
         if not collector.require(shaped, faults.SHAPE):
             return
         assert y_TO is not None
-        held = {t.dtype for t in (y_TO, step.x_TD, *_own_weights(step))}
-        collector.require(held == {definitions.DTYPES[self.cell.layer.dtype]}, faults.DTYPE)
+        dtypes = {t.dtype for t in (y_TO, step.x_TD, *_own_weights(step))}
+        collector.require(dtypes == {definitions.DTYPES[self.cell.layer.dtype]}, faults.DTYPE)
         collector.require(bool(y_TO.isfinite().all()), faults.FINITE)
         norms_B = ref.y_BO.norm(dim=1)
         rows = slice(low, high)
@@ -221,7 +222,7 @@ class Verifier:
         collector.largest("error", largest_error(y_TO[at_N], exact_NO, norms_N, norms_B.double()))
 
     def _with_copies(self, result: CheckResult, copies: Sequence[Step]) -> CheckResult:
-        """The result, unless a copy of the layer computes something else; collective."""
+        """The result, or a fault if a copy of the layer computes something else. Collective."""
         assert self.proven is not None
         fine = True
         for step in copies:
@@ -241,14 +242,14 @@ TAKE_TIME = (*PRODUCTS, "sort", "topk", "softmax", "index_select", "embedding_ba
 
 @functools.cache
 def _kinds(name: str) -> tuple[bool, bool]:
-    """Whether a function of torch takes time, and whether it is a matrix product."""
+    """(whether a torch function takes time, whether it is a matrix product), by its name."""
     takes_time, is_product = (any(p in name for p in parts) for parts in (TAKE_TIME, PRODUCTS))
     return takes_time, is_product
 
 
 class Work(TorchFunctionMode):
-    """Notes what Python code asks of torch inside that takes time: names, shapes of results and how
-    often; and the multiplications of matrix products."""
+    """Counts torch calls that take time, by name and result shape, and multiplications in matrix
+    products."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -269,14 +270,14 @@ class Work(TorchFunctionMode):
 
 
 def _own_weights(step: Step) -> list[Tensor]:
-    """The experts' weights where they are this project's own."""
+    """This project's expert weights; none for another system's layer."""
     experts = [module for module in (step.layer.experts, step.layer.shared) if module]
     return [weight for module in experts for weight in module.parameters()]
 
 
 @contextmanager
 def _backward(step: Step) -> Iterator[Counter[str]]:
-    """Counts how often backward passes inside reach the input and each weight."""
+    """Counts how often backward passes inside the block reach the input and each weight."""
     reached: Counter[str] = Counter()
     tensors = {"x": step.x_TD, **dict(step.layer.named_parameters())}
     hooks = [
@@ -292,17 +293,17 @@ def _backward(step: Step) -> Iterator[Counter[str]]:
 
 
 def _apart(steps: Sequence[Step]) -> bool:
-    """Whether no two steps share the memory of their inputs or weights."""
+    """Whether no two steps share memory of inputs or weights."""
     places = []
     for step in steps:
         tensors = [step.x_TD, *step.layer.parameters()]
-        held = {t.untyped_storage().data_ptr() for t in tensors if t.numel() and not t.is_meta}
-        places += sorted(held)
+        storages = {t.untyped_storage().data_ptr() for t in tensors if t.numel() and not t.is_meta}
+        places += sorted(storages)
     return len(places) == len(set(places))
 
 
 def _counted(step: Step) -> Done:
-    """Runs the step and says what it has done on this rank."""
+    """Runs the step and returns what it did on this rank."""
     with Work() as work, step.layer.comm.counting() as rows, _backward(step) as reached:
         step()
     sent = tuple(tuple(row.values()) for row in rows)
@@ -310,6 +311,6 @@ def _counted(step: Step) -> Done:
 
 
 def _write(step: Step, x_TD: Tensor) -> None:
-    """Into the step's own input, unseen by torch's count of its versions: an answer that is
-    remembered by it is then a wrong one."""
+    """Writes the step's input through `.data`, which torch's version counter does not see, so that
+    an answer cached by version is wrong."""
     step.x_TD.data.copy_(x_TD)

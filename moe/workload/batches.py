@@ -1,13 +1,14 @@
-"""What the layer is fed: tokens, cotangents and prescribed choices, all by global token id.
+"""Inputs of the layer: tokens, cotangents and prescribed choices, all defined by global token id.
 
-Nothing here depends on the strategy or the world size (except where a workload is defined by a
-nominal number of ranks). Shape letters: T tokens, B global batch, D in, O out, E experts, K top-k.
+They do not depend on the strategy or the world size (except where a workload is defined by a
+nominal number of ranks).
+
+Shape letters: T tokens, B global batch, D in, O out, E experts, K top-k.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,17 +19,12 @@ from moe.workload import routings
 
 
 def own_rows(cell: Cell, rank: int) -> tuple[int, int]:
-    """Half-open range of global token ids that are this rank's shard."""
+    """Half-open range of global token ids: this rank's shard."""
     return shard_bounds(cell.workload.batch_size, cell.placement.world_size, rank)
 
 
-def rows_of(cell: Cell, ranks: Sequence[int]) -> tuple[int, int]:
-    """The shards of neighbouring ranks together."""
-    return own_rows(cell, ranks[0])[0], own_rows(cell, ranks[-1])[1]
-
-
 def start_rows(cell: Cell, rank: int) -> tuple[int, int]:
-    """The tokens a rank starts with: all of them, or its shard."""
+    """Half-open range of global token ids that a rank starts with: all tokens, or its shard."""
     if cell.workload.tokens == "replicated":
         return 0, cell.workload.batch_size
     return own_rows(cell, rank)
@@ -46,21 +42,21 @@ def tokens(cell: Cell, bounds: tuple[int, int]) -> Tensor:
 
 
 def cotangent(cell: Cell, bounds: tuple[int, int]) -> Tensor:
-    """[T, O]: the loss of mode=train is the sum over all B tokens of <y, cotangent>."""
+    """[T, O]. The loss of mode=train is the sum over all B tokens of <y, cotangent>."""
     return _rows(cell, bounds, cell.layer.dim_out, "cotangent")
 
 
 def inputs(cell: Cell, rank: int, device: torch.device) -> Tensor:
-    """What this rank starts with; leaf of the graph in mode=train."""
+    """[T, D] tokens this rank starts with, on `device`; requires a gradient in mode=train."""
     x_TD = tokens(cell, start_rows(cell, rank)).to(device)
     return x_TD.requires_grad_(cell.workload.mode == "train")
 
 
 def allowed(cell: Cell, bounds: tuple[int, int], trace_NK: Tensor | None = None) -> Tensor | None:
-    """[T, E] bool on the CPU, true for the K experts the workload prescribes to each token.
+    """[T, E] bool on the CPU: true for the K experts that the workload prescribes to each token.
 
-    None when the router's logits decide (kind=learned). `trace_NK` are expert ids for kind=trace;
-    token t takes row t mod N. Raises Unsupported for a workload that cannot be.
+    None when the router's logits decide (kind=learned). `trace_NK` holds expert ids for kind=trace;
+    token t takes row t mod N. Raises Unsupported for an impossible workload.
     """
     if cell.workload.kind == "learned":
         return None

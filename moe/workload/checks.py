@@ -1,4 +1,4 @@
-"""What a prescribed workload needs to be possible; refusals by name. Torch-free.
+"""Checks that a prescribed workload is possible; refuses it by name otherwise. Torch-free.
 
 E experts, K top-k, G nominal ranks: contiguous blocks of E/G experts, whatever the strategy is.
 """
@@ -14,12 +14,12 @@ ROUNDING = 9  # decimals: K * share of 0.1, 0.3, ... is meant to be whole where 
 
 
 def nominal_ranks(cell: Cell) -> int:
-    """G: ranks by which balanced, hot_rank and imbalance define what a rank is given."""
+    """G: the number of ranks that the workloads balanced, hot_rank and imbalance are defined by."""
     return cell.workload.nominal_ep or cell.placement.world_size
 
 
 def is_prescribed(cell: Cell) -> bool:
-    """Whether the workload names the K experts of every token, instead of the router."""
+    """Whether the workload, not the router, chooses the K experts of every token."""
     return cell.workload.kind != "learned"
 
 
@@ -82,7 +82,7 @@ def _k_hot(cell: Cell) -> None:
 
 
 def _places(cell: Cell) -> int:
-    """E/G, experts of a nominal rank; raises Unsupported where no rank can be hot."""
+    """E/G, the experts of a nominal rank; raises Unsupported where no rank can be hot."""
     ranks, experts = nominal_ranks(cell), cell.layer.num_experts
     name = "workload.nominal_ep" if cell.workload.nominal_ep else "world_size"
     if ranks == 1 or experts % ranks:
@@ -93,7 +93,7 @@ def _places(cell: Cell) -> int:
 
 
 def hot_slots(cell: Cell) -> float:
-    """Slots of a token on the hot rank, in expectation."""
+    """Expected slots of a token on the hot rank."""
     return round(cell.layer.topk * cell.workload.parameter, ROUNDING)
 
 
@@ -109,7 +109,8 @@ def _hot_rank(cell: Cell) -> None:
 
 
 def most_imbalance(cell: Cell) -> float:
-    """Busiest rank over mean when every token has all the slots there that it can: min(G, E/K)."""
+    """The largest possible ratio of busiest rank to mean: min(G, E/K), when every token has all the
+    slots there that fit."""
     return min(float(nominal_ranks(cell)), cell.layer.num_experts / cell.layer.topk)
 
 

@@ -1,7 +1,8 @@
-"""Workloads that name the experts of every token, by global token id alone.
+"""Workloads that prescribe the experts of every token.
 
-A token's experts follow from (seed, token id) and, where a workload is about ranks, from the
-nominal number of ranks: never from the strategy, the rank that asks, or the size of the batch.
+The choice follows from (seed, token id) and, for workloads about ranks, from the nominal number of
+ranks. It never depends on the strategy, the rank that asks, or the batch size.
+
 Shape letters: T tokens asked for, E experts, K top-k, G nominal ranks, P = E/G experts of one.
 """
 
@@ -19,15 +20,15 @@ from moe.spec import Cell, Unsupported
 from moe.workload.checks import check_workload, hot_slots, most_imbalance, nominal_ranks
 
 CHOICE, ORDER, COIN = 0, 1, 2  # items of the "routing" stream: per token and expert, expert, token
-GOLDEN = 0x9E3779B1  # of 2**32, the golden ratio: multiples fill the circle evenly
-TURN = 32  # bits of the circle
+GOLDEN = 0x9E3779B1  # 2**32 / golden ratio: multiples of it mod 2**32 are evenly spread
+TURN = 32  # bits of a position modulo 2**32
 SMALLEST = 2.0**-26  # below the spacing of the uniforms
 
 
 def allowed(cell: Cell, bounds: tuple[int, int], trace_NK: Tensor | None) -> Tensor:
     """[T, E] bool with exactly K true per row, for the global token ids of `bounds`.
 
-    Raises Unsupported for a workload that cannot be.
+    Raises Unsupported for an impossible workload.
     """
     check_workload(cell)
     if cell.workload.kind == "trace":
@@ -36,20 +37,21 @@ def allowed(cell: Cell, bounds: tuple[int, int], trace_NK: Tensor | None) -> Ten
 
 
 def _uniform(cell: Cell, bounds: tuple[int, int], width: int, item: int) -> Tensor:
-    """[T, width] in [0, 1], float64; any rows can be made without those before them."""
+    """[T, width] float64 in [0, 1]; any rows can be generated without those before them."""
     flat = torch.empty((bounds[1] - bounds[0]) * width)
     weights.uniform_(flat, cell.workload.seed, item, "routing", start=bounds[0] * width)
     return flat.double().add_(1).mul_(0.5).view(-1, width)
 
 
 def _best(scores: Tensor, count: Tensor) -> Tensor:
-    """Marks the `count` largest along the last axis; of equal ones the first."""
+    """Marks the `count` largest along the last axis; ties go to the lowest index."""
     place = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     return place < count
 
 
 def _best_k(scores_TE: Tensor, topk: int) -> Tensor:
-    """`_best` for one count everywhere, several times faster: only rows with ties are sorted."""
+    """`_best` with the same count for every row. Several times faster: sorts only rows with
+    ties."""
     mask_TE = scores_TE >= scores_TE.topk(topk, dim=1)[0][:, -1:]
     tied_T = mask_TE.sum(1) != topk
     if bool(tied_T.any()):
@@ -71,22 +73,23 @@ def _popularity(cell: Cell) -> Tensor:
 
 
 def _primes(number: int) -> list[int]:
-    found, factor = [], 2
+    factors, factor = [], 2
     while number > 1:
         while number % factor == 0:
-            found.append(factor)
+            factors.append(factor)
             number //= factor
         factor += 1
-    return found
+    return factors
 
 
 @lru_cache(maxsize=64)
 def spread_order(experts: int, ranks: int) -> tuple[int, ...]:
-    """Experts in an order of which any window is spread evenly over experts and ranks.
+    """An order of the experts in which every window is spread evenly over experts and ranks.
 
-    The digits of i to the mixed base f1, f2, ... are read in reverse, with the prime factors of
-    gcd(E, G) first: consecutive i go to different ranks, and any f1*...*fj consecutive ones once to
-    each of as many blocks of experts. So counts per block differ by at most one in any window.
+    Mixed-radix digit reversal: the digits of i to the base f1, f2, ... are read in reverse, with
+    the prime factors of gcd(E, G) first. Consecutive i then go to different ranks, and any
+    f1*...*fj consecutive i go once to each of that many blocks of experts, so counts per block
+    differ by at most one in any window.
     """
     common = math.gcd(experts, ranks)
     order = [0]
@@ -98,7 +101,7 @@ def spread_order(experts: int, ranks: int) -> tuple[int, ...]:
 
 
 def _balanced(cell: Cell, bounds: tuple[int, int]) -> Tensor:
-    """Slot t*K + j takes the next expert of the order; the seed says where it starts."""
+    """Slot t*K + j takes the next expert of `spread_order`; the seed sets where it starts."""
     experts, topk = cell.layer.num_experts, cell.layer.topk
     order = torch.tensor(spread_order(experts, nominal_ranks(cell)))
     slots = torch.arange(bounds[0] * topk, bounds[1] * topk) + cell.workload.seed
@@ -141,9 +144,9 @@ def _hot_rank(cell: Cell, bounds: tuple[int, int]) -> Tensor:
 
 @lru_cache(maxsize=64)
 def rank_edges(target: float, ranks: int, topk: int) -> tuple[int, ...]:
-    """[G + 1] where each rank's part of a token's K slots ends, in units of 2**-32 slots.
+    """[G + 1] cumulative shares of a token's K slots by rank, in units of 2**-32 slots.
 
-    The parts fall as 1/(rank + 1)^s, and s is searched for the first one to be target * K / G.
+    Shares fall as 1/(rank + 1)^s; a bisection finds the s for which the first is target * K / G.
     """
     low, high = 0.0, 64.0
     for _ in range(80):
@@ -160,9 +163,10 @@ def rank_edges(target: float, ranks: int, topk: int) -> tuple[int, ...]:
 
 
 def _imbalance(cell: Cell, bounds: tuple[int, int]) -> Tensor:
-    """Every token has its whole part of slots on each rank, rounded so that all tokens together
-    come as near to it as they can (systematic sampling from golden-ratio starts); uniform over a
-    rank's experts. The batch needs no search of its own, and small ones hit the target too."""
+    """Every token has a fixed share of its slots on each rank, rounded so that all tokens together
+    come as close to it as possible (systematic sampling from golden-ratio starts). Slots of a rank
+    are uniform over its experts. No search per batch is needed, and small batches hit the target
+    too."""
     ranks, experts = nominal_ranks(cell), cell.layer.num_experts
     scores_TE = _uniform(cell, bounds, experts, CHOICE)
     target = min(cell.workload.parameter, most_imbalance(cell))

@@ -8,7 +8,7 @@ from typing import Any
 
 from moe import peers, spec
 from moe.spec import Cell, LayerSpec, RankLayout, RouterSpec, StrategySpec, WorkloadSpec
-from moe.strategies.checks import DISPATCH, usual_dispatcher
+from moe.strategies import names, rules_of, usual_dispatcher
 from runners.config.names import label_of
 from runners.config.schema import check_shape, section_of, value, values
 from runners.errors import ConfigError
@@ -91,7 +91,7 @@ def _strategy(config: Mapping[str, Any]) -> StrategySpec:
     name = _strategy_name(config["strategy"])
     written = StrategySpec(**values(config, StrategySpec))
     dispatcher = written.dispatcher
-    if dispatcher == "auto" or name not in DISPATCH:
+    if dispatcher == "auto" or not rules_of(name).dispatchers:
         dispatcher = usual_dispatcher(name, value(config, "tokens"), written.overlap)
     return replace(
         written, name=name, dispatcher=dispatcher, placement=placement, expert_order=order,
@@ -104,7 +104,7 @@ def _strategy_name(config: Mapping[str, Any]) -> str:
     name = str(config["name"])
     if name.startswith(spec.PEER):
         return name
-    known = (*spec.STRATEGIES, *(spec.PEER + n for n in peers.OWN))
+    known = (*names(), *(spec.PEER + n for n in peers.OWN))
     if name not in known:
         raise ConfigError(
             f"strategy.name={name!r}: allowed are {', '.join(known)}; set strategy.name to one of "
@@ -160,7 +160,7 @@ def _trace(config: Mapping[str, Any], layer: LayerSpec, notes: list[str]) -> Tra
 
 def _placement(config: Mapping[str, Any], machine: NodeResources, notes: list[str]) -> RankLayout:
     world_size = value(config, "world_size")
-    if config["strategy"]["name"] == "serial" and world_size > 1:
+    if rules_of(str(config["strategy"]["name"])).single_rank and world_size > 1:
         notes.append("serial runs once, on one rank with every core, whatever world_size is")
         world_size = 1
     nodes = _nodes(config, world_size, machine)

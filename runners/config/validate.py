@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from moe import peers
+from moe.build import supports
 from moe.spec import Unsupported
-from moe.strategies import supports
 from runners.config.cell import job_of
 from runners.config.hosts import node_of
 from runners.config.memory import available_bytes, check_memory

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe import phases, strategies
+from moe import build, phases
 from moe.parallel.comm import Comm
 from moe.spec import Cell
 from moe.step import Rotation, Step
@@ -118,7 +118,7 @@ class CellRunner:
         cell = self.plan.cells[index]
         x_TD = batches.inputs(cell, self.comm.rank, self.comm.device)
         kernel = self._kernel(index, x_TD)
-        layer = strategies.build(cell, self.comm, self.trace(cell))
+        layer = build.build(cell, self.comm, self.trace(cell))
         layer.use(kernel)
         steps = [Step(cell, layer, x_TD)]
         if cell.workload.cache == "cold":
@@ -144,7 +144,7 @@ class CellRunner:
         key = kernel_key(cell)
         choice: dict[str, Any] = {"name": self.kernels.get(key, ""), "how": "chosen before"}
         if key not in self.kernels:
-            choice = strategies.build(cell, self.comm, self.trace(cell)).tune(x_TD)
+            choice = build.build(cell, self.comm, self.trace(cell)).tune(x_TD)
             self.kernels[key] = choice["name"]
         if index not in self.chosen:  # a heavy cell is built again every round
             self.chosen.add(index)

@@ -15,6 +15,7 @@ import torch
 
 from moe.parallel import algorithms
 from moe.parallel.comm import Comm, RankGroup
+from moe.parallel.traffic import GroupShape
 from runners.rank.probe import Probe, Step
 from runners.records import calibrations
 
@@ -151,7 +152,9 @@ def left_out(fits: dict[str, Any], names: Sequence[str] = COLLECTIVES) -> list[s
 def tier_fits(probe: Probe, comm: Comm, nodes: int, until_s: float) -> dict[str, Any]:
     """Alpha and beta inside a node (its ranks) and between nodes (ranks that have the same place
     in theirs, all such groups at once, as collectives over several nodes use the links)."""
-    inside, across = comm.split(comm.world_size // nodes, ("node", "across nodes"))
+    on_node = comm.world_size // nodes
+    inside = comm.group(GroupShape("node", on_node, 1))
+    across = comm.group(GroupShape("across nodes", nodes, on_node))
     half_s = probe.clock() + probe.left_s(until_s) / 2
     parts = {"intra": (inside, half_s), "inter": (across, until_s)}
     return {

@@ -23,7 +23,7 @@ import torch
 
 from moe.parallel import algorithms
 from moe.parallel.comm import Comm
-from moe.spec import STRATEGIES
+from moe.strategies import names
 from runners.host import environment, isolation
 from runners.host.hardware import usable_cores
 from runners.host.mpi import export_environment
@@ -244,8 +244,8 @@ def prepare(arguments: list[str]) -> None:
     wanted = ["runners.rank.calibrate"] if plan.calibrate else []
     if any(cell.workload.mode == "train" for cell in plan.cells):
         wanted.append(OF_BACKWARD)
-    own = {cell.strategy.name for cell in plan.cells} & set(STRATEGIES)
-    for name in [*wanted, *(f"moe.strategies.{strategy}" for strategy in sorted(own))]:
+    own = {cell.strategy.name for cell in plan.cells} & set(names())
+    for name in [*wanted, *(f"moe.strategies.{strategy}.layer" for strategy in sorted(own))]:
         importlib.import_module(name)
 
 

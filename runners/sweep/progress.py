@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from moe.spec import Cell
-from moe.strategies.checks import DISPATCH
+from moe.strategies import rules_of
 from runners.plan import LaunchPlan
 from runners.records import flat_row, stats
 from runners.records.record import Record
@@ -23,7 +23,7 @@ def title(cell: Cell, label: str = "") -> str:
     """A cell in a few words."""
     work, place = cell.workload, cell.placement
     words = [cell.strategy.name]
-    words += [cell.strategy.dispatcher] if cell.strategy.name in DISPATCH else []
+    words += [cell.strategy.dispatcher] if rules_of(cell.strategy.name).dispatchers else []
     words += [f"k={cell.layer.topk_requested}", f"batch={work.batch_size}"]
     words += [f"ranks={place.world_size}", cell.layer.dtype]
     usual = Cell()

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from moe.strategies import rules_of
 from runners.records import flat_row
 from runners.records.record import Record
 
@@ -113,7 +114,7 @@ def samples(record: Record) -> list[dict[str, Any]]:
 def _name(record: Record) -> str:
     cell = record.cell
     how = cell.strategy.name
-    if how in ("ep", "ep_tp", "dp_ep"):
+    if rules_of(how).dispatchers:
         how += f"/{cell.strategy.dispatcher}"
     how += f"/{cell.strategy.variant}" if cell.strategy.variant else ""
     layer, load = cell.layer, cell.workload

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from moe import spec
+from moe.build import build, supports
 from moe.parallel.comm import Comm
 from moe.spec import (
     Cell,
@@ -30,7 +31,7 @@ from moe.spec import (
     WorkloadSpec,
 )
 from moe.step import Step
-from moe.strategies import build, supports
+from moe.strategies import names, rules_of
 from moe.verify.verifier import verify
 from moe.workload import batches
 from tests.support.covering import Pair, Row, pairwise
@@ -64,10 +65,8 @@ SPREADS: dict[str, dict[str, Any]] = {
 }
 CORE = tuple(
     (name, dispatcher, tokens)
-    for name, dispatcher, tokens in itertools.product(
-        spec.STRATEGIES, spec.DISPATCHERS, spec.TOKENS
-    )
-    if dispatcher == "local" or name in ("ep", "ep_tp", "dp_ep")
+    for name, dispatcher, tokens in itertools.product(names(), spec.DISPATCHERS, spec.TOKENS)
+    if dispatcher == "local" or rules_of(name).dispatchers
 )
 CROSSED = ("core", "mode", "dtype")
 FACTORS: dict[str, tuple[Any, ...]] = {

@@ -18,8 +18,9 @@ import torch.distributed as dist
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe import cost, spec
+from moe.build import build, supports
 from moe.cost import load as loads
-from moe.cost import traffic, work
+from moe.cost import work
 from moe.layer import onednn
 from moe.layer.base import MoELayer
 from moe.parallel.comm import Comm
@@ -33,7 +34,7 @@ from moe.spec import (
     WorkloadSpec,
 )
 from moe.step import Step
-from moe.strategies import build, supports
+from moe.strategies import names, rules_of
 from moe.workload import batches
 from tests.support.ranks import prepare as prepare
 
@@ -76,10 +77,10 @@ ON_FOUR_RANKS = ("plain", "hot replicas", "by probability, loss, global")
 def cells(ranks: int) -> Iterator[tuple[str, Cell]]:
     """What is accepted of the product; 11 tokens split unevenly, 2 leave ranks without tokens."""
     product = itertools.product(
-        VARIANTS, spec.STRATEGIES, spec.DISPATCHERS, spec.TOKENS, spec.MODES, (11, 2)
+        VARIANTS, names(), spec.DISPATCHERS, spec.TOKENS, spec.MODES, (11, 2)
     )
     for variant, name, dispatcher, tokens, mode, batch in product:
-        if name not in ("ep", "ep_tp", "dp_ep") and dispatcher != "local":
+        if not rules_of(name).dispatchers and dispatcher != "local":
             continue
         if variant != "plain" and (batch == 2 or ranks == 3):
             continue
@@ -118,10 +119,9 @@ def counted_load(cell: Cell, layer: MoELayer, x: torch.Tensor, rank: int, ranks:
     found = loads.degrees(cell)
     everyone: list[Any] = [None] * ranks
     dist.all_gather_object(everyone, rows_to(cell, layer, x))
-    ep = traffic._Rank(cell, cost.Load(0), rank).ep
-    own = rank // ep.stride % ep.size
-    first = rank - own * ep.stride
-    peers = [first + i * ep.stride for i in range(ep.size)]
+    ep = rules_of(cell.strategy.name).groups(cell).ep
+    peers = ep.ranks_with(rank)
+    own = peers.index(rank)
     copied = len(layer.places.copied)
     if not loads.dispatches(cell):
         slots = sum(row.count(own) if found.ep > 1 else len(row) for row in everyone[rank])

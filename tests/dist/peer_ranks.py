@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from moe.build import build, supports
 from moe.layer.router import Routing
 from moe.parallel.algorithms import CHOSEN
 from moe.parallel.comm import Comm
@@ -26,7 +27,6 @@ from moe.peers.base import PeerLayer
 from moe.peers.instrument import Listening
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, Unsupported, WorkloadSpec
 from moe.step import Step
-from moe.strategies import build, supports
 from moe.verify.verifier import Verifier
 from moe.workload import batches
 from tests.support.ranks import prepare as prepare

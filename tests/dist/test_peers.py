@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from moe import peers
+from moe.build import supports
 from moe.peers.support import LIMITS
 from moe.spec import (
     Cell,
@@ -24,7 +25,6 @@ from moe.spec import (
     Unsupported,
     WorkloadSpec,
 )
-from moe.strategies import supports
 from runners.records import record
 from tests.support.ranks import run_ranks
 

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from moe.build import build
 from moe.layer import router as router_module
 from moe.layer.base import MoELayer, Reductions
 from moe.layer.capacity import Scope
@@ -29,11 +30,10 @@ from moe.spec import (
     shard_bounds,
 )
 from moe.step import Step
-from moe.strategies import build
-from moe.strategies.dp import Dp
-from moe.strategies.ep import Ep
-from moe.strategies.simple import Simple
-from moe.strategies.tp import Tp
+from moe.strategies.dp.layer import Dp
+from moe.strategies.ep.layer import Ep
+from moe.strategies.simple.layer import Simple
+from moe.strategies.tp.layer import Tp
 from moe.verify.verifier import verify
 from moe.workload import batches
 from tests.support.ranks import prepare as prepare

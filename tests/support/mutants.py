@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe import weights
+from moe import build, weights
 from moe.layer import activations, balance_loss, capacity, onednn
 from moe.layer import base as layer_module
 from moe.layer import experts as experts_module
@@ -26,16 +26,13 @@ from moe.layer.base import MoELayer
 from moe.layer.expert_autograd import PerExpertFunction
 from moe.layer.experts import Experts
 from moe.layer.router import Router, Routing
-from moe.parallel import dispatch
+from moe.parallel import collectives, dispatch
 from moe.parallel.collectives import add_up
 from moe.parallel.expert_placement import Places
 from moe.spec import Cell, LayerSpec, RankLayout, RouterSpec, StrategySpec, WorkloadSpec
-from moe.strategies import build
-from moe.strategies import ep as ep_module
-from moe.strategies import tp as tp_module
-from moe.strategies.ep import Ep
-from moe.strategies.simple import Simple
-from moe.strategies.tp import Tp
+from moe.strategies.ep.layer import Ep
+from moe.strategies.simple.layer import Simple
+from moe.strategies.tp.layer import Tp
 from moe.verify import sampling
 from moe.workload import batches, routings
 
@@ -435,12 +432,12 @@ def coarser_on_the_wire_than_said() -> list[Patch]:
 
 @fault("combine", cell("tp"))
 def outputs_not_added_up() -> list[Patch]:
-    return [(tp_module, "add_up", lambda x, *rest: x)]
+    return [(collectives, "add_up", lambda x, *rest: x)]
 
 
 @fault("combine", cell("ep", "local"))
 def outputs_added_up_twice() -> list[Patch]:
-    return [(ep_module, "add_up", lambda x, *rest: add_up(add_up(x, *rest), *rest))]
+    return [(collectives, "add_up", lambda x, *rest: add_up(add_up(x, *rest), *rest))]
 
 
 @fault("combine", cell("ep", "alltoall"))
@@ -739,17 +736,15 @@ def copies_with_other_gradients() -> list[Patch]:
 
 @fault("copies", cell(), rebuilt=True)
 def rebuilt_with_other_weights() -> list[Patch]:
-    from moe import strategies
-
-    built = itertools.count(1)
+    right, built = build.build, itertools.count(1)
 
     def other(of: Cell, *rest: Any) -> MoELayer:
-        made = build(of, *rest)
+        made = right(of, *rest)
         if next(built) > 1:
             made.experts.fc2.data.mul_(1.0001)
         return made
 
-    return [(strategies, "build", other)]
+    return [(build, "build", other)]
 
 
 # Training.
@@ -757,7 +752,7 @@ def rebuilt_with_other_weights() -> list[Patch]:
 
 @fault("gradients", cell("tp", **TRAIN))
 def outputs_not_added_up_in_training() -> list[Patch]:
-    return [(tp_module, "add_up", lambda x, *rest: x)]
+    return [(collectives, "add_up", lambda x, *rest: x)]
 
 
 @fault("gradients", cell(**TRAIN))
@@ -909,7 +904,7 @@ def sum_over_ranks_remembered() -> list[Patch]:
             kept[key] = add_up(x, group, *rest).clone()
         return kept[key].clone()
 
-    return [(tp_module, "add_up", remembered)]
+    return [(collectives, "add_up", remembered)]
 
 
 @fault("state", cell(kernel="bmm", **TRAIN))

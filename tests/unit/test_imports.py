@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TORCH_FREE = ["moe", "moe.spec", "moe.peers", "moe.cost",
+TORCH_FREE = ["moe", "moe.spec", "moe.peers", "moe.cost", "moe.strategies", "moe.build",
               "runners.records.record", "runners.records.stats",
               "runners.plan", "runners.sweep.sweep", "runners.track.client",
               "analysis"]  # fmt: skip

@@ -20,7 +20,7 @@ from analysis.predict.hardware import HardwareModel, Link
 from analysis.predict.model import Coefficients
 from analysis.stats import summarize
 from moe.cost import Call
-from moe.cost.traffic import GroupShape
+from moe.parallel.traffic import GroupShape
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
 from tests.support import analysis_factory as factory
 

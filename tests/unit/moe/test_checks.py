@@ -1,16 +1,22 @@
-"""Every refusal of moe/strategies/checks.py, by name; and that what is near it is accepted."""
+"""Every refusal of a cell by strategies and their rules, by name; and that what is near it is
+accepted."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import math
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from moe import build
+from moe.build import supports
+from moe.parallel import rules
+from moe.parallel.rules import StrategyRules
 from moe.spec import (
     Cell,
     LayerSpec,
@@ -20,8 +26,7 @@ from moe.spec import (
     Unsupported,
     WorkloadSpec,
 )
-from moe.strategies import checks
-from moe.strategies.checks import supports
+from moe.strategies import checks, names, rules_of
 
 PARTS = {
     "layer": LayerSpec,
@@ -235,20 +240,22 @@ def test_what_is_near_it_is_accepted(changes: dict[str, Any]) -> None:
     supports(cell(changes))
 
 
-def refusals() -> dict[int, str]:
-    """First line and source of every call in checks.py that can refuse, the helpers' own left
-    out."""
-    text = Path(checks.__file__).read_text("utf-8")
-    found = {}
-    for function in ast.parse(text).body:
-        if not isinstance(function, ast.FunctionDef) or function.name in ("_one_of", "_whole"):
-            continue
-        for node in ast.walk(function):
+CHECKS = ("one_of", "whole", "at_least_0", "Unsupported")
+RULES = [sys.modules[type(rules_of(name)).__module__] for name in names()]
+REFUSING = [str(module.__file__) for module in (build, checks, rules, *RULES)]
+
+
+def refusals() -> dict[tuple[str, int], str]:
+    """File, first line and source of every call that can refuse a cell."""
+    calls = {}
+    for file in REFUSING:
+        text = Path(file).read_text("utf-8")
+        for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and (
-                node.func.id in ("_one_of", "_whole", "Unsupported")
+                node.func.id in CHECKS
             ):  # fmt: skip
-                found[node.lineno] = ast.get_source_segment(text, node) or ""
-    return found
+                calls[file, node.lineno] = ast.get_source_segment(text, node) or ""
+    return calls
 
 
 def test_no_refusal_is_missing_from_the_table() -> None:
@@ -260,14 +267,20 @@ def test_no_refusal_is_missing_from_the_table() -> None:
             frames = [
                 frame
                 for frame in traceback.extract_tb(error.__traceback__)
-                if frame.filename == checks.__file__ and frame.name not in ("_one_of", "_whole")
+                if frame.filename in REFUSING
             ]
-            seen.add(frames[-1].lineno)
-    assert {line: text for line, text in refusals().items() if line not in seen} == {}
+            seen.add((frames[-1].filename, frames[-1].lineno))
+    assert {place: text for place, text in refusals().items() if place not in seen} == {}
+
+
+def test_refusals_are_looked_for_in_every_strategy() -> None:
+    files = {Path(file).parent.name for file, _ in refusals()}
+    assert {"moe", "strategies", "parallel", "serial"} <= files
+    assert len({module.__file__ for module in RULES}) == len(names())
 
 
 def test_a_mutant_that_forgets_a_check_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "_placement", lambda cell: None)
+    monkeypatch.setattr(StrategyRules, "refuse_placement", lambda self, cell: None)
     changes, words = next(row for row in REFUSED if "strategy.hot_replicas" in row[0])
     with pytest.raises(pytest.fail.Exception):
         test_what_is_not_done_is_refused_by_name(changes, words)

@@ -15,7 +15,7 @@ from moe.cost import load as loads
 from moe.cost import work
 from moe.parallel.comm import Comm
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
-from moe.strategies.simple import Simple
+from moe.strategies.simple.layer import Simple
 from moe.workload import batches
 from runners.records import flat_row
 

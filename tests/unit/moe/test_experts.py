@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 import torch
 
-from moe import strategies, weights
+from moe import build, weights
 from moe.layer import onednn
 from moe.layer.experts import Experts
 from moe.parallel.comm import Comm
@@ -92,7 +92,7 @@ def test_what_packed_weights_cannot_do_is_not_offered() -> None:
     for name, mode in (("simple", "forward"), ("simple", "train"), ("fsdp", "forward")):
         placement = RankLayout(world_size=1)
         cell = Cell(LAYER, StrategySpec(name), WorkloadSpec(mode=mode), placement)
-        layer = strategies.build(cell, Comm(CPU, 1, 0))
+        layer = build.build(cell, Comm(CPU, 1, 0))
         offered[name, mode] = "packed" in layer.experts.variants("auto", torch.float32)
     assert offered == {
         ("simple", "forward"): True, ("simple", "train"): False, ("fsdp", "forward"): False

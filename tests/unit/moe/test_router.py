@@ -27,7 +27,7 @@ from moe.spec import (
     WorkloadSpec,
     shard_bounds,
 )
-from moe.strategies.serial import Serial
+from moe.strategies.serial.layer import Serial
 from moe.verify import oracle
 from moe.workload import batches
 

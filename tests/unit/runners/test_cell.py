@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import runners.bench  # noqa: F401 registers the resolver that conf/ uses
-from moe.strategies.checks import supports
+from moe.build import supports
 from runners.config.cell import job_of
 from runners.errors import ConfigError
 from runners.host import project_paths

@@ -1,9 +1,4 @@
-"""fsdp: every rank keeps 1/R of all weights as one flat shard, and its own tokens.
-
-Forward: all-gather of the shards, the rank's tokens through all experts, the whole is let go.
-Backward: all-gather again, then reduce-scatter of the gradients: each rank ends with its shard's.
-With replicated tokens an all-gather of the outputs follows. Training needs no other reduction.
-"""
+"""The layer of fsdp: weights are gathered for each step and freed after it."""
 
 from __future__ import annotations
 
@@ -15,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from moe import weights
-from moe.layer import kernel_choice
-from moe.layer.base import MoELayer, Reductions, known_gradient
+from moe.layer.base import MoELayer, known_gradient
 from moe.layer.experts import Experts
 from moe.phases import phase
+from moe.strategies.fsdp import RULES
 
 
 class _Gather(torch.autograd.Function):
-    """Shard -> all weights; backward: gradient of all weights -> this rank's part of their sum."""
+    """Shard -> all weights. Backward: reduce-scatter of their gradient."""
 
     @staticmethod
     def forward(ctx: Any, shard: Tensor, layer: Fsdp) -> Tensor:
@@ -38,7 +33,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _GatherAgain(torch.autograd.Function):
-    """Identity on the outputs; the first thing in the backward pass is to gather the weights."""
+    """Identity on the outputs. Its backward runs first and gathers the weights again."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, layer: Fsdp) -> Tensor:
@@ -53,14 +48,13 @@ class _GatherAgain(torch.autograd.Function):
 
 
 class Fsdp(MoELayer):
-    """Between steps the modules' weights are not there, only `flat`, [elements / R] padded."""
+    """Between steps a rank has only `flat`, its padded shard of [elements / R]; modules have no
+    weights."""
 
+    rules = RULES
     flat: nn.Parameter
-    whole: Tensor | None = None  # gathered again, during a backward pass
-    kept_whole = False  # while kernels are tried
-
-    def reductions(self) -> Reductions:
-        return []
+    whole: Tensor | None = None  # the weights during a backward pass
+    kept_whole = False  # true while kernels are timed
 
     def make_experts(self) -> Experts:
         experts = super().make_experts()
@@ -75,7 +69,7 @@ class Fsdp(MoELayer):
         return [(m, n) for m in modules for n in names if getattr(m, n, None) is not None]
 
     def use(self, kernel: str) -> None:
-        """Collective: the layout of the whole weights is the kernel's."""
+        """Collective: weights are gathered to change their layout."""
         if hasattr(self, "flat"):
             self._unshard()
         super().use(kernel)
@@ -83,15 +77,15 @@ class Fsdp(MoELayer):
             self._shard()
 
     def _shard(self) -> None:
-        """Keeps this rank's part of all weights, which every rank has generated whole."""
+        """Keeps this rank's part of all weights, which every rank has generated in full."""
         dtype = weights.dtype_of(self.layer.dtype)
         self.owners = self._owners()
-        found = [getattr(module, name).data for module, name in self.owners]
-        self.shapes = [tensor.shape for tensor in found]
-        self.sizes = [tensor.numel() for tensor in found]
+        tensors = [getattr(module, name).data for module, name in self.owners]
+        self.shapes = [tensor.shape for tensor in tensors]
+        self.sizes = [tensor.numel() for tensor in tensors]
         size = -(-sum(self.sizes) // self.comm.world_size)
         start = size * self.comm.rank
-        flat = torch.cat([tensor.to(dtype).reshape(-1) for tensor in found])
+        flat = torch.cat([tensor.to(dtype).reshape(-1) for tensor in tensors])
         own = nn.functional.pad(flat[start : start + size], (0, max(0, start + size - len(flat))))
         own = own[:size].clone()
         for module, name in self.owners:
@@ -99,7 +93,7 @@ class Fsdp(MoELayer):
         self.flat = nn.Parameter(own, requires_grad=self.cell.workload.mode == "train")
 
     def _unshard(self) -> None:
-        """The modules' own parameters again, from everyone's shard; collective."""
+        """Restores the modules' own parameters from all shards. Collective."""
         whole = self.gathered(self.flat.data)
         del self.flat
         for (module, name), tensor in zip(self.owners, self._parts(whole), strict=True):
@@ -108,24 +102,24 @@ class Fsdp(MoELayer):
             setattr(module, name, nn.Parameter(tensor.clone(), requires_grad=trained))
 
     def gathered(self, shard: Tensor) -> Tensor:
-        """All weights and the padding, one after the other."""
+        """All weights and the padding in one flat tensor. Collective."""
         world = self.comm.world
         return world.all_gather(shard, [shard.numel()] * world.size)
 
     def _parts(self, whole: Tensor) -> list[Tensor]:
-        """Views on the weights in it; split at once, so that the backward pass joins gradients
-        once."""
+        """Views of each weight in the flat tensor. One split, so that backward concatenates
+        gradients once."""
         padding = whole.numel() - sum(self.sizes)
         parts = whole.split([*self.sizes, padding])[:-1]
-        found = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        views = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
         return [
             part.float() if name == "weight_ED" else part
-            for part, (_, name) in zip(found, self.owners, strict=True)
+            for part, (_, name) in zip(views, self.owners, strict=True)
         ]
 
     @contextmanager
     def bound(self, whole: Tensor) -> Iterator[None]:
-        """The modules work with these weights."""
+        """The modules use these weights inside the block."""
         for (module, name), tensor in zip(self.owners, self._parts(whole), strict=True):
             module.__dict__[name] = tensor
         try:
@@ -139,7 +133,7 @@ class Fsdp(MoELayer):
     def forward(self, x_TD: Tensor) -> Tensor:
         own_TD = self.own_tokens(x_TD)
         if self.kept_whole:
-            return self._own_outputs(own_TD)
+            return self.outputs(own_TD)
         if not hasattr(self, "flat"):
             self._shard()
         train = torch.is_grad_enabled() and self.flat.requires_grad
@@ -147,17 +141,14 @@ class Fsdp(MoELayer):
             whole = _Gather.apply(self.flat, self) if train else self.gathered(self.flat)
         with self.bound(whole):
             if not train:
-                y_TO = self._own_outputs(own_TD)
+                y_TO = self.outputs(own_TD)
             else:
                 with self._not_kept(whole):
-                    y_TO = _GatherAgain.apply(self._own_outputs(own_TD), self)
+                    y_TO = _GatherAgain.apply(self.outputs(own_TD), self)
         return y_TO if self.sharded else self.gather_batch(y_TO)
 
-    def _own_outputs(self, own_TD: Tensor) -> Tensor:
-        return self.plus_shared(self.mix(own_TD, self.route(own_TD)), own_TD)
-
     def _not_kept(self, whole: Tensor) -> Any:
-        """Autograd keeps no views on the gathered weights, only where in them they lie."""
+        """Makes autograd save, for views of the gathered weights, only their offsets."""
         storage = whole.untyped_storage().data_ptr()
 
         def pack(x: Tensor) -> Any:
@@ -173,23 +164,26 @@ class Fsdp(MoELayer):
 
         return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
-    # What the runner asks.
+    # Used by the runner.
 
     def tune(self, x_TD: Tensor) -> dict[str, Any]:
-        """Kernels are tried on whole weights, as they are in the step."""
+        """Times kernels on whole weights, as a step uses them."""
         if hasattr(self, "flat"):
             self._unshard()
         self.kept_whole = True
-        found = kernel_choice.tune(self, x_TD)
+        chosen = super().tune(x_TD)
         self.kept_whole = False
         self._shard()
-        return found
+        return chosen
 
     def named_gradients(self) -> dict[str, Tensor]:
-        """Gathered from all shards."""
+        """Gathered from all shards. Collective."""
         names = {id(module): name for name, module in self.named_modules()}
         parts = self._parts(self.gathered(known_gradient(self.flat)))
         return {
             f"{names[id(module)]}.{name}": part
             for (module, name), part in zip(self.owners, parts, strict=True)
         }
+
+
+LAYER = Fsdp
