@@ -4,19 +4,16 @@ configuration are enough."""
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from runners.records import record
+from tests.support.copies import ROOT, changed_files, copy_project, run_in
 
-ROOT = Path(__file__).resolve().parents[2]
 NAME = "dp_tp"
 QUICK = ["measure=quick", "report=false", "tracker=none"]
 COST = """
@@ -24,6 +21,7 @@ import json, sys
 from pathlib import Path
 from moe import cost
 from runners.records import record
+from tests.support.copies import ROOT, changed_files, copy_project, run_in
 one = record.read(Path(sys.argv[1]))
 print(json.dumps([
     [[*key, *sums] for key, sums in cost.totals(cost.collectives(
@@ -40,33 +38,20 @@ def blocks() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's tracked files, and those of the example."""
-    folder = tmp_path_factory.mktemp("project")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+    """The project with the files of the example."""
+    folder = copy_project(tmp_path_factory.mktemp("strategy"))
     assert len(blocks()) == 3
     for name, text in blocks().items():
         assert not (folder / name).exists()
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, "utf-8")
+    assert changed_files(folder) == set(blocks())
     return folder
-
-
-def python(copy: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words], cwd=copy, capture_output=True, text=True, timeout=240,
-        env=os.environ | {"PYTHONPATH": str(copy)},
-    )  # fmt: skip
 
 
 def bench(copy: Path, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     where = [f"hydra.sweep.dir={folder}", f"hydra.run.dir={folder}"]
-    return python(copy, "runners/bench.py", *overrides, *QUICK, *where)
+    return run_in(copy, "runners/bench.py", *overrides, *QUICK, *where)
 
 
 def traffic_of(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[float]]:
@@ -93,7 +78,7 @@ def test_the_new_strategy_is_measured_and_sends_what_its_rules_say(
     one = record.read(path)
     assert (one.outcome, one.cell.strategy.name) == ("measured", NAME)
     assert (one.gate or {})["ok"]
-    answer = python(copy, "-c", COST, str(path))
+    answer = run_in(copy, "-c", COST, str(path))
     assert answer.returncode == 0, answer.stderr
     computed = [{(r[0], r[1]): r[2:] for r in rows} for rows in json.loads(answer.stdout)]
     measured = [traffic_of(rows) for rows in one.traffic or []]

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "runners.config": "runners.plan runners.records runners.host runners.errors moe",
     "runners.launch": "runners.config runners.plan runners.records runners.host runners.errors",
     "runners.rank": "runners.launch runners.plan runners.records runners.host moe",
-    "runners.track": "runners.records runners.host",
+    "runners.track": "runners.records runners.host moe.strategies",
     "runners.sweep": "runners.launch runners.track runners.config runners.plan runners.records "
                      "runners.host runners.errors moe",
     "runners.bench": "runners", "runners.worker": "runners.rank",

@@ -15,7 +15,10 @@ EXTRAS = re.compile(r"\[([\w,]+)\]")
 STANDS_FOR_ANY = re.compile(r"\b[A-Z]+\b")  # conf/model/NAME.yaml
 ELSEWHERE = {
     "docs/legacy.md",  # of DeepEP
-    "conf/strategy/peer_notebook.yaml",  # that a reader writes
+    "conf/strategy/peer_notebook.yaml",  # that a reader writes, as the next three
+    "conf/strategy/dp_tp.yaml",
+    "moe/strategies/dp_tp/__init__.py",
+    "moe/strategies/dp_tp/layer.py",
     "runners/conf",  # in a wheel
 }
 
