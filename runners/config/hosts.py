@@ -1,4 +1,4 @@
-"""conf/hosts: one machine or many, and what a node of them has. Torch-free."""
+"""conf/hosts: this process's place among hosts, and a node's resources. Torch-free."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?")
 
 @dataclass(frozen=True)
 class Hosts:
-    """Where this process stands among the hosts of a run; `nnodes` of 1 is one machine."""
+    """This process's place among the hosts of a run; `nnodes` of 1 is a single machine."""
 
     nnodes: int = 1
     node_rank: int = 0
@@ -31,7 +31,7 @@ class Hosts:
 
 
 def hosts_of(config: Mapping[str, Any]) -> Hosts:
-    """Raises ConfigError for what several hosts need and do not have."""
+    """Raises ConfigError where a setting that several hosts need is missing or wrong."""
     hosts = config["hosts"]
     nnodes = value(config, "hosts.nnodes")
     node_rank = value(config, "hosts.node_rank")
@@ -83,7 +83,7 @@ def endpoint(value: object) -> tuple[str, int]:
 
 
 def node_of(config: Mapping[str, Any], machine: NodeResources) -> NodeResources:
-    """`machine` with what conf/hosts states of a node instead, and its number of nodes."""
+    """`machine` with the resources that conf/hosts states instead, and its number of nodes."""
     cores, gpus = value(config, "hosts.cores"), value(config, "hosts.gpus")
     gib = value(config, "hosts.memory_gib")
     return NodeResources(

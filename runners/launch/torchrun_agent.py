@@ -1,13 +1,13 @@
-"""torchrun's agent of one node, with four additions: its ranks are forked from this process, which
-has imported torch; it dies with the launcher; it says which ranks failed; and nobody outside the
-launch can reach its store.
+"""torchrun's agent of one node, with four additions: it forks its ranks after importing torch; it
+dies with the launcher; it reports which ranks failed; and its store cannot be reached from outside
+the launch.
 
 python -m runners.launch.torchrun_agent [--alone] [--anew] LAUNCH_DIR [torchrun arguments] -m MODULE
 ARGS
 
 MODULE is what every rank runs; it has `main(arguments) -> int`, and may have `prepare(arguments)`,
-which imports here what the ranks would import one by one. With --anew every rank is a Python
-process of its own that imports torch by itself, as torchrun starts them.
+which does the ranks' imports once, in the agent. With --anew every rank is a Python process of its
+own that imports torch by itself, as torchrun starts them.
 """
 
 from __future__ import annotations
@@ -69,21 +69,21 @@ def main(arguments: list[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
+    options = argparse.ArgumentParser(
         prog="python -m runners.launch.torchrun_agent",
         description="torchrun's agent of one node",
         allow_abbrev=False,
     )
-    found.add_argument("--alone", action="store_true", help="in a network of its own")
-    found.add_argument("--anew", action="store_true", help="every rank imports torch by itself")
-    found.add_argument("launch_dir", help="where failures.json goes")
-    found.add_argument("torchrun", nargs=argparse.REMAINDER, help="torchrun's own arguments")
-    return found
+    options.add_argument("--alone", action="store_true", help="in a network of its own")
+    options.add_argument("--anew", action="store_true", help="every rank imports torch by itself")
+    options.add_argument("launch_dir", help="where failures.json goes")
+    options.add_argument("torchrun", nargs=argparse.REMAINDER, help="torchrun's own arguments")
+    return options
 
 
 def keep_store_on_loopback() -> None:
-    """torch's stores (the agents' rendezvous, the ranks' own) listen on every interface, unless
-    they are given a socket that does not."""
+    """Makes torch's stores (the agents' rendezvous, the ranks' own) listen on loopback only; by
+    themselves they listen on every interface."""
     from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend, dynamic_rendezvous
 
     backend: Any = c10d_rendezvous_backend  # its type stubs leave out what it imports

@@ -1,7 +1,7 @@
-"""What the parts of a record hold, a path and its meaning a line; docs/records.md shows it.
+"""Meaning of every field of a record, a path and its meaning a line; docs/records.md shows it.
 
-`[]` stands for the items of a list. The parts with types of their own are documented with these:
-cell (moe/spec.py), samples (runners/records/record.py), measure (conf/measure), calibration
+`[]` stands for the items of a list. Parts with types of their own are documented with these: cell
+(moe/spec.py), samples (runners/records/record.py), measure (conf/measure), calibration
 (runners/records/calibrations.py).
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 TYPED = ("cell", "samples", "measure", "calibration")
-# Names below these are data, or those of a library; a line for all of them.
+# Names below these paths are data, or a library's: one line describes all of them.
 WHOLE = ("kernel.candidates_ms", "phases.per_rank_ns", "environment.versions", "environment.git",
          "environment.threads", "environment.variables", "environment.before", "environment.after",
          "environment.gpus", "environment.topology.nodes")  # fmt: skip
@@ -112,13 +112,13 @@ environment.topology.clock how times of several nodes were put together
 
 
 def documented() -> dict[str, str]:
-    """Meaning by path."""
-    found = {}
+    """Meaning of every field, by path."""
+    meanings = {}
     for path, about in _lines(_FIELDS):
-        found[path] = about
+        meanings[path] = about
         if path in ("gate", "gate.after", "gate.float32"):
-            found |= {f"{path}.{name}": meaning for name, meaning in _lines(_CHECK)}
-    return found
+            meanings |= {f"{path}.{name}": meaning for name, meaning in _lines(_CHECK)}
+    return meanings
 
 
 def _lines(text: str) -> Iterator[tuple[str, str]]:
@@ -128,12 +128,12 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
 
 
 def leaves(content: Mapping[str, Any]) -> set[str]:
-    """Paths of what a record, as a dict, holds in those of its parts that are documented here."""
-    found: set[str] = set()
+    """Paths that a record, as a dict, holds in the parts that are documented here."""
+    paths: set[str] = set()
     for name, part in content.items():
         if name not in TYPED and _holds_names(part):
-            found |= _below(name, part)
-    return found
+            paths |= _below(name, part)
+    return paths
 
 
 def _below(path: str, part: Any) -> set[str]:
