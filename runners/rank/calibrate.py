@@ -57,8 +57,8 @@ PRODUCT_WEIGHT = 2  # shares of the time of all ranks at once, where memory has 
 
 
 def together(step: Step, amount: float, probe: Probe, comm: Comm, until_s: float) -> float:
-    """Best total rate of all ranks over up to three windows in which all of them are at work, as
-    long as rank 0 says."""
+    """Best total rate of all ranks, over up to WINDOWS windows in which all of them work; rank 0's
+    clock decides how many."""
     best = 0.0
     for number in range(WINDOWS):
         window_s = of_first(comm, probe.left_s(until_s) / (WINDOWS - number))
@@ -79,7 +79,7 @@ def together(step: Step, amount: float, probe: Probe, comm: Comm, until_s: float
 def shared_rates(
     probe: Probe, memory: Memory, comm: Comm, alone: Alone, until_s: float
 ) -> dict[str, Any]:
-    """Totals over all ranks; at least what one of them reaches alone."""
+    """Totals over all ranks at once; at least what one rank reaches alone."""
     kinds = dtypes(probe.device)
     weights = [1, 1] + [PRODUCT_WEIGHT] * len(kinds)
 
@@ -110,8 +110,8 @@ def shared_rates(
 
 
 def rows_within(one_rank: Products, ranks: int, limit_s: float) -> int:
-    """The most rows of those timed alone whose product ends in time on every rank at once, were
-    the cores shared out evenly; the fewest where none would."""
+    """The most rows timed alone whose product would end within `limit_s` on all ranks at once, with
+    the cores shared evenly; the fewest where none would."""
     n, k = MATRICES[0]
     crowd = max(1.0, ranks / environment.usable_cores())
     timed = {m: rate for m in ROWS if (rate := one_rank.flops_per_s.get(f"{m}x{n}x{k}"))}
@@ -124,9 +124,9 @@ def calibrate_ranks(
 ) -> dict[str, Any]:
     """Runs on every rank of a started process group and returns the same rates on each.
 
-    Takes at most about `limit_s` seconds, whatever the ranks share: what that does not suffice for
-    is named in `left_out`. Rank 0 is measured alone first, while the others sleep: a rank that
-    waits for a message may take the core. Then all ranks at once; then the collectives.
+    Takes at most about `limit_s` seconds; what was not measured in time is named in `left_out`.
+    Rank 0 is measured alone first while the others sleep (a rank that waits for a message may
+    occupy the core), then all ranks at once, then the collectives.
     """
     device = device or torch.device("cuda" if _backend() == "nccl" else "cpu")
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -181,7 +181,7 @@ def _backend() -> str:
 
 
 def launch(ranks: int, threads: int, backend: str, limit_s: float) -> dict[str, Any]:
-    """Calibrates in processes of its own; raises CalledProcessError or TimeoutExpired."""
+    """Calibrates in new processes; raises CalledProcessError or TimeoutExpired."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "calibration.json"
         rank = ["-m", "runners.calibrate", "--backend", backend, "--limit", str(limit_s)]
@@ -200,7 +200,7 @@ def launch(ranks: int, threads: int, backend: str, limit_s: float) -> dict[str, 
 
 
 def run_rank(backend: str, threads: int, limit_s: float, out: Path) -> None:
-    """One rank of `launch`; the first one writes the result."""
+    """One rank of `launch`; rank 0 writes the result."""
     if backend == "mpi":
         from runners.rank.mpi_backend import export_environment
 

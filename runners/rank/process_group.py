@@ -1,4 +1,4 @@
-"""The processes of a launch: how a rank finds the others, knows that they belong, and the clock."""
+"""The process group of a launch: rendezvous, membership check, barrier and clock."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class RankPlace:
 
 
 class TorchRanks:
-    """`runners.rank.engine.Ranks` over torch.distributed; control traffic never uses the GPU's
-    group, so that a barrier does not enqueue kernels before a sample."""
+    """`runners.rank.engine.Ranks` over torch.distributed. Control traffic never uses the GPU's
+    group, so that a barrier enqueues no kernels before a sample."""
 
     def __init__(self, where: RankPlace, placement: RankLayout, limit_s: float) -> None:
         self.where = where
@@ -65,11 +65,11 @@ class TorchRanks:
         self._check_members(os.environ.get(TOKEN, ""))
 
     def _check_members(self, token: str) -> None:
-        """Raises RuntimeError when some rank does not know the launch's token: whoever took its
-        place in the rendezvous was not started by this launcher."""
+        """Raises RuntimeError when some rank does not know the launch's token, that is, was not
+        started by this launcher."""
         marks = [_mark(token, rank) for rank in range(self.where.world_size)]
-        found = self.gather([_mark(token, self.rank)])
-        strangers = [rank for rank, mark in enumerate(marks) if found[rank] != [mark]]
+        received = self.gather([_mark(token, self.rank)])
+        strangers = [rank for rank, mark in enumerate(marks) if received[rank] != [mark]]
         if strangers:
             raise RuntimeError(f"rank {strangers[0]} is not of this launch: it lacks its token")
 
@@ -108,6 +108,6 @@ class TorchRanks:
 
 
 def _mark(token: str, rank: int) -> int:
-    """63 bits that only who knows the token can make, another for every rank."""
+    """63 bits, different for every rank, that only a process with the token can compute."""
     digest = hashlib.sha256(f"{token}:{rank}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -1,8 +1,8 @@
-"""One rank of a launch: builds, checks, times and checks again the cells of a frozen plan.
+"""One rank of a launch: builds, verifies, times and verifies again the cells of a frozen plan.
 
 Started by torchrun, srun or mpiexec as `python -m runners.worker PLAN`; needs nothing but torch.
-Everything it finds goes, flushed, to its own file of JSON lines below the launch's folder; the
-process that started the ranks makes records of them.
+It writes its results to its own file of JSON lines in the launch's folder; the process that
+started the ranks makes records of them.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from runners.records.rank_log import RankLog, rank_path
 
 GO_POLL_S = 0.05
 OF_BACKWARD = "torch.fx.experimental.symbolic_shapes"  # torch imports it in the first backward pass
-DUMP_S = 10.0  # to write the stacks in, after the limit; then the kernel ends the rank
-SLICE_MS = 3.0  # for which Linux lets one of several threads have a core
-YOUNG = 1  # the garbage collector's generation: what is there since the last full collection
+DUMP_S = 10.0  # to write the stacks after the limit, before the kernel's timer ends the rank
+SLICE_MS = 3.0  # time slice of Linux's scheduler
+YOUNG = 1  # generation of the garbage collector: objects since the last full collection
 REBUILT_STEPS = 2  # unmeasured steps after a heavy cell was built again
 
 
 class Worker:
-    """The launch as this rank sees it."""
+    """One rank's run of a launch."""
 
     def __init__(
         self, plan: LaunchPlan, where: RankPlace, log: RankLog, pinned: list[int] | None
@@ -68,19 +68,19 @@ class Worker:
             self.log.write("sample", flush=False, **vars(sample))
 
     def tidy(self) -> None:
-        """Between samples: what was measured goes to disk, garbage goes now rather than later."""
+        """Between samples: flushes the log and collects garbage, so that samples need not."""
         self.log.flush()
         gc.collect(YOUNG)
 
     def enter(self, cell: int, stage: str) -> None:
-        """Says where this rank is, and re-arms the watchdog that ends it if it stays there."""
+        """Logs the stage of this rank, and re-arms the watchdog that ends it if it hangs there."""
         self.log.write("enter", cell=cell, stage=stage, clock_ns=self.ranks.now_ns())
         watch(self.plan.measure.cell_limit_s)
 
     def run(self) -> None:
         self._describe()
         gc.collect()
-        gc.freeze()  # or every wave's collection would look at all that was imported, for 80 ms
+        gc.freeze()  # otherwise every wave's collection would scan all imports, for 80 ms
         for number, wave in enumerate(self.plan.waves):
             self._wave(number, wave)
             self.log.write("wave_end", wave=number, after=environment.snapshot())
@@ -89,12 +89,12 @@ class Worker:
         unwatch()
 
     def _describe(self) -> None:
-        """The environment, once a launch; the machine's limits, where they are not known yet."""
+        """Logs the environment; calibrates where the machine's limits are not known yet."""
         self.enter(-1, "environment")
         if self.where.local_rank == 0:
-            found = environment.capture(self.plan.placement.device, self.where.local_ranks)
-            found["network"] = os.environ.get(isolation.NETWORK)
-            self.log.write("environment", value=found)
+            facts = environment.capture(self.plan.placement.device, self.where.local_ranks)
+            facts["network"] = os.environ.get(isolation.NETWORK)
+            self.log.write("environment", value=facts)
         if self.engine.node_of and self.where.rank == 0:
             self.log.write("nodes", value=self.engine.node_of)
         self.log.write("pinned", value=self.pinned)
@@ -104,9 +104,9 @@ class Worker:
 
             self.enter(-1, "calibrate")
             limit_s = self.plan.measure.calibration_limit_s
-            found = calibrate_ranks(limit_s, nodes=self.plan.placement.nodes)
-            self.log.write("calibration", value=found)
-            exchanged = exchanged or found.get("exchanged")
+            calibration = calibrate_ranks(limit_s, nodes=self.plan.placement.nodes)
+            self.log.write("calibration", value=calibration)
+            exchanged = exchanged or calibration.get("exchanged")
             self.enter(-1, "settle")
             gc.collect()
             self.engine.settle(control_step(self.comm.device))
@@ -116,7 +116,7 @@ class Worker:
 
     def _wave(self, number: int, wave: list[int]) -> None:
         self.enter(-1, "floor")
-        gc.collect()  # what the last wave left
+        gc.collect()  # garbage of the last wave
         self.engine.measure_floor()
         resident, timed = self.plan.resident[number], []
         for index in wave:
@@ -133,7 +133,7 @@ class Worker:
         self.ready.forget(wave)
 
     def _check_again(self, cell: Timed) -> None:
-        """After the last round, on other tokens: unless the cell has turned out wrong already."""
+        """Verifies on other tokens after the last round, unless the cell is already wrong."""
         if not cell.right:
             return
         self.enter(cell.index, "check")
@@ -148,7 +148,7 @@ class Worker:
         return tell
 
     def _prepare(self, index: int, resident: bool) -> Timed | None:
-        """Build, gate and warm up; None for a cell that computes something else."""
+        """Builds, verifies and warms up a cell; None for one that computes something else."""
         self.enter(index, "gate")
         if not self.ready.prove(index):
             return None
@@ -170,7 +170,7 @@ class Worker:
 
     @contextmanager
     def _active(self, timed: Timed, resident: bool) -> Iterator[None]:
-        """Around a cell's samples; cells that cannot live in memory together come and go here."""
+        """Around a cell's samples: builds and drops cells that do not fit in memory together."""
         self.enter(timed.index, "round")
         if resident:
             yield
@@ -188,7 +188,7 @@ class Worker:
         self.ready.drop([timed.index])
 
     def _wait_for_go(self, wave: int) -> None:
-        """Sleeps while the parent writes and tracks the wave's records."""
+        """Sleeps while the launcher writes and tracks the wave's records."""
         unwatch()
         deadline = time.monotonic() + 3600
         while not (self.launch_dir / f"go-{wave}").exists():
@@ -199,14 +199,14 @@ class Worker:
 
 
 def turn_ms(threads: int) -> float:
-    """How long all of a node's threads take to get their share of a core once; 0 where every one
-    has a core of its own."""
+    """Time in ms until all of a node's threads have had a core once; 0 where every one has a core
+    of its own."""
     cores = usable_cores()
     return SLICE_MS * -(-threads // cores) if threads > cores else 0.0
 
 
 def control_step(device: torch.device) -> Callable[[], None]:
-    """The same small piece of work every time."""
+    """A small step that does the same work every time."""
     x, y = torch.randn(2, 256, 256, device=device)
 
     def step() -> None:
@@ -227,8 +227,8 @@ class StoppableEngine(Engine):
 
 
 def watch(limit_s: float) -> None:
-    """Unless called again in time: every thread's stack goes to stderr and the process ends. Where
-    even stderr does not answer, the kernel's own timer ends it."""
+    """Arms the watchdog: after `limit_s` every thread's stack goes to stderr and the process ends.
+    Where even stderr hangs, a timer of the kernel ends it."""
     faulthandler.dump_traceback_later(limit_s, exit=True)
     signal.setitimer(signal.ITIMER_REAL, limit_s + DUMP_S)
 
@@ -252,7 +252,7 @@ def prepare(arguments: list[str]) -> None:
 def main(arguments: list[str]) -> int:
     isolation.die_with_parent(int(os.environ.get("MOE_AGENT_PID", "0")) or None)
     faulthandler.enable()
-    faulthandler.register(signal.SIGTERM, chain=True)  # where it was when the others ended
+    faulthandler.register(signal.SIGTERM, chain=True)  # stacks to stderr when others have ended
     plan = load(Path(arguments[0]))
     if plan.placement.backend == "mpi":
         export_environment()

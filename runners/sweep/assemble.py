@@ -1,4 +1,4 @@
-"""From the ranks' lines to records. Torch-free."""
+"""Ranks' log lines -> records. Torch-free."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOST_PEER = re.compile(r"closed by peer|reset by peer|Connection (was )?(closed|
 
 @dataclass
 class RankLines:
-    """What one rank has said so far."""
+    """The parsed lines of one rank so far."""
 
     reader: RankReader
     samples: dict[tuple[int, str], list[dict[str, Any]]] = field(
@@ -84,14 +84,14 @@ class Assembler:
             rank.update()
 
     def sampled(self) -> bool:
-        """Whether a rank has timed a cell of a wave that has not become records yet."""
+        """Whether a rank has timed a cell of a wave that has no records yet."""
         return any(kind in KINDS for rank in self.ranks for _, kind in rank.samples)
 
     def wave_ended(self, wave: int) -> bool:
         return all(wave in rank.waves_ended for rank in self.ranks)
 
     def forget(self, wave: int) -> None:
-        """What the ranks said of a wave, floor included: the records have it, and it would grow."""
+        """Frees the wave's buffered samples once its records are written."""
         gone = {-1, *self.plan.waves[wave]}
         for rank in self.ranks:
             for index in gone & rank.info.keys():
@@ -100,8 +100,8 @@ class Assembler:
                 del rank.samples[key]
 
     def record(self, index: int, wave: int, calibration: dict[str, Any] | None) -> Record:
-        """The record of one cell as far as the ranks have come; outcome measured, wrong or
-        interrupted (the caller knows of failures)."""
+        """The record of one cell from the lines so far; outcome measured, wrong or interrupted (the
+        caller knows of failures)."""
         job, measure, first = self.jobs[index], self.plan.measure, self.ranks[0]
         info = first.info[index]
         samples = self._samples(index)
@@ -143,88 +143,91 @@ class Assembler:
         )
 
     def _gate(self, index: int) -> dict[str, Any] | None:
-        """The check before timing, and what came of it later."""
+        """The verification before timing, with later results merged in."""
         info = self.ranks[0].info[index]
         if not info.get("gate"):
             return None
-        found, after = dict(info["gate"]), info.get("gate_after")
+        check, after = dict(info["gate"]), info.get("gate_after")
         if after:
-            found["after"] = after
+            check["after"] = after
             if not after["ok"]:
-                found |= {"ok": False, "detail": f"checked again after timing: {after['detail']}"}
+                check |= {"ok": False, "detail": f"checked again after timing: {after['detail']}"}
         for number, rank in enumerate(self.ranks):
             if changed := rank.info[index].get("changed"):
                 text = f"{changed['text']} on rank {number}, {changed['when']}"
-                found |= {"ok": False, "detail": f"right at first, then {text}", "changed": changed}
+                check |= {"ok": False, "detail": f"right at first, then {text}", "changed": changed}
                 break
-        return found
+        return check
 
     def _wrong(self, index: int) -> bool:
         gate = self._gate(index)
         return gate is not None and not gate["ok"]
 
     def _damage(self) -> list[str]:
-        found = [(n, rank.reader.damaged) for n, rank in enumerate(self.ranks)]
-        return [f"{lines} damaged lines of rank {n} were left out" for n, lines in found if lines]
+        damaged = [(n, rank.reader.damaged) for n, rank in enumerate(self.ranks)]
+        return [f"{lines} damaged lines of rank {n} were left out" for n, lines in damaged if lines]
 
     def _samples(self, index: int) -> Samples:
         return self._columns(KINDS, index)
 
     def _columns(self, kinds: Iterable[str], index: int) -> Samples:
-        """Samples that every rank has written; a rank's own start and end side by side. Those of
-        the floor and of anchors count as blocks of a fixed length."""
-        found, node_of = Samples(), self.ranks[0].launch.get("nodes", ())
+        """Samples that every rank has written, with starts and ends by rank. Those of the floor and
+        of anchors count as blocks of a fixed length."""
+        columns, node_of = Samples(), self.ranks[0].launch.get("nodes", ())
         for kind in kinds:
             for row in _rows([rank.samples[index, kind] for rank in self.ranks]):
                 starts, ends = topology.on_one_clock(
                     [line["start_ns"] for line in row], [line["end_ns"] for line in row], node_of
                 )
-                found.round.append(row[0]["round"])
-                found.position.append(row[0]["position"])
-                found.steps.append(row[0]["steps"])
-                found.kind.append(kind if kind in KINDS else "fixed")
-                found.start_ns.append(starts)
-                found.end_ns.append(ends)
-        return found
+                columns.round.append(row[0]["round"])
+                columns.position.append(row[0]["position"])
+                columns.steps.append(row[0]["steps"])
+                columns.kind.append(kind if kind in KINDS else "fixed")
+                columns.start_ns.append(starts)
+                columns.end_ns.append(ends)
+        return columns
 
     def _anchors(self, wave: int) -> dict[str, Any] | None:
-        """Of the cell that was it most often: where one turns out wrong, another follows."""
+        """Of the cell that was the anchor most often: a wrong one is replaced during the wave."""
         anchors: dict[str, Any] = {}
         for index in self.plan.waves[wave]:
             if self._wrong(index):
                 continue
             columns = {place: self._columns([f"anchor-{place}"], index) for place in PLACES}
-            found = {place: asdict(part) for place, part in columns.items() if part.round}
-            if len(found) + 1 > max(len(anchors), 1):
-                anchors = {"key": self.jobs[index].key, **found}
+            taken = {place: asdict(part) for place, part in columns.items() if part.round}
+            if len(taken) + 1 > max(len(anchors), 1):
+                anchors = {"key": self.jobs[index].key, **taken}
         return anchors or None
 
     def _per_rank(self, index: int, name: str) -> list[Any] | None:
-        found = [rank.info[index].get(name) for rank in self.ranks]
-        return found if all(value is not None for value in found) else None
+        values = [rank.info[index].get(name) for rank in self.ranks]
+        return values if all(value is not None for value in values) else None
 
     def _phases(self, index: int) -> dict[str, Any] | None:
-        found = self._per_rank(index, "phases")
-        if not found:
+        phases = self._per_rank(index, "phases")
+        if not phases:
             return None
         return {
-            "passes": found[0]["passes"],
-            "per_rank_ns": [rank["per_phase_ns"] for rank in found],
-            "total_ns": [rank["total_ns"] for rank in found],
+            "passes": phases[0]["passes"],
+            "per_rank_ns": [rank["per_phase_ns"] for rank in phases],
+            "total_ns": [rank["total_ns"] for rank in phases],
         }
 
     def _environment(self, wave: int) -> dict[str, Any]:
-        found = topology.environment([rank.launch for rank in self.ranks])
-        found["pinned"] = [rank.launch.get("pinned") for rank in self.ranks]
-        found["after"] = [rank.waves_ended.get(wave) for rank in self.ranks]
-        return found
+        environment = topology.environment([rank.launch for rank in self.ranks])
+        environment["pinned"] = [rank.launch.get("pinned") for rank in self.ranks]
+        environment["after"] = [rank.waves_ended.get(wave) for rank in self.ranks]
+        return environment
 
     def culprit(self, failures: list[dict[str, Any]]) -> tuple[int, int, str]:
-        """(rank, cell, message) of what ended the launch.
+        """(rank, cell, message) of what ended the launch, by the first rule that applies:
 
-        In this order: a rank killed by a signal (but one that has said what went wrong can abort
-        on its way out), one that failed without a word (the watchdog ends it so), the earliest
-        error that is not the loss of a peer, a rank that left early.
+        1. A rank was killed by a signal and has logged no error of its own (one that has logged an
+           error can abort on its way out).
+        2. A rank exited with an error code and no error logged: the watchdog ends it so.
+        3. The earliest error that is not the loss of a peer.
+        4. A rank ended early with no error logged.
+        5. The earliest error.
         """
         errors = sorted((r.error["clock_ns"], n) for n, r in enumerate(self.ranks) if r.error)
         own = [n for _, n in errors if not LOST_PEER.search(self._message(n))]
@@ -253,8 +256,8 @@ class Assembler:
 
 
 def _rows(ranks: list[list[dict[str, Any]]]) -> Iterator[tuple[dict[str, Any], ...]]:
-    """The ranks' lines of the same sample together. Of a round's samples of a cell all ranks have
-    all, or none counts: with a line lost, what follows would be paired with what it is not."""
+    """The ranks' lines of the same sample, together. A round's samples of a cell count only where
+    all ranks have equally many: after a lost line the rest would be paired wrongly."""
     places: list[dict[tuple[int, int], list[dict[str, Any]]]] = []
     for lines in ranks:
         mine: dict[tuple[int, int], list[dict[str, Any]]] = {}

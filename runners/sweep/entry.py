@@ -1,4 +1,4 @@
-"""From composed configs to a validated sweep: the step between Hydra and the launches."""
+"""From composed configs to a validated sweep: between Hydra and the launches."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def run_composed(
 ) -> tuple[SweepResult, list[str]]:
     """Validates all configs, then measures; the outcome of each ("invalid" for those skipped).
 
-    Raises ConfigError listing every impossible cell, before anything is started; `begins` is
-    called when nothing that the user wrote can be at fault any more, `when_measured`, on one host
-    without a scheduler, when all records are on disk and their W&B runs are still to be written.
+    Raises ConfigError listing every impossible cell, before anything starts. `begins` is called
+    when the user's input can no longer be at fault; `when_measured`, on one host without a
+    scheduler, when all records are on disk and their W&B runs are still to be written.
     """
     progress = Progress()
     for config, _ in composed:
@@ -89,14 +89,14 @@ def run_composed(
 
 
 def not_passed(variables: Mapping[str, str], pass_env: Sequence[str]) -> list[str]:
-    """Variables of libraries that compute, which the user may think that the ranks have too."""
+    """Variables of computing libraries that are set here but not passed to the ranks."""
     passed = of_ranks(variables, pass_env)
     return sorted(n for n in environment.variables(variables) if n not in (*passed, *THREADS))
 
 
 def announce(jobs: Sequence[Job], progress: Progress, cores: int, calibrations: Path) -> None:
-    """Says before measuring what the user should know: clamped cells, oversubscribed ranks.
-    `calibrations` is the folder of this machine's."""
+    """Prints notes before measuring: changed cells, oversubscribed ranks. `calibrations` is the
+    folder of this machine's calibrations."""
     for job in jobs:
         for note in job.notes:
             progress.say(f"note: {title(job.cell, job.label)}: {note}")
@@ -112,7 +112,7 @@ def announce(jobs: Sequence[Job], progress: Progress, cores: int, calibrations: 
 
 
 def _mpi_gives(crowded: Sequence[RankLayout], calibrations: Path) -> str:
-    """What small messages cost on both, where this machine has been calibrated on both."""
+    """Cost of a small all-reduce on both backends, where this machine was calibrated on both."""
     gloo = [p for p in crowded if p.backend == "gloo" and p.nodes == 1]
     if not gloo:
         return "whose ranks wait less"

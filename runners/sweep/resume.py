@@ -1,6 +1,6 @@
-"""Going on with a sweep's folder: what is left of it, and who may write to it. Torch-free.
+"""Resuming a sweep's folder: what is left to measure, and the folder's lock. Torch-free.
 
-Keys are the same whatever the order of a config's fields, so that a cell has the same id again.
+A cell's key does not depend on the order of a config's fields, so that it has the same id again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LOCK = ".lock"
 
 
 def folder_of(resume: str, outputs: Path) -> Path:
-    """The folder that resume=DIR or resume=latest names; raises ConfigError where it is none."""
+    """The folder of resume=DIR or resume=latest; raises ConfigError where it holds no plan."""
     folder = outputs / LATEST if resume == LATEST else Path(resume)
     try:
         there = (folder / PLAN).is_file()
@@ -62,7 +62,7 @@ def configs_of(folder: Path) -> list[Composed]:
 
 
 def launches_left(jobs: Sequence[Job], past: Past, here: Version, mode: str) -> dict[str, int]:
-    """Launches still to be made of every cell, by its id."""
+    """Launches still to make of every cell, by its id."""
     wanted_by_cell = {}
     for job in jobs:
         attempts = past.records.get(job.cell_id, [])
@@ -81,7 +81,7 @@ def launches_left(jobs: Sequence[Job], past: Past, here: Version, mode: str) -> 
 
 
 def summary_line(jobs: Sequence[Job], past: Past, here: Version) -> str:
-    """One line: cells by state."""
+    """One line with the number of cells in each state."""
     counts: dict[str, int] = {}
     for job in jobs:
         known = state(past.records.get(job.cell_id, []), here, job.measure.launches)
@@ -93,7 +93,7 @@ def summary_line(jobs: Sequence[Job], past: Past, here: Version) -> str:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One sweep at a time per folder, also over a crash: the kernel lets go of a dead one's lock.
+    """Locks a folder for one sweep at a time; the kernel releases the lock of a dead process.
 
     Raises ConfigError naming the process that has it.
     """

@@ -1,4 +1,4 @@
-"""The sweep: groups of jobs into launches, launches into records. Torch-free, no Hydra."""
+"""The sweep: jobs -> launches -> records. Torch-free, no Hydra."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from runners.sweep.state import SweepState
 from runners.track.client import run_tracker
 
 BULK_S = 600.0  # for reading or writing something of every cell
-BLAMELESS_LAUNCHES = 3  # launches that may fail outside any cell before their group is given up
+BLAMELESS_LAUNCHES = 3  # launches that may fail outside any cell before the group's jobs fail
 
 
 class StopSweep(Exception):
@@ -29,7 +29,7 @@ class StopSweep(Exception):
 
 
 class Sweep:
-    """Runs jobs group by group; whatever was measured is written before anything else happens."""
+    """Runs jobs group by group; records are written before anything else happens."""
 
     def __init__(
         self, jobs: list[Job], settings: Settings, progress: Progress, start: Start = start
@@ -74,7 +74,7 @@ class Sweep:
         self.result.warnings += folder.write_plan(self.state.jobs, self.settings)
 
     def _launches(self) -> Iterator[tuple[list[Job], bool]]:
-        """The jobs of every launch that is left, and whether it is the last."""
+        """The jobs of every remaining launch, and whether it is the last."""
         launches = [
             jobs
             for group in groups(self.state.jobs, self.settings.isolation)
@@ -85,7 +85,7 @@ class Sweep:
             yield jobs, number == len(launches)
 
     def _resume(self, mode: str) -> None:
-        """Takes up what the folder has: first records for what a dead launcher left behind."""
+        """Takes over the folder's records, after recovering those of a dead launcher."""
         jobs = {job.cell_id: job for job in self.state.jobs}
         call_with_timeout("the sweep's folder", lambda: self._recover(jobs), BULK_S)
         past = call_with_timeout("the sweep's folder", self.state.read_past, BULK_S)
@@ -98,12 +98,13 @@ class Sweep:
             record.write(self.settings.sweep_dir, one)
 
     def left_behind(self, jobs: Mapping[str, Job]) -> Iterable[Record]:
-        """Records of what a dead launcher's ranks have written."""
+        """Records made of what a dead launcher's ranks have written."""
         return recover(self.settings.sweep_dir, jobs, self.result.warnings.append)
 
     def _run_group(self, pending: list[Job], last: bool) -> None:
-        """One launch of a group; more when ranks die, each without the cell that was the cause. One
-        that the launcher had to end, as no rank said a word, would only cost its limit again."""
+        """Launches a group, and again when ranks die, each time without the cell that was the
+        cause. A launch that was ended for silence is not repeated: it would cost its limit again.
+        """
         blameless = 0
         while pending:
             launch = Launch(self.context(last), self, pending)
@@ -139,10 +140,10 @@ class Sweep:
             interrupted=lambda: self.result.interrupted,
         )
 
-    # What launches report: see RecordSink.
+    # RecordSink.
 
     def save(self, one: Record) -> None:
-        """The record first; OSError from a disk that does not keep it ends the sweep."""
+        """Writes the record first; OSError from a failing disk ends the sweep."""
         sweep_dir = self.settings.sweep_dir
         call_with_timeout("the sweep's folder", lambda: record.write(sweep_dir, one))
         self.state.know(one)
@@ -150,7 +151,7 @@ class Sweep:
         self.progress.cell_done(one)
 
     def track(self, records: list[Record]) -> None:
-        """While the ranks sleep; whatever happens to the tracker costs a warning."""
+        """Runs the tracker while the ranks sleep; its failures cost a warning."""
         ids = [one.attempt_id for one in records if one.outcome != "interrupted"]
         tracker = self.settings.tracker
         limit_s = float(tracker.get("limit_s", 120))
@@ -164,5 +165,5 @@ class Sweep:
         self.progress.update(plan, plan.launch, cell, stage, rounds)
 
     def all_measured(self) -> None:
-        self.progress.end()  # what is said now may be tables
+        self.progress.end()  # tables may be printed from here on
         self.when_measured()

@@ -33,7 +33,7 @@ from runners.track.signals import Interrupted, Interruption
 from runners.track.summary import NoSummary, summary_id, summary_run
 from runners.track.writer import Gap, OnServer, Writer
 
-ENDED = ("finished", "failed")  # a server's words for a run that has said that it ends
+ENDED = ("finished", "failed")  # a server's states of a run that has ended
 
 
 @dataclass
@@ -65,9 +65,9 @@ class Written(NamedTuple):
 
 
 def sync_command(report: Report) -> str:
-    """The line that sends every run that no server has yet; empty if there is none.
+    """The command that uploads every run that no server has yet; empty if there is none.
 
-    W&B's own sync would append to a run that has arrived in part, so then it is a replay.
+    W&B's own sync would append to a run that was uploaded in part, so then it is a replay.
     """
     if any(ledger.unsynced(folder, ledger.ONLINE) for folder in report.folders):
         return report.replay
@@ -112,12 +112,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _shut_off(options: argparse.Namespace, report: Report) -> None:
-    """W&B's settings are ours from here on. (It reads files of the working folder as well, hence
-    an empty one.) Where a server cannot be asked safely, none is."""
-    found = replace_environment()
-    for fault in found.faults:
+    """Replaces the process's W&B settings. (W&B reads files of the working folder too: `main` makes
+    that an empty one.) Where a server cannot be asked safely, none is."""
+    settings = replace_environment()
+    for fault in settings.faults:
         report.warn(fault)
-    if options.mode == "online" and not found.server:
+    if options.mode == "online" and not settings.server:
         report.failed += 1
         report.warn("tracker: no server is asked; writing offline instead")
         options.mode = report.mode = "offline"
@@ -159,7 +159,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _track(
     sweep: Path, options: argparse.Namespace, report: Report, interruption: Interruption
 ) -> None:
-    """One sweep; whatever keeps it from being tracked becomes a warning."""
+    """Tracks one sweep; failures become warnings."""
     folder = options.dir or sweep
     report.folders += [folder] if folder not in report.folders else []
     runs = _runs(sweep, set(options.only), report)
@@ -176,7 +176,7 @@ def _track(
 def _summary(
     sweep: Path, folder: Path, runs: list[Run], scratch: Path, report: Report
 ) -> list[Run]:
-    """The summary run; none where it is there already, as it takes long to make."""
+    """The summary run; none where it is there already, as making it is slow."""
     if report.mode == "offline" and ledger.is_there(folder, summary_id(runs), 1):
         report.skipped += 1
         return []
@@ -206,24 +206,24 @@ def _track_runs(writer: Writer, runs: list[Run], report: Report) -> None:
 
 def _runs(sweep: Path, only: set[str], report: Report) -> list[Run]:
     """The attempts asked for, in the order they were made."""
-    found = {}
+    runs = {}
     for path in records.paths(sweep):
         try:
             record = records.read(path)
             if not only or record.attempt_id in only:
-                found[record.created, record.attempt_id] = run_of(record, sweep.name)
+                runs[record.created, record.attempt_id] = run_of(record, sweep.name)
         except (RecordError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             report.failed += 1
             report.warn(str(error) if str(path) in str(error) else f"{path}: {error}")
-    missing = sorted(only - {attempt for _, attempt in found})
-    if missing or not found:
+    missing = sorted(only - {attempt for _, attempt in runs})
+    if missing or not runs:
         report.failed += 1
         report.warn(f"{sweep}: no record of {', '.join(missing) or 'any attempt'}")
-    return [found[order] for order in sorted(found)]
+    return [runs[order] for order in sorted(runs)]
 
 
 def _write_all(writer: Writer, runs: list[Run], written: list[Written], report: Report) -> None:
-    """Appends every run that was written: what of it is there if this is interrupted."""
+    """Writes all runs; appends each to `written`, which is then complete after an interrupt."""
     there = _on_server(writer, runs, report) if writer.online else {}
     for run in runs:
         if run.id in there and _is_delivered(run, there[run.id]):
@@ -245,15 +245,15 @@ def _on_server(writer: Writer, runs: list[Run], report: Report) -> dict[str, OnS
         return {}
 
 
-def _is_delivered(run: Run, found: OnServer) -> bool:
+def _is_delivered(run: Run, stored: OnServer) -> bool:
     rows = len(run.history)
-    ended = found.state in ENDED and found.summary.get(ROWS_FIELD) == rows
-    return ended and found.lines == rows
+    ended = stored.state in ENDED and stored.summary.get(ROWS_FIELD) == rows
+    return ended and stored.lines == rows
 
 
 def _send(writer: Writer, run: Run, there: OnServer | None) -> Path:
-    """A run whose summary arrived before its rows goes on too late at first; as that writes the
-    summary anew, the second time goes on where the rows end."""
+    """A run whose summary arrived before its rows continues too late at first. As that writes the
+    summary again, the second attempt continues where the rows end."""
     try:
         return writer.write(run, there)
     except Gap:
@@ -261,7 +261,7 @@ def _send(writer: Writer, run: Run, there: OnServer | None) -> Path:
 
 
 def _fall_back(writer: Writer, error: Exception, report: Report) -> None:
-    """Without closing first, W&B refuses the run's id as still in use."""
+    """Switches to offline; closes first, or W&B refuses the run's id as still in use."""
     report.failed += 1
     report.warn(f"tracker: no answer from the server ({error}); writing offline instead")
     writer.close()
@@ -270,7 +270,7 @@ def _fall_back(writer: Writer, error: Exception, report: Report) -> None:
 
 
 def _write(writer: Writer, run: Run, there: OnServer | None, report: Report) -> Path | None:
-    """The log of the run; a failing server costs a warning and everything after goes offline."""
+    """The log of the run; a failing server costs a warning, and all later runs go offline."""
     if writer.online:
         try:
             log = _send(writer, run, there)
@@ -294,8 +294,8 @@ def _write(writer: Writer, run: Run, there: OnServer | None, report: Report) -> 
 
 
 def _read_back(writer: Writer, written: list[Written], report: Report) -> None:
-    """Only what is on disk counts. W&B's process must have ended: it writes after `finish`. A run
-    that is not its record's is removed, as `wandb sync` would send it."""
+    """Counts only what is on disk. W&B's process must have ended: it writes after `finish`. A run
+    that differs from its record is removed, as `wandb sync` would send it."""
     for run, log, rows in written:
         if lacking := ledger.fault(log, rows):
             report.failed += 1

@@ -1,7 +1,7 @@
-"""SIGTERM and Ctrl-C for the tracker, kept back while W&B's code runs.
+"""SIGTERM and Ctrl-C for the tracker, deferred while W&B's code runs.
 
-Raised inside it, an exception leaves its locks held and its counts wrong, and its teardown then
-waits for good: seen in 2 of 166 interrupted trackers, at two places.
+An exception raised inside W&B leaves its locks held and its counts wrong, and its teardown then
+waits forever: seen in 2 of 166 interrupted trackers, at two places.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import FrameType
 
 from runners.track.client import GRACE_S, descendants, end_all
 
-OVERDUE_S = 0.8 * GRACE_S  # after that W&B's code is not waited for; the launcher kills at GRACE_S
+OVERDUE_S = 0.8 * GRACE_S  # then W&B's code is no longer waited for; the launcher kills at GRACE_S
 
 
 class Interrupted(BaseException):
@@ -23,7 +23,7 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """The first signal of a process; those that follow change nothing, as the end is bounded."""
+    """Handles the first signal of a process; later ones are ignored, as the end is bounded."""
 
     def __init__(self, overdue: Callable[[], None]) -> None:
         self._overdue = overdue  # called before the process ends where W&B's code does not return
@@ -37,7 +37,7 @@ class Interruption:
 
     @contextmanager
     def kept_back(self) -> Iterator[None]:
-        """A signal that comes meanwhile raises Interrupted at the end, whatever else is raised."""
+        """Defers a signal: Interrupted is raised at the end, whatever else is raised."""
         self._holding = True
         try:
             yield

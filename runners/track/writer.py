@@ -1,8 +1,7 @@
-"""The only module of this floor that imports W&B: writes one run, offline or online.
+"""Writes one run with W&B, offline or online: the only module here that imports its client.
 
-Settings are chosen from what W&B does: nothing is measured or sent that is not asked for, the log
-is flushed at once, and every wait for a server is bounded. What W&B would take of the surroundings
-is kept out by `track_settings`.
+Nothing is measured or sent that is not asked for, the log is flushed at once, and every wait for a
+server is bounded. Settings of the surroundings are kept out by `runners.track.settings`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ PAGE = 1000
 
 
 class OnServer(NamedTuple):
-    """What the server has of a run: `lines` is its number of history rows."""
+    """What the server has of a run; `lines` is its number of history rows."""
 
     state: str
     summary: dict[str, Any]
@@ -52,12 +51,12 @@ class Writer:
         self.interruption = interruption
 
     def write(self, run: Run, there: OnServer | None = None) -> Path:
-        """Returns the path of the run's log; raises what W&B raises, and TimeoutError
-        when the server does not confirm the run (then its log is whole all the same).
+        """Returns the path of the run's log. Raises what W&B raises, TimeoutError when the server
+        does not confirm the run (its log is complete all the same), and Gap where the server's rows
+        end before the step from which W&B continues.
 
-        The summary goes first: a log with all history rows and an exit record is then whole.
+        The summary goes first: a log with all history rows and an exit record is then complete.
         What is `there` from an interrupted tracker is completed: its rows are not sent again.
-        Raises Gap where the server's rows end before the step from which W&B lets us go on.
         """
         with self.interruption.kept_back():
             return self._write(run, there)
@@ -109,29 +108,29 @@ class Writer:
 
         api = wandb.Api(timeout=timeout_s("WANDB_HTTP_TIMEOUT"))
         path = f"{self.entity or api.default_entity}/{self.project}"
-        found = api.runs(
+        runs = api.runs(
             path, filters={"name": {"$in": ids}}, per_page=min(PAGE, len(ids)), lazy=False
         )
         try:
             return {
                 run.id: OnServer(run.state, run.summary_metrics, int(run.historyLineCount or 0))
-                for run in found
+                for run in runs
             }
-        except ValueError:  # W&B's word for a project that is not there yet
+        except ValueError:  # W&B's error for a project that does not exist yet
             return {}
 
     def close(self) -> None:
-        """Ends W&B's own process; after a failure this alone frees the run id.
+        """Ends W&B's own process; after a failure only this frees the run id.
 
-        About once in a hundred times it does not hear that it shall end, while `teardown` waits
-        for it without a limit: then it is ended here. Every finished run is on disk by then.
+        In about one of a hundred cases it misses the request to end, and `teardown` waits without a
+        limit: then it is killed here. Every finished run is on disk by then.
         """
         wandb = sys.modules.get("wandb")
         if wandb is not None:
             overdue = threading.Timer(TEARDOWN_S, end_children)
             overdue.daemon = True
             overdue.start()
-            # It exits where its process had to be ended.
+            # teardown exits where the process had to be killed.
             with self.interruption.kept_back(), suppress(Exception, SystemExit):
                 wandb.teardown()
             overdue.cancel()
