@@ -184,13 +184,13 @@ def waves(jobs: Sequence[Job], size: int) -> list[list[int]]:
         for parts in [-(-len(one) // size)]
         for part in range(parts)
     ]
-    packed = _filled(pieces, size)
+    packed = _pack(pieces, size)
     least = max([-(-len(jobs) // max(len(packed), 1)), *map(len, pieces)])
-    shorter = (_filled(pieces, limit) for limit in range(least, size))
+    shorter = (_pack(pieces, limit) for limit in range(least, size))
     return next((one for one in shorter if len(one) == len(packed)), packed)
 
 
-def _filled(pieces: Iterable[list[int]], limit: int) -> list[list[int]]:
+def _pack(pieces: Iterable[list[int]], limit: int) -> list[list[int]]:
     """Joins consecutive pieces as long as they are at most `limit` together."""
     packed: list[list[int]] = []
     for piece in pieces:

@@ -102,7 +102,7 @@ def spoil(result: Tensor) -> Tensor:
 
 
 def plant() -> None:
-    Worker.enter = planted_enter  # type: ignore[method-assign]
+    Worker.enter_stage = planted_enter  # type: ignore[method-assign]
     rows, dense = Experts.rows, Experts.dense
     Experts.rows = lambda *a: spoil(rows(*a))  # type: ignore[method-assign]
     Experts.dense = lambda *a: spoil(dense(*a))  # type: ignore[method-assign]
@@ -120,7 +120,7 @@ def step_back() -> None:
 
 
 prepare = worker.prepare
-enter = Worker.enter
+enter = Worker.enter_stage
 
 
 def main(arguments: list[str]) -> int:

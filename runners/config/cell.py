@@ -14,8 +14,8 @@ from runners.config.schema import check_shape, section_of, value, values
 from runners.errors import ConfigError
 from runners.host.files import small_text
 from runners.host.machine import NodeResources
-from runners.host.mpi import available
-from runners.host.topology import BY_NODE, over_nodes
+from runners.host.mpi import unavailable_reason
+from runners.host.topology import BY_NODE, place_experts
 from runners.plan import Job, Measure
 from runners.records.routing_trace import SHAPE, Trace, TraceError, read_trace
 
@@ -30,7 +30,7 @@ def job_of(config: Mapping[str, Any], machine: NodeResources, overrides: Sequenc
     layer = _layer(config, notes)
     trace = _trace(config, layer, notes)
     placement = _placement(config, machine, notes)
-    strategy = over_nodes(_strategy(config), layer, placement)
+    strategy = place_experts(_strategy(config), layer, placement)
     measure = Measure(**values(config, Measure))
     work = WorkloadSpec(
         **values(config, WorkloadSpec),
@@ -204,7 +204,7 @@ def _nodes(config: Mapping[str, Any], world_size: int, machine: NodeResources) -
 
 def _backend(config: Mapping[str, Any], on_node: int, machine: NodeResources) -> str:
     backend = str(value(config, "backend"))
-    reason = available() if backend == "mpi" else None
+    reason = unavailable_reason() if backend == "mpi" else None
     if reason:
         raise ConfigError(f"backend=mpi: allowed where MPI is installed; {reason}")
     if backend != "auto":

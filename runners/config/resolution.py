@@ -35,7 +35,7 @@ def plain(config: DictConfig, known: dict[str, Any] | None = None) -> dict[str, 
     }
     for key, node in nodes.items():
         if key not in resolved:
-            resolved[key] = _looked_up(node, resolved, config, key)
+            resolved[key] = _leaf_value(node, resolved, config, key)
     return {key: resolved[key] for key in nodes}
 
 
@@ -52,7 +52,7 @@ def _resolved(node: Any, known: dict[str, Any]) -> Any:
     return value
 
 
-def _looked_up(raw: Any, resolved: dict[str, Any], config: DictConfig, key: str) -> Any:
+def _leaf_value(raw: Any, resolved: dict[str, Any], config: DictConfig, key: str) -> Any:
     """A leaf's value; only plain references to another node's leaf bypass OmegaConf."""
     reference = REFERENCE.fullmatch(raw) if isinstance(raw, str) else None
     node = resolved.get(reference[1]) if reference else None

@@ -38,7 +38,7 @@ def validate(
     return jobs, errors
 
 
-def listed(errors: Mapping[int, str]) -> str:
+def format_errors(errors: Mapping[int, str]) -> str:
     """One line: every distinct error with its number of cells, LISTED_ERRORS at most."""
     counts: dict[str, int] = {}
     for error in errors.values():

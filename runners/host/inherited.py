@@ -39,18 +39,18 @@ def withheld(name: str) -> bool:
     return bool(SECRET.search(name) or OF_LAUNCHERS.match(name))
 
 
-def of_ranks(variables: Mapping[str, str], pass_env: Iterable[str]) -> dict[str, str]:
+def inherited_by_ranks(variables: Mapping[str, str], pass_env: Iterable[str]) -> dict[str, str]:
     """Variables that ranks inherit; `pass_env` are the user's own patterns."""
     selected = inherited(variables, (*RANKS, *pass_env))
     return {name: value for name, value in selected.items() if not withheld(name)}
 
 
-def made_for_ranks(
+def rank_variables(
     variables: Mapping[str, str], threads: int, pass_env: Iterable[str] = ()
 ) -> dict[str, str]:
     """Environment of a rank, or of a process that starts ranks."""
     return {
-        **of_ranks(variables, pass_env),
+        **inherited_by_ranks(variables, pass_env),
         **project_paths.module_variables(variables),
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),

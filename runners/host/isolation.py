@@ -30,7 +30,7 @@ def die_with_parent(parent: int | None = None, sign: int = signal.SIGKILL) -> No
         os._exit(1)
 
 
-def own_network() -> bool:
+def unshare_network() -> bool:
     """Moves this process into a new network namespace with only a loopback interface; children
     inherit it. Returns False, with nothing changed, where the system refuses.
 
@@ -64,14 +64,14 @@ def _leave_network() -> None:
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, request)
 
 
-def enter(alone: bool) -> None:
+def isolate(alone: bool) -> None:
     """Isolates a launch's first process; records its kind of network in the environment."""
-    os.environ[NETWORK] = "own" if alone and own_network() else "loopback"
+    os.environ[NETWORK] = "own" if alone and unshare_network() else "loopback"
     die_with_parent(int(os.environ.get("MOE_LAUNCHER_PID", "0")) or None, signal.SIGTERM)
 
 
 def main(arguments: list[str]) -> None:
-    enter(arguments[0] == "--alone")
+    isolate(arguments[0] == "--alone")
     command = arguments[1:] if arguments[0] == "--alone" else arguments
     os.execvp(command[0], command)
 

@@ -44,7 +44,7 @@ def export_environment() -> None:
     raise RuntimeError(f"{tried} is not set: backend=mpi ranks are started by mpiexec -n RANKS ...")
 
 
-def available() -> str | None:
+def unavailable_reason() -> str | None:
     """Why `backend=mpi` cannot run here and what to do; None where it can."""
     if importlib.util.find_spec("mpi4py") is None:
         return "mpi4py is not installed; in the clone: pip install -e '.[mpi]'"
@@ -63,7 +63,7 @@ def mpiexec_command(
     """
     mpiexec = _mpiexec()
     if mpiexec is None:
-        raise RuntimeError(available())
+        raise RuntimeError(unavailable_reason())
     options = ["-n", str(ranks)]
     if is_open_mpi(mpiexec):
         options += ["--oversubscribe", "--bind-to", "none"]

@@ -29,7 +29,7 @@ def reader_may_leave() -> Iterator[None]:
     before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
     try:
         for name, stream in before.items():
-            setattr(sys, name, _forgiving(stream))
+            setattr(sys, name, _tolerant(stream))
         yield
     finally:
         for name, stream in before.items():
@@ -38,7 +38,7 @@ def reader_may_leave() -> Iterator[None]:
             setattr(sys, name, stream)
 
 
-def _forgiving(stream: Any) -> Any:
+def _tolerant(stream: Any) -> Any:
     """The stream, written to through `_Pipe`; unchanged where it is not a file."""
     try:
         raw = _Pipe(stream.fileno(), "w", closefd=False)

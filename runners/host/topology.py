@@ -29,7 +29,7 @@ def by_node(experts: int, nodes: int) -> tuple[int, ...]:
     return tuple(expert for node in range(nodes) for expert in range(node, experts, nodes))
 
 
-def over_nodes(strategy: StrategySpec, layer: LayerSpec, placement: RankLayout) -> StrategySpec:
+def place_experts(strategy: StrategySpec, layer: LayerSpec, placement: RankLayout) -> StrategySpec:
     """Resolves strategy.placement=by_node to an explicit order (contiguous on a single node).
 
     Raises Unsupported for a strategy whose experts are not spread over all ranks.
@@ -47,7 +47,7 @@ def over_nodes(strategy: StrategySpec, layer: LayerSpec, placement: RankLayout) 
     return replace(strategy, placement="explicit", expert_order=order)
 
 
-def on_one_clock(
+def align_clocks(
     starts: list[int], ends: list[int], node_of: Sequence[int]
 ) -> tuple[list[int], list[int]]:
     """Shifts each node's times (ns) so that all nodes leave the end barrier when node 0's last rank
@@ -72,7 +72,7 @@ def environment(launches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return facts
     if "network" in facts:
         facts["network"] = "between nodes"
-    nodes = of_nodes(launches, node_of)
+    nodes = per_node(launches, node_of)
     hosts = [node.get("host") for node in nodes]
     facts["topology"] = {
         "node_of": list(node_of),
@@ -86,7 +86,7 @@ def environment(launches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return facts
 
 
-def of_nodes(launches: Sequence[Mapping[str, Any]], node_of: Sequence[int]) -> list[dict[str, Any]]:
+def per_node(launches: Sequence[Mapping[str, Any]], node_of: Sequence[int]) -> list[dict[str, Any]]:
     """The environment captured by the first rank of every node; empty where none was."""
     nodes: list[dict[str, Any]] = []
     for node in range(max(node_of) + 1):

@@ -53,7 +53,7 @@ def may_fork() -> bool:
     return os.waitpid(trial, 0)[1] == 0
 
 
-class Gate:
+class ForkBarrier:
     """Holds ranks back until all ranks of the launch, on all nodes, are forked.
 
     A rank's first connection makes the agent's store thread resolve the rank's address, under a
@@ -70,18 +70,18 @@ class Gate:
         os.read(self.reading, 1)
         os.close(self.reading)
 
-    def open_when_forked(self) -> None:
+    def release_when_forked(self) -> None:
         """In the agent: releases the ranks once every agent of the launch has forked its own."""
         start = _agent._start_workers
 
-        def start_and_open(self_: Any, group: Any) -> Any:
+        def start_and_release(self_: Any, group: Any) -> Any:
             started = start(self_, group)
             if group.group_world_size > 1:
                 barrier(group.store, group.group_world_size, "forked", ALL_FORKED_S)
             os.close(self.writing)
             return started
 
-        _agent._start_workers = start_and_open
+        _agent._start_workers = start_and_release
 
 
 def entry(rank_main: Callable[[list[str]], int], arguments: Sequence[str]) -> Callable[[], None]:
@@ -90,14 +90,14 @@ def entry(rank_main: Callable[[list[str]], int], arguments: Sequence[str]) -> Ca
     _elastic.MultiprocessContext = Ranks
     gc.collect()
     gc.freeze()  # so that collections in forks do not touch shared memory
-    gate, agent_pid = Gate(), os.getpid()
-    gate.open_when_forked()
+    fork_barrier, agent_pid = ForkBarrier(), os.getpid()
+    fork_barrier.release_when_forked()
 
     def rank() -> None:
         code = 1
         try:
             isolation.die_with_parent(agent_pid)
-            gate.wait()
+            fork_barrier.wait()
             for number in HANDLED:
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)

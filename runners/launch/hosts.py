@@ -25,7 +25,7 @@ from typing import Any
 from runners.config.hosts import Hosts
 from runners.errors import ConfigError
 from runners.host.network import own_address, resolve, use_interface
-from runners.launch.local import Start, Started, rank_environment, start
+from runners.launch.local import LaunchProcess, Start, rank_environment, start
 from runners.plan import LaunchPlan, load, save
 from runners.records.sealed import write_atomic
 
@@ -81,7 +81,7 @@ def start_agent(plan: LaunchPlan, hosts: Hosts, token: str) -> subprocess.Popen[
 
 
 @dataclass
-class HostsStarted(Started):
+class HostsLaunchProcess(LaunchProcess):
     """Node 0's agent; ranks on other nodes are followed by the files they write."""
 
     ranks_per_node: int = 1
@@ -112,7 +112,7 @@ class FirstHost:
         self.folder = sweep_dir / FOLDER
         self.session = uuid.uuid4().hex[:12]
 
-    def __call__(self, plan: LaunchPlan) -> Started:
+    def __call__(self, plan: LaunchPlan) -> LaunchProcess:
         if plan.placement.nodes == 1:
             return start(plan)
         launch_dir = Path(plan.launch_dir)
@@ -122,7 +122,7 @@ class FirstHost:
         self.order(launch=plan.launch, nodes=plan.placement.nodes, token=token)
         process = start_agent(plan, self.hosts, token)
         on_node = plan.placement.ranks_per_node
-        return HostsStarted(process, launch_dir, ranks_per_node=on_node)
+        return HostsLaunchProcess(process, launch_dir, ranks_per_node=on_node)
 
     def order(self, **what: Any) -> None:
         write_atomic(self.folder / "order.json", json.dumps({"session": self.session, **what}))
@@ -167,7 +167,7 @@ class Follower:
     current: tuple[str, int] | None = None  # session and launch of the agent
     sessions: set[str] = field(default_factory=set)
 
-    def obey(self, order: dict[str, Any]) -> bool:
+    def handle(self, order: dict[str, Any]) -> bool:
         """Carries out an order; True when it ends a session that this host has joined."""
         session, launch = str(order["session"]), order["launch"]
         if launch == END:
@@ -187,7 +187,7 @@ class Follower:
     def end(self) -> None:
         """Ends the agent of the previous launch."""
         if self.agent:
-            Started(self.agent, self.sweep_dir).end()
+            LaunchProcess(self.agent, self.sweep_dir).end()
         self.agent = None
 
 
@@ -200,7 +200,7 @@ def join(sweep_dir: Path, hosts: Hosts) -> bool:
             order = read_order(sweep_dir)
             if order and order != last:
                 last, last_contact = order, time.monotonic()
-                if follower.obey(order):
+                if follower.handle(order):
                     return True
             if follower.agent and follower.agent.poll() is None:
                 last_contact = time.monotonic()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from runners.host.inherited import made_for_ranks
+from runners.host.inherited import rank_variables
 from runners.host.isolation import NETWORK
 from runners.host.mpi import mpiexec_command
 from runners.host.timeout import call_with_timeout
@@ -24,7 +24,7 @@ GRACE_S = 5.0
 
 
 @dataclass
-class Started:
+class LaunchProcess:
     """A running launch."""
 
     process: subprocess.Popen[bytes]
@@ -63,10 +63,10 @@ class Started:
         return paths[0] if paths else self.launch_dir / "logs" / "agent.log"
 
 
-Start = Callable[["LaunchPlan"], "Started"]  # how the ranks of a launch are started
+Start = Callable[["LaunchPlan"], "LaunchProcess"]  # how the ranks of a launch are started
 
 
-def start(plan: LaunchPlan, worker: str = "runners.worker", anew: bool = False) -> Started:
+def start(plan: LaunchPlan, worker: str = "runners.worker", anew: bool = False) -> LaunchProcess:
     """Saves the plan and starts its ranks; the caller polls and ends them. `worker` is the module
     whose `main` every rank runs. `anew`: each rank is a process that imports torch by itself, not
     a fork of one that has."""
@@ -88,7 +88,7 @@ def start(plan: LaunchPlan, worker: str = "runners.worker", anew: bool = False) 
             env=variables,
             start_new_session=True,
         )
-    return Started(process, launch_dir)
+    return LaunchProcess(process, launch_dir)
 
 
 def _prepare(plan: LaunchPlan, launch_dir: Path) -> IO[bytes]:
@@ -131,7 +131,7 @@ def rank_environment(plan: LaunchPlan) -> dict[str, str]:
     `hosts.pass_env`, thread counts, loopback for one node, and the token that identifies the ranks
     to each other."""
     return {
-        **made_for_ranks(os.environ, plan.placement.threads, plan.pass_env),
+        **rank_variables(os.environ, plan.placement.threads, plan.pass_env),
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
         "MOE_LAUNCHER_PID": str(os.getpid()),
         "MOE_LAUNCH_TOKEN": secrets.token_hex(16),

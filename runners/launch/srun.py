@@ -13,7 +13,7 @@ from typing import Any
 
 from runners.host.inherited import SLURM, inherited
 from runners.host.network import first_address, free_port, resolve
-from runners.launch.local import Started, rank_environment
+from runners.launch.local import LaunchProcess, rank_environment
 from runners.plan import LaunchPlan, save
 
 LIMIT_S = 60.0
@@ -57,7 +57,7 @@ def job_state(job_id: str) -> str:
 
 
 @dataclass
-class SrunStarted(Started):
+class SrunLaunchProcess(LaunchProcess):
     """One step of the allocation."""
 
     job_id: str = ""
@@ -114,7 +114,7 @@ class SrunStart:
     def __init__(self, addresses: list[str], interface: str, on_stop: Callable[[], None]) -> None:
         self.addresses, self.interface, self.on_stop = addresses, interface, on_stop
 
-    def __call__(self, plan: LaunchPlan) -> Started:
+    def __call__(self, plan: LaunchPlan) -> LaunchProcess:
         launch_dir = Path(plan.launch_dir)
         for rank in range(plan.placement.world_size):
             (launch_dir / "logs" / "srun" / "attempt_0" / str(rank)).mkdir(parents=True)
@@ -129,7 +129,7 @@ class SrunStart:
                 start_new_session=True,
             )
         job_id = os.environ.get("SLURM_JOB_ID", "")
-        return SrunStarted(process, launch_dir, job_id=job_id, on_stop=self.on_stop)
+        return SrunLaunchProcess(process, launch_dir, job_id=job_id, on_stop=self.on_stop)
 
     def variables(self, plan: LaunchPlan) -> dict[str, str]:
         """The ranks' environment, the variables by which srun finds its allocation, and the address

@@ -31,7 +31,7 @@ LOOPBACK = "127.0.0.1"
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
-    isolation.enter(options.alone)  # before torch, which starts threads
+    isolation.isolate(options.alone)  # before torch, which starts threads
     isolation.die_with_parent(sign=signal.SIGKILL)
     os.environ["MOE_AGENT_PID"] = str(os.getpid())
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -26,23 +26,23 @@ import torch.distributed as dist
 from moe.parallel.comm import Comm
 from moe.spec import RankLayout
 from runners.host import environment
-from runners.host.inherited import made_for_ranks
+from runners.host.inherited import rank_variables
 from runners.host.mpi import mpiexec_command
 from runners.host.streams import reader_may_leave
 from runners.launch.local import agent_command
 from runners.plan import Measure
-from runners.rank.links import collective_fits, exchange_limits, left_out, of_first, tier_fits
+from runners.rank.links import collective_fits, exchange_limits, from_rank0, left_out, tier_fits
 from runners.rank.probe import (
     CHUNK_BYTES,
     MATRICES,
     ROWS,
-    Alone,
     Memory,
     Probe,
     Products,
+    SingleRankRates,
     Step,
-    alone_rates,
     dtypes,
+    single_rank_rates,
     ways,
 )
 from runners.rank.process_group import RankPlace, TorchRanks
@@ -56,12 +56,12 @@ WINDOWS = 3  # in which all ranks are at work at once, where the time lasts
 PRODUCT_WEIGHT = 2  # shares of the time of all ranks at once, where memory has one
 
 
-def together(step: Step, amount: float, probe: Probe, comm: Comm, until_s: float) -> float:
+def concurrent_rate(step: Step, amount: float, probe: Probe, comm: Comm, until_s: float) -> float:
     """Best total rate of all ranks, over up to WINDOWS windows in which all of them work; rank 0's
     clock decides how many."""
     best = 0.0
     for number in range(WINDOWS):
-        window_s = of_first(comm, probe.left_s(until_s) / (WINDOWS - number))
+        window_s = from_rank0(comm, probe.left_s(until_s) / (WINDOWS - number))
         if best and window_s <= 0:
             break
         comm.barrier()
@@ -77,7 +77,7 @@ def together(step: Step, amount: float, probe: Probe, comm: Comm, until_s: float
 
 
 def shared_rates(
-    probe: Probe, memory: Memory, comm: Comm, alone: Alone, until_s: float
+    probe: Probe, memory: Memory, comm: Comm, alone: SingleRankRates, until_s: float
 ) -> dict[str, Any]:
     """Totals over all ranks at once; at least what one rank reaches alone."""
     kinds = dtypes(probe.device)
@@ -88,19 +88,19 @@ def shared_rates(
         del weights[0]
         return probe.clock() + share * probe.left_s(until_s)
 
-    read = together(memory.product, CHUNK_BYTES, probe, comm, until())
-    copy = together(memory.copy, 2 * CHUNK_BYTES, probe, comm, until())
+    read = concurrent_rate(memory.product, CHUNK_BYTES, probe, comm, until())
+    copy = concurrent_rate(memory.copy, 2 * CHUNK_BYTES, probe, comm, until())
     flops = {}
     for dtype in kinds:
         name, (n, k) = str(dtype).removeprefix("torch."), MATRICES[0]
         one_rank, end_s = alone.products[name], until()
         rows = round(
-            of_first(comm, rows_within(one_rank, comm.world_size, probe.left_s(end_s) / 2))
+            from_rank0(comm, rows_within(one_rank, comm.world_size, probe.left_s(end_s) / 2))
         )
         way = ways(probe.random(n, k, dtype=dtype))[one_rank.way[f"{rows}x{n}x{k}"]]()
         step = functools.partial(way, probe.random(rows, k, dtype=dtype))
         step()  # the first call prepares
-        rate = together(step, 2 * rows * n * k, probe, comm, end_s)
+        rate = concurrent_rate(step, 2 * rows * n * k, probe, comm, end_s)
         flops[name] = max(rate, alone.rates["matmul_flops_per_s"][name]["peak"])
     return {
         "read_bytes_per_s": max(read, alone.rates["read_bytes_per_s"]),
@@ -141,7 +141,7 @@ def calibrate_ranks(
     comm.barrier()
     box: list[Any] = [None, ""]
     if rank == 0:
-        box = [alone_rates(probe, memory, alone_until), fingerprint]
+        box = [single_rank_rates(probe, memory, alone_until), fingerprint]
     else:
         probe.sleep(max(0.0, probe.left_s(alone_until)))
     if ranks > 1:
@@ -170,7 +170,7 @@ def calibrate_ranks(
         **({"exchanged": exchanged} if exchanged else {}),
         **({"nodes": nodes, "tiers": tiers} if nodes > 1 else {}),
         "limit_s": limit_s,
-        "took_s": of_first(comm, probe.clock() - began_s),
+        "took_s": from_rank0(comm, probe.clock() - began_s),
         "left_out": alone.left_out + untried + missing,
     }
 
@@ -186,7 +186,7 @@ def launch(ranks: int, threads: int, backend: str, limit_s: float) -> dict[str, 
         out = Path(folder) / "calibration.json"
         rank = ["-m", "runners.calibrate", "--backend", backend, "--limit", str(limit_s)]
         rank += ["--threads", str(threads), "--rank-of", str(out)]
-        variables = made_for_ranks(os.environ, threads)
+        variables = rank_variables(os.environ, threads)
         if backend == "mpi":
             command = mpiexec_command(ranks, [sys.executable, *rank], variables)
         else:

@@ -56,7 +56,7 @@ class CellRunner:
         self.chosen: set[int] = set()
         self.traces: dict[str, Tensor] = {}
 
-    def prove(self, index: int) -> bool:
+    def verify(self, index: int) -> bool:
         """Builds a cell, chooses its kernel and compares it with the oracle; False if wrong."""
         cell = self.plan.cells[index]
         twin = self._check_twin(index)
@@ -72,7 +72,7 @@ class CellRunner:
         value = result.to_dict() | ({"float32": twin.to_dict()} if twin else {})
         self.log.write("info", cell=index, name="gate", value=value)
         if not result.ok:
-            self.forget([index])
+            self.discard([index])
             return False
         assert verifier.seen is not None
         self.log.write(
@@ -90,7 +90,7 @@ class CellRunner:
         kernel = self._kernel(index, batches.inputs(cell, self.comm.rank, self.comm.device))
         return verify_twin(twin, kernel, self.comm, self.trace(cell))
 
-    def prove_again(self, index: int) -> None:
+    def verify_again(self, index: int) -> None:
         """Verifies on other tokens, after timing; builds the cell again if it was dropped."""
         self.build(index)
         cell, verifier = self.plan.cells[index], self.verifiers[index]
@@ -214,7 +214,7 @@ class CellRunner:
         if self.comm.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def forget(self, indices: Iterable[int]) -> None:
+    def discard(self, indices: Iterable[int]) -> None:
         """Frees weights, inputs and the state of the verification."""
         indices = list(indices)
         self.drop(indices)

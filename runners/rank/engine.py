@@ -56,7 +56,7 @@ class Ranks(Protocol):
 
 
 @dataclass
-class Timed:
+class TimedCell:
     """A cell that is ready to be timed. `active` is entered around its samples; a cell that is not
     `resident` is built again there, and all its blocks of a round are taken together. `check(when)`
     compares what the last step left, outside of samples; False where it is not what was verified.
@@ -66,7 +66,7 @@ class Timed:
     step: Callable[[], None]
     active: Callable[[], AbstractContextManager[None]] = nullcontext
     check: Callable[[str], bool] | None = None
-    fine: bool = True  # as far as this rank has looked
+    right_here: bool = True  # as far as this rank has looked
     right: bool = True  # on all ranks, as of the last time they told each other
     resident: bool = True
     short: int = 0  # steps of the short block; 0: every block has `steps`
@@ -96,15 +96,15 @@ class Sample:
 Emit = Callable[[Sample], None]
 
 
-def idle() -> None:
+def empty_step() -> None:
     """The empty step: what is left is the skew of the barrier."""
 
 
-EMPTY = Timed(-1, idle)
+EMPTY = TimedCell(-1, empty_step)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def without_gc() -> Iterator[None]:
     """No garbage collection inside samples."""
     enabled = gc.isenabled()
     gc.disable()
@@ -153,31 +153,31 @@ class Engine:
         self.flush = flush
         self.floor_ms = 0.0
         self.turn_ms = 0.0  # turn of all ranks that share a core; 0: none share one
-        self.least_ms = 0.0  # least length of a long block, beside measure.block_ms
+        self.min_block_ms = 0.0  # least length of a long block, beside measure.block_ms
         self.node_of: tuple[int, ...] = ()  # node of every rank, where there are several nodes
 
     def take(
-        self, cell: Timed, kind: str, round_: int, position: int = 0, steps: int = 0
+        self, cell: TimedCell, kind: str, round_: int, position: int = 0, steps: int = 0
     ) -> tuple[int, int]:
         """One block of a cell: (start, end) in ns on this rank; times of other ranks are gathered
         later. Then checks what the last step left."""
         steps = steps or cell.steps_of(kind)
         start, end = block(self.ranks, cell.step, steps, bool(self.node_of))
         self.emit(Sample(cell.index, kind, round_, position, steps, start, end))
-        self._look(cell, f"after a block ({kind}) of round {round_ + 1}")
+        self._check(cell, f"after a block ({kind}) of round {round_ + 1}")
         return start, end
 
-    def _look(self, cell: Timed, when: str) -> None:
+    def _check(self, cell: TimedCell, when: str) -> None:
         if cell.check is not None:
-            cell.fine = cell.check(when) and cell.fine
+            cell.right_here = cell.check(when) and cell.right_here
 
     def makespans_ms(
-        self, taken: Sequence[tuple[int, int]], cells: Sequence[Timed] = ()
+        self, taken: Sequence[tuple[int, int]], cells: Sequence[TimedCell] = ()
     ) -> list[float]:
         """Makespans of blocks that every rank took in the same order. Also updates which of `cells`
         are still right on all ranks."""
         spans = [value for pair in taken for value in pair]
-        rows = self.ranks.gather([*spans, *(int(cell.fine) for cell in cells)])
+        rows = self.ranks.gather([*spans, *(int(cell.right_here) for cell in cells)])
         for place, cell in enumerate(cells, len(spans)):
             cell.right = all(row[place] for row in rows)
         return [
@@ -185,13 +185,13 @@ class Engine:
             for i in range(0, 2 * len(taken), 2)
         ]
 
-    def sample(self, cell: Timed, kind: str, round_: int, steps: int) -> float:
+    def sample(self, cell: TimedCell, kind: str, round_: int, steps: int) -> float:
         """One block of a cell; its makespan per step in ms."""
         return self.makespans_ms([self.take(cell, kind, round_, steps=steps)], [cell])[0] / steps
 
     def measure_floor(self, samples: int = 21) -> None:
         """Times the empty block, to size blocks; the recorded floor is sampled in rounds."""
-        with quiet():
+        with without_gc():
             taken = [self.take(EMPTY, "sizing", number) for number in range(samples)]
         self.floor_ms = statistics.median(self.makespans_ms(taken))
         self.flush()
@@ -199,7 +199,7 @@ class Engine:
     def settle(self, step: Callable[[], None]) -> bool:
         """Control blocks of a step until the latest of them agree: earlier load on the machine is
         then over. False where they do not agree within SETTLE_S."""
-        began, control = self.ranks.now_ns(), Timed(-1, step)
+        began, control = self.ranks.now_ns(), TimedCell(-1, step)
         took_ms: list[float] = []
         self.size_block(control)
         while self.ranks.decide(int(self.ranks.now_ns() - began < SETTLE_S * 1e9)):
@@ -210,14 +210,14 @@ class Engine:
                 return True
         return False
 
-    def size_block(self, cell: Timed) -> None:
+    def size_block(self, cell: TimedCell) -> None:
         """Lengthens the block until it is well above the floor; rank 0's clock decides."""
         if self.measure.block:
             cell.steps = self.measure.block
             return
         target_ms = max(
             self.measure.block_ms,
-            self.least_ms,
+            self.min_block_ms,
             self.measure.block_floors * self.floor_ms,
             SHORT_SHARE * SHORT_TURNS * self.turn_ms,
         )
@@ -231,7 +231,7 @@ class Engine:
         cell.short = max(SHORT_STEPS, round(steps / SHORT_SHARE))
         cell.steps = max(LONG_SHORT * cell.short, steps)
 
-    def warm_up(self, cell: Timed) -> bool:
+    def warm_up(self, cell: TimedCell) -> bool:
         """At least `warmup` samples, at most `warmup_max`; True when the cell has settled."""
         limit = max(self.measure.warmup, self.measure.warmup_max)
         steps = cell.short or cell.steps
@@ -245,26 +245,26 @@ class Engine:
         self.flush()
         return bool(steady)
 
-    def anchor(self, cell: Timed, place: str) -> None:
-        with quiet(), cell.active():
+    def anchor(self, cell: TimedCell, place: str) -> None:
+        with without_gc(), cell.active():
             for number in range(self.measure.anchors):
                 self.take(cell, f"anchor-{place}", number)
         self.flush()
 
-    def run_round(self, cells: Sequence[Timed], number: int, seed: str) -> None:
+    def run_round(self, cells: Sequence[TimedCell], number: int, seed: str) -> None:
         """Every cell once, in this round's order; ranks exchange times only at its end."""
         generator = random.Random(f"{seed}:{number}")
         order = list(cells)
         if self.measure.order == "random":
             generator.shuffle(order)
         taken: list[tuple[int, str, tuple[int, int]]] = []
-        with quiet():
+        with without_gc():
             self._lead_in(order[-1])
             for position, (cell, kinds) in enumerate(self._visits(order, number, generator)):
                 with cell.active():
                     for kind in kinds:
                         if kind == "check":
-                            self._untimed(cell, generator.randint(1, CHECK_CALLS), number)
+                            self._call_untimed(cell, generator.randint(1, CHECK_CALLS), number)
                             continue
                         span = self.take(cell, kind, number, position)
                         taken.append((cell.index, kind, span))
@@ -281,12 +281,12 @@ class Engine:
             cell.rounds_ms.append(statistics.median(values))
         self.flush()
 
-    def _untimed(self, cell: Timed, calls: int, number: int) -> None:
+    def _call_untimed(self, cell: TimedCell, calls: int, number: int) -> None:
         for _ in range(calls):
             cell.step()
-            self._look(cell, f"after a call that was not timed, in round {number + 1}")
+            self._check(cell, f"after a call that was not timed, in round {number + 1}")
 
-    def _lead_in(self, last: Timed) -> None:
+    def _lead_in(self, last: TimedCell) -> None:
         """One unrecorded step, so that a round's first block too follows another cell's work, and
         not the garbage collection and logging between rounds."""
         self.ranks.barrier()
@@ -294,13 +294,13 @@ class Engine:
             last.step()
 
     def _visits(
-        self, order: Sequence[Timed], number: int, generator: random.Random
-    ) -> list[tuple[Timed, list[str]]]:
+        self, order: Sequence[TimedCell], number: int, generator: random.Random
+    ) -> list[tuple[TimedCell, list[str]]]:
         """A round's blocks in order. Cells are paired (the last three together): a's block of one
         kind, then b's of the same kind, then a's of the next. So a cell's two lengths are timed
         close to each other, and each after another cell's block. The order of kinds and the place
         of an empty block are random. Some cells are called untimed at the end."""
-        visits: list[tuple[Timed, list[str]]] = []
+        visits: list[tuple[TimedCell, list[str]]] = []
         checked = [c for c in order if c.check and (c.index + number) % CHECK_EVERY == 0]
         while order:
             size = 1 if not order[0].resident else 3 if len(order) == 3 else 2
@@ -319,12 +319,12 @@ class Engine:
         return [*visits, *((cell, ["check"]) for cell in checked if cell.resident)]
 
     def run(
-        self, cells: Sequence[Timed], seed: str, progress: Callable[[int], None] = lambda n: None
+        self, cells: Sequence[TimedCell], seed: str, report: Callable[[int], None] = lambda n: None
     ) -> str:
         """Runs rounds, with anchors around them, until the stop rule ends the wave; returns the
         rule. A cell that is no longer right is left out of further rounds."""
         if self.measure.order == "product":
-            return self._run_product(cells, seed, progress)
+            return self._run_product(cells, seed, report)
         began = self.ranks.now_ns()
         limit_ns = self.measure.wall_limit_s * len(cells) * 1e9
         self._anchor(cells, "first")
@@ -332,7 +332,7 @@ class Engine:
         while not rule:
             self.run_round(cells, number, seed)
             number += 1
-            progress(number)
+            report(number)
             cells = [cell for cell in cells if cell.right]
             if not cells:
                 return "wrong"
@@ -346,7 +346,7 @@ class Engine:
         return rule
 
     def _run_product(
-        self, cells: Sequence[Timed], seed: str, progress: Callable[[int], None]
+        self, cells: Sequence[TimedCell], seed: str, report: Callable[[int], None]
     ) -> str:
         """Hydra's own order, one cell after the other: kept to show the effect of drift."""
         self._anchor(cells, "first")
@@ -356,18 +356,18 @@ class Engine:
                     self.run_round([cell], number, seed)
             if done == len(cells) // 2:
                 self._anchor(cells, "middle")
-            progress((done + 1) * self.measure.rounds_min // len(cells))
+            report((done + 1) * self.measure.rounds_min // len(cells))
         self._anchor(cells, "last")
         return "fixed"
 
-    def _anchor(self, cells: Sequence[Timed], place: str) -> None:
+    def _anchor(self, cells: Sequence[TimedCell], place: str) -> None:
         """Anchor samples of the right cell with the shortest block."""
         cells = [cell for cell in cells if cell.right]
         if self.measure.anchors and cells:
             took_ms = [c.steps * min(c.warmup_ms, default=0.0) for c in cells]
             self.anchor(cells[self.ranks.decide(took_ms.index(min(took_ms)))], place)
 
-    def _stop(self, cells: Sequence[Timed], number: int, check: bool, late: bool) -> str:
+    def _stop(self, cells: Sequence[TimedCell], number: int, check: bool, late: bool) -> str:
         """The rule that ends the wave after `number` rounds, or "". Precision is tested only at
         geometric sizes: testing after every round would bias the interval."""
         measure, rule = self.measure, ""

@@ -26,7 +26,7 @@ NOTHING, ALL = (dict.fromkeys(algorithms.CHOSEN, limit) for limit in (0, 1 << 30
 BLOCKS = 5  # of calls, per collective and size, where the time lasts
 
 
-def of_first(comm: Comm, value: float) -> float:
+def from_rank0(comm: Comm, value: float) -> float:
     """Rank 0's value, on every rank."""
     box = torch.tensor([value], dtype=torch.float64, device=comm.device)
     return float(comm.world.broadcast_(box).item())
@@ -61,10 +61,10 @@ def time_collective(probe: Probe, comm: Comm, step: Step, share_s: float) -> tup
         return float(comm.world.combine_(mine.to(comm.device), "max").item())
 
     trial_s = max(slowest_s(1), slowest_s(2) / 2)
-    wanted = of_first(comm, max(0.0, probe.left_s(until_s)) / BLOCKS) / max(trial_s, 1e-9)
+    wanted = from_rank0(comm, max(0.0, probe.left_s(until_s)) / BLOCKS) / max(trial_s, 1e-9)
     calls = max(1, min(1000, int(wanted)))
     blocks: list[float] = []
-    while len(blocks) < 2 or (len(blocks) < BLOCKS and of_first(comm, probe.left_s(until_s)) > 0):
+    while len(blocks) < 2 or (len(blocks) < BLOCKS and from_rank0(comm, probe.left_s(until_s)) > 0):
         blocks.append(slowest_s(calls) / calls)
     return statistics.median(blocks), min(blocks)
 
@@ -95,7 +95,7 @@ def _collective_fits(
     for done, (name, size) in enumerate(wanted):
         began_s = probe.clock()
         left_s = until_s - began_s
-        share_s = of_first(comm, left_s / (len(wanted) - done) if left_s > least_s else 0.0)
+        share_s = from_rank0(comm, left_s / (len(wanted) - done) if left_s > least_s else 0.0)
         if share_s <= 0:
             break
         sent, step = steps[size][name]
@@ -119,7 +119,7 @@ def exchange_limits(probe: Probe, comm: Comm, until_s: float) -> tuple[dict[str,
     for done, (name, size) in enumerate(wanted):
         began_s = probe.clock()
         left_s = until_s - began_s
-        share_s = of_first(comm, left_s / (len(wanted) - done) / 2 if left_s > least_s else 0.0)
+        share_s = from_rank0(comm, left_s / (len(wanted) - done) / 2 if left_s > least_s else 0.0)
         if share_s <= 0:
             break
         _, step = collective_steps(comm.world, size)[name]

@@ -229,7 +229,7 @@ def fastest_s(
 
 
 @dataclass
-class Alone:
+class SingleRankRates:
     """What one rank reaches while the others sleep."""
 
     rates: dict[str, Any]
@@ -245,7 +245,7 @@ class Alone:
         ]
 
 
-def alone_rates(probe: Probe, memory: Memory, until_s: float) -> Alone:
+def single_rank_rates(probe: Probe, memory: Memory, until_s: float) -> SingleRankRates:
     rates = memory.rates(MEMORY_SHARE * probe.left_s(until_s))
     kinds = dtypes(probe.device)
     products = {}
@@ -256,4 +256,4 @@ def alone_rates(probe: Probe, memory: Memory, until_s: float) -> Alone:
         name: {**rates_of.flops_per_s, "peak": max(rates_of.flops_per_s.values())}
         for name, rates_of in products.items()
     }
-    return Alone({**rates, "matmul_flops_per_s": flops}, products)
+    return SingleRankRates({**rates, "matmul_flops_per_s": flops}, products)

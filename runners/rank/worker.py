@@ -29,12 +29,12 @@ from runners.host.hardware import usable_cores
 from runners.host.mpi import export_environment
 from runners.plan import LaunchPlan, load
 from runners.rank.cells import CellRunner
-from runners.rank.engine import Engine, Sample, Timed, idle
+from runners.rank.engine import Engine, Sample, TimedCell, empty_step
 from runners.rank.process_group import RankPlace, TorchRanks
 from runners.records.rank_log import RankLog, rank_path
 
 GO_POLL_S = 0.05
-OF_BACKWARD = "torch.fx.experimental.symbolic_shapes"  # torch imports it in the first backward pass
+BACKWARD_MODULE = "torch.fx.experimental.symbolic_shapes"  # torch imports it in the first backward
 DUMP_S = 10.0  # to write the stacks after the limit, before the kernel's timer ends the rank
 SLICE_MS = 3.0  # time slice of Linux's scheduler
 YOUNG = 1  # generation of the garbage collector: objects since the last full collection
@@ -53,44 +53,44 @@ class Worker:
         self.ranks = TorchRanks(where, plan.placement, limit_s + 60)
         self.comm = Comm(self.ranks.device, where.world_size, where.rank)
         self.engine = StoppableEngine(
-            self.ranks, plan.measure, self.emit, self.tidy, self.launch_dir / "stop"
+            self.ranks, plan.measure, self.emit, self.flush, self.launch_dir / "stop"
         )
         if plan.placement.device == "cpu":
             self.engine.turn_ms = turn_ms(where.local_ranks * plan.placement.threads)
         if plan.placement.backend == "gloo" and where.world_size > 1:
-            self.engine.least_ms = plan.measure.block_gloo_ms
+            self.engine.min_block_ms = plan.measure.block_gloo_ms
         if plan.placement.nodes > 1:
             self.engine.node_of = tuple(row[0] for row in self.ranks.gather([where.node]))
-        self.ready = CellRunner(plan, self.comm, self.ranks, log)
+        self.cells = CellRunner(plan, self.comm, self.ranks, log)
 
     def emit(self, sample: Sample) -> None:
         if sample.kind != "sizing":
             self.log.write("sample", flush=False, **vars(sample))
 
-    def tidy(self) -> None:
+    def flush(self) -> None:
         """Between samples: flushes the log and collects garbage, so that samples need not."""
         self.log.flush()
         gc.collect(YOUNG)
 
-    def enter(self, cell: int, stage: str) -> None:
+    def enter_stage(self, cell: int, stage: str) -> None:
         """Logs the stage of this rank, and re-arms the watchdog that ends it if it hangs there."""
         self.log.write("enter", cell=cell, stage=stage, clock_ns=self.ranks.now_ns())
-        watch(self.plan.measure.cell_limit_s)
+        arm_watchdog(self.plan.measure.cell_limit_s)
 
     def run(self) -> None:
-        self._describe()
+        self._log_environment()
         gc.collect()
         gc.freeze()  # otherwise every wave's collection would scan all imports, for 80 ms
         for number, wave in enumerate(self.plan.waves):
             self._wave(number, wave)
             self.log.write("wave_end", wave=number, after=environment.snapshot())
             if number + 1 < len(self.plan.waves):
-                self._wait_for_go(number)
-        unwatch()
+                self._wait_for_launcher(number)
+        disarm_watchdog()
 
-    def _describe(self) -> None:
+    def _log_environment(self) -> None:
         """Logs the environment; calibrates where the machine's limits are not known yet."""
-        self.enter(-1, "environment")
+        self.enter_stage(-1, "environment")
         if self.where.local_rank == 0:
             facts = environment.capture(self.plan.placement.device, self.where.local_ranks)
             facts["network"] = os.environ.get(isolation.NETWORK)
@@ -102,12 +102,12 @@ class Worker:
         if self.plan.calibrate:
             from runners.rank.calibrate import calibrate_ranks
 
-            self.enter(-1, "calibrate")
+            self.enter_stage(-1, "calibrate")
             limit_s = self.plan.measure.calibration_limit_s
             calibration = calibrate_ranks(limit_s, nodes=self.plan.placement.nodes)
             self.log.write("calibration", value=calibration)
             exchanged = exchanged or calibration.get("exchanged")
-            self.enter(-1, "settle")
+            self.enter_stage(-1, "settle")
             gc.collect()
             self.engine.settle(control_step(self.comm.device))
         if self.comm.backend == "gloo":
@@ -115,7 +115,7 @@ class Worker:
             self.log.write("exchanged", value=self.comm.exchanged)
 
     def _wave(self, number: int, wave: list[int]) -> None:
-        self.enter(-1, "floor")
+        self.enter_stage(-1, "floor")
         gc.collect()  # garbage of the last wave
         self.engine.measure_floor()
         resident, timed = self.plan.resident[number], []
@@ -129,67 +129,67 @@ class Worker:
             rule = self.engine.run(timed, seed, rounds)
             self.log.write("stop", wave=number, rule=rule)
             for cell in timed:
-                self._check_again(cell)
-        self.ready.forget(wave)
+                self._verify_again(cell)
+        self.cells.discard(wave)
 
-    def _check_again(self, cell: Timed) -> None:
+    def _verify_again(self, cell: TimedCell) -> None:
         """Verifies on other tokens after the last round, unless the cell is already wrong."""
         if not cell.right:
             return
-        self.enter(cell.index, "check")
-        self.ready.prove_again(cell.index)
+        self.enter_stage(cell.index, "check")
+        self.cells.verify_again(cell.index)
         if not cell.resident:
-            self.ready.drop([cell.index])
+            self.cells.drop([cell.index])
 
     def _progress(self, wave: int) -> Callable[[int], None]:
-        def tell(done: int) -> None:
+        def write(done: int) -> None:
             self.log.write("progress", wave=wave, round=done)
 
-        return tell
+        return write
 
-    def _prepare(self, index: int, resident: bool) -> Timed | None:
+    def _prepare(self, index: int, resident: bool) -> TimedCell | None:
         """Builds, verifies and warms up a cell; None for one that computes something else."""
-        self.enter(index, "gate")
-        if not self.ready.prove(index):
+        self.enter_stage(index, "gate")
+        if not self.cells.verify(index):
             return None
-        timed = Timed(index, self.ready.built[index].call, resident=resident)
+        timed = TimedCell(index, self.cells.built[index].call, resident=resident)
         timed.active = lambda: self._active(timed, resident)
-        timed.check = partial(self.ready.compare, index)
-        self.enter(index, "warm-up")
+        timed.check = partial(self.cells.compare, index)
+        self.enter_stage(index, "warm-up")
         self.engine.size_block(timed)
         steady = self.engine.warm_up(timed)
         if not timed.right:
-            self.ready.forget([index])
+            self.cells.discard([index])
             return None
         self.log.write("warmup", cell=index, samples=len(timed.warmup_ms), steady=steady)
-        self.enter(index, "phases")
-        self.ready.inspect(index)
+        self.enter_stage(index, "phases")
+        self.cells.inspect(index)
         if not resident:
-            self._let_go(timed)
+            self._release(timed)
         return timed
 
     @contextmanager
-    def _active(self, timed: Timed, resident: bool) -> Iterator[None]:
+    def _active(self, timed: TimedCell, resident: bool) -> Iterator[None]:
         """Around a cell's samples: builds and drops cells that do not fit in memory together."""
-        self.enter(timed.index, "round")
+        self.enter_stage(timed.index, "round")
         if resident:
             yield
             return
-        self.ready.build(timed.index)
-        timed.step = self.ready.built[timed.index].call
+        self.cells.build(timed.index)
+        timed.step = self.cells.built[timed.index].call
         for _ in range(REBUILT_STEPS):
             timed.step()
-            self.ready.compare(timed.index, "when it was built again")
+            self.cells.compare(timed.index, "when it was built again")
         yield
-        self._let_go(timed)
+        self._release(timed)
 
-    def _let_go(self, timed: Timed) -> None:
-        timed.step = idle
-        self.ready.drop([timed.index])
+    def _release(self, timed: TimedCell) -> None:
+        timed.step = empty_step
+        self.cells.drop([timed.index])
 
-    def _wait_for_go(self, wave: int) -> None:
+    def _wait_for_launcher(self, wave: int) -> None:
         """Sleeps while the launcher writes and tracks the wave's records."""
-        unwatch()
+        disarm_watchdog()
         deadline = time.monotonic() + 3600
         while not (self.launch_dir / f"go-{wave}").exists():
             if time.monotonic() > deadline:
@@ -226,14 +226,14 @@ class StoppableEngine(Engine):
         return bool(self.stop_file.exists())
 
 
-def watch(limit_s: float) -> None:
+def arm_watchdog(limit_s: float) -> None:
     """Arms the watchdog: after `limit_s` every thread's stack goes to stderr and the process ends.
     Where even stderr hangs, a timer of the kernel ends it."""
     faulthandler.dump_traceback_later(limit_s, exit=True)
     signal.setitimer(signal.ITIMER_REAL, limit_s + DUMP_S)
 
 
-def unwatch() -> None:
+def disarm_watchdog() -> None:
     faulthandler.cancel_dump_traceback_later()
     signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -243,7 +243,7 @@ def prepare(arguments: list[str]) -> None:
     plan = load(Path(arguments[0]))
     wanted = ["runners.rank.calibrate"] if plan.calibrate else []
     if any(cell.workload.mode == "train" for cell in plan.cells):
-        wanted.append(OF_BACKWARD)
+        wanted.append(BACKWARD_MODULE)
     own = {cell.strategy.name for cell in plan.cells} & set(STRATEGIES)
     for name in [*wanted, *(f"moe.strategies.{strategy}" for strategy in sorted(own))]:
         importlib.import_module(name)

@@ -60,7 +60,7 @@ def cache_path(
     return folder / f"{fingerprint}-{backend}-{ranks}ranks-{threads}threads{spread}.json"
 
 
-def beside(sweep_dir: Path) -> Path:
+def folder_of(sweep_dir: Path) -> Path:
     """Folder of the calibrations that a sweep uses."""
     return sweep_dir.resolve().parent / FOLDER.name
 

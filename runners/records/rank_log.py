@@ -42,7 +42,7 @@ class RankReader:
         self.offset = 0
         self.damaged = 0  # lines skipped
 
-    def new(self) -> Iterator[dict[str, Any]]:
+    def new_lines(self) -> Iterator[dict[str, Any]]:
         """New lines in order. An incomplete last line is read later; a damaged line is skipped and
         counted."""
         try:

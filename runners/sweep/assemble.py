@@ -39,7 +39,7 @@ class RankLines:
     exited: bool = False
 
     def update(self) -> None:
-        for line in self.reader.new():
+        for line in self.reader.new_lines():
             try:
                 self._take(line.pop("event"), line)
             except (KeyError, TypeError, ValueError):  # a line of another version
@@ -83,14 +83,14 @@ class Assembler:
         for rank in self.ranks:
             rank.update()
 
-    def sampled(self) -> bool:
+    def has_samples(self) -> bool:
         """Whether a rank has timed a cell of a wave that has no records yet."""
         return any(kind in KINDS for rank in self.ranks for _, kind in rank.samples)
 
     def wave_ended(self, wave: int) -> bool:
         return all(wave in rank.waves_ended for rank in self.ranks)
 
-    def forget(self, wave: int) -> None:
+    def free_wave(self, wave: int) -> None:
         """Frees the wave's buffered samples once its records are written."""
         gone = {-1, *self.plan.waves[wave]}
         for rank in self.ranks:
@@ -107,12 +107,12 @@ class Assembler:
         samples = self._samples(index)
         rounds = len(stats.round_medians_ms(samples))
         rule = first.stop_rules.get(wave, "interrupted")
-        gate, notes = self._gate(index), [*job.notes, *self._damage()]
+        verification, notes = self._verification(index), [*job.notes, *self._damage_notes()]
         outcome = "measured" if rounds >= measure.rounds_min else "interrupted"
         wrong = self._wrong(index)
         if wrong:
             outcome, samples = "wrong", Samples()
-        elif outcome == "measured" and "after" not in (gate or {}):
+        elif outcome == "measured" and "after" not in (verification or {}):
             notes.append("it ended before it was checked again on other tokens")
         return Record(
             key=job.key,
@@ -123,7 +123,7 @@ class Assembler:
             sweep=self.sweep,
             outcome=outcome,
             notes=notes,
-            gate=gate,
+            gate=verification,
             samples=samples,
             floor=asdict(self._columns(["floor"], -1)),
             stop={"rule": rule, "rounds": rounds, "target": measure.precision},
@@ -142,7 +142,7 @@ class Assembler:
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
 
-    def _gate(self, index: int) -> dict[str, Any] | None:
+    def _verification(self, index: int) -> dict[str, Any] | None:
         """The verification before timing, with later results merged in."""
         info = self.ranks[0].info[index]
         if not info.get("gate"):
@@ -160,10 +160,10 @@ class Assembler:
         return check
 
     def _wrong(self, index: int) -> bool:
-        gate = self._gate(index)
-        return gate is not None and not gate["ok"]
+        verification = self._verification(index)
+        return verification is not None and not verification["ok"]
 
-    def _damage(self) -> list[str]:
+    def _damage_notes(self) -> list[str]:
         damaged = [(n, rank.reader.damaged) for n, rank in enumerate(self.ranks)]
         return [f"{lines} damaged lines of rank {n} were left out" for n, lines in damaged if lines]
 
@@ -176,7 +176,7 @@ class Assembler:
         columns, node_of = Samples(), self.ranks[0].launch.get("nodes", ())
         for kind in kinds:
             for row in _rows([rank.samples[index, kind] for rank in self.ranks]):
-                starts, ends = topology.on_one_clock(
+                starts, ends = topology.align_clocks(
                     [line["start_ns"] for line in row], [line["end_ns"] for line in row], node_of
                 )
                 columns.round.append(row[0]["round"])
@@ -219,7 +219,7 @@ class Assembler:
         environment["after"] = [rank.waves_ended.get(wave) for rank in self.ranks]
         return environment
 
-    def culprit(self, failures: list[dict[str, Any]]) -> tuple[int, int, str]:
+    def find_cause(self, failures: list[dict[str, Any]]) -> tuple[int, int, str]:
         """(rank, cell, message) of what ended the launch, by the first rule that applies:
 
         1. A rank was killed by a signal and has logged no error of its own (one that has logged an
@@ -234,24 +234,24 @@ class Assembler:
         for failure in failures:
             signalled = failure["exitcode"] < 0 and failure["exitcode"] != -15
             if signalled and failure["rank"] not in own:
-                return self._blame(failure["rank"], f"died of signal {-failure['exitcode']}")
+                return self._cause(failure["rank"], f"died of signal {-failure['exitcode']}")
         silent = [n for n, r in enumerate(self.ranks) if r.error is None and not r.exited]
         codes = {f["rank"]: f["exitcode"] for f in failures if f["exitcode"] > 0}
         for rank in silent:
             if rank in codes:
                 stage = self.ranks[rank].stage
-                return self._blame(rank, f"ended with exit code {codes[rank]} during {stage}")
+                return self._cause(rank, f"ended with exit code {codes[rank]} during {stage}")
         if own:
-            return self._blame(own[0], self._message(own[0]))
+            return self._cause(own[0], self._message(own[0]))
         if silent:
-            return self._blame(silent[0], f"ended early during {self.ranks[silent[0]].stage}")
+            return self._cause(silent[0], f"ended early during {self.ranks[silent[0]].stage}")
         first = errors[0][1] if errors else 0
-        return self._blame(first, self._message(first) if errors else "ended without a word")
+        return self._cause(first, self._message(first) if errors else "ended without a word")
 
     def _message(self, rank: int) -> str:
         return str((self.ranks[rank].error or {}).get("message", ""))
 
-    def _blame(self, rank: int, what: str) -> tuple[int, int, str]:
+    def _cause(self, rank: int, what: str) -> tuple[int, int, str]:
         return rank, self.ranks[rank].cell, f"rank {rank} {what}"
 
 

@@ -12,10 +12,10 @@ from moe.spec import RankLayout
 from runners.config.hosts import hosts_of, node_of
 from runners.config.resolution import Composed
 from runners.config.schema import check_shape, value
-from runners.config.validate import listed, validate
+from runners.config.validate import format_errors, validate
 from runners.errors import ConfigError
 from runners.host import environment
-from runners.host.inherited import of_ranks
+from runners.host.inherited import inherited_by_ranks
 from runners.host.machine import this_machine
 from runners.launch.hosts import join, starting
 from runners.plan import Job
@@ -35,14 +35,14 @@ def run_composed(
     composed: Sequence[Composed],
     sweep_dir: Path,
     command: str,
-    begins: Callable[[], None] = lambda: None,
+    on_begin: Callable[[], None] = lambda: None,
     launcher: Mapping[str, Any] | None = None,
-    when_measured: Callable[[], None] = lambda: None,
+    on_measured: Callable[[], None] = lambda: None,
 ) -> tuple[SweepResult, list[str]]:
     """Validates all configs, then measures; the outcome of each ("invalid" for those skipped).
 
-    Raises ConfigError listing every impossible cell, before anything starts. `begins` is called
-    when the user's input can no longer be at fault; `when_measured`, on one host without a
+    Raises ConfigError listing every impossible cell, before anything starts. `on_begin` is called
+    when the user's input can no longer be at fault; `on_measured`, on one host without a
     scheduler, when all records are on disk and their W&B runs are still to be written.
     """
     progress = Progress()
@@ -50,24 +50,24 @@ def run_composed(
         check_shape(config)
     first = composed[0].config
     settings = settings_of(first, sweep_dir, command)
-    slurm = clusters.of_launcher(launcher or {})
+    slurm = clusters.slurm_options(launcher or {})
     hosts = hosts_of(first)
     machine = clusters.machine(slurm) if slurm else this_machine()
     jobs, errors = validate(composed, machine)
     if errors and not (value(first, "on_invalid") == "skip" and jobs):
-        raise ConfigError(listed(errors))
+        raise ConfigError(format_errors(errors))
     for number, error in errors.items():
-        progress.say(f"skipped: {' '.join(composed[number].overrides)}: {error}")
+        progress.print_line(f"skipped: {' '.join(composed[number].overrides)}: {error}")
     if hosts.node_rank:
-        begins()
+        on_begin()
         outcome = "measured" if join(sweep_dir, hosts) else "failed"
         return SweepResult(sweep_dir, {"host": outcome}, joined=True), ["joined"] * len(composed)
     cores = node_of(first, machine).cores
     wanted = list(jobs.values())
-    announce(wanted, progress, cores, limits.beside(sweep_dir))
+    announce(wanted, progress, cores, limits.folder_of(sweep_dir))
     if left_out := not_passed(os.environ, settings.pass_env):
         names = ", ".join(left_out)
-        progress.say(
+        progress.print_line(
             f"note: set here, but not for the ranks: {names}; "
             f"to hand on: hosts.pass_env=[{','.join(left_out)}]"
         )
@@ -78,9 +78,9 @@ def run_composed(
     else:
         with resume.locked(sweep_dir), starting(sweep_dir, hosts) as start:
             new_or_resumed(settings)
-            begins()
+            on_begin()
             sweep = Sweep(wanted, settings, progress, start)
-            sweep.when_measured = when_measured
+            sweep.on_measured = on_measured
             result = sweep.run()
     result.skipped = len(errors)
     outcomes = dict.fromkeys(errors, "invalid")
@@ -90,7 +90,7 @@ def run_composed(
 
 def not_passed(variables: Mapping[str, str], pass_env: Sequence[str]) -> list[str]:
     """Variables of computing libraries that are set here but not passed to the ranks."""
-    passed = of_ranks(variables, pass_env)
+    passed = inherited_by_ranks(variables, pass_env)
     return sorted(n for n in environment.variables(variables) if n not in (*passed, *THREADS))
 
 
@@ -99,12 +99,12 @@ def announce(jobs: Sequence[Job], progress: Progress, cores: int, calibrations: 
     folder of this machine's calibrations."""
     for job in jobs:
         for note in job.notes:
-            progress.say(f"note: {title(job.cell, job.label)}: {note}")
+            progress.print_line(f"note: {title(job.cell, job.label)}: {note}")
     places = {job.cell.placement for job in jobs if job.cell.placement.device == "cpu"}
     crowded = [p for p in places if p.ranks_per_node * p.threads > cores]
     if crowded:
         over = sorted({p.ranks_per_node for p in crowded})
-        progress.say(
+        progress.print_line(
             f"note: oversubscribed: {', '.join(map(str, over))} ranks share {cores} cores, so "
             "times include waiting for a core and say nothing about scaling; "
             f"use world_size<={cores}, or backend=mpi, {_mpi_gives(crowded, calibrations)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from runners.launch.local import Started
+from runners.launch.local import LaunchProcess
 from runners.sweep.assemble import Assembler
 
 WATCHDOG = "Timeout ("  # what faulthandler writes above the stacks
@@ -19,14 +19,14 @@ class Failure(NamedTuple):
     message: str
 
 
-def find(lines: Assembler, started: Started, silent_s: float) -> Failure:
+def find(lines: Assembler, started: LaunchProcess, silent_s: float) -> Failure:
     """The cause of a launch's end, by the first rule that applies. `silent_s` is how long the
     launcher waited for a line before it ended the launch, else 0.
 
     1. The ranks' parent was killed by a signal: no cell is the cause.
     2. No rank got beyond its start: no cell is the cause.
     3. Ranks hung, by `silent_s` or a watchdog's stacks: the rank that does not wait for others.
-    4. Otherwise exit codes and logged errors decide: Assembler.culprit.
+    4. Otherwise exit codes and logged errors decide: Assembler.find_cause.
     """
     if sign := started.killed_by():
         return Failure(0, -1, f"the ranks' parent died of signal {sign}")
@@ -36,7 +36,7 @@ def find(lines: Assembler, started: Started, silent_s: float) -> Failure:
     stacks = {n: _stacks(started.log_path(n)) for n in range(len(lines.ranks))}
     noticed = [rank for rank, text in stacks.items() if WATCHDOG in text]
     if not silent_s and not noticed:
-        rank, cell, message = lines.culprit(started.failures())
+        rank, cell, message = lines.find_cause(started.failures())
         return Failure(rank, cell, message)
     stuck = [n for n, text in stacks.items() if text and not any(w in text for w in WAITING)]
     rank = (stuck or noticed or [0])[0]

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from runners.config.memory import fits_together
 from runners.host.timeout import call_with_timeout
-from runners.launch.local import Start, Started
+from runners.launch.local import LaunchProcess, Start
 from runners.plan import Job, LaunchPlan, engine_and_ranks, waves
 from runners.records import calibrations, record, routing_trace
 from runners.records.record import Record
@@ -49,7 +49,7 @@ class RecordSink(Protocol):
 
     def track(self, records: list[Record]) -> None: ...
 
-    def news(self, plan: LaunchPlan, cell: int, stage: str, rounds: tuple[int, int]) -> None: ...
+    def report(self, plan: LaunchPlan, cell: int, stage: str, rounds: tuple[int, int]) -> None: ...
 
     def all_measured(self) -> None:
         """Called when the last record of the last launch is on disk."""
@@ -60,7 +60,7 @@ class LaunchOutcome:
     """How a launch ended."""
 
     pending: list[Job] = field(default_factory=list)  # too few samples, but not at fault
-    blamed: int | None = None  # position of the cell that ended the launch
+    failed_cell: int | None = None  # position of the cell that ended the launch
     recorded: bool = False  # some wave came to its end
     silent: bool = False  # ended by the launcher, as no rank wrote a line
     interrupted: bool = False
@@ -132,14 +132,14 @@ class Launch:
         self.outcome.interrupted = stop_requested() or self.context.interrupted()
         self._read()
         self._finish_waves()
-        self._account(started)
+        self._record_unfinished(started)
         self.outcome.recorded, self.outcome.silent = bool(self.recorded), self.silent_s > 0
         return self.outcome
 
     def _read(self) -> None:
         call_with_timeout("the ranks' files", self.lines.update)
 
-    def _follow(self, started: Started, stop_requested: Callable[[], bool]) -> None:
+    def _follow(self, started: LaunchProcess, stop_requested: Callable[[], bool]) -> None:
         """Polls until the ranks end. After an interrupt a launch without samples is ended at once;
         another ends its round first."""
         limit_s = self.plan.measure.cell_limit_s + STALL_MARGIN_S
@@ -151,13 +151,13 @@ class Launch:
             if before != [rank.reader.offset for rank in self.lines.ranks]:
                 last_line_at = time.monotonic()
             first = self.lines.ranks[0]
-            self.sink.news(self.plan, first.cell, first.stage, first.rounds)
+            self.sink.report(self.plan, first.cell, first.stage, first.rounds)
             if self._finish_waves():
                 last_line_at = time.monotonic()
             if time.monotonic() - last_line_at > limit_s:
                 self.silent_s = limit_s
                 started.end()
-            if stop_requested() and not self.lines.sampled():
+            if stop_requested() and not self.lines.has_samples():
                 started.end()
 
     def _finish_waves(self) -> bool:
@@ -167,13 +167,13 @@ class Launch:
             if number in self.recorded or not self.lines.wave_ended(number):
                 continue
             self.recorded.add(number)
-            self._keep_calibration()
+            self._store_calibration()
             records = [self.lines.record(index, number, self.calibration) for index in wave]
             self._save(records)
             if self.context.last and len(self.recorded) == len(self.plan.waves):
                 self.sink.all_measured()
             self.sink.track(records)
-            self.lines.forget(number)
+            self.lines.free_wave(number)
             go = Path(self.plan.launch_dir) / f"go-{number}"
             call_with_timeout("the launch's folder", go.touch)
             finished = True
@@ -184,13 +184,13 @@ class Launch:
             one.environment["git"] = self.context.git
             self.sink.save(one)
 
-    def _keep_calibration(self) -> None:
+    def _store_calibration(self) -> None:
         measured = self.lines.ranks[0].launch.get("calibration")
         if self.calibration is None and measured:
             measured["fingerprint"] = self.context.fingerprint
             self.calibration = calibrations.store(self.context.calibration_dir, measured)
 
-    def _account(self, started: Started) -> None:
+    def _record_unfinished(self, started: LaunchProcess) -> None:
         """After an early end: the cell that caused it fails, the others keep their samples; those
         without enough samples are pending."""
         left = [
@@ -206,11 +206,11 @@ class Launch:
         )
         self.outcome.message, self.outcome.log = cause.message, started.log_path(cause.rank)
         if cause.cell >= 0 and not self.outcome.interrupted:
-            self.outcome.blamed = cause.cell
+            self.outcome.failed_cell = cause.cell
         records = []
         for number, index in left:
             one = self.lines.record(index, number, self.calibration)
-            if index == self.outcome.blamed:
+            if index == self.outcome.failed_cell:
                 self._fail(one, cause.rank)
             elif one.outcome == "interrupted":
                 self.outcome.pending.append(self.jobs[index])
@@ -227,7 +227,7 @@ class Launch:
         one.error = {"message": message, "rank": rank, "log": log}
         self.outcome.failures.append((one.cell_id, message, str(sweep_dir / log)))
 
-    def give_up(self) -> None:
+    def fail_pending(self) -> None:
         """Fails the pending jobs: their launches die before any cell is entered."""
         for job in self.outcome.pending:
             one = self.lines.record(self.jobs.index(job), 0, None)

@@ -46,8 +46,8 @@ class Progress:
         self.console = Console(file=stream or sys.stderr)
         self.live = self.console.is_terminal
         self.total = self.done = 0
-        self._said = ""
-        self._said_at = self._wave_at = 0.0
+        self._last_text = ""
+        self._last_text_at = self._wave_at = 0.0
         self._wave: tuple[int, int] | None = None
         self._bars = Bars(
             TextColumn("{task.description}"),
@@ -69,7 +69,7 @@ class Progress:
         if self.live:
             self._bars.stop()
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def update(
@@ -106,9 +106,9 @@ class Progress:
             return
         now = time.monotonic()
         words = what.split(", at least")[0]
-        if words != self._said and (always or now - self._said_at >= PLAIN_EVERY_S):
-            self._said, self._said_at = words, now
-            self.say(f"[{self.done}/{self.total}] {what}")
+        if words != self._last_text and (always or now - self._last_text_at >= PLAIN_EVERY_S):
+            self._last_text, self._last_text_at = words, now
+            self.print_line(f"[{self.done}/{self.total}] {what}")
 
     def cell_done(self, record: Record) -> None:
         self.done = min(self.total, self.done + (record.outcome != "interrupted"))
@@ -120,4 +120,4 @@ class Progress:
         if record.gate and not record.gate["ok"]:
             error = f" ({record.gate.get('detail') or 'disagrees with the oracle'})"
         name = title(record.cell, record.label)
-        self.say(f"[{self.done}/{self.total}] {name}: {result}{error}")
+        self.print_line(f"[{self.done}/{self.total}] {name}: {result}{error}")

@@ -57,7 +57,7 @@ class Slurm:
     extra: Mapping[str, Any] = field(default_factory=dict)  # further options of sbatch
 
 
-def of_launcher(launcher: Mapping[str, Any]) -> Slurm | None:
+def slurm_options(launcher: Mapping[str, Any]) -> Slurm | None:
     """From Hydra's launcher node; None for any other launcher. Raises ConfigError."""
     if not str(launcher.get("_target_", "")).endswith(".SlurmLauncher"):
         return None
@@ -106,7 +106,7 @@ def gpus_of(gres: str) -> int:
     return count
 
 
-def minutes(jobs: Sequence[Job], isolation: str, tracker_limit_s: float = TRACK_S) -> int:
+def time_limit_min(jobs: Sequence[Job], isolation: str, tracker_limit_s: float = TRACK_S) -> int:
     """Time limit in minutes: twice every wave to its wall limit, and every cell's preparation."""
     total_s = 0.0
     for group in groups(jobs, isolation):
@@ -118,17 +118,17 @@ def minutes(jobs: Sequence[Job], isolation: str, tracker_limit_s: float = TRACK_
     return max(LEAST_MIN, -(-int(MARGIN * total_s) // 60))
 
 
-def parameters(slurm: Slurm, jobs: Sequence[Job], settings: Settings) -> dict[str, Any]:
+def executor_parameters(slurm: Slurm, jobs: Sequence[Job], settings: Settings) -> dict[str, Any]:
     """Parameters of submitit's executor for one allocation."""
     place = jobs[0].cell.placement
     options: dict[str, Any] = {
         "job_name": f"moe-{settings.sweep_dir.name}"[:60],
-        "time": slurm.time_min or minutes(jobs, settings.isolation),
+        "time": slurm.time_min or time_limit_min(jobs, settings.isolation),
         "nodes": place.nodes,
         "ntasks_per_node": place.ranks_per_node,
         "use_srun": False,  # the batch script starts srun itself, once a launch
         "stderr_to_stdout": True,
-        "setup": [*exports(), *slurm.setup],
+        "setup": [*setup_commands(), *slurm.setup],
         "additional_parameters": {
             "requeue": True,
             "signal": f"B:USR2@{SIGNAL_S}",
@@ -145,7 +145,7 @@ def parameters(slurm: Slurm, jobs: Sequence[Job], settings: Settings) -> dict[st
     return options
 
 
-def exports() -> list[str]:
+def setup_commands() -> list[str]:
     """Shell commands that let a job find our modules."""
     clone = project_paths.CLONE
     commands = [f"export PYTHONPATH={shlex.quote(str(clone))}:$PYTHONPATH"] if clone else []
@@ -166,7 +166,7 @@ def submit(slurm: Slurm, group: str, jobs: Sequence[Job], settings: Settings) ->
             folder=settings.sweep_dir.resolve() / FOLDER / "jobs",
             max_num_timeout=slurm.max_requeues,
         )
-        executor.update_parameters(**parameters(slurm, jobs, settings))
+        executor.update_parameters(**executor_parameters(slurm, jobs, settings))
         return str(executor.submit(Allocation(str(settings.sweep_dir.resolve()), group)).job_id)
     except (RuntimeError, ValueError, OSError, submitit.core.utils.FailedJobError) as error:
         raise ConfigError(
@@ -174,7 +174,7 @@ def submit(slurm: Slurm, group: str, jobs: Sequence[Job], settings: Settings) ->
         ) from error
 
 
-def alive(job_ids: Sequence[str]) -> set[str]:
+def unfinished_jobs(job_ids: Sequence[str]) -> set[str]:
     """Jobs that are queued or running; all of them where Slurm does not answer."""
     if not job_ids:
         return set()
@@ -182,11 +182,11 @@ def alive(job_ids: Sequence[str]) -> set[str]:
         listed = ask("squeue", "--noheader", "--format=%i", "--states=all", "--me")
     except (OSError, subprocess.SubprocessError):
         return set(job_ids)
-    ended = set(finished(job_ids))
+    ended = set(ended_jobs(job_ids))
     return {one for one in job_ids if one in set(listed.split()) and one not in ended}
 
 
-def finished(job_ids: Sequence[str]) -> list[str]:
+def ended_jobs(job_ids: Sequence[str]) -> list[str]:
     """Jobs that Slurm still lists, but only as ended."""
     over = "BF,CA,CD,DL,F,NF,OOM,TO"
     listed = ask("squeue", "--noheader", "--format=%i", f"--states={over}", "--me")
@@ -210,20 +210,20 @@ class SlurmSweep:
         began = time.monotonic()
         try:
             if self.settings.resume_mode:
-                self._look_back(self.settings.resume_mode)
+                self._resume(self.settings.resume_mode)
             self.result.warnings += folder.write_plan(self.state.jobs, self.settings)
             self.progress.begin(sum(self.state.left.values()))
             self._queue()
             self._watch()
         except KeyboardInterrupt:
             self.result.interrupted = True
-            self._say_how_to_attach()
+            self._print_attach_commands()
         self.progress.end()
-        self._account()
+        self._collect_results()
         self.result.wall_s = time.monotonic() - began
         return self.result
 
-    def _look_back(self, mode: str) -> None:
+    def _resume(self, mode: str) -> None:
         """Takes over what is measured; the allocation itself compares code and machine."""
         if mode not in ("missing", "failed"):
             raise ConfigError(
@@ -233,12 +233,12 @@ class SlurmSweep:
         past = self.state.read_past()
         self.state.resume(past, mode)
         done = sum(not n for n in self.state.left.values())
-        self.progress.say(f"resuming: {done} of {len(self.state.left)} cells are done")
+        self.progress.print_line(f"resuming: {done} of {len(self.state.left)} cells are done")
         self.seen = set(record.paths(self.sweep_dir))
 
     def _queue(self) -> None:
         """Queues allocations; jobs that still exist are watched, not queued again."""
-        there = self._jobs_there()
+        there = self._queued_before()
         for group, jobs in allocation.by_allocation(self.state.jobs).items():
             if group in there:
                 self.queued[group] = there[group]
@@ -250,24 +250,24 @@ class SlurmSweep:
             allocation.save(self.sweep_dir, group, left, mode, self.interface)
             allocation.result_path(self.sweep_dir, group).unlink(missing_ok=True)
             self.queued[group] = submit(self.slurm, group, left, self.settings)
-            limit = minutes(left, self.settings.isolation)
-            self.progress.say(
+            limit = time_limit_min(left, self.settings.isolation)
+            self.progress.print_line(
                 f"queued: job {self.queued[group]}: {len(left)} cells on {group}, "
                 f"{limit} min at most"
             )
         path = self.sweep_dir / FOLDER / "jobs.json"
         write_atomic(path, json.dumps(self.queued))
 
-    def _jobs_there(self) -> dict[str, str]:
+    def _queued_before(self) -> dict[str, str]:
         try:
             known = json.loads((self.sweep_dir / FOLDER / "jobs.json").read_text("utf-8"))
         except (OSError, ValueError):
             return {}
-        there = alive(list(known.values()))
+        there = unfinished_jobs(list(known.values()))
         return {group: job for group, job in known.items() if job in there}
 
     def _watch(self) -> None:
-        while alive(list(self.queued.values())):
+        while unfinished_jobs(list(self.queued.values())):
             self._take_records()
             time.sleep(POLL_S)
         self._take_records()
@@ -282,10 +282,10 @@ class SlurmSweep:
             except RecordError as error:
                 self.result.warnings.append(f"set aside: {error}")
                 continue
-            self.state.know(one)
+            self.state.add(one)
             self.progress.cell_done(one)
 
-    def _account(self) -> None:
+    def _collect_results(self) -> None:
         """Collects the allocations' results; cells without an attempt are interrupted."""
         for group, job_id in self.queued.items():
             if allocation.take_result(self.sweep_dir, group, self.result):
@@ -299,10 +299,10 @@ class SlurmSweep:
             )
         self.state.close()
 
-    def _say_how_to_attach(self) -> None:
+    def _print_attach_commands(self) -> None:
         ids = " ".join(self.queued.values())
         if ids:
-            self.progress.say(
+            self.progress.print_line(
                 f"the jobs go on: {ids}\n"
                 f"to attach: {project_paths.BENCH} resume={self.sweep_dir} hydra/launcher=slurm\n"
                 f"to end them: scancel {ids}"

@@ -43,7 +43,7 @@ class AllocationSweep(Sweep):
     def write_plan(self) -> None:
         """Written by the process that queued the allocation."""
 
-    def left_behind(self, jobs: Mapping[str, Job]) -> Iterator[Record]:
+    def recovered(self, jobs: Mapping[str, Job]) -> Iterator[Record]:
         """Only of this allocation's launches: others may be running."""
         sweep_dir = self.settings.sweep_dir
         for path in sorted(sweep_dir.glob("launches/*/launch.json")):

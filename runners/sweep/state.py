@@ -37,10 +37,10 @@ class SweepState:
         for attempts in past.records.values():
             for one in attempts:
                 if mode == "missing" or not self.left.get(one.cell_id):
-                    self.know(one)
+                    self.add(one)
         return resume.summary_line(self.jobs, past, self.version)
 
-    def know(self, one: Record) -> None:
+    def add(self, one: Record) -> None:
         """Adds a record: kernel and algorithms for later launches, the outcome for the result."""
         if one.kernel:
             self.kernels.setdefault(kernel_key(one.cell), one.kernel["name"])

@@ -36,9 +36,9 @@ class Sweep:
     ) -> None:
         self.state = SweepState(jobs, settings)
         self.settings, self.progress, self.start = settings, progress, start
-        self.when_measured: Callable[[], None] = lambda: None  # the last record is on disk
+        self.on_measured: Callable[[], None] = lambda: None  # the last record is on disk
         self.launches = 0
-        self.calibration_dir = calibrations.beside(settings.sweep_dir)
+        self.calibration_dir = calibrations.folder_of(settings.sweep_dir)
         self.fingerprint = environment.fingerprint(self.state.here)
 
     @property
@@ -90,14 +90,14 @@ class Sweep:
         call_with_timeout("the sweep's folder", lambda: self._recover(jobs), BULK_S)
         past = call_with_timeout("the sweep's folder", self.state.read_past, BULK_S)
         self.launches = past.next_launch
-        self.progress.say(self.state.resume(past, mode))
+        self.progress.print_line(self.state.resume(past, mode))
         self.track([one for attempts in past.records.values() for one in attempts])
 
     def _recover(self, jobs: Mapping[str, Job]) -> None:
-        for one in self.left_behind(jobs):
+        for one in self.recovered(jobs):
             record.write(self.settings.sweep_dir, one)
 
-    def left_behind(self, jobs: Mapping[str, Job]) -> Iterable[Record]:
+    def recovered(self, jobs: Mapping[str, Job]) -> Iterable[Record]:
         """Records made of what a dead launcher's ranks have written."""
         return recover(self.settings.sweep_dir, jobs, self.result.warnings.append)
 
@@ -111,11 +111,11 @@ class Sweep:
             outcome = launch.run()
             pending = outcome.pending
             give_up = False
-            if outcome.blamed is None and pending and not outcome.interrupted:
+            if outcome.failed_cell is None and pending and not outcome.interrupted:
                 blameless = 1 if outcome.recorded else blameless + 1
                 give_up = blameless >= BLAMELESS_LAUNCHES or outcome.silent
             if give_up:
-                launch.give_up()
+                launch.fail_pending()
             self.result.failures += outcome.failures
             if outcome.interrupted:
                 raise KeyboardInterrupt
@@ -146,7 +146,7 @@ class Sweep:
         """Writes the record first; OSError from a failing disk ends the sweep."""
         sweep_dir = self.settings.sweep_dir
         call_with_timeout("the sweep's folder", lambda: record.write(sweep_dir, one))
-        self.state.know(one)
+        self.state.add(one)
         self.result.timed_s += stats.timed_ns(one.samples) / 1e9
         self.progress.cell_done(one)
 
@@ -161,9 +161,9 @@ class Sweep:
         if done.warning and done.warning not in self.result.warnings:
             self.result.warnings.append(done.warning)
 
-    def news(self, plan: LaunchPlan, cell: int, stage: str, rounds: tuple[int, int]) -> None:
+    def report(self, plan: LaunchPlan, cell: int, stage: str, rounds: tuple[int, int]) -> None:
         self.progress.update(plan, plan.launch, cell, stage, rounds)
 
     def all_measured(self) -> None:
         self.progress.end()  # tables may be printed from here on
-        self.when_measured()
+        self.on_measured()

@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             Path(s).resolve()
             for s in options.source or [project_paths.OUTPUTS / project_paths.LATEST]
         ]
-        _shut_off(options, report)
+        _replace_settings(options, report)
         interruption = Interruption(lambda: _interrupted(report))
         interruption.listen()
         if launcher := os.environ.get(LAUNCHER):
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if report.failed else 0
 
 
-def _shut_off(options: argparse.Namespace, report: Report) -> None:
+def _replace_settings(options: argparse.Namespace, report: Report) -> None:
     """Replaces the process's W&B settings. (W&B reads files of the working folder too: `main` makes
     that an empty one.) Where a server cannot be asked safely, none is."""
     settings = replace_environment()
@@ -177,7 +177,7 @@ def _summary(
     sweep: Path, folder: Path, runs: list[Run], scratch: Path, report: Report
 ) -> list[Run]:
     """The summary run; none where it is there already, as making it is slow."""
-    if report.mode == "offline" and ledger.is_there(folder, summary_id(runs), 1):
+    if report.mode == "offline" and ledger.is_tracked(folder, summary_id(runs), 1):
         report.skipped += 1
         return []
     try:
@@ -229,7 +229,7 @@ def _write_all(writer: Writer, runs: list[Run], written: list[Written], report: 
         if run.id in there and _is_delivered(run, there[run.id]):
             report.skipped += 1
             ledger.mark_synced(writer.folder, run.id)
-        elif not writer.online and ledger.is_there(writer.folder, run.id, len(run.history)):
+        elif not writer.online and ledger.is_tracked(writer.folder, run.id, len(run.history)):
             report.skipped += 1
         else:
             log = _write(writer, run, there.get(run.id), report)

@@ -114,7 +114,7 @@ def _end(process: subprocess.Popen[str]) -> None:
     with suppress(subprocess.TimeoutExpired):
         process.communicate(timeout=GRACE_S)
         return
-    end_all([process.pid, *descendants(process.pid)])
+    kill_all([process.pid, *descendants(process.pid)])
     process.communicate()
 
 
@@ -127,7 +127,7 @@ def descendants(pid: int) -> list[int]:
     return [*children, *(deeper for child in children for deeper in descendants(child))]
 
 
-def end_all(pids: Sequence[int]) -> None:
+def kill_all(pids: Sequence[int]) -> None:
     for pid in pids:
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)

@@ -45,7 +45,7 @@ def whole(folder: Path, run_id: str, rows: int) -> list[Path]:
     return [log for log in logs(folder, run_id) if not fault(log, rows)]
 
 
-def is_there(folder: Path, run_id: str, rows: int) -> bool:
+def is_tracked(folder: Path, run_id: str, rows: int) -> bool:
     """Whether a run needs no offline log: one is complete, or a server has confirmed the run."""
     synced = any(log.with_suffix(".wandb.synced").exists() for log in logs(folder, run_id))
     return synced or bool(whole(folder, run_id, rows))

@@ -84,18 +84,18 @@ def project_name(value: object) -> str:
 
 def drop_empty() -> None:
     """Removes empty variables of W&B: for us, conf and W&B they count as unset."""
-    for name in [name for name, value in os.environ.items() if _of_wandb(name) and not value]:
+    for name in [name for name, value in os.environ.items() if _is_wandb(name) and not value]:
         del os.environ[name]
 
 
-def _of_wandb(name: str) -> bool:
+def _is_wandb(name: str) -> bool:
     return "WANDB" in name
 
 
 def allowed(variables: Mapping[str, str]) -> dict[str, str]:
     """The variables that a process of ours in which W&B runs may inherit."""
     selected = inherited(variables, ALLOWED)
-    return {name: value for name, value in selected.items() if value or not _of_wandb(name)}
+    return {name: value for name, value in selected.items() if value or not _is_wandb(name)}
 
 
 def usable(variables: Mapping[str, str], folder: Path) -> Usable:
@@ -103,7 +103,7 @@ def usable(variables: Mapping[str, str], folder: Path) -> Usable:
     (`folder` is the working folder) where no variable gives them."""
     result = Usable(allowed(variables))
     named = {name: name for name in result.variables}
-    for name, (value, where) in _of_files(result, folder).items():
+    for name, (value, where) in _from_files(result, folder).items():
         if not ("KEY" in name and "WANDB_IDENTITY_TOKEN_FILE" in result.variables):
             result.variables.setdefault(name, value)
             named.setdefault(name, where)
@@ -116,7 +116,7 @@ def usable(variables: Mapping[str, str], folder: Path) -> Usable:
     return result
 
 
-def _of_files(result: Usable, folder: Path) -> dict[str, tuple[str, str]]:
+def _from_files(result: Usable, folder: Path) -> dict[str, tuple[str, str]]:
     """Value and origin by variable; the working folder's file has precedence over W&B's own."""
     config = result.variables.get(CONFIG_DIR) or "~/.config/wandb"
     values: dict[str, tuple[str, str]] = {}
@@ -181,7 +181,7 @@ def timeout_s(name: str) -> int:
     return int(os.environ.get(name) or TIMEOUTS_S[name])
 
 
-def forget_server() -> None:
+def drop_server_variables() -> None:
     """Removes a server's variables, so that they cannot disturb offline writing."""
     for name in SERVER:
         os.environ.pop(name, None)
@@ -202,8 +202,8 @@ def usable_environment() -> Iterator[list[str]]:
     result = usable(os.environ, Path())
     if not result.server:
         raise ValueError("; ".join(result.faults))
-    before = {name: value for name, value in os.environ.items() if _of_wandb(name)}
-    own = {name: value for name, value in result.variables.items() if _of_wandb(name)}
+    before = {name: value for name, value in os.environ.items() if _is_wandb(name)}
+    own = {name: value for name, value in result.variables.items() if _is_wandb(name)}
     _exchange(own)
     try:
         yield result.faults
@@ -212,6 +212,6 @@ def usable_environment() -> Iterator[list[str]]:
 
 
 def _exchange(wanted: Mapping[str, str]) -> None:
-    for name in [name for name in os.environ if _of_wandb(name) and name not in wanted]:
+    for name in [name for name in os.environ if _is_wandb(name) and name not in wanted]:
         del os.environ[name]
     os.environ.update(wanted)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from runners.track.client import GRACE_S, descendants, end_all
+from runners.track.client import GRACE_S, descendants, kill_all
 
 OVERDUE_S = 0.8 * GRACE_S  # then W&B's code is no longer waited for; the launcher kills at GRACE_S
 
@@ -27,33 +27,33 @@ class Interruption:
 
     def __init__(self, overdue: Callable[[], None]) -> None:
         self._overdue = overdue  # called before the process ends where W&B's code does not return
-        self._holding = False
+        self._deferring = False
         self._raised = False
-        self.asked = False
+        self.requested = False
 
     def listen(self) -> None:
         for sign in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sign, self._handle)
 
     @contextmanager
-    def kept_back(self) -> Iterator[None]:
+    def deferred(self) -> Iterator[None]:
         """Defers a signal: Interrupted is raised at the end, whatever else is raised."""
-        self._holding = True
+        self._deferring = True
         try:
             yield
         finally:
-            self._holding = False
-            if self.asked and not self._raised:
+            self._deferring = False
+            if self.requested and not self._raised:
                 self._raise()
 
     def _handle(self, _signal: int, _frame: FrameType | None) -> None:
-        if self.asked:
+        if self.requested:
             return
-        self.asked = True
+        self.requested = True
         limit = threading.Timer(OVERDUE_S, self._end)
         limit.daemon = True
         limit.start()
-        if not self._holding:
+        if not self._deferring:
             self._raise()
 
     def _raise(self) -> None:
@@ -67,4 +67,4 @@ class Interruption:
 
 
 def end_children() -> None:
-    end_all(descendants(os.getpid()))
+    kill_all(descendants(os.getpid()))

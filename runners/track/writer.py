@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from runners.track.run import Run
-from runners.track.settings import forget_server, timeout_s
+from runners.track.settings import drop_server_variables, timeout_s
 from runners.track.signals import Interruption, end_children
 
 TEARDOWN_S = 10.0
@@ -58,12 +58,12 @@ class Writer:
         The summary goes first: a log with all history rows and an exit record is then complete.
         What is `there` from an interrupted tracker is completed: its rows are not sent again.
         """
-        with self.interruption.kept_back():
+        with self.interruption.deferred():
             return self._write(run, there)
 
     def _write(self, run: Run, there: OnServer | None) -> Path:
         if not self.online:
-            forget_server()
+            drop_server_variables()
         import wandb
 
         active = wandb.init(
@@ -87,7 +87,7 @@ class Writer:
             active.define_metric("*", summary="none")  # the summary is ours alone
             active.summary.update(run.summary)
             for step in range(active.starting_step, len(run.history)):
-                if self.interruption.asked:
+                if self.interruption.requested:
                     break
                 active.log(run.history[step], step=step)
             else:
@@ -100,7 +100,7 @@ class Writer:
 
     def on_server(self, ids: list[str]) -> dict[str, OnServer]:
         """Which of these runs the server has, by id; one request per page."""
-        with self.interruption.kept_back():
+        with self.interruption.deferred():
             return self._on_server(ids)
 
     def _on_server(self, ids: list[str]) -> dict[str, OnServer]:
@@ -131,7 +131,7 @@ class Writer:
             overdue.daemon = True
             overdue.start()
             # teardown exits where the process had to be killed.
-            with self.interruption.kept_back(), suppress(Exception, SystemExit):
+            with self.interruption.deferred(), suppress(Exception, SystemExit):
                 wandb.teardown()
             overdue.cancel()
 
