@@ -99,14 +99,12 @@ BENCH = Bench()
 
 def task(config: DictConfig) -> None:
     """A run without -m: one cell, or all cells of a resumed folder."""
-    typed = OmegaConf.to_container(HydraConfig.get().overrides.task)  # interpolations as typed
+    typed = OmegaConf.to_container(HydraConfig.get().overrides.task)  # unresolved
     overrides = [str(word) for word in typed or []]
     sweep_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
         configs = [Composed(plain(config), overrides)]
-        if config.resume and all(
-            word.split("=")[0].split(".")[0] in RUN_KEYS for word in overrides
-        ):
+        if config.resume and all(key.split("=")[0].split(".")[0] in RUN_KEYS for key in overrides):
             configs = planned_cells(sweep_dir, configs[0].config)
         BENCH.run_all(configs, sweep_dir, plain(HydraConfig.get().launcher))
     except Exception as error:
@@ -114,7 +112,7 @@ def task(config: DictConfig) -> None:
             raise
         BENCH.error = error  # Hydra would print lines of its own around it
         with contextlib.suppress(OSError):
-            sweep_dir.rmdir()  # made by Hydra, and empty
+            sweep_dir.rmdir()  # Hydra made it
 
 
 task.moe_bench = BENCH  # type: ignore[attr-defined]  # by this our launcher recognises the bench
@@ -212,7 +210,7 @@ def process_settings() -> Iterator[None]:
     """Signals, option parser and Hydra's error output while `run` runs; restored at its end."""
     handlers: dict[signal.Signals, Any] = {}
     full_error, parser_error = os.environ.get("HYDRA_FULL_ERROR"), argparse.ArgumentParser.error
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a launch has its own handling of them
+    for number in (signal.SIGTERM, signal.SIGHUP):  # launches set their own handlers
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup's choice is the user's
             handlers[number] = signal.signal(number, raise_interrupt)
     argparse.ArgumentParser.error = unknown_option  # type: ignore  # one line

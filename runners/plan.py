@@ -88,9 +88,9 @@ class Job:
     cell: Cell
     measure: Measure
     label: str = ""
-    notes: tuple[str, ...] = ()  # what was changed to make the cell runnable
+    notes: tuple[str, ...] = ()  # changes that made the cell runnable
     meta: dict[str, Any] = field(default_factory=dict)  # model, scale and overrides, for the record
-    trace: Trace | None = field(default=None, repr=False)  # what workload.trace_sha256 names
+    trace: Trace | None = field(default=None, repr=False)  # of workload.trace_sha256
     config: dict[str, Any] = field(default_factory=dict)  # the resolved config
 
     @cached_property

@@ -92,7 +92,7 @@ def due(self: Worker, cell: int, stage: str) -> str:
         here = (cell, stage) == (PLANT["cell"], PLANT["stage"]) and self.plan.launch == 0
         return PLANT["kind"] if here else ""
     dice = random.Random(f"{PLANT['seed']}:{self.plan.launch}:{cell}")
-    mine = dice.randrange(self.where.world_size) == self.where.rank
+    mine = dice.randrange(self.place.world_size) == self.place.rank
     come = cell >= 0 and stage == "gate" and dice.random() < PLANT["chance"]
     return dice.choice(["raise", "kill", "exit", "stuck", "memory", "nan"]) if mine and come else ""
 

@@ -42,7 +42,7 @@ class OneRank:
     def now_ns(self) -> int:
         return self.clock_ns
 
-    def decide(self, value: int) -> int:
+    def broadcast(self, value: int) -> int:
         return value
 
     def gather(self, values: Sequence[int]) -> list[list[int]]:

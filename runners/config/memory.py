@@ -9,8 +9,8 @@ from runners.errors import ConfigError
 from runners.host.hardware import memory_bytes
 from runners.plan import Job
 
-MEMORY_FRACTION = 0.8  # of what is available, for one cell on all its ranks
-RESIDENT_FRACTION = 0.4  # for all cells of a wave together
+MEMORY_FRACTION = 0.8  # of available memory, for one cell on all its ranks
+RESIDENT_FRACTION = 0.4  # of available memory, for all cells of a wave
 
 
 def available_bytes() -> int:

@@ -58,6 +58,6 @@ def _leaf_value(raw: Any, resolved: dict[str, Any], config: DictConfig, key: str
     node = resolved.get(reference[1]) if reference else None
     if reference and isinstance(node, dict) and not isinstance(node.get(reference[2]), dict | None):
         return node[reference[2]]
-    value = config[key]  # of a reference to a whole node: that node
+    value = config[key]  # a reference to a whole node gives that node
     whole = OmegaConf.is_config(value)
     return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if whole else value

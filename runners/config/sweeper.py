@@ -65,7 +65,7 @@ class MoeSweeper(Sweeper):
                 raise ConfigError(_empty(override, loader.get_group_options(override.key_or_group)))
         jobs = [list(job) for job in itertools.product(*words.values())]
         ended: Sequence[JobReturn] = self.launcher.launch(jobs, initial_job_idx=0)
-        return [job.return_value for job in ended]  # raises what a job raised, in other launchers
+        return [job.return_value for job in ended]  # with other launchers: raises what a job raised
 
 
 def _words(override: Override) -> list[str]:

@@ -64,7 +64,7 @@ def start_agent(plan: LaunchPlan, hosts: Hosts, token: str) -> subprocess.Popen[
     launch_dir = Path(plan.launch_dir)
     variables = rank_environment(plan)
     if "GLOO_SOCKET_IFNAME" not in os.environ:
-        del variables["GLOO_SOCKET_IFNAME"]  # loopback, which is right on one host only
+        del variables["GLOO_SOCKET_IFNAME"]  # loopback, for one host only
     variables["MOE_LAUNCH_TOKEN"] = token
     use_interface(variables, resolve(hosts.address), hosts.interface)
     logs = launch_dir / "logs" / f"node{hosts.node_rank}"

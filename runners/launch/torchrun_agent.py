@@ -86,7 +86,7 @@ def keep_store_on_loopback() -> None:
     themselves they listen on every interface."""
     from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend, dynamic_rendezvous
 
-    backend: Any = c10d_rendezvous_backend  # its type stubs leave out what it imports
+    backend: Any = c10d_rendezvous_backend  # its type stubs lack its imports
     handler: Any = dynamic_rendezvous.DynamicRendezvousHandler
     store = backend.TCPStore
 

@@ -52,8 +52,8 @@ from runners.records.sealed import write_atomic
 LIMIT_S = Measure().calibration_limit_s
 # Shares of the limit after which each part ends; what is left is for overruns.
 ALONE_UNTIL, SHARED_UNTIL, CHOICE_UNTIL, LINKS_UNTIL = 0.45, 0.6, 0.75, 0.9
-WINDOWS = 3  # in which all ranks are at work at once, where the time lasts
-PRODUCT_WEIGHT = 2  # shares of the time of all ranks at once, where memory has one
+WINDOWS = 3  # of concurrent work of all ranks, if time allows
+PRODUCT_WEIGHT = 2  # time of products over that of a memory rate, with all ranks
 
 
 def concurrent_rate(step: Step, amount: float, probe: Probe, comm: Comm, until_s: float) -> float:
@@ -99,7 +99,7 @@ def shared_rates(
         )
         way = ways(probe.random(n, k, dtype=dtype))[one_rank.way[f"{rows}x{n}x{k}"]]()
         step = functools.partial(way, probe.random(rows, k, dtype=dtype))
-        step()  # the first call prepares
+        step()  # warm-up
         rate = concurrent_rate(step, 2 * rows * n * k, probe, comm, end_s)
         flops[name] = max(rate, alone.rates["matmul_flops_per_s"][name]["peak"])
     return {
@@ -205,14 +205,14 @@ def run_rank(backend: str, threads: int, limit_s: float, out: Path) -> None:
         from runners.rank.mpi_backend import export_environment
 
         export_environment()
-    where = RankPlace.from_environment()
-    environment.pin(where.local_rank, where.local_ranks, threads)
+    place = RankPlace.from_environment()
+    environment.pin(place.local_rank, place.local_ranks, threads)
     torch.set_num_threads(threads)
     device = "cuda" if backend == "nccl" else "cpu"
-    placement = RankLayout(where.world_size, backend, device, threads)
-    ranks = TorchRanks(where, placement, limit_s=300)
+    placement = RankLayout(place.world_size, backend, device, threads)
+    ranks = TorchRanks(place, placement, limit_s=300)
     calibration = calibrate_ranks(limit_s, ranks.device)
-    if where.rank == 0:
+    if place.rank == 0:
         write_atomic(out, json.dumps(calibration))
     ranks.close()
 

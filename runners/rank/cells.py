@@ -159,7 +159,7 @@ class CellRunner:
         mine = step.layer.weights_bytes() + step.x_TD.nbytes
         everyone = sum(row[0] for row in self.ranks.gather([mine]))
         sets = -(-2 * cache // max(everyone, 1)) + 1
-        return self.ranks.decide(min(sets, COLD_SETS_MAX))
+        return self.ranks.broadcast(min(sets, COLD_SETS_MAX))
 
     def inspect(self, index: int) -> None:
         """Logs bytes sent, peak memory and phases, each from passes of its own."""
@@ -201,7 +201,7 @@ class CellRunner:
                 totals.append(self.ranks.now_ns() - start)
             self.compare(index, "when phases were timed")
             passes.append(dict(times))
-            if self.ranks.decide(int(time.monotonic() > deadline)):
+            if self.ranks.broadcast(int(time.monotonic() > deadline)):
                 break
         whole = statistics.median_low(totals)
         typical = passes[totals.index(whole)]  # one real pass, so that its parts add up

@@ -51,7 +51,7 @@ class Ranks(Protocol):
     def barrier(self) -> None: ...
     def now_ns(self) -> int: ...
     def sync(self) -> None: ...
-    def decide(self, value: int) -> int: ...  # rank 0's value, on every rank
+    def broadcast(self, value: int) -> int: ...  # rank 0's value, on every rank
     def gather(self, values: Sequence[int]) -> list[list[int]]: ...  # of every rank, on all
 
 
@@ -66,8 +66,8 @@ class TimedCell:
     step: Callable[[], None]
     active: Callable[[], AbstractContextManager[None]] = nullcontext
     check: Callable[[str], bool] | None = None
-    right_here: bool = True  # as far as this rank has looked
-    right: bool = True  # on all ranks, as of the last time they told each other
+    correct_here: bool = True  # in all checks on this rank
+    correct: bool = True  # on all ranks, as of the last exchange
     resident: bool = True
     short: int = 0  # steps of the short block; 0: every block has `steps`
     steps: int = 1  # steps of the long block
@@ -169,17 +169,17 @@ class Engine:
 
     def _check(self, cell: TimedCell, when: str) -> None:
         if cell.check is not None:
-            cell.right_here = cell.check(when) and cell.right_here
+            cell.correct_here = cell.check(when) and cell.correct_here
 
     def makespans_ms(
         self, taken: Sequence[tuple[int, int]], cells: Sequence[TimedCell] = ()
     ) -> list[float]:
         """Makespans of blocks that every rank took in the same order. Also updates which of `cells`
-        are still right on all ranks."""
+        are still correct on all ranks."""
         spans = [value for pair in taken for value in pair]
-        rows = self.ranks.gather([*spans, *(int(cell.right_here) for cell in cells)])
+        rows = self.ranks.gather([*spans, *(int(cell.correct_here) for cell in cells)])
         for place, cell in enumerate(cells, len(spans)):
-            cell.right = all(row[place] for row in rows)
+            cell.correct = all(row[place] for row in rows)
         return [
             makespan_ns([row[i] for row in rows], [row[i + 1] for row in rows], self.node_of) / 1e6
             for i in range(0, 2 * len(taken), 2)
@@ -202,11 +202,11 @@ class Engine:
         began, control = self.ranks.now_ns(), TimedCell(-1, step)
         took_ms: list[float] = []
         self.size_block(control)
-        while self.ranks.decide(int(self.ranks.now_ns() - began < SETTLE_S * 1e9)):
+        while self.ranks.broadcast(int(self.ranks.now_ns() - began < SETTLE_S * 1e9)):
             took_ms.append(self.sample(control, "sizing", 0, control.short or control.steps))
             latest = took_ms[-SETTLE_BLOCKS:]
             agreed = len(latest) == SETTLE_BLOCKS and settled(latest)
-            if self.ranks.decide(int(agreed)):
+            if self.ranks.broadcast(int(agreed)):
                 return True
         return False
 
@@ -225,9 +225,9 @@ class Engine:
         while more:
             took_ms = self.sample(cell, "sizing", 0, steps) * steps
             wanted = min(target_ms / took_ms, 10.0) * steps if took_ms > 0 else 2.0 * steps
-            more = self.ranks.decide(int(took_ms < 0.7 * target_ms and steps < MAX_STEPS))
+            more = self.ranks.broadcast(int(took_ms < 0.7 * target_ms and steps < MAX_STEPS))
             if more:
-                steps = self.ranks.decide(min(max(round(wanted), steps + 1), MAX_STEPS))
+                steps = self.ranks.broadcast(min(max(round(wanted), steps + 1), MAX_STEPS))
         cell.short = max(SHORT_STEPS, round(steps / SHORT_SHARE))
         cell.steps = max(LONG_SHORT * cell.short, steps)
 
@@ -239,7 +239,7 @@ class Engine:
         for number in range(limit):
             cell.warmup_ms.append(self.sample(cell, "warmup", number, steps))
             if number + 1 >= self.measure.warmup:
-                steady = self.ranks.decide(int(settled(cell.warmup_ms)))
+                steady = self.ranks.broadcast(int(settled(cell.warmup_ms)))
                 if steady:
                     break
         self.flush()
@@ -322,7 +322,7 @@ class Engine:
         self, cells: Sequence[TimedCell], seed: str, report: Callable[[int], None] = lambda n: None
     ) -> str:
         """Runs rounds, with anchors around them, until the stop rule ends the wave; returns the
-        rule. A cell that is no longer right is left out of further rounds."""
+        rule. A cell that is no longer correct is left out of further rounds."""
         if self.measure.order == "product":
             return self._run_product(cells, seed, report)
         began = self.ranks.now_ns()
@@ -333,7 +333,7 @@ class Engine:
             self.run_round(cells, number, seed)
             number += 1
             report(number)
-            cells = [cell for cell in cells if cell.right]
+            cells = [cell for cell in cells if cell.correct]
             if not cells:
                 return "wrong"
             if number == -(-self.measure.rounds_min // 2):
@@ -352,7 +352,7 @@ class Engine:
         self._anchor(cells, "first")
         for done, cell in enumerate(cells):
             for number in range(self.measure.rounds_min):
-                if cell.right:
+                if cell.correct:
                     self.run_round([cell], number, seed)
             if done == len(cells) // 2:
                 self._anchor(cells, "middle")
@@ -361,11 +361,11 @@ class Engine:
         return "fixed"
 
     def _anchor(self, cells: Sequence[TimedCell], place: str) -> None:
-        """Anchor samples of the right cell with the shortest block."""
-        cells = [cell for cell in cells if cell.right]
+        """Anchor samples of the correct cell with the shortest block."""
+        cells = [cell for cell in cells if cell.correct]
         if self.measure.anchors and cells:
             took_ms = [c.steps * min(c.warmup_ms, default=0.0) for c in cells]
-            self.anchor(cells[self.ranks.decide(took_ms.index(min(took_ms)))], place)
+            self.anchor(cells[self.ranks.broadcast(took_ms.index(min(took_ms)))], place)
 
     def _stop(self, cells: Sequence[TimedCell], number: int, check: bool, late: bool) -> str:
         """The rule that ends the wave after `number` rounds, or "". Precision is tested only at
@@ -379,7 +379,7 @@ class Engine:
             rule = "fixed" if measure.rounds_min == measure.rounds_max else "maximum"
         elif number >= measure.rounds_min and late:
             rule = "wall"
-        return RULES[self.ranks.decide(RULES.index(rule))]
+        return RULES[self.ranks.broadcast(RULES.index(rule))]
 
     def interrupted(self) -> bool:
         """Whether the user asked to stop after this round; overridden by the worker."""

@@ -23,7 +23,7 @@ BETWEEN_BYTES = (16 << 10, 128 << 10)
 MESSAGE_BYTES = (*ENDS_BYTES, *BETWEEN_BYTES)
 COLLECTIVES = ("barrier", "all_to_all", "all_reduce", "all_gather", "reduce_scatter")
 NOTHING, ALL = (dict.fromkeys(algorithms.CHOSEN, limit) for limit in (0, 1 << 30))
-BLOCKS = 5  # of calls, per collective and size, where the time lasts
+BLOCKS = 5  # of calls, per collective and size, if time allows
 
 
 def from_rank0(comm: Comm, value: float) -> float:

@@ -32,8 +32,8 @@ from mpi4py import MPI  # noqa: E402
 from runners.host.mpi import export_environment as export_environment  # noqa: E402
 
 BACKEND = "mpi4py"
-FORWARD_S = 0.5  # mpiexec drops what it has not yet forwarded of a rank that aborts
-_dist: Any = dist  # its type stubs leave out what extends it
+FORWARD_S = 0.5  # mpiexec drops unforwarded output of a rank that aborts
+_dist: Any = dist  # its type stubs lack the extension API
 _Work: Any = _dist._Work
 _ProcessGroup: Any = _dist.ProcessGroup
 MPI_TYPES = {
@@ -51,7 +51,7 @@ MPI_OPS = {
     dist.ReduceOp.MIN.value: MPI.MIN,
     dist.ReduceOp.PRODUCT.value: MPI.PROD,
 }
-WIDENED = (torch.bfloat16, torch.float16)  # MPI has no such numbers to add
+WIDENED = (torch.bfloat16, torch.float16)  # MPI has no reductions of these
 
 
 def init_mpi(timeout: timedelta = timedelta(minutes=10)) -> None:

@@ -26,8 +26,8 @@ ROWS = (1, 8, 64, 512)  # M: tokens of one expert
 MATRICES = ((4096, 1024), (1024, 4096))  # N x K of an expert
 SQUARE = 1024
 GPU_SQUARE = 8192
-MEMORY_SHARE = 0.3  # of the time that one rank has alone
-LARGEST_WEIGHT = 4  # shares of time for the most rows of a matrix, where others have one
+MEMORY_SHARE = 0.3  # of the time for one rank alone
+LARGEST_WEIGHT = 4  # time for the most rows of a matrix over that for fewer
 
 Step = Callable[[], object]
 
@@ -171,7 +171,7 @@ class Products:
 
     flops_per_s: dict[str, float] = field(default_factory=dict)
     way: dict[str, int] = field(default_factory=dict)
-    left_out: int = 0  # shapes, because they would have taken too long
+    left_out: int = 0  # shapes that would have taken too long
 
     def add(self, shape: str, flops: float, took_s: dict[int, float]) -> None:
         self.way[shape] = min(took_s, key=took_s.__getitem__)

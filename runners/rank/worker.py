@@ -45,22 +45,22 @@ class Worker:
     """One rank's run of a launch."""
 
     def __init__(
-        self, plan: LaunchPlan, where: RankPlace, log: RankLog, pinned: list[int] | None
+        self, plan: LaunchPlan, place: RankPlace, log: RankLog, pinned: list[int] | None
     ) -> None:
-        self.plan, self.where, self.log, self.pinned = plan, where, log, pinned
+        self.plan, self.place, self.log, self.pinned = plan, place, log, pinned
         self.launch_dir = Path(plan.launch_dir)
         limit_s = plan.measure.cell_limit_s
-        self.ranks = TorchRanks(where, plan.placement, limit_s + 60)
-        self.comm = Comm(self.ranks.device, where.world_size, where.rank)
+        self.ranks = TorchRanks(place, plan.placement, limit_s + 60)
+        self.comm = Comm(self.ranks.device, place.world_size, place.rank)
         self.engine = StoppableEngine(
             self.ranks, plan.measure, self.emit, self.flush, self.launch_dir / "stop"
         )
         if plan.placement.device == "cpu":
-            self.engine.turn_ms = turn_ms(where.local_ranks * plan.placement.threads)
-        if plan.placement.backend == "gloo" and where.world_size > 1:
+            self.engine.turn_ms = turn_ms(place.local_ranks * plan.placement.threads)
+        if plan.placement.backend == "gloo" and place.world_size > 1:
             self.engine.min_block_ms = plan.measure.block_gloo_ms
         if plan.placement.nodes > 1:
-            self.engine.node_of = tuple(row[0] for row in self.ranks.gather([where.node]))
+            self.engine.node_of = tuple(row[0] for row in self.ranks.gather([place.node]))
         self.cells = CellRunner(plan, self.comm, self.ranks, log)
 
     def emit(self, sample: Sample) -> None:
@@ -91,11 +91,11 @@ class Worker:
     def _log_environment(self) -> None:
         """Logs the environment; calibrates where the machine's limits are not known yet."""
         self.enter_stage(-1, "environment")
-        if self.where.local_rank == 0:
-            facts = environment.capture(self.plan.placement.device, self.where.local_ranks)
+        if self.place.local_rank == 0:
+            facts = environment.capture(self.plan.placement.device, self.place.local_ranks)
             facts["network"] = os.environ.get(isolation.NETWORK)
             self.log.write("environment", value=facts)
-        if self.engine.node_of and self.where.rank == 0:
+        if self.engine.node_of and self.place.rank == 0:
             self.log.write("nodes", value=self.engine.node_of)
         self.log.write("pinned", value=self.pinned)
         exchanged = self.plan.exchanged or (self.plan.calibration or {}).get("exchanged")
@@ -122,7 +122,7 @@ class Worker:
         for index in wave:
             if cell := self._prepare(index, resident):
                 timed.append(cell)
-        gc.collect()  # what is built now is old from here on
+        gc.collect()  # moves what was built to the oldest generation
         if timed:
             rounds = self._progress(number)
             seed = f"{self.plan.measure.order_seed}:{self.plan.launch}:{number}"
@@ -134,7 +134,7 @@ class Worker:
 
     def _verify_again(self, cell: TimedCell) -> None:
         """Verifies on other tokens after the last round, unless the cell is already wrong."""
-        if not cell.right:
+        if not cell.correct:
             return
         self.enter_stage(cell.index, "check")
         self.cells.verify_again(cell.index)
@@ -158,7 +158,7 @@ class Worker:
         self.enter_stage(index, "warm-up")
         self.engine.size_block(timed)
         steady = self.engine.warm_up(timed)
-        if not timed.right:
+        if not timed.correct:
             self.cells.discard([index])
             return None
         self.log.write("warmup", cell=index, samples=len(timed.warmup_ms), steady=steady)
@@ -256,13 +256,13 @@ def main(arguments: list[str]) -> int:
     plan = load(Path(arguments[0]))
     if plan.placement.backend == "mpi":
         export_environment()
-    where = RankPlace.from_environment()
-    log = RankLog(rank_path(Path(plan.launch_dir), where.rank))
-    log.write("start", rank=where.rank, pid=os.getpid(), clock_ns=time.monotonic_ns())
-    pinned = environment.pin(where.local_rank, where.local_ranks, plan.placement.threads)
+    place = RankPlace.from_environment()
+    log = RankLog(rank_path(Path(plan.launch_dir), place.rank))
+    log.write("start", rank=place.rank, pid=os.getpid(), clock_ns=time.monotonic_ns())
+    pinned = environment.pin(place.local_rank, place.local_ranks, plan.placement.threads)
     torch.set_num_threads(plan.placement.threads)
     try:
-        worker = Worker(plan, where, log, pinned)
+        worker = Worker(plan, place, log, pinned)
         worker.run()
         worker.ranks.close()
     except BaseException as error:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MEMBER = "indices.npy"
-LIMIT_BYTES = 2**28  # of the file and of the array, 16 million tokens with two int64 ids
+LIMIT_BYTES = 2**28  # of file and array: 16 million tokens with two int64 ids
 HEADER_LIMIT = 10_000  # characters of an npy header
 SHAPE = "an npz file with an integer array `indices` [N, topk], or an npy file of it"
 
@@ -72,7 +72,7 @@ def _parsed(data: bytes) -> np.ndarray[Any, Any]:
         return _array(_member(data) if data.startswith(b"PK") else data)
     except TraceError:
         raise
-    except Exception as error:  # a foreign file can break a parser in any way
+    except Exception as error:  # malformed files raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise TraceError(f"it cannot be read as {SHAPE}: {reason}") from None
 
@@ -105,9 +105,9 @@ def _array(data: bytes) -> np.ndarray[Any, Any]:
         raise TraceError(f"its dtype is {dtype}, allowed are integers")
     if len(shape) != 2 or min(shape) < 1:
         raise TraceError(f"its shape is {list(shape)}, allowed is [N, topk] with rows in it")
-    expected, there = shape[0] * shape[1] * dtype.itemsize, len(data) - stream.tell()
-    if expected != there:
-        raise TraceError(f"its header declares {expected} bytes of ids, it has {there}")
+    expected, actual = shape[0] * shape[1] * dtype.itemsize, len(data) - stream.tell()
+    if expected != actual:
+        raise TraceError(f"its header declares {expected} bytes of ids, it has {actual}")
     flat = np.frombuffer(data, dtype, offset=stream.tell())
     return flat.reshape(shape, order="F" if fortran else "C")
 

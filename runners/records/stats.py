@@ -14,14 +14,14 @@ DRIFT_THRESHOLD = 0.10  # a larger difference of anchors puts a banner on every 
 FLOOR_MULTIPLE = 10.0  # cells whose blocks last fewer floors are flagged
 GROWTH_LIMIT = 0.02  # share of a step's time that growing start costs may take, unflagged
 STEADY = "steady state"
-BLOCK_MEAN = "mean of a block, its start included"  # of records of schema 2
+BLOCK_MEAN = "mean of a block, its start included"  # in records of schema 2
 COUNTED = ("short", "long", "fixed")
 
 
 class Interval(NamedTuple):
     low: float
     high: float
-    confidence: float  # achieved; order statistics cannot hit a level exactly
+    confidence: float  # achieved: order statistics reach only some levels
 
 
 def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval | None:
@@ -46,7 +46,7 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
 def duration_low(low: float) -> float:
     """Lower end of a duration's interval, cut at 0. A true duration is positive, so that the cut
     does not change the interval's confidence."""
-    return 0.0 if low < 0 else low  # NaN, for no interval, stays
+    return 0.0 if low < 0 else low  # NaN (no interval) stays NaN
 
 
 def step_ms(short: int, short_ms: float, long: int, long_ms: float) -> float:

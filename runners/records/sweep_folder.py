@@ -80,9 +80,9 @@ def _without_figures(attempt: Record) -> Record:
     return attempt
 
 
-def is_current(one: Record, here: Version) -> bool:
+def is_current(one: Record, version: Version) -> bool:
     """Whether this code on this machine would measure the same: same schema and version."""
-    return one.schema == record.SCHEMA and version_of(one.environment) == here
+    return one.schema == record.SCHEMA and version_of(one.environment) == version
 
 
 def version_of(environment: Mapping[str, Any]) -> Version:
@@ -98,14 +98,14 @@ def version_here(clone: Path | None) -> Version:
     return version_of({**environment.capture(), "git": environment.git_state(clone)})
 
 
-def cells(folder: Path, here: Version) -> list[CellState]:
+def cells(folder: Path, version: Version) -> list[CellState]:
     """State of every planned cell; raises OSError or ValueError for a damaged plan."""
     past = read_past(folder)
     states = []
     for planned in read_plan(folder)["cells"]:
         cell_id = str(planned["cell_id"])
         attempts = past.records.get(cell_id, [])
-        known = state(attempts, here, _launches(folder, cell_id))
+        known = state(attempts, version, _launches(folder, cell_id))
         log = next((str(one.error["log"]) for one in reversed(attempts) if one.error), "")
         if not log and attempts:
             log = f"launches/{attempts[-1].launch}/logs"
@@ -123,7 +123,7 @@ def _launches(folder: Path, cell_id: str) -> int:
         return 1
 
 
-def state(attempts: Sequence[Record], here: Version, launches: int) -> str:
+def state(attempts: Sequence[Record], version: Version, launches: int) -> str:
     """missing | failed | wrong | stale | measured, by the newest attempts."""
     ended = [one for one in attempts if one.outcome != "interrupted"]
     if not ended:
@@ -131,7 +131,7 @@ def state(attempts: Sequence[Record], here: Version, launches: int) -> str:
     measured = [one for one in ended if one.outcome == "measured"]
     if not measured:
         return ended[-1].outcome
-    current = [one for one in measured if is_current(one, here)]
+    current = [one for one in measured if is_current(one, version)]
     if len(current) < len(measured):
         return "measured" if len(current) >= launches else "stale"
     return "measured" if len(measured) >= launches else "missing"

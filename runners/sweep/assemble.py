@@ -16,7 +16,7 @@ from runners.records import stats
 from runners.records.rank_log import RankReader, rank_path
 from runners.records.record import KINDS, Record, Samples
 
-PLACES = ("first", "middle", "last")  # of anchors in a wave
+PLACES = ("first", "middle", "last")  # of anchor samples in a wave
 LOST_PEER = re.compile(r"closed by peer|reset by peer|Connection (was )?(closed|reset)", re.I)
 
 

@@ -28,7 +28,7 @@ from runners.sweep.result import SweepResult
 from runners.sweep.settings import settings_of
 from runners.sweep.sweep import Sweep
 
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # of ranks: threads=N sets them
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # set for ranks by threads=N
 
 
 def run_composed(

@@ -28,7 +28,7 @@ def new_or_resumed(settings: Settings) -> None:
             f"{folder}: holds a sweep already, which a new one would write over; go on with "
             f"it (resume={folder}) or choose another folder"
         )
-    with contextlib.suppress(OSError):  # a convenience; not every filesystem has links
+    with contextlib.suppress(OSError):  # optional: not every filesystem has links
         point_latest(folder)
 
 

@@ -38,7 +38,7 @@ class LaunchContext:
     kernels: dict[str, str]  # chosen in earlier launches, by kernel_key
     exchanged: Mapping[tuple[str, int], dict[str, int]]  # the same of collective algorithms
     pass_env: tuple[str, ...] = ()
-    last: bool = False  # no launch comes after it
+    last: bool = False  # the last launch of the sweep
     interrupted: Callable[[], bool] = lambda: False  # whether the sweep is to end
 
 
@@ -78,7 +78,7 @@ class Launch:
         self.plan = self._plan()
         self.lines = Assembler(self.plan, jobs, context.sweep_dir.name)
         self.outcome = LaunchOutcome()
-        self.recorded: set[int] = set()  # waves
+        self.recorded: set[int] = set()  # numbers of waves with records
         self.silent_s = 0.0  # time without a new line, if the launcher ended the launch for it
 
     def _cached_calibration(self) -> dict[str, Any] | None:
@@ -250,7 +250,7 @@ def stop_on_interrupt(stop_file: Path) -> Iterator[Callable[[], bool]]:
         threading.Thread(target=touch, daemon=True).start()  # a hung disk must not block here
 
     def touch() -> None:
-        with contextlib.suppress(OSError):  # the launcher ends ranks that have not begun
+        with contextlib.suppress(OSError):  # _follow ends ranks without samples anyway
             stop_file.touch()
 
     previous: dict[int, Any] = {}

@@ -33,10 +33,10 @@ def folder_of(resume: str, outputs: Path) -> Path:
     """The folder of resume=DIR or resume=latest; raises ConfigError where it holds no plan."""
     folder = outputs / LATEST if resume == LATEST else Path(resume)
     try:
-        there = (folder / PLAN).is_file()
-    except OSError:  # a name that is too long, a folder that is not ours
-        there = False
-    if not there:
+        exists = (folder / PLAN).is_file()
+    except OSError:  # name too long, or no permission
+        exists = False
+    if not exists:
         raise ConfigError(
             f"resume={resume}: {folder} holds no plan.json; allowed are the folder of a sweep and "
             f"{LATEST}; see `python -m analysis status`"
@@ -61,15 +61,15 @@ def configs_of(folder: Path) -> list[Composed]:
     return configs
 
 
-def launches_left(jobs: Sequence[Job], past: Past, here: Version, mode: str) -> dict[str, int]:
+def launches_left(jobs: Sequence[Job], past: Past, version: Version, mode: str) -> dict[str, int]:
     """Launches still to make of every cell, by its id."""
     wanted_by_cell = {}
     for job in jobs:
         attempts = past.records.get(job.cell_id, [])
         wanted = job.measure.launches
-        known = state(attempts, here, wanted)
+        known = state(attempts, version, wanted)
         done = [one for one in attempts if one.outcome == "measured"]
-        current = [one for one in done if is_current(one, here)]
+        current = [one for one in done if is_current(one, version)]
         again = {"failed": ("failed", "wrong"), "stale": ("stale",)}.get(mode, ())
         if mode == "force" or known in again:
             wanted_by_cell[job.cell_id] = wanted - (len(current) if known == "stale" else 0)
@@ -80,11 +80,11 @@ def launches_left(jobs: Sequence[Job], past: Past, here: Version, mode: str) -> 
     return wanted_by_cell
 
 
-def summary_line(jobs: Sequence[Job], past: Past, here: Version) -> str:
+def summary_line(jobs: Sequence[Job], past: Past, version: Version) -> str:
     """One line with the number of cells in each state."""
     counts: dict[str, int] = {}
     for job in jobs:
-        known = state(past.records.get(job.cell_id, []), here, job.measure.launches)
+        known = state(past.records.get(job.cell_id, []), version, job.measure.launches)
         counts[known] = counts.get(known, 0) + 1
     words = [f"{n} {known}" for known, n in sorted(counts.items())]
     hint = "; stale: measured by other code, versions or machine, resume_mode=stale measures anew"
@@ -110,7 +110,7 @@ def locked(folder: Path) -> Iterator[None]:
             raise ConfigError(
                 f"{folder}: process {owner} is measuring into this folder; wait for it, or end it"
             ) from error
-        with contextlib.suppress(OSError):  # a full disk: the lock holds without a name in it
+        with contextlib.suppress(OSError):  # a full disk: the lock works without the process id
             os.truncate(handle, 0)
             os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield

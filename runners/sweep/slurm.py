@@ -238,10 +238,10 @@ class SlurmSweep:
 
     def _queue(self) -> None:
         """Queues allocations; jobs that still exist are watched, not queued again."""
-        there = self._queued_before()
+        queued = self._queued_before()
         for group, jobs in allocation.by_allocation(self.state.jobs).items():
-            if group in there:
-                self.queued[group] = there[group]
+            if group in queued:
+                self.queued[group] = queued[group]
                 continue
             left = [job for job in jobs if self.state.left[job.cell_id]]
             if not left:
@@ -263,8 +263,8 @@ class SlurmSweep:
             known = json.loads((self.sweep_dir / FOLDER / "jobs.json").read_text("utf-8"))
         except (OSError, ValueError):
             return {}
-        there = unfinished_jobs(list(known.values()))
-        return {group: job for group, job in known.items() if job in there}
+        queued = unfinished_jobs(list(known.values()))
+        return {group: job for group, job in known.items() if job in queued}
 
     def _watch(self) -> None:
         while unfinished_jobs(list(self.queued.values())):

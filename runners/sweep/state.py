@@ -22,8 +22,8 @@ class SweepState:
         self.kernels: dict[str, str] = {}  # by kernel_key, as the first launch chose
         self.exchanged: dict[tuple[str, int], dict[str, int]] = {}  # as the first launch chose
         self.git = environment.git_state(project_paths.CLONE)
-        self.here = environment.capture()
-        self.version = sweep_folder.version_of({**self.here, "git": self.git})
+        self.facts = environment.capture()
+        self.version = sweep_folder.version_of({**self.facts, "git": self.git})
 
     def read_past(self) -> Past:
         past = sweep_folder.read_past(self.sweep_dir)

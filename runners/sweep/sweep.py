@@ -20,7 +20,7 @@ from runners.sweep.settings import Settings
 from runners.sweep.state import SweepState
 from runners.track.client import run_tracker
 
-BULK_S = 600.0  # for reading or writing something of every cell
+BULK_S = 600.0  # to read or write files of all cells
 BLAMELESS_LAUNCHES = 3  # launches that may fail outside any cell before the group's jobs fail
 
 
@@ -36,10 +36,10 @@ class Sweep:
     ) -> None:
         self.state = SweepState(jobs, settings)
         self.settings, self.progress, self.start = settings, progress, start
-        self.on_measured: Callable[[], None] = lambda: None  # the last record is on disk
+        self.on_measured: Callable[[], None] = lambda: None  # called after the last record
         self.launches = 0
         self.calibration_dir = calibrations.folder_of(settings.sweep_dir)
-        self.fingerprint = environment.fingerprint(self.state.here)
+        self.fingerprint = environment.fingerprint(self.state.facts)
 
     @property
     def result(self) -> SweepResult:
@@ -140,7 +140,7 @@ class Sweep:
             interrupted=lambda: self.result.interrupted,
         )
 
-    # RecordSink.
+    # The methods of RecordSink.
 
     def save(self, one: Record) -> None:
         """Writes the record first; OSError from a failing disk ends the sweep."""

@@ -31,7 +31,7 @@ def _differences(log: Path, run: Run, project: str, entity: str | None) -> Itera
     records = log_file.read(log)
     stored = decoded(records.of(RUN)[-1]).run
     config = fold(records, CONFIG, build(last_values(stored.config, {}), {}))
-    config.pop("_wandb", None)  # the client's own
+    config.pop("_wandb", None)  # set by the client
     wanted = json.loads(json.dumps(run.config))
     pairs = {
         "id": (stored.run_id, run.id),

@@ -45,10 +45,10 @@ class Report:
     failed: int = 0
     warnings: list[str] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
-    replay: str = ""  # the command that completes on a server what arrived there in part
+    replay: str = ""  # the command that completes partly uploaded runs
 
     def warn(self, text: str) -> None:
-        text = redact(" ".join(text.split()))  # one line, whatever W&B's message looks like
+        text = redact(" ".join(text.split()))  # W&B's messages may have several lines
         self.warnings.append(text)
         print(f"warning: {text}", file=sys.stderr)
 
@@ -61,7 +61,7 @@ class Report:
 class Written(NamedTuple):
     run: Run
     log: Path
-    rows: int  # that this call wrote
+    rows: int  # written by this call
 
 
 def sync_command(report: Report) -> str:
@@ -224,16 +224,16 @@ def _runs(sweep: Path, only: set[str], report: Report) -> list[Run]:
 
 def _write_all(writer: Writer, runs: list[Run], written: list[Written], report: Report) -> None:
     """Writes all runs; appends each to `written`, which is then complete after an interrupt."""
-    there = _on_server(writer, runs, report) if writer.online else {}
+    stored = _on_server(writer, runs, report) if writer.online else {}
     for run in runs:
-        if run.id in there and _is_delivered(run, there[run.id]):
+        if run.id in stored and _is_delivered(run, stored[run.id]):
             report.skipped += 1
             ledger.mark_synced(writer.folder, run.id)
         elif not writer.online and ledger.is_tracked(writer.folder, run.id, len(run.history)):
             report.skipped += 1
         else:
-            log = _write(writer, run, there.get(run.id), report)
-            sent_before = there[run.id].lines if writer.online and run.id in there else 0
+            log = _write(writer, run, stored.get(run.id), report)
+            sent_before = stored[run.id].lines if writer.online and run.id in stored else 0
             written += [Written(run, log, len(run.history) - sent_before)] if log else []
 
 
@@ -251,13 +251,13 @@ def _is_delivered(run: Run, stored: OnServer) -> bool:
     return ended and stored.lines == rows
 
 
-def _send(writer: Writer, run: Run, there: OnServer | None) -> Path:
+def _send(writer: Writer, run: Run, stored: OnServer | None) -> Path:
     """A run whose summary arrived before its rows continues too late at first. As that writes the
     summary again, the second attempt continues where the rows end."""
     try:
-        return writer.write(run, there)
+        return writer.write(run, stored)
     except Gap:
-        return writer.write(run, there)
+        return writer.write(run, stored)
 
 
 def _fall_back(writer: Writer, error: Exception, report: Report) -> None:
@@ -269,11 +269,11 @@ def _fall_back(writer: Writer, error: Exception, report: Report) -> None:
     report.mode = "offline"
 
 
-def _write(writer: Writer, run: Run, there: OnServer | None, report: Report) -> Path | None:
+def _write(writer: Writer, run: Run, stored: OnServer | None, report: Report) -> Path | None:
     """The log of the run; a failing server costs a warning, and all later runs go offline."""
     if writer.online:
         try:
-            log = _send(writer, run, there)
+            log = _send(writer, run, stored)
             ledger.mark_synced(writer.folder, run.id)
             return log
         except Gap as error:
@@ -283,7 +283,7 @@ def _write(writer: Writer, run: Run, there: OnServer | None, report: Report) -> 
         except Exception as error:
             _fall_back(writer, error, report)
             for log in ledger.whole(writer.folder, run.id, len(run.history)):
-                return log  # the online run's own log has everything: it only awaits a sync
+                return log  # the online run's log is complete and can be synced later
     try:
         ledger.drop_unfinished(writer.folder, run.id, len(run.history))
         return writer.write(run)

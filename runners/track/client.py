@@ -38,7 +38,7 @@ class TrackerResult:
 
 def resolve_mode(configured: str) -> str:
     """The mode, by its current name; raises ValueError for an unknown one."""
-    mode = "offline" if configured == "dryrun" else configured  # W&B's old word
+    mode = "offline" if configured == "dryrun" else configured  # W&B's old name
     if mode not in MODES:
         raise ValueError(f"tracker.mode={mode}: allowed is {', '.join(MODES)}")
     return mode
@@ -78,7 +78,7 @@ def _run(command: list[str], limit_s: float) -> TrackerResult:
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        start_new_session=True,  # Ctrl-C at the terminal is the measuring parent's alone
+        start_new_session=True,  # Ctrl-C at the terminal goes to the parent only
     )
     try:
         out, err = process.communicate(timeout=limit_s)

@@ -24,9 +24,9 @@ KNOWN_BEFORE = (
     *("scale", "overrides"),
     *("environment", "measure", "calibration", *flat_row.ENVIRONMENT),
 )
-ROWS_FIELD = "tracked_rows"  # summary: how many history rows a whole run has
+ROWS_FIELD = "tracked_rows"  # summary: number of history rows of a complete run
 EXACT_FIELD = "exact_json"  # config and summary: their values with dicts in them, as JSON
-SUMMARY_FIELD = "summary_of"  # config: the run is no attempt but a sweep's report and plots
+SUMMARY_FIELD = "summary_of"  # config: set if the run is a sweep's report and plots
 TAG_LIMIT = 64  # W&B refuses longer tags
 
 

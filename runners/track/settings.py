@@ -23,7 +23,7 @@ from runners.host import project_paths
 from runners.host.inherited import SYSTEM, inherited
 
 CONF = project_paths.CONF / "tracker" / "wandb.yaml"
-# Bounds on every wait for a server, in seconds, under W&B's own names: unset means these.
+# Timeouts in s for every wait for a server, under W&B's names; defaults for unset ones.
 TIMEOUTS_S = {"WANDB_INIT_TIMEOUT": 20, "WANDB_FINISH_TIMEOUT": 60, "WANDB_HTTP_TIMEOUT": 20}
 # Variables for reaching a server, and the name of each in W&B's files.
 SERVER = {
@@ -40,14 +40,14 @@ SERVER = {
 CONFIG_DIR = "WANDB_CONFIG_DIR"
 ALLOWED = (
     *SYSTEM,
-    *("MOE_*", "NETRC"),  # our own; where keys are kept
+    *("MOE_*", "NETRC"),  # ours; the file of keys
     *SERVER,
     *TIMEOUTS_S,
-    *(CONFIG_DIR, "WANDB_CACHE_DIR", "WANDB_DATA_DIR"),  # W&B's own files, none of a run's
+    *(CONFIG_DIR, "WANDB_CACHE_DIR", "WANDB_DATA_DIR"),  # folders of W&B's own files
 )
-SCHEMES = ("http", "https")  # that the client takes, of servers and proxies
+SCHEMES = ("http", "https")  # of servers and proxies, as the client accepts them
 HOST = re.compile(r"[a-z0-9]([a-z0-9._:-]*[a-z0-9])?")
-# Set for W&B: it sends no reports on itself, and finds no file of settings; see `usable`.
+# Set for W&B, so that it sends no error reports and finds no settings file; see `usable`.
 OURS = {"WANDB_ERROR_REPORTING": "false", CONFIG_DIR: os.devnull}
 
 

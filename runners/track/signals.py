@@ -26,7 +26,7 @@ class Interruption:
     """Handles the first signal of a process; later ones are ignored, as the end is bounded."""
 
     def __init__(self, overdue: Callable[[], None]) -> None:
-        self._overdue = overdue  # called before the process ends where W&B's code does not return
+        self._overdue = overdue  # called before a forced end, if W&B's code does not return
         self._deferring = False
         self._raised = False
         self.requested = False

@@ -50,18 +50,18 @@ class Writer:
         self.online = online
         self.interruption = interruption
 
-    def write(self, run: Run, there: OnServer | None = None) -> Path:
+    def write(self, run: Run, stored: OnServer | None = None) -> Path:
         """Returns the path of the run's log. Raises what W&B raises, TimeoutError when the server
         does not confirm the run (its log is complete all the same), and Gap where the server's rows
         end before the step from which W&B continues.
 
         The summary goes first: a log with all history rows and an exit record is then complete.
-        What is `there` from an interrupted tracker is completed: its rows are not sent again.
+        What is `stored` from an interrupted tracker is completed: its rows are not sent again.
         """
         with self.interruption.deferred():
-            return self._write(run, there)
+            return self._write(run, stored)
 
-    def _write(self, run: Run, there: OnServer | None) -> Path:
+    def _write(self, run: Run, stored: OnServer | None) -> Path:
         if not self.online:
             drop_server_variables()
         import wandb
@@ -78,13 +78,13 @@ class Writer:
             tags=run.tags,
             notes=run.notes or None,
             config=run.config,
-            resume="allow" if there else None,
+            resume="allow" if stored else None,
             settings=_settings(),
         )
         log = Path(active.settings.sync_file)
         done = False
         try:
-            active.define_metric("*", summary="none")  # the summary is ours alone
+            active.define_metric("*", summary="none")  # W&B adds nothing to the summary
             active.summary.update(run.summary)
             for step in range(active.starting_step, len(run.history)):
                 if self.interruption.requested:
@@ -94,8 +94,8 @@ class Writer:
                 done = True
         finally:
             active.finish(exit_code=run.exit_code if done else 1)
-        if there and active.starting_step > there.lines:
-            raise Gap(f"rows {there.lines} to {active.starting_step - 1} of run {run.id}")
+        if stored and active.starting_step > stored.lines:
+            raise Gap(f"rows {stored.lines} to {active.starting_step - 1} of run {run.id}")
         return log
 
     def on_server(self, ids: list[str]) -> dict[str, OnServer]:
@@ -154,7 +154,7 @@ def _settings() -> Any:
         console="off",
         symlink=False,
         use_dot_wandb=False,
-        sagemaker_disable=True,  # else a training job's name and parameters are taken
+        sagemaker_disable=True,  # or it takes a training job's name and parameters
         save_code=False,
         disable_code=True,
         disable_git=True,

@@ -52,7 +52,7 @@ class FakeRanks:
         self.clock_ns += self.ns_per_step[self.steps % len(self.ns_per_step)]
         self.steps += 1
 
-    def decide(self, value: int) -> int:
+    def broadcast(self, value: int) -> int:
         return self.gather([value])[0][0]
 
     def gather(self, values: Sequence[int]) -> list[list[int]]:
