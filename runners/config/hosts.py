@@ -56,11 +56,11 @@ def hosts_of(config: Mapping[str, Any]) -> Hosts:
 
 def pass_env_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     """hosts.pass_env: names of variables, or NAME* for a family; raises ConfigError."""
-    asked = config["pass_env"]
-    for name in asked if isinstance(asked, list) else [asked]:
-        if not isinstance(asked, list) or not VARIABLE.fullmatch(str(name)):
+    names = config["pass_env"]
+    for name in names if isinstance(names, list) else [names]:
+        if not isinstance(names, list) or not VARIABLE.fullmatch(str(name)):
             raise ConfigError(
-                f"hosts.pass_env={asked!r}: allowed is a list of names of variables, NAME* for a "
+                f"hosts.pass_env={names!r}: allowed is a list of names of variables, NAME* for a "
                 "family; set hosts.pass_env=[MALLOC_ARENA_MAX,UCX_*], say"
             )
         if withheld(name):
@@ -68,7 +68,7 @@ def pass_env_of(config: Mapping[str, Any]) -> tuple[str, ...]:
                 f"hosts.pass_env: {name}: allowed are variables that hold no secret and that no "
                 "launcher sets for its ranks; leave it out"
             )
-    return tuple(asked)
+    return tuple(names)
 
 
 def endpoint(value: object) -> tuple[str, int]:

@@ -60,9 +60,9 @@ class MoeLauncher(BasicLauncher):
         initial_job_idx: int,
     ) -> list[JobReturn]:
         first = self._compose(list(job_overrides[0]), initial_job_idx)
-        known: dict[str, Any] = {}
+        cache: dict[str, Any] = {}
         configs = [
-            Composed(plain(config, known), list(overrides))
+            Composed(plain(config, cache), list(overrides))
             for config, overrides in self._composed(first, job_overrides, initial_job_idx)
         ]
         sweep_dir = Path(str(first.hydra.sweep.dir))

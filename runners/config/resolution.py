@@ -18,18 +18,18 @@ class Composed(NamedTuple):
 REFERENCE = re.compile(r"\$\{(\w+)\.(\w+)\}")
 
 
-def plain(config: DictConfig, known: dict[str, Any] | None = None) -> dict[str, Any]:
+def plain(config: DictConfig, cache: dict[str, Any] | None = None) -> dict[str, Any]:
     """Resolved, without Hydra's node, which is skipped and not copied.
 
     Top-level references such as ${model.topk}, and nodes that refer to nothing but the environment
-    (cached in `known` across jobs), are resolved here: OmegaConf would parse each of them again in
+    (kept in `cache` across jobs), are resolved here: OmegaConf would parse each of them again in
     every one of ten thousand jobs, which takes most of the time.
 
     Raises OmegaConfBaseException for what does not resolve, and for a missing value.
     """
     nodes = {str(k): node for k, node in config.items_ex(resolve=False) if k != "hydra"}
     resolved = {
-        key: _resolved(node, {} if known is None else known)
+        key: _resolved(node, {} if cache is None else cache)
         for key, node in nodes.items()
         if OmegaConf.is_config(node)
     }
@@ -39,16 +39,16 @@ def plain(config: DictConfig, known: dict[str, Any] | None = None) -> dict[str, 
     return {key: resolved[key] for key in nodes}
 
 
-def _resolved(node: Any, known: dict[str, Any]) -> Any:
+def _resolved(node: Any, cache: dict[str, Any]) -> Any:
     raw = OmegaConf.to_container(node, resolve=False)
     text = repr(raw)
     if "${" not in text and "???" not in text:
         return raw
-    if text in known:
-        return known[text]
+    if text in cache:
+        return cache[text]
     value = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     if text.count("${") == text.count("${oc.env:"):
-        known[text] = value
+        cache[text] = value
     return value
 
 
@@ -59,5 +59,5 @@ def _leaf_value(raw: Any, resolved: dict[str, Any], config: DictConfig, key: str
     if reference and isinstance(node, dict) and not isinstance(node.get(reference[2]), dict | None):
         return node[reference[2]]
     value = config[key]  # a reference to a whole node gives that node
-    whole = OmegaConf.is_config(value)
-    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if whole else value
+    is_node = OmegaConf.is_config(value)
+    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if is_node else value

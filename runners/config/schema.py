@@ -305,7 +305,7 @@ def help_text() -> str:
     for section, entries in sections().items():
         lines += ["", f"{ABOUT[section]}:"]
         lines += [
-            f"  {entry.path}={_default(entry)}  {described(entry)}" for entry in entries.values()
+            f"  {entry.path}={_default(entry)}  {describe(entry)}" for entry in entries.values()
         ]
     more = "--cfg job prints the composed config, --info more about it, --hydra-help Hydra's flags"
     return "\n".join([*lines, "", more, ""])
@@ -317,7 +317,7 @@ def groups() -> dict[str, list[str]]:
     return {one.name: sorted(path.stem for path in one.glob("*.yaml")) for one in folders}
 
 
-def described(entry: Entry) -> str:
+def describe(entry: Entry) -> str:
     unit = f" [{entry.known.unit}]" if entry.known.unit else ""
     return f"{entry.known.about}{unit} ({kind_of(entry)})"
 

@@ -79,11 +79,11 @@ def memory_room_bytes(root: Path = ROOT) -> int | None:
 
 def groups(controller: str, root: Path = ROOT) -> Iterator[Group]:
     """The process's own group and all visible ancestors, in every tree of the controller."""
-    own = dict(_memberships(controller, root))
+    own_groups = dict(_memberships(controller, root))
     for version, tree_root, mount_point in _mounts(controller, root):
-        if version not in own:
+        if version not in own_groups:
             continue
-        below = _below(own[version], tree_root)
+        below = _below(own_groups[version], tree_root)
         if below is not None:
             top = root / mount_point.relative_to("/")
             steps = [below, *below.parents] if below.parts else [below]

@@ -81,8 +81,8 @@ def environment(launches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "clock": END_BARRIER,
     }
     if hosts and hosts[0]:  # nodes that are one machine share its cores
-        here = {n for n, host in enumerate(hosts) if host == hosts[0]}
-        facts["local_ranks"] = sum(node in here for node in node_of)
+        first_host = {n for n, host in enumerate(hosts) if host == hosts[0]}
+        facts["local_ranks"] = sum(node in first_host for node in node_of)
     return facts
 
 

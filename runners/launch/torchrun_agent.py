@@ -40,20 +40,20 @@ def main(arguments: list[str]) -> int:
 
     from runners.launch import forked
 
-    asked = parse_args(options.torchrun)
-    if asked.standalone:
+    parsed = parse_args(options.torchrun)
+    if parsed.standalone:
         keep_store_on_loopback()
-        asked.rdzv_backend, asked.rdzv_endpoint = "c10d", "localhost:0"
-        asked.rdzv_id = str(uuid.uuid4())
-    asked.start_method = "fork"
+        parsed.rdzv_backend, parsed.rdzv_endpoint = "c10d", "localhost:0"
+        parsed.rdzv_id = str(uuid.uuid4())
+    parsed.start_method = "fork"
     with forked.without_cuda():
-        config, command, command_arguments = config_from_args(asked)
+        config, command, command_arguments = config_from_args(parsed)
     start: Callable[..., object] = elastic_launch(config, command)
     if not options.anew and forked.may_fork():
-        module = importlib.import_module(asked.training_script)
+        module = importlib.import_module(parsed.training_script)
         if hasattr(module, "prepare"):
-            module.prepare(asked.training_script_args)
-        entry = forked.entry(module.main, asked.training_script_args)
+            module.prepare(parsed.training_script_args)
+        entry = forked.entry(module.main, parsed.training_script_args)
         start, command_arguments = elastic_launch(config, entry), []
     try:
         start(*command_arguments)

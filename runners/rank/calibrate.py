@@ -139,14 +139,14 @@ def calibrate_ranks(
     )
     memory = Memory(probe, ranks, sharing=ranks if rank else 1)
     comm.barrier()
-    box: list[Any] = [None, ""]
+    payload: list[Any] = [None, ""]
     if rank == 0:
-        box = [single_rank_rates(probe, memory, alone_until), fingerprint]
+        payload = [single_rank_rates(probe, memory, alone_until), fingerprint]
     else:
         probe.sleep(max(0.0, probe.left_s(alone_until)))
     if ranks > 1:
-        dist.broadcast_object_list(box, 0)
-    alone, fingerprint = box
+        dist.broadcast_object_list(payload, 0)
+    alone, fingerprint = payload
     shared = shared_rates(probe, memory, comm, alone, shared_until)
     exchanged: dict[str, int] = {}
     untried: list[str] = []
@@ -155,7 +155,7 @@ def calibrate_ranks(
     middle = (choice_until + links_until) / 2
     fits = collective_fits(probe, comm.world, links_until if nodes == 1 else middle)
     tiers = tier_fits(probe, comm, nodes, links_until) if nodes > 1 else {}
-    missing = left_out(fits) if ranks > 1 else []
+    untimed = left_out(fits) if ranks > 1 else []
     return {
         "fingerprint": fingerprint,
         "ranks": ranks,
@@ -171,7 +171,7 @@ def calibrate_ranks(
         **({"nodes": nodes, "tiers": tiers} if nodes > 1 else {}),
         "limit_s": limit_s,
         "took_s": from_rank0(comm, probe.clock() - began_s),
-        "left_out": alone.left_out + untried + missing,
+        "left_out": alone.left_out + untried + untimed,
     }
 
 

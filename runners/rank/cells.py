@@ -129,13 +129,13 @@ class CellRunner:
 
     def trace(self, cell: Cell) -> Tensor | None:
         """[N, K] expert ids for workload.kind=trace, read once per launch; else None."""
-        wanted = cell.workload.trace_sha256
-        if not wanted:
+        sha256 = cell.workload.trace_sha256
+        if not sha256:
             return None
-        if wanted not in self.traces:
+        if sha256 not in self.traces:
             folder = Path(self.plan.launch_dir)
-            self.traces[wanted] = thaw(self.plan.traces, wanted, folder, cell.layer.topk)
-        return self.traces[wanted]
+            self.traces[sha256] = thaw(self.plan.traces, sha256, folder, cell.layer.topk)
+        return self.traces[sha256]
 
     def _kernel(self, index: int, x_TD: Tensor) -> str:
         """The kernel, chosen on a layer of its own: one that has tried every kernel has another
@@ -156,9 +156,9 @@ class CellRunner:
         cache = environment.llc_bytes() or LLC_BYTES_UNKNOWN
         if self.comm.device.type == "cuda":
             cache = torch.cuda.get_device_properties(self.comm.device).L2_cache_size
-        mine = step.layer.weights_bytes() + step.x_TD.nbytes
-        everyone = sum(row[0] for row in self.ranks.gather([mine]))
-        sets = -(-2 * cache // max(everyone, 1)) + 1
+        local_bytes = step.layer.weights_bytes() + step.x_TD.nbytes
+        total_bytes = sum(row[0] for row in self.ranks.gather([local_bytes]))
+        sets = -(-2 * cache // max(total_bytes, 1)) + 1
         return self.ranks.broadcast(min(sets, COLD_SETS_MAX))
 
     def inspect(self, index: int) -> None:
@@ -203,9 +203,9 @@ class CellRunner:
             passes.append(dict(times))
             if self.ranks.broadcast(int(time.monotonic() > deadline)):
                 break
-        whole = statistics.median_low(totals)
-        typical = passes[totals.index(whole)]  # one real pass, so that its parts add up
-        return {"passes": len(passes), "per_phase_ns": typical, "total_ns": whole}
+        median_ns = statistics.median_low(totals)
+        median_pass = passes[totals.index(median_ns)]  # one real pass, so that its parts add up
+        return {"passes": len(passes), "per_phase_ns": median_pass, "total_ns": median_ns}
 
     def drop(self, indices: Iterable[int]) -> None:
         """Frees weights and inputs; the state of the verification stays."""

@@ -172,17 +172,17 @@ class Engine:
             cell.correct_here = cell.check(when) and cell.correct_here
 
     def makespans_ms(
-        self, taken: Sequence[tuple[int, int]], cells: Sequence[TimedCell] = ()
+        self, blocks: Sequence[tuple[int, int]], cells: Sequence[TimedCell] = ()
     ) -> list[float]:
         """Makespans of blocks that every rank took in the same order. Also updates which of `cells`
         are still correct on all ranks."""
-        spans = [value for pair in taken for value in pair]
+        spans = [value for pair in blocks for value in pair]
         rows = self.ranks.gather([*spans, *(int(cell.correct_here) for cell in cells)])
         for place, cell in enumerate(cells, len(spans)):
             cell.correct = all(row[place] for row in rows)
         return [
             makespan_ns([row[i] for row in rows], [row[i + 1] for row in rows], self.node_of) / 1e6
-            for i in range(0, 2 * len(taken), 2)
+            for i in range(0, 2 * len(blocks), 2)
         ]
 
     def sample(self, cell: TimedCell, kind: str, round_: int, steps: int) -> float:
@@ -192,8 +192,8 @@ class Engine:
     def measure_floor(self, samples: int = 21) -> None:
         """Times the empty block, to size blocks; the recorded floor is sampled in rounds."""
         with without_gc():
-            taken = [self.take(EMPTY, "sizing", number) for number in range(samples)]
-        self.floor_ms = statistics.median(self.makespans_ms(taken))
+            blocks = [self.take(EMPTY, "sizing", number) for number in range(samples)]
+        self.floor_ms = statistics.median(self.makespans_ms(blocks))
         self.flush()
 
     def settle(self, step: Callable[[], None]) -> bool:
@@ -224,10 +224,10 @@ class Engine:
         steps, more = 1, 1
         while more:
             took_ms = self.sample(cell, "sizing", 0, steps) * steps
-            wanted = min(target_ms / took_ms, 10.0) * steps if took_ms > 0 else 2.0 * steps
+            scaled = min(target_ms / took_ms, 10.0) * steps if took_ms > 0 else 2.0 * steps
             more = self.ranks.broadcast(int(took_ms < 0.7 * target_ms and steps < MAX_STEPS))
             if more:
-                steps = self.ranks.broadcast(min(max(round(wanted), steps + 1), MAX_STEPS))
+                steps = self.ranks.broadcast(min(max(round(scaled), steps + 1), MAX_STEPS))
         cell.short = max(SHORT_STEPS, round(steps / SHORT_SHARE))
         cell.steps = max(LONG_SHORT * cell.short, steps)
 
@@ -257,7 +257,7 @@ class Engine:
         order = list(cells)
         if self.measure.order == "random":
             generator.shuffle(order)
-        taken: list[tuple[int, str, tuple[int, int]]] = []
+        blocks: list[tuple[int, str, tuple[int, int]]] = []
         with without_gc():
             self._lead_in(order[-1])
             for position, (cell, kinds) in enumerate(self._visits(order, number, generator)):
@@ -267,10 +267,10 @@ class Engine:
                             self._call_untimed(cell, generator.randint(1, CHECK_CALLS), number)
                             continue
                         span = self.take(cell, kind, number, position)
-                        taken.append((cell.index, kind, span))
+                        blocks.append((cell.index, kind, span))
         spans: dict[tuple[int, str], list[float]] = {}
-        makespans = self.makespans_ms([span for _, _, span in taken], order)
-        for (index, kind, _), span_ms in zip(taken, makespans, strict=True):
+        makespans = self.makespans_ms([span for _, _, span in blocks], order)
+        for (index, kind, _), span_ms in zip(blocks, makespans, strict=True):
             spans.setdefault((index, kind), []).append(span_ms)
         for cell in order:
             if cell.short:
@@ -304,17 +304,17 @@ class Engine:
         checked = [c for c in order if c.check and (c.index + number) % CHECK_EVERY == 0]
         while order:
             size = 1 if not order[0].resident else 3 if len(order) == 3 else 2
-            together, order = order[:size], order[size:]
-            kinds = ["fixed"] if not together[0].short else ["short", "long"]
+            group, order = order[:size], order[size:]
+            kinds = ["fixed"] if not group[0].short else ["short", "long"]
             kinds = kinds * self.measure.per_round
-            kinds += ["latency"] if together[0].short else []
+            kinds += ["latency"] if group[0].short else []
             generator.shuffle(kinds)
-            if not together[0].resident and together[0] in checked:
+            if not group[0].resident and group[0] in checked:
                 kinds.append("check")
-            if together[0].resident:
-                visits += [(cell, [kind]) for kind in kinds for cell in together]
+            if group[0].resident:
+                visits += [(cell, [kind]) for kind in kinds for cell in group]
             else:
-                visits += [(together[0], kinds)]
+                visits += [(group[0], kinds)]
         visits.insert(generator.randrange(1, len(visits) + 1), (EMPTY, ["floor"]))
         return [*visits, *((cell, ["check"]) for cell in checked if cell.resident)]
 

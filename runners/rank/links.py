@@ -28,8 +28,8 @@ BLOCKS = 5  # of calls, per collective and size, if time allows
 
 def from_rank0(comm: Comm, value: float) -> float:
     """Rank 0's value, on every rank."""
-    box = torch.tensor([value], dtype=torch.float64, device=comm.device)
-    return float(comm.world.broadcast_(box).item())
+    tensor = torch.tensor([value], dtype=torch.float64, device=comm.device)
+    return float(comm.world.broadcast_(tensor).item())
 
 
 def collective_steps(group: RankGroup, size: int) -> dict[str, tuple[float, Step]]:
@@ -57,8 +57,8 @@ def time_collective(probe: Probe, comm: Comm, step: Step, share_s: float) -> tup
 
     def slowest_s(calls: int) -> float:
         comm.barrier()
-        mine = torch.tensor([probe.elapsed_s(step, calls)], dtype=torch.float64)
-        return float(comm.world.combine_(mine.to(comm.device), "max").item())
+        elapsed = torch.tensor([probe.elapsed_s(step, calls)], dtype=torch.float64)
+        return float(comm.world.combine_(elapsed.to(comm.device), "max").item())
 
     trial_s = max(slowest_s(1), slowest_s(2) / 2)
     wanted = from_rank0(comm, max(0.0, probe.left_s(until_s)) / BLOCKS) / max(trial_s, 1e-9)
@@ -87,15 +87,15 @@ def _collective_fits(
 ) -> dict[str, Any]:
     comm = group.comm
     steps = {size: collective_steps(group, size) for size in MESSAGE_BYTES}
-    wanted = [(name, size) for name in names for size in ENDS_BYTES]
-    wanted += [(name, size) for size in BETWEEN_BYTES for name in names]
-    wanted = [w for w in wanted if w[0] != "barrier" or w[1] == ENDS_BYTES[0]]
+    pairs = [(name, size) for name in names for size in ENDS_BYTES]
+    pairs += [(name, size) for size in BETWEEN_BYTES for name in names]
+    pairs = [w for w in pairs if w[0] != "barrier" or w[1] == ENDS_BYTES[0]]
     points: dict[str, list[list[float]]] = {}
     least_s = 0.0  # shortest time that a size has taken
-    for done, (name, size) in enumerate(wanted):
+    for done, (name, size) in enumerate(pairs):
         began_s = probe.clock()
         left_s = until_s - began_s
-        share_s = from_rank0(comm, left_s / (len(wanted) - done) if left_s > least_s else 0.0)
+        share_s = from_rank0(comm, left_s / (len(pairs) - done) if left_s > least_s else 0.0)
         if share_s <= 0:
             break
         sent, step = steps[size][name]
@@ -113,13 +113,13 @@ def exchange_limits(probe: Probe, comm: Comm, until_s: float) -> tuple[dict[str,
     """Largest messages, in bytes, that all ranks of a gloo launch exchange
     (moe.parallel.algorithms), and in words what was not timed. Each size is timed with both
     algorithms, one after the other."""
-    wanted = [(name, size) for size in algorithms.SIZES_BYTES for name in algorithms.CHOSEN]
+    pairs = [(name, size) for size in algorithms.SIZES_BYTES for name in algorithms.CHOSEN]
     times: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in algorithms.CHOSEN}
     least_s = 0.0  # shortest time that a pair has taken
-    for done, (name, size) in enumerate(wanted):
+    for done, (name, size) in enumerate(pairs):
         began_s = probe.clock()
         left_s = until_s - began_s
-        share_s = from_rank0(comm, left_s / (len(wanted) - done) / 2 if left_s > least_s else 0.0)
+        share_s = from_rank0(comm, left_s / (len(pairs) - done) / 2 if left_s > least_s else 0.0)
         if share_s <= 0:
             break
         _, step = collective_steps(comm.world, size)[name]

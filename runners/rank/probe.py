@@ -85,8 +85,8 @@ class Memory:
         self.probe, self.next = probe, 0
         free = hardware.memory_bytes().get("MemAvailable", 8 << 30)
         cache = hardware.llc_bytes() or CHUNK_BYTES
-        wanted = max(4 * CHUNK_BYTES, 2 * cache) // sharing
-        size = min(wanted, MEMORY_LIMIT_BYTES, free // (4 * ranks))
+        needed = max(4 * CHUNK_BYTES, 2 * cache) // sharing
+        size = min(needed, MEMORY_LIMIT_BYTES, free // (4 * ranks))
         chunk = probe.random(CHUNK_BYTES // 32).repeat(8)
         self.chunks = [chunk.clone() for _ in range(max(2, size // CHUNK_BYTES))]
         self.ones = torch.ones(1024, device=probe.device)

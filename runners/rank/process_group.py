@@ -87,20 +87,20 @@ class TorchRanks:
     def broadcast(self, value: int) -> int:
         if self.place.world_size == 1:
             return value
-        box = torch.tensor([value], dtype=torch.int64)
-        dist.broadcast(box, 0, group=self._control)
-        return int(box.item())
+        tensor = torch.tensor([value], dtype=torch.int64)
+        dist.broadcast(tensor, 0, group=self._control)
+        return int(tensor.item())
 
     def gather(self, values: Sequence[int]) -> list[list[int]]:
         if self.place.world_size == 1:
             return [list(values)]
-        own = torch.tensor(list(values), dtype=torch.int64)
-        everyone = torch.empty(self.place.world_size * len(own), dtype=torch.int64)
+        local = torch.tensor(list(values), dtype=torch.int64)
+        output = torch.empty(self.place.world_size * len(local), dtype=torch.int64)
         if self._on_gloo:  # an exchange: its all-gather is a ring (moe.parallel.algorithms)
-            dist.all_to_all_single(everyone, own.repeat(self.place.world_size), group=self._control)
+            dist.all_to_all_single(output, local.repeat(self.place.world_size), group=self._control)
         else:
-            all_gather(everyone, own, group=self._control)
-        rows: list[list[int]] = everyone.view(self.place.world_size, -1).tolist()
+            all_gather(output, local, group=self._control)
+        rows: list[list[int]] = output.view(self.place.world_size, -1).tolist()
         return rows
 
     def close(self) -> None:

@@ -124,7 +124,7 @@ class Worker:
                 timed.append(cell)
         gc.collect()  # moves what was built to the oldest generation
         if timed:
-            rounds = self._progress(number)
+            rounds = self._progress_writer(number)
             seed = f"{self.plan.measure.order_seed}:{self.plan.launch}:{number}"
             rule = self.engine.run(timed, seed, rounds)
             self.log.write("stop", wave=number, rule=rule)
@@ -141,7 +141,7 @@ class Worker:
         if not cell.resident:
             self.cells.drop([cell.index])
 
-    def _progress(self, wave: int) -> Callable[[int], None]:
+    def _progress_writer(self, wave: int) -> Callable[[int], None]:
         def write(done: int) -> None:
             self.log.write("progress", wave=wave, round=done)
 
@@ -241,11 +241,11 @@ def disarm_watchdog() -> None:
 def prepare(arguments: list[str]) -> None:
     """Imports what ranks of this plan need, in the process that they are forked from."""
     plan = load(Path(arguments[0]))
-    wanted = ["runners.rank.calibrate"] if plan.calibrate else []
+    modules = ["runners.rank.calibrate"] if plan.calibrate else []
     if any(cell.workload.mode == "train" for cell in plan.cells):
-        wanted.append(BACKWARD_MODULE)
-    own = {cell.strategy.name for cell in plan.cells} & set(STRATEGIES)
-    for name in [*wanted, *(f"moe.strategies.{strategy}" for strategy in sorted(own))]:
+        modules.append(BACKWARD_MODULE)
+    strategies = {cell.strategy.name for cell in plan.cells} & set(STRATEGIES)
+    for name in [*modules, *(f"moe.strategies.{strategy}" for strategy in sorted(strategies))]:
         importlib.import_module(name)
 
 

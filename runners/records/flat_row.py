@@ -137,16 +137,16 @@ def sample_columns(record: Record) -> dict[str, list[Any]]:
     Empty unless the cell was measured and correct: nothing else may show a time.
     """
     good = record.outcome == "measured" and (record.gate or {}).get("ok")
-    taken = record.samples if good else Samples()
+    samples = record.samples if good else Samples()
     spans = [
         (max(ends) - min(starts)) / steps / 1e6
-        for starts, ends, steps in zip(taken.start_ns, taken.end_ns, taken.steps, strict=True)
+        for starts, ends, steps in zip(samples.start_ns, samples.end_ns, samples.steps, strict=True)
     ]
     return {
         "sample_ms": spans,
-        "sample_round": list(taken.round),
-        "sample_steps": list(taken.steps),
-        "sample_kind": list(taken.kind),
+        "sample_round": list(samples.round),
+        "sample_steps": list(samples.steps),
+        "sample_kind": list(samples.kind),
     }
 
 

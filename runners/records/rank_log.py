@@ -51,9 +51,9 @@ class RankReader:
                 data = file.read()
         except FileNotFoundError:
             return
-        whole = data[: data.rfind(b"\n") + 1]
-        self.offset += len(whole)
-        for line in whole.split(b"\n")[:-1]:
+        complete = data[: data.rfind(b"\n") + 1]
+        self.offset += len(complete)
+        for line in complete.split(b"\n")[:-1]:
             value = _checked(line)
             if value is None:
                 self.damaged += 1

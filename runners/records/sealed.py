@@ -85,13 +85,13 @@ def unsealed(data: bytes, schemas: Sequence[object] | None = None) -> dict[str, 
     content = json.loads(data)
     if not isinstance(content, dict):
         raise RecordError("no JSON object")
-    wanted = content.pop(CHECKSUM, None)
+    expected = content.pop(CHECKSUM, None)
     required = schemas is None or content.get("schema") in schemas
-    if required and wanted is None:
+    if required and expected is None:
         raise RecordError(f"no {CHECKSUM}: the file is damaged or was edited")
-    seal = len(f',"{CHECKSUM}":"{wanted}"}}')
+    seal = len(f',"{CHECKSUM}":"{expected}"}}')
     as_written = hashlib.sha256(data[:-seal] + b"}").hexdigest()
-    same = wanted in (None, as_written) or wanted == _checksum(content)
+    same = expected in (None, as_written) or expected == _checksum(content)
     if not same:
         raise RecordError(f"{CHECKSUM} does not match: the file is damaged or was edited")
     return content

@@ -101,8 +101,8 @@ def round_medians_ms(samples: Samples) -> dict[int, float]:
 def round_ratios(a: Samples, b: Samples) -> list[float]:
     """Ratios a / b of the rounds in which both have a positive time of a step."""
     ours, theirs = round_medians_ms(a), round_medians_ms(b)
-    both = [n for n in ours if n in theirs and min(ours[n], theirs[n]) > 0]
-    return [ours[n] / theirs[n] for n in both]
+    common = [n for n in ours if n in theirs and min(ours[n], theirs[n]) > 0]
+    return [ours[n] / theirs[n] for n in common]
 
 
 def metric(record: Record) -> str:
@@ -166,13 +166,13 @@ def drift(record: Record) -> float | None:
     0 where the ranges of all anchors overlap: the range of six samples is a 97% interval of the
     median, so that a difference within it is noise.
     """
-    taken = [makespans_ms(Samples(**columns)) for columns in _anchors(record)]
-    ranges = sorted((min(values), max(values)) for values in taken if values)
+    makespans = [makespans_ms(Samples(**columns)) for columns in _anchors(record)]
+    ranges = sorted((min(values), max(values)) for values in makespans if values)
     if len(ranges) < 2:
         return None
     if max(low for low, _ in ranges) <= min(high for _, high in ranges):
         return 0.0
-    medians = [statistics.median(values) for values in taken if values]
+    medians = [statistics.median(values) for values in makespans if values]
     return max(medians) / min(medians) - 1
 
 

@@ -105,12 +105,12 @@ def cells(folder: Path, version: Version) -> list[CellState]:
     for planned in read_plan(folder)["cells"]:
         cell_id = str(planned["cell_id"])
         attempts = past.records.get(cell_id, [])
-        known = state(attempts, version, _launches(folder, cell_id))
+        status = state(attempts, version, _launches(folder, cell_id))
         log = next((str(one.error["log"]) for one in reversed(attempts) if one.error), "")
         if not log and attempts:
             log = f"launches/{attempts[-1].launch}/logs"
         name = str(planned["cell"]["strategy"]["name"])
-        states.append(CellState(cell_id, name, known, str(folder / log) if log else ""))
+        states.append(CellState(cell_id, name, status, str(folder / log) if log else ""))
     return states
 
 

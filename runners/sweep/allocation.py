@@ -85,14 +85,14 @@ def _job(sweep_dir: Path, planned: dict[str, Any]) -> Job:
 
 def _trace(cell: Cell, sweep_dir: Path) -> routing_trace.Trace | None:
     """The cell's trace, as it was frozen; raises ValueError where its content has changed."""
-    wanted = cell.workload.trace_sha256
-    if not wanted:
+    sha256 = cell.workload.trace_sha256
+    if not sha256:
         return None
-    path = sweep_dir / FOLDER / routing_trace.file_name(wanted)
+    path = sweep_dir / FOLDER / routing_trace.file_name(sha256)
     rows = path.read_bytes()
-    if hashlib.sha256(rows).hexdigest() != wanted:
+    if hashlib.sha256(rows).hexdigest() != sha256:
         raise ValueError(f"{path}: not what was frozen; queue the sweep again")
-    return routing_trace.Trace(rows, len(rows) // (4 * cell.layer.topk), wanted)
+    return routing_trace.Trace(rows, len(rows) // (4 * cell.layer.topk), sha256)
 
 
 def save_result(sweep_dir: Path, group: str, result: SweepResult) -> None:

@@ -41,11 +41,11 @@ class RankLines:
     def update(self) -> None:
         for line in self.reader.new_lines():
             try:
-                self._take(line.pop("event"), line)
+                self._parse(line.pop("event"), line)
             except (KeyError, TypeError, ValueError):  # a line of another version
                 self.reader.damaged += 1
 
-    def _take(self, event: str, line: dict[str, Any]) -> None:
+    def _parse(self, event: str, line: dict[str, Any]) -> None:
         if event == "sample":
             self.samples[line["cell"], line["kind"]].append(line)
         elif event == "info":
@@ -92,11 +92,11 @@ class Assembler:
 
     def free_wave(self, wave: int) -> None:
         """Frees the wave's buffered samples once its records are written."""
-        gone = {-1, *self.plan.waves[wave]}
+        indices = {-1, *self.plan.waves[wave]}
         for rank in self.ranks:
-            for index in gone & rank.info.keys():
+            for index in indices & rank.info.keys():
                 del rank.info[index]
-            for key in [key for key in rank.samples if key[0] in gone]:
+            for key in [key for key in rank.samples if key[0] in indices]:
                 del rank.samples[key]
 
     def record(self, index: int, wave: int, calibration: dict[str, Any] | None) -> Record:
@@ -175,7 +175,7 @@ class Assembler:
         of anchors count as blocks of a fixed length."""
         columns, node_of = Samples(), self.ranks[0].launch.get("nodes", ())
         for kind in kinds:
-            for row in _rows([rank.samples[index, kind] for rank in self.ranks]):
+            for row in _paired_lines([rank.samples[index, kind] for rank in self.ranks]):
                 starts, ends = topology.align_clocks(
                     [line["start_ns"] for line in row], [line["end_ns"] for line in row], node_of
                 )
@@ -230,10 +230,10 @@ class Assembler:
         5. The earliest error.
         """
         errors = sorted((r.error["clock_ns"], n) for n, r in enumerate(self.ranks) if r.error)
-        own = [n for _, n in errors if not LOST_PEER.search(self._message(n))]
+        own_errors = [n for _, n in errors if not LOST_PEER.search(self._message(n))]
         for failure in failures:
             signalled = failure["exitcode"] < 0 and failure["exitcode"] != -15
-            if signalled and failure["rank"] not in own:
+            if signalled and failure["rank"] not in own_errors:
                 return self._cause(failure["rank"], f"died of signal {-failure['exitcode']}")
         silent = [n for n, r in enumerate(self.ranks) if r.error is None and not r.exited]
         codes = {f["rank"]: f["exitcode"] for f in failures if f["exitcode"] > 0}
@@ -241,8 +241,8 @@ class Assembler:
             if rank in codes:
                 stage = self.ranks[rank].stage
                 return self._cause(rank, f"ended with exit code {codes[rank]} during {stage}")
-        if own:
-            return self._cause(own[0], self._message(own[0]))
+        if own_errors:
+            return self._cause(own_errors[0], self._message(own_errors[0]))
         if silent:
             return self._cause(silent[0], f"ended early during {self.ranks[silent[0]].stage}")
         first = errors[0][1] if errors else 0
@@ -255,16 +255,16 @@ class Assembler:
         return rank, self.ranks[rank].cell, f"rank {rank} {what}"
 
 
-def _rows(ranks: list[list[dict[str, Any]]]) -> Iterator[tuple[dict[str, Any], ...]]:
+def _paired_lines(ranks: list[list[dict[str, Any]]]) -> Iterator[tuple[dict[str, Any], ...]]:
     """The ranks' lines of the same sample, together. A round's samples of a cell count only where
     all ranks have equally many: after a lost line the rest would be paired wrongly."""
     places: list[dict[tuple[int, int], list[dict[str, Any]]]] = []
     for lines in ranks:
-        mine: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        by_place: dict[tuple[int, int], list[dict[str, Any]]] = {}
         for line in lines:
-            mine.setdefault((line["round"], line["position"]), []).append(line)
-        places.append(mine)
+            by_place.setdefault((line["round"], line["position"]), []).append(line)
+        places.append(by_place)
     for place in places[0]:
-        together = [mine.get(place, []) for mine in places]
-        if len({len(lines) for lines in together}) == 1:
-            yield from zip(*together, strict=True)
+        same_place = [by_place.get(place, []) for by_place in places]
+        if len({len(lines) for lines in same_place}) == 1:
+            yield from zip(*same_place, strict=True)

@@ -63,8 +63,8 @@ def run_composed(
         outcome = "measured" if join(sweep_dir, hosts) else "failed"
         return SweepResult(sweep_dir, {"host": outcome}, joined=True), ["joined"] * len(composed)
     cores = node_of(first, machine).cores
-    wanted = list(jobs.values())
-    announce(wanted, progress, cores, limits.folder_of(sweep_dir))
+    runnable = list(jobs.values())
+    announce(runnable, progress, cores, limits.folder_of(sweep_dir))
     if left_out := not_passed(os.environ, settings.pass_env):
         names = ", ".join(left_out)
         progress.print_line(
@@ -74,12 +74,12 @@ def run_composed(
     if slurm:
         with resume.locked(sweep_dir / clusters.FOLDER):
             new_or_resumed(settings)
-            result = clusters.SlurmSweep(wanted, settings, progress, slurm, hosts.interface).run()
+            result = clusters.SlurmSweep(runnable, settings, progress, slurm, hosts.interface).run()
     else:
         with resume.locked(sweep_dir), starting(sweep_dir, hosts) as start:
             new_or_resumed(settings)
             on_begin()
-            sweep = Sweep(wanted, settings, progress, start)
+            sweep = Sweep(runnable, settings, progress, start)
             sweep.on_measured = on_measured
             result = sweep.run()
     result.skipped = len(errors)
@@ -107,24 +107,24 @@ def announce(jobs: Sequence[Job], progress: Progress, cores: int, calibrations: 
         progress.print_line(
             f"note: oversubscribed: {', '.join(map(str, over))} ranks share {cores} cores, so "
             "times include waiting for a core and say nothing about scaling; "
-            f"use world_size<={cores}, or backend=mpi, {_mpi_gives(crowded, calibrations)}"
+            f"use world_size<={cores}, or backend=mpi, {_mpi_comparison(crowded, calibrations)}"
         )
 
 
-def _mpi_gives(crowded: Sequence[RankLayout], calibrations: Path) -> str:
+def _mpi_comparison(crowded: Sequence[RankLayout], calibrations: Path) -> str:
     """Cost of a small all-reduce on both backends, where this machine was calibrated on both."""
     gloo = [p for p in crowded if p.backend == "gloo" and p.nodes == 1]
     if not gloo:
         return "whose ranks wait less"
     place = max(gloo, key=lambda p: p.world_size)
-    both = [replace(place, backend=backend) for backend in ("mpi", "gloo")]
-    if all(limits.any_cached(calibrations, one) for one in both):
+    pair = [replace(place, backend=backend) for backend in ("mpi", "gloo")]
+    if all(limits.any_cached(calibrations, one) for one in pair):
         fingerprint = environment.fingerprint(environment.capture())
-        mpi_s, gloo_s = (limits.small_message_s(calibrations, fingerprint, one) for one in both)
+        mpi_s, gloo_s = (limits.small_message_s(calibrations, fingerprint, one) for one in pair)
         if mpi_s and gloo_s:
             return (
                 f"on which a small all-reduce of {place.world_size} ranks took "
                 f"{1e3 * mpi_s:.2g} ms here, on gloo {1e3 * gloo_s:.2g} ms"
             )
-    again = f"python -m runners.calibrate --ranks {place.world_size} --threads {place.threads}"
-    return f"whose ranks wait less ({again} --backend mpi measures how much)"
+    command = f"python -m runners.calibrate --ranks {place.world_size} --threads {place.threads}"
+    return f"whose ranks wait less ({command} --backend mpi measures how much)"

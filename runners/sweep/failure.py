@@ -34,12 +34,12 @@ def find(lines: Assembler, started: LaunchProcess, silent_s: float) -> Failure:
         waited = f" within {silent_s:g} s" if silent_s else ""
         return Failure(0, -1, f"the ranks did not start{waited}: {_last_line(started.log_path(0))}")
     stacks = {n: _stacks(started.log_path(n)) for n in range(len(lines.ranks))}
-    noticed = [rank for rank, text in stacks.items() if WATCHDOG in text]
-    if not silent_s and not noticed:
+    timed_out = [rank for rank, text in stacks.items() if WATCHDOG in text]
+    if not silent_s and not timed_out:
         rank, cell, message = lines.find_cause(started.failures())
         return Failure(rank, cell, message)
     stuck = [n for n, text in stacks.items() if text and not any(w in text for w in WAITING)]
-    rank = (stuck or noticed or [0])[0]
+    rank = (stuck or timed_out or [0])[0]
     limit_s = silent_s or lines.plan.measure.cell_limit_s
     stalled, stage = lines.ranks[rank], lines.ranks[rank].stage
     message = f"rank {rank} stood still for {limit_s:g} s during {stage}; stacks in the ranks' logs"

@@ -126,20 +126,20 @@ class Launch:
         with stop_on_interrupt(folder / "stop") as stop_requested:
             started = self.context.start(self.plan)
             try:
-                self._follow(started, stop_requested)
+                self._poll(started, stop_requested)
             finally:
                 started.end()
         self.outcome.interrupted = stop_requested() or self.context.interrupted()
-        self._read()
+        self._read_lines()
         self._finish_waves()
         self._record_unfinished(started)
         self.outcome.recorded, self.outcome.silent = bool(self.recorded), self.silent_s > 0
         return self.outcome
 
-    def _read(self) -> None:
+    def _read_lines(self) -> None:
         call_with_timeout("the ranks' files", self.lines.update)
 
-    def _follow(self, started: LaunchProcess, stop_requested: Callable[[], bool]) -> None:
+    def _poll(self, started: LaunchProcess, stop_requested: Callable[[], bool]) -> None:
         """Polls until the ranks end. After an interrupt a launch without samples is ended at once;
         another ends its round first."""
         limit_s = self.plan.measure.cell_limit_s + STALL_MARGIN_S
@@ -147,7 +147,7 @@ class Launch:
         while started.running():
             time.sleep(POLL_S)
             before = [rank.reader.offset for rank in self.lines.ranks]
-            self._read()
+            self._read_lines()
             if before != [rank.reader.offset for rank in self.lines.ranks]:
                 last_line_at = time.monotonic()
             first = self.lines.ranks[0]
@@ -193,13 +193,13 @@ class Launch:
     def _record_unfinished(self, started: LaunchProcess) -> None:
         """After an early end: the cell that caused it fails, the others keep their samples; those
         without enough samples are pending."""
-        left = [
+        unrecorded = [
             (number, index)
             for number, wave in enumerate(self.plan.waves)
             if number not in self.recorded
             for index in wave
         ]
-        if not left:
+        if not unrecorded:
             return
         cause = call_with_timeout(
             "the ranks' logs", lambda: failure.find(self.lines, started, self.silent_s)
@@ -208,7 +208,7 @@ class Launch:
         if cause.cell >= 0 and not self.outcome.interrupted:
             self.outcome.failed_cell = cause.cell
         records = []
-        for number, index in left:
+        for number, index in unrecorded:
             one = self.lines.record(index, number, self.calibration)
             if index == self.outcome.failed_cell:
                 self._fail(one, cause.rank)
@@ -250,7 +250,7 @@ def stop_on_interrupt(stop_file: Path) -> Iterator[Callable[[], bool]]:
         threading.Thread(target=touch, daemon=True).start()  # a hung disk must not block here
 
     def touch() -> None:
-        with contextlib.suppress(OSError):  # _follow ends ranks without samples anyway
+        with contextlib.suppress(OSError):  # _poll ends ranks without samples anyway
             stop_file.touch()
 
     previous: dict[int, Any] = {}

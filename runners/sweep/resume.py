@@ -66,15 +66,15 @@ def launches_left(jobs: Sequence[Job], past: Past, version: Version, mode: str) 
     wanted_by_cell = {}
     for job in jobs:
         attempts = past.records.get(job.cell_id, [])
-        wanted = job.measure.launches
-        known = state(attempts, version, wanted)
+        launches = job.measure.launches
+        status = state(attempts, version, launches)
         done = [one for one in attempts if one.outcome == "measured"]
         current = [one for one in done if is_current(one, version)]
-        again = {"failed": ("failed", "wrong"), "stale": ("stale",)}.get(mode, ())
-        if mode == "force" or known in again:
-            wanted_by_cell[job.cell_id] = wanted - (len(current) if known == "stale" else 0)
-        elif known == "missing":
-            wanted_by_cell[job.cell_id] = wanted - len(done)
+        redone = {"failed": ("failed", "wrong"), "stale": ("stale",)}.get(mode, ())
+        if mode == "force" or status in redone:
+            wanted_by_cell[job.cell_id] = launches - (len(current) if status == "stale" else 0)
+        elif status == "missing":
+            wanted_by_cell[job.cell_id] = launches - len(done)
         else:
             wanted_by_cell[job.cell_id] = 0
     return wanted_by_cell
@@ -84,9 +84,9 @@ def summary_line(jobs: Sequence[Job], past: Past, version: Version) -> str:
     """One line with the number of cells in each state."""
     counts: dict[str, int] = {}
     for job in jobs:
-        known = state(past.records.get(job.cell_id, []), version, job.measure.launches)
-        counts[known] = counts.get(known, 0) + 1
-    words = [f"{n} {known}" for known, n in sorted(counts.items())]
+        status = state(past.records.get(job.cell_id, []), version, job.measure.launches)
+        counts[status] = counts.get(status, 0) + 1
+    words = [f"{n} {status}" for status, n in sorted(counts.items())]
     hint = "; stale: measured by other code, versions or machine, resume_mode=stale measures anew"
     return f"resuming: {', '.join(words)}{hint if 'stale' in counts else ''}"
 

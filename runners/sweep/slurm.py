@@ -243,16 +243,16 @@ class SlurmSweep:
             if group in queued:
                 self.queued[group] = queued[group]
                 continue
-            left = [job for job in jobs if self.state.left[job.cell_id]]
-            if not left:
+            remaining = [job for job in jobs if self.state.left[job.cell_id]]
+            if not remaining:
                 continue
             mode = self.settings.resume_mode or "missing"
-            allocation.save(self.sweep_dir, group, left, mode, self.interface)
+            allocation.save(self.sweep_dir, group, remaining, mode, self.interface)
             allocation.result_path(self.sweep_dir, group).unlink(missing_ok=True)
-            self.queued[group] = submit(self.slurm, group, left, self.settings)
-            limit = time_limit_min(left, self.settings.isolation)
+            self.queued[group] = submit(self.slurm, group, remaining, self.settings)
+            limit = time_limit_min(remaining, self.settings.isolation)
             self.progress.print_line(
-                f"queued: job {self.queued[group]}: {len(left)} cells on {group}, "
+                f"queued: job {self.queued[group]}: {len(remaining)} cells on {group}, "
                 f"{limit} min at most"
             )
         path = self.sweep_dir / FOLDER / "jobs.json"
@@ -260,11 +260,11 @@ class SlurmSweep:
 
     def _queued_before(self) -> dict[str, str]:
         try:
-            known = json.loads((self.sweep_dir / FOLDER / "jobs.json").read_text("utf-8"))
+            job_ids = json.loads((self.sweep_dir / FOLDER / "jobs.json").read_text("utf-8"))
         except (OSError, ValueError):
             return {}
-        queued = unfinished_jobs(list(known.values()))
-        return {group: job for group, job in known.items() if job in queued}
+        queued = unfinished_jobs(list(job_ids.values()))
+        return {group: job for group, job in job_ids.items() if job in queued}
 
     def _watch(self) -> None:
         while unfinished_jobs(list(self.queued.values())):

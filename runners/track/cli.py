@@ -241,7 +241,7 @@ def _on_server(writer: Writer, runs: list[Run], report: Report) -> dict[str, OnS
     try:
         return writer.on_server([run.id for run in runs])
     except Exception as error:
-        _fall_back(writer, error, report)
+        _go_offline(writer, error, report)
         return {}
 
 
@@ -260,7 +260,7 @@ def _send(writer: Writer, run: Run, stored: OnServer | None) -> Path:
         return writer.write(run, stored)
 
 
-def _fall_back(writer: Writer, error: Exception, report: Report) -> None:
+def _go_offline(writer: Writer, error: Exception, report: Report) -> None:
     """Switches to offline; closes first, or W&B refuses the run's id as still in use."""
     report.failed += 1
     report.warn(f"tracker: no answer from the server ({error}); writing offline instead")
@@ -281,8 +281,8 @@ def _write(writer: Writer, run: Run, stored: OnServer | None, report: Report) ->
             report.warn(f"W&B did not take {error}; the records and tables have them")
             return None
         except Exception as error:
-            _fall_back(writer, error, report)
-            for log in ledger.whole(writer.folder, run.id, len(run.history)):
+            _go_offline(writer, error, report)
+            for log in ledger.complete_logs(writer.folder, run.id, len(run.history)):
                 return log  # the online run's log is complete and can be synced later
     try:
         ledger.drop_unfinished(writer.folder, run.id, len(run.history))

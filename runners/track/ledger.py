@@ -40,7 +40,7 @@ def logs(folder: Path, run_id: str) -> list[Path]:
     return sorted(folder.glob(f"wandb/*run-*/run-{glob.escape(run_id)}.wandb"))
 
 
-def whole(folder: Path, run_id: str, rows: int) -> list[Path]:
+def complete_logs(folder: Path, run_id: str, rows: int) -> list[Path]:
     """The complete logs of a run."""
     return [log for log in logs(folder, run_id) if not fault(log, rows)]
 
@@ -48,7 +48,7 @@ def whole(folder: Path, run_id: str, rows: int) -> list[Path]:
 def is_tracked(folder: Path, run_id: str, rows: int) -> bool:
     """Whether a run needs no offline log: one is complete, or a server has confirmed the run."""
     synced = any(log.with_suffix(".wandb.synced").exists() for log in logs(folder, run_id))
-    return synced or bool(whole(folder, run_id, rows))
+    return synced or bool(complete_logs(folder, run_id, rows))
 
 
 def drop_unfinished(folder: Path, run_id: str, rows: int) -> None:

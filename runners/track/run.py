@@ -93,17 +93,17 @@ def run_id(record: Record, sweep: str) -> str:
 
 def samples(record: Record) -> list[dict[str, Any]]:
     """History rows; none unless the cell was measured and correct, as no other may show a time."""
-    taken = record.samples
+    columns = record.samples
     spans = flat_row.sample_columns(record)["sample_ms"]
     return [
         {
             "makespan_ms": span,
-            "round": taken.round[index],
-            "kind": taken.kind[index],
-            "steps": taken.steps[index],
+            "round": columns.round[index],
+            "kind": columns.kind[index],
+            "steps": columns.steps[index],
             "rank_duration_ms": [
-                (end - start) / taken.steps[index] / 1e6
-                for start, end in zip(taken.start_ns[index], taken.end_ns[index], strict=True)
+                (end - start) / columns.steps[index] / 1e6
+                for start, end in zip(columns.start_ns[index], columns.end_ns[index], strict=True)
             ],
         }
         for index, span in enumerate(spans)
