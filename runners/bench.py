@@ -230,6 +230,7 @@ def process_settings() -> Iterator[None]:
 @reader_may_leave()
 @process_settings()
 def run() -> int:
+    """The whole program; returns its exit code."""
     hydra_plugins.register()  # again: the caller may have reset Hydra
     drop_empty()  # before conf reads W&B's variables
     program = hydra.main(

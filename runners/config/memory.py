@@ -14,6 +14,7 @@ RESIDENT_FRACTION = 0.4  # of available memory, for all cells of a wave
 
 
 def available_bytes() -> int:
+    """Memory that is available on this host; unlimited where it is unknown."""
     sizes = memory_bytes()
     return sizes.get("MemAvailable", sizes.get("MemTotal", 2**62))
 

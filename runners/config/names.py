@@ -21,6 +21,7 @@ def safe_name(name: object) -> str:
 
 
 def label_of(config: Mapping[str, Any]) -> str:
+    """A cell's label, safe as part of a folder's name; raises ConfigError."""
     value = config.get("label", "")
     text = "" if value is None else str(value)
     if len(text) > 40 or not set(text) <= LABEL_CHARACTERS:

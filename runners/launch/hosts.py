@@ -212,6 +212,7 @@ def join(sweep_dir: Path, hosts: Hosts) -> bool:
 
 
 def read_order(sweep_dir: Path) -> dict[str, Any] | None:
+    """Node 0's latest order; None where there is none, or it is incomplete."""
     try:
         order = json.loads((sweep_dir / FOLDER / "order.json").read_text("utf-8"))
     except (OSError, ValueError):

@@ -246,6 +246,7 @@ class Engine:
         return bool(steady)
 
     def anchor(self, cell: TimedCell, place: str) -> None:
+        """measure.anchors samples of the anchor cell; `place` is first, middle or last."""
         with without_gc(), cell.active():
             for number in range(self.measure.anchors):
                 self.take(cell, f"anchor-{place}", number)

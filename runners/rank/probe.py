@@ -53,6 +53,7 @@ class Probe:
         return until_s - self.clock()
 
     def elapsed_s(self, step: Step, calls: int = 1) -> float:
+        """Time of all the calls together, in s, between two device syncs."""
         self.sync()
         start = self.clock()
         for _ in range(calls):
@@ -107,6 +108,7 @@ class Memory:
         return self.chunk().copy_(self.target)
 
     def rates(self, budget_s: float) -> dict[str, Any]:
+        """Bytes per s, as runners/records/calibrations.py names them."""
         share = budget_s / (3 + 2 * len(WARM_BYTES))
         read = [self.probe.best_s(step, share) for step in (self.sum, self.product)]
         copy = self.probe.best_s(self.copy, share)
@@ -246,6 +248,7 @@ class SingleRankRates:
 
 
 def single_rank_rates(probe: Probe, memory: Memory, until_s: float) -> SingleRankRates:
+    """Memory rates first, then products of each dtype with an equal share of the rest."""
     rates = memory.rates(MEMORY_SHARE * probe.left_s(until_s))
     kinds = dtypes(probe.device)
     products = {}

@@ -78,6 +78,7 @@ class Worker:
         arm_watchdog(self.plan.measure.cell_limit_s)
 
     def run(self) -> None:
+        """Runs the waves of the plan; between waves it waits for the launcher."""
         self._log_environment()
         gc.collect()
         gc.freeze()  # otherwise every wave's collection would scan all imports, for 80 ms

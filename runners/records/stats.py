@@ -19,6 +19,8 @@ COUNTED = ("short", "long", "fixed")
 
 
 class Interval(NamedTuple):
+    """A confidence interval, in the unit of its values."""
+
     low: float
     high: float
     confidence: float  # achieved: order statistics reach only some levels

@@ -14,6 +14,8 @@ STACKS_BYTES = 1 << 20
 
 
 class Failure(NamedTuple):
+    """The cause of a launch's end."""
+
     rank: int
     cell: int  # -1: no cell is the cause
     message: str

@@ -207,6 +207,7 @@ class SlurmSweep:
         self.seen: set[Path] = set()
 
     def run(self) -> SweepResult:
+        """Queues and watches to the end; an interrupt ends the watching, not the jobs."""
         began = time.monotonic()
         try:
             if self.settings.resume_mode:

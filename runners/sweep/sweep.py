@@ -50,6 +50,7 @@ class Sweep:
         return self.launches - 1
 
     def run(self) -> SweepResult:
+        """Runs all launches; interrupts and disk errors end it, and are in the result."""
         began = time.monotonic()
         try:
             if self.settings.resume_mode:

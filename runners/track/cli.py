@@ -38,6 +38,8 @@ ENDED = ("finished", "failed")  # a server's states of a run that has ended
 
 @dataclass
 class Report:
+    """Counts and warnings of one call, over all its sources."""
+
     mode: str
     runs: int = 0
     rows: int = 0
@@ -59,6 +61,8 @@ class Report:
 
 
 class Written(NamedTuple):
+    """A run that this call has written, not yet read back."""
+
     run: Run
     log: Path
     rows: int  # written by this call

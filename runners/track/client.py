@@ -29,6 +29,8 @@ _SECRETS = re.compile(r"wandb_v\d+_\w+|(?:local-)?\b[0-9a-f]{40}\b|(?<=//)[^/\s@
 
 @dataclass(frozen=True)
 class TrackerResult:
+    """How a call of the tracker ended."""
+
     ok: bool
     runs: int = 0  # written by this call; those that were there already do not count
     warning: str = ""
