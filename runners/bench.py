@@ -1,8 +1,8 @@
 """The sweep: python runners/bench.py -m strategy=simple,tp,ep topk=2,4,8
 
-The only Hydra program of the project. It validates every cell before anything is started, hands
-the cells to the launches, and shows tables and plots at the end. Exit codes: 0 all measured,
-1 some cell failed or was wrong, 2 bad input, 130 interrupted.
+The only Hydra program of the project. It validates all cells before anything starts, passes them to
+the launches, and shows tables and plots at the end. Exit codes: 0 all measured, 1 some cell failed
+or was wrong, 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-if not __package__:  # started as a file: runners/ itself must not be searched for modules
+if not __package__:  # started as a file: do not search runners/ itself for modules
     _own = Path(__file__).resolve().parent
     sys.path[:] = [str(_own.parent), *(p for p in sys.path if Path(p or ".").resolve() != _own)]
 
@@ -44,13 +44,13 @@ from runners.track.client import redact
 from runners.track.settings import drop_empty
 
 REPORT_LIMIT_S = 300
-OF_RUN = ("resume", "resume_mode", "report", "tracker", "on_error")  # no part of any cell
+RUN_KEYS = ("resume", "resume_mode", "report", "tracker", "on_error")  # not of any cell
 
 
-def sweep_dir_of(asked: str | None, name: str, run: str | None = None) -> str:
-    """A new folder in outputs/, the one that several hosts share, or the one to go on with."""
-    if asked:
-        return str(resume.folder_of(str(asked), project_paths.OUTPUTS))
+def sweep_dir_of(resumed: str | None, name: str, run: str | None = None) -> str:
+    """The folder to resume, or one in outputs/: a new one, or the one that several hosts share."""
+    if resumed:
+        return str(resume.folder_of(str(resumed), project_paths.OUTPUTS))
     return str(project_paths.OUTPUTS / (name if run is None else safe_name(run)))
 
 
@@ -60,37 +60,37 @@ OmegaConf.register_new_resolver("sweep_dir", sweep_dir_of, replace=True)
 
 
 class Bench:
-    """What Hydra calls for a single run, and our launcher for a multirun."""
+    """State of this program, and the call for a single run (task) and a multirun (launcher)."""
 
     def __init__(self) -> None:
         self.result: SweepResult | None = None
         self.error: Exception | None = None
         self.report = True
-        self.begun: Report | None = None
-        self.composed = False  # from here on an error is ours where it has no plain words
-        self.began = False  # from here on an error is not the user's
+        self.early_report: Report | None = None
+        self.composed = False  # from then on an unexpected error is ours
+        self.began = False  # from then on no error is the user's
 
     def run_all(
         self, configs: Sequence[Composed], sweep_dir: Path, launcher: Mapping[str, Any]
     ) -> list[str]:
-        """Measures the cells of the configs; the outcome of each."""
+        """Measures the cells of the configs; returns the outcome of each."""
         self.composed = True
         self.report = bool(configs[0].config.get("report", True))
         command = redact(f"{project_paths.BENCH} {shlex.join(sys.argv[1:])}".strip())
         self.result, outcomes = run_composed(
-            configs, sweep_dir, command, self.begins, launcher,
+            configs, sweep_dir, command, self.mark_begun, launcher,
             lambda: self.begin_report(sweep_dir),
         )  # fmt: skip
         self.report = self.report and not self.result.joined
         return outcomes
 
     def begin_report(self, sweep_dir: Path) -> None:
-        """While the tracker writes; a report that cannot begin is tried again at the end."""
+        """Starts the report while the tracker writes; if it fails, `show_report` tries again."""
         if self.report:
             with contextlib.suppress(OSError):
-                self.begun = Report(sweep_dir)
+                self.early_report = Report(sweep_dir)
 
-    def begins(self) -> None:
+    def mark_begun(self) -> None:
         self.began = True
 
 
@@ -98,36 +98,36 @@ BENCH = Bench()
 
 
 def task(config: DictConfig) -> None:
-    """A run without -m: the same path with one cell."""
-    typed = OmegaConf.to_container(HydraConfig.get().overrides.task)  # interpolations as typed
+    """A run without -m: one cell, or all cells of a resumed folder."""
+    typed = OmegaConf.to_container(HydraConfig.get().overrides.task)  # unresolved
     overrides = [str(word) for word in typed or []]
     sweep_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
         configs = [Composed(plain(config), overrides)]
-        if config.resume and all(word.split("=")[0].split(".")[0] in OF_RUN for word in overrides):
-            configs = all_of(sweep_dir, configs[0].config)
+        if config.resume and all(key.split("=")[0].split(".")[0] in RUN_KEYS for key in overrides):
+            configs = planned_cells(sweep_dir, configs[0].config)
         BENCH.run_all(configs, sweep_dir, plain(HydraConfig.get().launcher))
     except Exception as error:
         if BENCH.began:
             raise
         BENCH.error = error  # Hydra would print lines of its own around it
         with contextlib.suppress(OSError):
-            sweep_dir.rmdir()  # made by Hydra, and empty
+            sweep_dir.rmdir()  # Hydra made it
 
 
-task.moe_bench = BENCH  # type: ignore[attr-defined]  # how our launcher knows whose jobs it has
+task.moe_bench = BENCH  # type: ignore[attr-defined]  # by this our launcher recognises the bench
 
 
-def all_of(sweep_dir: Path, config: Mapping[str, Any]) -> list[Composed]:
-    """Every cell that the folder set out to measure, as it was configured."""
-    now = {key: config[key] for key in OF_RUN}
+def planned_cells(sweep_dir: Path, config: Mapping[str, Any]) -> list[Composed]:
+    """Every cell of the folder's plan, as it was configured, with RUN_KEYS of `config`."""
+    now = {key: config[key] for key in RUN_KEYS}
     return [
         Composed({**known, **now}, overrides) for known, overrides in resume.configs_of(sweep_dir)
     ]
 
 
 class Report:
-    """Tables on screen and on disk, plots on disk, by the analysis as a process of its own."""
+    """Tables on screen and on disk, plots on disk; made by the analysis in a process of its own."""
 
     def __init__(self, sweep_dir: Path) -> None:
         command = [sys.executable, "-m", "analysis", "finish", str(sweep_dir.resolve())]
@@ -136,7 +136,7 @@ class Report:
         self.process = subprocess.Popen(command, env=variables, stderr=self.errors)
 
     def wait(self) -> str:
-        """What went wrong, if anything did."""
+        """Waits REPORT_LIMIT_S at most; returns what went wrong, else ""."""
         with self.errors:
             try:
                 code = self.process.wait(REPORT_LIMIT_S)
@@ -149,25 +149,25 @@ class Report:
         return f"analysis ended with {code}: {last[0]}" if code else ""
 
 
-def show_report(result: SweepResult, begun: Report | None) -> None:
-    """The report that was begun when all was measured, or one now."""
+def show_report(result: SweepResult, early: Report | None) -> None:
+    """Waits for the report that was started when all was measured, or makes one now."""
     if "measured" not in result.outcomes.values():
         return
     try:
-        warning = (begun or Report(result.sweep_dir)).wait()
+        warning = (early or Report(result.sweep_dir)).wait()
     except OSError as error:
         warning = f"analysis: {one_line(error)}"
     if warning:
         result.warnings.append(warning)
 
 
-def say_end(result: SweepResult) -> None:
+def print_result(result: SweepResult) -> None:
     counts = result.counts()
     total = sum(counts.values()) + result.skipped
-    said = [f"{counts['measured']} of {total} cells correct and measured"]
+    parts = [f"{counts['measured']} of {total} cells correct and measured"]
     counts |= {"skipped": result.skipped}
-    said += [f"{n} {outcome}" for outcome, n in counts.items() if n and outcome != "measured"]
-    print(f"\n{', '.join(said)}; {result.sweep_dir}", file=sys.stderr)
+    parts += [f"{n} {outcome}" for outcome, n in counts.items() if n and outcome != "measured"]
+    print(f"\n{', '.join(parts)}; {result.sweep_dir}", file=sys.stderr)
     for cell, message, log in result.failures:
         print(f"failed: {cell}: {message}; log: {log}", file=sys.stderr)
     for warning in result.warnings:
@@ -179,7 +179,7 @@ def say_end(result: SweepResult) -> None:
 
 
 def summary(result: SweepResult) -> dict[str, Any]:
-    """The last line of stdout when it is no terminal."""
+    """The last line of stdout when it is not a terminal, as a dict."""
     return {
         "sweep_dir": str(result.sweep_dir),
         **result.counts(),
@@ -191,7 +191,7 @@ def summary(result: SweepResult) -> dict[str, Any]:
     }
 
 
-def refused(error: Exception) -> int:
+def print_refusal(error: Exception) -> int:
     text = told(error, sys.argv[1:]).encode("utf-8", "backslashreplace").decode()
     print(f"error: {''.join(c if c.isprintable() else '?' for c in text)}", file=sys.stderr)
     return 2
@@ -201,20 +201,20 @@ def unknown_option(parser: argparse.ArgumentParser, message: str) -> NoReturn:
     raise ConfigError(f"{message}; `{project_paths.BENCH} --help` lists the options")
 
 
-def end_as_by_ctrl_c(signum: int, frame: object) -> None:
+def raise_interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def settings_of_this_program() -> Iterator[None]:
-    """Signals, the option parser and Hydra's error output while `run` runs; put back at its end."""
+def process_settings() -> Iterator[None]:
+    """Signals, option parser and Hydra's error output while `run` runs; restored at its end."""
     handlers: dict[signal.Signals, Any] = {}
     full_error, parser_error = os.environ.get("HYDRA_FULL_ERROR"), argparse.ArgumentParser.error
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a launch has its own handling of them
+    for number in (signal.SIGTERM, signal.SIGHUP):  # launches set their own handlers
         if signal.getsignal(number) == signal.SIG_DFL:  # nohup's choice is the user's
-            handlers[number] = signal.signal(number, end_as_by_ctrl_c)
+            handlers[number] = signal.signal(number, raise_interrupt)
     argparse.ArgumentParser.error = unknown_option  # type: ignore  # one line
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come to us, not through its own printer
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors are raised, not printed by it
     try:
         yield
     finally:
@@ -228,10 +228,11 @@ def settings_of_this_program() -> Iterator[None]:
 
 
 @reader_may_leave()
-@settings_of_this_program()
+@process_settings()
 def run() -> int:
-    hydra_plugins.register()  # again: who calls this in a process of its own may have reset Hydra
-    drop_empty()  # before conf asks for W&B's variables
+    """The whole program; returns its exit code."""
+    hydra_plugins.register()  # again: the caller may have reset Hydra
+    drop_empty()  # before conf reads W&B's variables
     program = hydra.main(
         version_base="1.3", config_path=str(project_paths.CONF), config_name="config"
     )
@@ -241,29 +242,29 @@ def run() -> int:
         if BENCH.error:
             raise BENCH.error
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        return refused(error)
-    except Exception as error:  # what Hydra does not expect either
+        return print_refusal(error)
+    except Exception as error:  # not expected by Hydra either
         if BENCH.composed:
             raise
-        return refused(error)
+        return print_refusal(error)
     except KeyboardInterrupt:
         print("interrupted; nothing was being measured", file=sys.stderr)
         return 130
     finally:
         if not had_outputs:
             with contextlib.suppress(OSError):
-                project_paths.OUTPUTS.rmdir()  # where nothing came into it
+                project_paths.OUTPUTS.rmdir()  # only if it is empty
     if BENCH.result is None:
         return 0  # --help, --cfg and the like
     if BENCH.report and not BENCH.result.broken:
         try:
-            show_report(BENCH.result, BENCH.begun)
+            show_report(BENCH.result, BENCH.early_report)
         except KeyboardInterrupt:
             BENCH.result.warnings.append(
                 "tables and plots were interrupted; python -m analysis show, or plot, makes them"
             )
     if not BENCH.result.joined:
-        say_end(BENCH.result)
+        print_result(BENCH.result)
     return BENCH.result.exit_code
 
 

@@ -1,7 +1,6 @@
-"""`python -m runners.calibrate`: what this machine can do. The code is in
-runners/rank/calibrate.py.
+"""`python -m runners.calibrate`: measures this machine's limits (runners/rank/calibrate.py).
 
-It stands for the ranks of a calibration as well, which start it with their options.
+Every rank of a calibration runs this module too, with options of its own.
 """
 
 import sys

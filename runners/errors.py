@@ -1,4 +1,4 @@
-"""What the user has to mend, found before anything is started: one line, exit code 2."""
+"""Errors in the user's input, raised before anything starts: one line, exit code 2."""
 
 
 class ConfigError(ValueError):

@@ -1,4 +1,4 @@
-"""Cells -> groups -> waves -> the frozen files that launches read. Torch-free."""
+"""Cells -> groups -> waves -> the plan files that launches read. Torch-free."""
 
 from __future__ import annotations
 
@@ -92,14 +92,14 @@ class Measure:
 
 @dataclass
 class Job:
-    """One cell of the sweep, with how it is to be measured and what it was asked for by."""
+    """One cell of the sweep, its measuring settings, and where it comes from."""
 
     cell: Cell
     measure: Measure
     label: str = ""
-    notes: tuple[str, ...] = ()  # what was changed to make the cell runnable
+    notes: tuple[str, ...] = ()  # changes that made the cell runnable
     meta: dict[str, Any] = field(default_factory=dict)  # model, scale and overrides, for the record
-    trace: Trace | None = field(default=None, repr=False)  # what workload.trace_sha256 names
+    trace: Trace | None = field(default=None, repr=False)  # of workload.trace_sha256
     config: dict[str, Any] = field(default_factory=dict)  # the resolved config
 
     @cached_property
@@ -122,7 +122,7 @@ class LaunchGroup:
 
 @dataclass
 class LaunchPlan:
-    """What one launch's ranks are told; frozen to a file before they start."""
+    """The plan of one launch; written to a file before its ranks start."""
 
     launch: int
     launch_dir: str
@@ -131,7 +131,7 @@ class LaunchPlan:
     cells: list[Cell]
     labels: list[str]
     waves: list[list[int]]  # indices into cells
-    resident: list[bool]  # per wave: whether its cells can live in memory together
+    resident: list[bool]  # per wave: whether its cells fit in memory together
     calibrate: bool = False
     kernels: dict[str, str] = field(default_factory=dict)  # chosen in earlier launches
     git: dict[str, Any] | None = None  # state of the code, for records made after a crash
@@ -144,19 +144,19 @@ class LaunchPlan:
 
 
 def kernel_key(cell: Cell) -> str:
-    """Cells with the same one run the same kernel, in every launch of a sweep: repeats under
-    other labels or with planted work must differ in nothing else."""
+    """Key of the choice of a kernel. Cells that differ only in label or planted work share it, so
+    that in all launches of a sweep such repeats differ in nothing else."""
     return cell_key(replace(cell, strategy=replace(cell.strategy, slowdown=0.0)))
 
 
 def engine_and_ranks(cell: Cell) -> tuple[str, int]:
-    """Engine and number of ranks: what a choice of algorithms is made for, once in a sweep."""
+    """Key of the choice of collective algorithms, made once per sweep: engine, number of ranks."""
     return cell.placement.backend, cell.placement.world_size
 
 
 def unique(jobs: Sequence[Job]) -> list[Job]:
-    """Jobs in order with repeats of one cell and label left out; raises ConfigError when the
-    repeats differ in how they are to be measured, since their records could not be told apart."""
+    """Jobs in order, without repeats of a cell and label; raises ConfigError when repeats differ in
+    how they are to be measured, since their records could not be told apart."""
     seen: dict[str, Job] = {}
     for job in jobs:
         first = seen.setdefault(job.cell_id, job)
@@ -169,20 +169,20 @@ def unique(jobs: Sequence[Job]) -> list[Job]:
 
 
 def groups(jobs: Iterable[Job], isolation: str) -> list[LaunchGroup]:
-    """Jobs by world size, backend, device, threads and measure; one each for isolation=cell."""
-    found: dict[Any, LaunchGroup] = {}
+    """Groups of jobs by placement and measure; with isolation=cell one group per job."""
+    by_key: dict[Any, LaunchGroup] = {}
     for number, job in enumerate(jobs):
         alone = number if isolation == "cell" else -1
         key = (job.cell.placement, job.measure, alone)
-        found.setdefault(key, LaunchGroup(job.cell.placement, job.measure, [])).jobs.append(job)
-    return list(found.values())
+        by_key.setdefault(key, LaunchGroup(job.cell.placement, job.measure, [])).jobs.append(job)
+    return list(by_key.values())
 
 
 def waves(jobs: Sequence[Job], size: int) -> list[list[int]]:
-    """Indices of jobs, at most `size` together, in few waves of nearly equal length.
+    """Splits jobs into few waves of nearly equal length: indices, at most `size` per wave.
 
-    Jobs that differ only in their strategy or label are what gets compared, so they share a wave
-    wherever the sweep names them, unless they are more than `size`.
+    Jobs that differ only in their strategy or label are compared with each other, so they share a
+    wave, unless they are more than `size`.
     """
     points: dict[Any, list[int]] = {}
     for index, job in enumerate(jobs):
@@ -193,21 +193,21 @@ def waves(jobs: Sequence[Job], size: int) -> list[list[int]]:
         for parts in [-(-len(one) // size)]
         for part in range(parts)
     ]
-    found = _filled(pieces, size)
-    least = max([-(-len(jobs) // max(len(found), 1)), *map(len, pieces)])
-    shorter = (_filled(pieces, limit) for limit in range(least, size))
-    return next((one for one in shorter if len(one) == len(found)), found)
+    packed = _pack(pieces, size)
+    least = max([-(-len(jobs) // max(len(packed), 1)), *map(len, pieces)])
+    shorter = (_pack(pieces, limit) for limit in range(least, size))
+    return next((one for one in shorter if len(one) == len(packed)), packed)
 
 
-def _filled(pieces: Iterable[list[int]], limit: int) -> list[list[int]]:
-    """Consecutive pieces put together as long as they are at most `limit`."""
-    found: list[list[int]] = []
+def _pack(pieces: Iterable[list[int]], limit: int) -> list[list[int]]:
+    """Joins consecutive pieces as long as they are at most `limit` together."""
+    packed: list[list[int]] = []
     for piece in pieces:
-        if found and len(found[-1]) + len(piece) <= limit:
-            found[-1].extend(piece)
+        if packed and len(packed[-1]) + len(piece) <= limit:
+            packed[-1].extend(piece)
         else:
-            found.append(list(piece))
-    return found
+            packed.append(list(piece))
+    return packed
 
 
 def save(plan: LaunchPlan, path: Path) -> None:

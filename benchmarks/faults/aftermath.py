@@ -84,7 +84,7 @@ def _sampled(path: Path) -> dict[tuple[str, int], int]:
     ranks: list[dict[int, set[tuple[int, int]]]] = []
     for rank in range(plan.placement.world_size):
         mine: dict[int, set[tuple[int, int]]] = {}
-        for line in RankReader(rank_path(path.parent, rank)).new():
+        for line in RankReader(rank_path(path.parent, rank)).new_lines():
             if line["event"] == "sample" and line["kind"] == "fixed":
                 mine.setdefault(line["cell"], set()).add((line["round"], line["position"]))
         ranks.append(mine)

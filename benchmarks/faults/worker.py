@@ -92,7 +92,7 @@ def due(self: Worker, cell: int, stage: str) -> str:
         here = (cell, stage) == (PLANT["cell"], PLANT["stage"]) and self.plan.launch == 0
         return PLANT["kind"] if here else ""
     dice = random.Random(f"{PLANT['seed']}:{self.plan.launch}:{cell}")
-    mine = dice.randrange(self.where.world_size) == self.where.rank
+    mine = dice.randrange(self.place.world_size) == self.place.rank
     come = cell >= 0 and stage == "gate" and dice.random() < PLANT["chance"]
     return dice.choice(["raise", "kill", "exit", "stuck", "memory", "nan"]) if mine and come else ""
 
@@ -102,7 +102,7 @@ def spoil(result: Tensor) -> Tensor:
 
 
 def plant() -> None:
-    Worker.enter = planted_enter  # type: ignore[method-assign]
+    Worker.enter_stage = planted_enter  # type: ignore[method-assign]
     rows, dense = Experts.rows, Experts.dense
     Experts.rows = lambda *a: spoil(rows(*a))  # type: ignore[method-assign]
     Experts.dense = lambda *a: spoil(dense(*a))  # type: ignore[method-assign]
@@ -120,7 +120,7 @@ def step_back() -> None:
 
 
 prepare = worker.prepare
-enter = Worker.enter
+enter = Worker.enter_stage
 
 
 def main(arguments: list[str]) -> int:

@@ -17,7 +17,7 @@ from benchmarks.first_answer import turns
 from benchmarks.first_answer.exchanges import median_ms
 from benchmarks.speed.store import markdown
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
-from runners.launch.local import Started
+from runners.launch.local import LaunchProcess
 from runners.launch.local import start as start_ranks
 from runners.plan import Job, LaunchPlan, Measure
 from runners.records import record
@@ -158,7 +158,7 @@ def anew_of(launch: int) -> bool:
     return launch % 4 in (1, 2)
 
 
-def _in_turn(plan: LaunchPlan) -> Started:
+def _in_turn(plan: LaunchPlan) -> LaunchProcess:
     return start_ranks(plan, anew=anew_of(plan.launch))
 
 

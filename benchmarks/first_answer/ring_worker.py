@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from moe.parallel.algorithms import CHOSEN
 from runners.rank import worker
-from runners.rank.engine import Timed
+from runners.rank.engine import TimedCell
 
 RINGS = "rings"
 
@@ -23,18 +23,18 @@ class Worker(worker.Worker):
         rings = self.plan.labels[index] == RINGS
         return self.comm.exchanging(never if rings else self.comm.exchanged)
 
-    def _prepare(self, index: int, resident: bool) -> Timed | None:
+    def _prepare(self, index: int, resident: bool) -> TimedCell | None:
         with self._as_labelled(index):
             return super()._prepare(index, resident)
 
     @contextmanager
-    def _active(self, timed: Timed, resident: bool) -> Iterator[None]:
+    def _active(self, timed: TimedCell, resident: bool) -> Iterator[None]:
         with self._as_labelled(timed.index), super()._active(timed, resident):
             yield
 
-    def _check_again(self, cell: Timed) -> None:
+    def _verify_again(self, cell: TimedCell) -> None:
         with self._as_labelled(cell.index):
-            super()._check_again(cell)
+            super()._verify_again(cell)
 
 
 def main(arguments: list[str]) -> int:

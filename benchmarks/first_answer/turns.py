@@ -54,15 +54,15 @@ def main(arguments: list[str]) -> int:
 def _answer_turns(folder: Path, ranks: TorchRanks, steps: list[Step]) -> None:
     """Until the launcher closes its end of the socket; the other ranks follow rank 0."""
     if ranks.rank:
-        while ranks.decide(0):
+        while ranks.broadcast(0):
             _blocks_ms(ranks, steps)
         return
     with socket.socket(socket.AF_UNIX) as turns:
         turns.connect(str(folder / SOCKET))
         while turns.recv(1):
-            ranks.decide(1)
+            ranks.broadcast(1)
             turns.sendall(json.dumps(_blocks_ms(ranks, steps)).encode() + b"\n")
-    ranks.decide(0)
+    ranks.broadcast(0)
 
 
 def _blocks_ms(ranks: TorchRanks, steps: list[Step]) -> list[float]:

@@ -43,7 +43,7 @@ def stages(sweep_dir: Path) -> Counter[str]:
     """Seconds that rank 0 spent in each stage, over all launches."""
     total: Counter[str] = Counter()
     for path in sorted(sweep_dir.glob("launches/*/samples/rank0.jsonl")):
-        entered = [e for e in RankReader(path).new() if e["event"] == "enter"]
+        entered = [e for e in RankReader(path).new_lines() if e["event"] == "enter"]
         for now, then in itertools.pairwise(entered):
             total[now["stage"]] += (then["clock_ns"] - now["clock_ns"]) / 1e9
     return total

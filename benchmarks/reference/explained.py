@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.speed.store import ROOT, markdown
 from moe.spec import Cell
-from runners.host.mpi import available
+from runners.host.mpi import unavailable_reason
 from runners.records import record
 from runners.records.stats import median_interval, round_medians_ms, round_ratios
 
@@ -153,7 +153,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a few quick cells, to try it")
     parser.add_argument("--ranks", type=int, default=8)
-    parser.add_argument("--backend", default="gloo" if available() else "mpi")
+    parser.add_argument("--backend", default="gloo" if unavailable_reason() else "mpi")
     parser.add_argument("--write", type=Path, help="document whose tables are replaced")
     args = parser.parse_args()
     text = "\n\n".join(sections(args))

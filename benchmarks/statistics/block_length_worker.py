@@ -7,7 +7,7 @@ import dataclasses
 import sys
 
 from runners.rank import worker
-from runners.rank.engine import Timed
+from runners.rank.engine import TimedCell
 
 ALONE, ALONE_MS = "alone", 30.0
 
@@ -15,7 +15,7 @@ ALONE, ALONE_MS = "alone", 30.0
 class Worker(worker.Worker):
     """`measure.block_ms` by label; a cell that is "alone" runs a block of its own first."""
 
-    def _prepare(self, index: int, resident: bool) -> Timed | None:
+    def _prepare(self, index: int, resident: bool) -> TimedCell | None:
         label = self.plan.labels[index]
         block_ms = ALONE_MS if label == ALONE else float(label.removeprefix("block"))
         self.engine.measure = dataclasses.replace(self.plan.measure, block_ms=block_ms)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from runners.plan import Measure
-from runners.rank.engine import Engine, Timed
+from runners.rank.engine import Engine, TimedCell
 
 Draw = Callable[[random.Random], float]
 
@@ -42,7 +42,7 @@ class OneRank:
     def now_ns(self) -> int:
         return self.clock_ns
 
-    def decide(self, value: int) -> int:
+    def broadcast(self, value: int) -> int:
         return value
 
     def gather(self, values: Sequence[int]) -> list[list[int]]:
@@ -59,7 +59,7 @@ class SimulatedEngine(Engine):
         super().__init__(OneRank(), measure, lambda sample: None, lambda: None)
         self.generator, self.draw, self.effect = generator, draw, 1.0
 
-    def run_round(self, cells: Sequence[Timed], number: int, seed: str) -> None:
+    def run_round(self, cells: Sequence[TimedCell], number: int, seed: str) -> None:
         self.effect = self.draw(self.generator)
         super().run_round(cells, number, seed)
 
@@ -69,7 +69,7 @@ class SimulatedEngine(Engine):
         step_ms: float,
         start: StartUp | None = None,
         noise: Draw = lambda g: 1.0,
-    ) -> Timed:
+    ) -> TimedCell:
         """A cell of this engine, with noise that a block's steps share; sized, not yet timed."""
         ranks, first = self.ranks, start or StartUp()
         assert isinstance(ranks, OneRank)
@@ -86,6 +86,6 @@ class SimulatedEngine(Engine):
             ranks.since += 1
             ranks.pass_ms(took_ms * own * self.effect)
 
-        made = Timed(index, step)
+        made = TimedCell(index, step)
         self.size_block(made)
         return made

@@ -1,4 +1,4 @@
-"""From a resolved config to a validated job. Torch-free; every error names field and remedy."""
+"""Resolved config -> validated job. Torch-free; every error names field and remedy."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from runners.config.schema import check_shape, section_of, value, values
 from runners.errors import ConfigError
 from runners.host.files import small_text
 from runners.host.machine import NodeResources
-from runners.host.mpi import available
-from runners.host.topology import BY_NODE, over_nodes
+from runners.host.mpi import unavailable_reason
+from runners.host.topology import BY_NODE, place_experts
 from runners.plan import Job, Measure
 from runners.records.routing_trace import SHAPE, Trace, TraceError, read_trace
 
 
 def job_of(config: Mapping[str, Any], machine: NodeResources, overrides: Sequence[str] = ()) -> Job:
-    """The cell that `config` (a resolved, plain mapping) describes, and how it is to be measured.
+    """The job that `config`, a resolved plain mapping, describes.
 
     Raises ConfigError, or Unsupported for what only the layer or the strategy can refuse.
     """
@@ -30,7 +30,7 @@ def job_of(config: Mapping[str, Any], machine: NodeResources, overrides: Sequenc
     layer = _layer(config, notes)
     trace = _trace(config, layer, notes)
     placement = _placement(config, machine, notes)
-    strategy = over_nodes(_strategy(config), layer, placement)
+    strategy = place_experts(_strategy(config), layer, placement)
     measure = Measure(**values(config, Measure))
     work = WorkloadSpec(
         **values(config, WorkloadSpec),
@@ -100,7 +100,7 @@ def _strategy(config: Mapping[str, Any]) -> StrategySpec:
 
 
 def _strategy_name(config: Mapping[str, Any]) -> str:
-    """One of the project's own, or a peer, which moe.peers looks for."""
+    """One of the project's strategies, or a peer, which moe.peers checks."""
     name = str(config["name"])
     if name.startswith(spec.PEER):
         return name
@@ -114,7 +114,7 @@ def _strategy_name(config: Mapping[str, Any]) -> str:
 
 
 def _expert_placement(written: Any) -> tuple[str, tuple[int, ...]]:
-    """contiguous, round_robin, by_node, or the name of a text file of expert ids in slot order."""
+    """contiguous, round_robin, by_node, or a text file of expert ids in slot order."""
     if written in ("contiguous", "round_robin", BY_NODE):
         return str(written), ()
     try:
@@ -132,7 +132,7 @@ def _expert_placement(written: Any) -> tuple[str, tuple[int, ...]]:
 
 
 def _trace(config: Mapping[str, Any], layer: LayerSpec, notes: list[str]) -> Trace | None:
-    """The rows of workload.trace, for kind=trace; without that kind nothing would read a file."""
+    """The rows of workload.trace; None, and no file allowed, unless kind=trace."""
     path, kind = config["workload"]["trace"], value(config, "workload.kind")
     batch_size = value(config, "batch_size")
     if kind != "trace":
@@ -183,7 +183,7 @@ def _placement(config: Mapping[str, Any], machine: NodeResources, notes: list[st
 
 
 def _nodes(config: Mapping[str, Any], world_size: int, machine: NodeResources) -> int:
-    """Nodes that the ranks are spread over; the same number of ranks on each."""
+    """Number of nodes; each has the same number of ranks."""
     given = section_of(config, "hosts")["ranks_per_node"]
     on_node = value(config, "hosts.ranks_per_node") or -(
         -world_size // value(config, "hosts.nnodes")
@@ -204,7 +204,7 @@ def _nodes(config: Mapping[str, Any], world_size: int, machine: NodeResources) -
 
 def _backend(config: Mapping[str, Any], on_node: int, machine: NodeResources) -> str:
     backend = str(value(config, "backend"))
-    reason = available() if backend == "mpi" else None
+    reason = unavailable_reason() if backend == "mpi" else None
     if reason:
         raise ConfigError(f"backend=mpi: allowed where MPI is installed; {reason}")
     if backend != "auto":

@@ -1,4 +1,4 @@
-"""conf/hosts: one machine or many, and what a node of them has. Torch-free."""
+"""conf/hosts: this process's place among hosts, and a node's resources. Torch-free."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?")
 
 @dataclass(frozen=True)
 class Hosts:
-    """Where this process stands among the hosts of a run; `nnodes` of 1 is one machine."""
+    """This process's place among the hosts of a run; `nnodes` of 1 is a single machine."""
 
     nnodes: int = 1
     node_rank: int = 0
@@ -31,7 +31,7 @@ class Hosts:
 
 
 def hosts_of(config: Mapping[str, Any]) -> Hosts:
-    """Raises ConfigError for what several hosts need and do not have."""
+    """Raises ConfigError where a setting that several hosts need is missing or wrong."""
     hosts = config["hosts"]
     nnodes = value(config, "hosts.nnodes")
     node_rank = value(config, "hosts.node_rank")
@@ -56,11 +56,11 @@ def hosts_of(config: Mapping[str, Any]) -> Hosts:
 
 def pass_env_of(config: Mapping[str, Any]) -> tuple[str, ...]:
     """hosts.pass_env: names of variables, or NAME* for a family; raises ConfigError."""
-    asked = config["pass_env"]
-    for name in asked if isinstance(asked, list) else [asked]:
-        if not isinstance(asked, list) or not VARIABLE.fullmatch(str(name)):
+    names = config["pass_env"]
+    for name in names if isinstance(names, list) else [names]:
+        if not isinstance(names, list) or not VARIABLE.fullmatch(str(name)):
             raise ConfigError(
-                f"hosts.pass_env={asked!r}: allowed is a list of names of variables, NAME* for a "
+                f"hosts.pass_env={names!r}: allowed is a list of names of variables, NAME* for a "
                 "family; set hosts.pass_env=[MALLOC_ARENA_MAX,UCX_*], say"
             )
         if withheld(name):
@@ -68,7 +68,7 @@ def pass_env_of(config: Mapping[str, Any]) -> tuple[str, ...]:
                 f"hosts.pass_env: {name}: allowed are variables that hold no secret and that no "
                 "launcher sets for its ranks; leave it out"
             )
-    return tuple(asked)
+    return tuple(names)
 
 
 def endpoint(value: object) -> tuple[str, int]:
@@ -83,7 +83,7 @@ def endpoint(value: object) -> tuple[str, int]:
 
 
 def node_of(config: Mapping[str, Any], machine: NodeResources) -> NodeResources:
-    """`machine` with what conf/hosts states of a node instead, and its number of nodes."""
+    """`machine` with the resources that conf/hosts states instead, and its number of nodes."""
     cores, gpus = value(config, "hosts.cores"), value(config, "hosts.gpus")
     gib = value(config, "hosts.memory_gib")
     return NodeResources(

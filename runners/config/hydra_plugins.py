@@ -1,8 +1,7 @@
-"""Makes the launchers and the sweeper known to Hydra: `register` before `hydra.main` runs.
+"""Registers the launchers and the sweeper with Hydra: call `register` before `hydra.main` runs.
 
-Hydra registers a class from anywhere, but instantiates it only by a name below `hydra_plugins`, and
-looks that name up by importing. Here the name stands for this module, so that the code can lie in
-runners/ and no other program finds our plugins among its own.
+Hydra instantiates a plugin only by a module name below `hydra_plugins`. Such a name is made an
+alias of this module, so that the code stays in runners/ and other programs do not find our plugins.
 """
 
 import importlib
@@ -13,7 +12,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-Plugins.instance()  # it executes the modules of Hydra's own plugins anew: ours come after
+Plugins.instance()  # first: it executes the modules of Hydra's own plugins again
 
 from runners.config.launcher import PACKAGE, MoeLauncher
 from runners.config.schema import defaults, help_text
@@ -36,8 +35,8 @@ def _name_this_module(name: str) -> None:
 
 
 def register() -> None:
-    """Our plugins, beside those that Hydra found by itself; the knobs, as `knobs` in the defaults
-    of conf/config.yaml, and their help."""
+    """Registers our plugins, the knobs (`knobs` in the defaults of conf/config.yaml) and their
+    help."""
     for plugin in (MoeLauncher, SlurmLauncher, MoeSweeper):
         Plugins.instance().register(plugin)
     _name_this_module(PACKAGE)
@@ -48,5 +47,5 @@ def register() -> None:
 
 
 def _template() -> str:
-    """The help as Hydra's template of it, in which $ has a meaning."""
+    """The help as a Hydra template, in which $ must be escaped."""
     return f"{help_text().replace('$', '$$')}\n$FLAGS_HELP"

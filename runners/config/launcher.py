@@ -1,5 +1,6 @@
-"""`hydra/launcher=moe`: all cells of a multirun to the bench in one call, so that it can validate
-them together and measure many in one set of processes. Any other program's jobs run serially."""
+"""`hydra/launcher=moe`: passes all cells of a multirun to the bench in one call, so that it can
+validate them together and measure many in one set of processes. Other programs' jobs run serially.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from runners.config.resolution import Composed, plain
 
-PACKAGE = "hydra_plugins.moe"  # Hydra instantiates no class whose module has another first name
+PACKAGE = "hydra_plugins.moe"  # Hydra instantiates only classes of modules below hydra_plugins
 
 
 @dataclass
@@ -29,7 +30,7 @@ ConfigStore.instance().store(
 
 
 class MoeLauncher(BasicLauncher):
-    """All cells of the bench in one call; any other program's jobs one after the other."""
+    """All cells of the bench in one call; other programs' jobs one after the other."""
 
     __module__ = PACKAGE
 
@@ -59,9 +60,9 @@ class MoeLauncher(BasicLauncher):
         initial_job_idx: int,
     ) -> list[JobReturn]:
         first = self._compose(list(job_overrides[0]), initial_job_idx)
-        known: dict[str, Any] = {}
+        cache: dict[str, Any] = {}
         configs = [
-            Composed(plain(config, known), list(overrides))
+            Composed(plain(config, cache), list(overrides))
             for config, overrides in self._composed(first, job_overrides, initial_job_idx)
         ]
         sweep_dir = Path(str(first.hydra.sweep.dir))
@@ -74,14 +75,14 @@ class MoeLauncher(BasicLauncher):
     def _composed(
         self, first: DictConfig, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Iterator[tuple[DictConfig, Sequence[str]]]:
-        """One at a time: with Hydra's own node, ten thousand of them fill a machine's memory."""
+        """One at a time: ten thousand configs with Hydra's own node fill a machine's memory."""
         yield first, job_overrides[0]
         for number, overrides in enumerate(job_overrides[1:], start=1):
             yield self._compose(list(overrides), initial_job_idx + number), overrides
 
 
 def _returned(config: DictConfig, overrides: Sequence[str], outcome: str) -> JobReturn:
-    """What the sweeper is given back; `config` is the first job's, whose Hydra node all share."""
+    """The sweeper's result of a job; `config` is the first job's, whose Hydra node all share."""
     result = JobReturn(
         overrides=overrides,
         hydra_cfg=OmegaConf.create({"hydra": config.hydra}),

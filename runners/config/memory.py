@@ -1,4 +1,4 @@
-"""Whether cells fit this host's memory, by arithmetic, before anything is started. Torch-free."""
+"""Memory that cells need, by arithmetic, to refuse those that do not fit. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from runners.errors import ConfigError
 from runners.host.hardware import memory_bytes
 from runners.plan import Job
 
-MEMORY_FRACTION = 0.8  # of what is available, for one cell on all its ranks
-RESIDENT_FRACTION = 0.4  # for all cells of a wave together
+MEMORY_FRACTION = 0.8  # of available memory, for one cell on all its ranks
+RESIDENT_FRACTION = 0.4  # of available memory, for all cells of a wave
 
 
 def available_bytes() -> int:
-    found = memory_bytes()
-    return found.get("MemAvailable", found.get("MemTotal", 2**62))
+    """Memory that is available on this host; unlimited where it is unknown."""
+    sizes = memory_bytes()
+    return sizes.get("MemAvailable", sizes.get("MemTotal", 2**62))
 
 
 def memory_needed_bytes(job: Job) -> float:
-    """At the peak of a step on all ranks of the first node: weights, activations, gradients."""
+    """Peak of a step on all ranks of the first node: weights, activations, gradients."""
     cell = peers.equivalent(job.cell)
     return sum(
         cost.peak_bytes(cell, cost.expected(cell, rank), rank)
@@ -28,7 +29,7 @@ def memory_needed_bytes(job: Job) -> float:
 
 
 def kept_bytes(job: Job) -> int:
-    """Of the weights, and their gradients, that a cell's ranks keep between steps."""
+    """Weights, and gradients in training, that a cell's ranks keep between steps."""
     cell = peers.equivalent(job.cell)
     times = 2 if cell.workload.mode == "train" else 1
     return times * sum(
@@ -37,14 +38,14 @@ def kept_bytes(job: Job) -> int:
 
 
 def fits_together(jobs: Sequence[Job]) -> bool:
-    """Whether the weights of all cells and one cell's step find room at once."""
+    """Whether the weights of all cells and one cell's step fit in memory together."""
     most = max((memory_needed_bytes(job) for job in jobs), default=0.0)
     return sum(kept_bytes(job) for job in jobs) + most <= RESIDENT_FRACTION * available_bytes()
 
 
 def check_memory(job: Job, node_bytes: int = 0) -> None:
-    """Raises ConfigError when a cell's weights and activations do not fit a node's memory, which is
-    this host's where it is not given."""
+    """Raises ConfigError when a cell's weights and activations do not fit a node's memory of
+    `node_bytes` (0: this host's available memory)."""
     if job.cell.placement.device != "cpu":
         return
     needed, available = memory_needed_bytes(job), node_bytes or available_bytes()

@@ -1,4 +1,4 @@
-"""Names that become parts of folders: the sweep's, and a cell's label."""
+"""Names that become parts of paths: the sweep's name, and a cell's label."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LABEL_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX
 
 
 def safe_name(name: object) -> str:
-    """The sweep's name as part of a folder's: nothing that could lead elsewhere."""
+    """The sweep's name, safe as part of a folder's name; raises ConfigError."""
     text = str(name)
     if not 0 < len(text) <= 80 or not set(text) <= LABEL_CHARACTERS:
         raise ConfigError(
@@ -21,6 +21,7 @@ def safe_name(name: object) -> str:
 
 
 def label_of(config: Mapping[str, Any]) -> str:
+    """A cell's label, safe as part of a folder's name; raises ConfigError."""
     value = config.get("label", "")
     text = "" if value is None else str(value)
     if len(text) > 40 or not set(text) <= LABEL_CHARACTERS:

@@ -1,4 +1,4 @@
-"""What the parts of a record hold, a path and its meaning a line; docs/records.md shows it.
+"""Meaning of every field of a record, a path and its meaning a line; docs/records.md shows it.
 
 `[]` stands for the items of a list. What `cell` and `measure` hold are knobs, documented by their
 dataclasses (moe/spec.py, runners/plan.py). Two parts are documented elsewhere: samples
@@ -15,7 +15,7 @@ from moe.spec import Cell, LayerSpec, RankLayout, RouterSpec, StrategySpec, Work
 from runners.plan import Measure
 
 TYPED = ("samples", "calibration")
-# Names below these are data, or those of a library; a line for all of them.
+# Names below these paths are data, or a library's: one line describes all of them.
 WHOLE = ("kernel.candidates_ms", "phases.per_rank_ns", "environment.versions", "environment.git",
          "environment.threads", "environment.variables", "environment.before", "environment.after",
          "environment.gpus", "environment.topology.nodes")  # fmt: skip
@@ -122,13 +122,13 @@ environment.topology.clock how times of several nodes were put together
 
 
 def documented() -> dict[str, str]:
-    """Meaning by path."""
-    found = dict(_knobs("cell", Cell) | _knobs("measure", Measure))
+    """Meaning of every field, by path."""
+    meanings = dict(_knobs("cell", Cell) | _knobs("measure", Measure))
     for path, about in _lines(_FIELDS):
-        found[path] = about
+        meanings[path] = about
         if path in ("gate", "gate.after", "gate.float32"):
-            found |= {f"{path}.{name}": meaning for name, meaning in _lines(_CHECK)}
-    return found
+            meanings |= {f"{path}.{name}": meaning for name, meaning in _lines(_CHECK)}
+    return meanings
 
 
 def _knobs(path: str, kind: type) -> dict[str, str]:
@@ -146,12 +146,12 @@ def _lines(text: str) -> Iterator[tuple[str, str]]:
 
 
 def leaves(content: Mapping[str, Any]) -> set[str]:
-    """Paths of what a record, as a dict, holds in those of its parts that are documented here."""
-    found: set[str] = set()
+    """Paths that a record, as a dict, holds in the parts that are documented here."""
+    paths: set[str] = set()
     for name, part in content.items():
         if name not in TYPED and _holds_names(part):
-            found |= _below(name, part)
-    return found
+            paths |= _below(name, part)
+    return paths
 
 
 def _below(path: str, part: Any) -> set[str]:

@@ -1,4 +1,4 @@
-"""A composed config as plain values: the one way, for a run and for every job of a sweep."""
+"""Resolves a composed config to plain values, for a run and for every job of a sweep."""
 
 from __future__ import annotations
 
@@ -18,46 +18,46 @@ class Composed(NamedTuple):
 REFERENCE = re.compile(r"\$\{(\w+)\.(\w+)\}")
 
 
-def plain(config: DictConfig, known: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Resolved, without Hydra's node (a copy without it would copy it first).
+def plain(config: DictConfig, cache: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Resolved, without Hydra's node, which is skipped and not copied.
 
-    Top-level references such as ${model.topk}, and nodes that ask nothing but the environment
-    (`known` keeps these from job to job), are seen to here: OmegaConf parses each of them anew in
+    Top-level references such as ${model.topk}, and nodes that refer to nothing but the environment
+    (kept in `cache` across jobs), are resolved here: OmegaConf would parse each of them again in
     every one of ten thousand jobs, which takes most of the time.
 
-    Raises OmegaConfBaseException for what does not resolve, and for a value that is missing.
+    Raises OmegaConfBaseException for what does not resolve, and for a missing value.
     """
     nodes = {str(k): node for k, node in config.items_ex(resolve=False) if k != "hydra"}
-    found = {
-        key: _resolved(node, {} if known is None else known)
+    resolved = {
+        key: _resolved(node, {} if cache is None else cache)
         for key, node in nodes.items()
         if OmegaConf.is_config(node)
     }
     for key, node in nodes.items():
-        if key not in found:
-            found[key] = _looked_up(node, found, config, key)
-    return {key: found[key] for key in nodes}
+        if key not in resolved:
+            resolved[key] = _leaf_value(node, resolved, config, key)
+    return {key: resolved[key] for key in nodes}
 
 
-def _resolved(node: Any, known: dict[str, Any]) -> Any:
+def _resolved(node: Any, cache: dict[str, Any]) -> Any:
     raw = OmegaConf.to_container(node, resolve=False)
     text = repr(raw)
     if "${" not in text and "???" not in text:
         return raw
-    if text in known:
-        return known[text]
-    found = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    if text in cache:
+        return cache[text]
+    value = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     if text.count("${") == text.count("${oc.env:"):
-        known[text] = found
-    return found
+        cache[text] = value
+    return value
 
 
-def _looked_up(raw: Any, found: dict[str, Any], config: DictConfig, key: str) -> Any:
-    """A leaf's value; what is no plain reference to another node's leaf, OmegaConf resolves."""
+def _leaf_value(raw: Any, resolved: dict[str, Any], config: DictConfig, key: str) -> Any:
+    """A leaf's value; only plain references to another node's leaf bypass OmegaConf."""
     reference = REFERENCE.fullmatch(raw) if isinstance(raw, str) else None
-    node = found.get(reference[1]) if reference else None
+    node = resolved.get(reference[1]) if reference else None
     if reference and isinstance(node, dict) and not isinstance(node.get(reference[2]), dict | None):
         return node[reference[2]]
-    value = config[key]  # of a reference to a whole node: that node
-    whole = OmegaConf.is_config(value)
-    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if whole else value
+    value = config[key]  # a reference to a whole node gives that node
+    is_node = OmegaConf.is_config(value)
+    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if is_node else value

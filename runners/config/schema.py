@@ -1,10 +1,9 @@
-"""Every knob of the config, section by section: its default, its check, its line of help.
+"""Every knob of the config, by section: its default, its check, its line of help.
 
-A knob is written once, as a field of a dataclass: those of a cell in moe/spec.py, those of how it
-is timed in runners/plan.py, all others here. Hydra gets them as the config that conf/ starts from
+A knob is defined once, as a field of a dataclass: those of a cell in moe/spec.py, those of timing
+in runners/plan.py, all others here. Hydra gets them as the base config of conf/
 (runners/config/hydra_plugins.py), `value` and `values` read and check them in a resolved config,
 `help_text` is what `--help` shows, and
-
     python -m runners.config.schema
 
 writes docs/configuration.md.
@@ -43,7 +42,7 @@ TRACKER, HOSTS = "tracker", "hosts"
 
 @dataclass(frozen=True)
 class SweepKnobs:
-    """The sweep as a whole, and what its cells take over from conf/model."""
+    """Knobs of the sweep as a whole, and those whose default is conf/model's."""
 
     topk: int = knob(2, "experts per token K", TOP, conf="${model.topk}", least=1)
     num_experts: int = knob(8, "experts E", TOP, conf="${model.num_experts}", least=1)
@@ -78,7 +77,7 @@ class SweepKnobs:
 
 @dataclass(frozen=True)
 class ModelKnobs:
-    """What conf/model says beside the layer itself."""
+    """Knobs of conf/model beside the layer's own."""
 
     name: str = knob("reference", "name of the model, for tables", MODEL)
     scale: int = knob(1, "divides D, H and O; 1 is the full size", MODEL, least=1)
@@ -86,7 +85,7 @@ class ModelKnobs:
 
 @dataclass(frozen=True)
 class WorkloadKnobs:
-    """What conf/workload says beside the cell's own fields."""
+    """Knobs of conf/workload beside the cell's own."""
 
     trace: str = knob("", "file of recorded choices, for workload=trace", WORKLOAD, conf=None)
 
@@ -175,17 +174,17 @@ class Entry:
 @cache
 def sections() -> dict[str, dict[str, Entry]]:
     """Entries by section and name."""
-    found: dict[str, dict[str, Entry]] = {section: {} for section in ABOUT}
+    by_section: dict[str, dict[str, Entry]] = {section: {} for section in ABOUT}
     for kind in KINDS:
         for field, known in knobs(kind):
             if known.at is not None:
                 path = f"{known.at}.{field.name}" if known.at else field.name
-                found[known.at][field.name] = Entry(path, str(field.type), known)
-    return found
+                by_section[known.at][field.name] = Entry(path, str(field.type), known)
+    return by_section
 
 
 def defaults() -> dict[str, Any]:
-    """The config that conf/ starts from: every knob with its default."""
+    """The base config of conf/: every knob with its default."""
     tree: dict[str, Any] = {}
     for section, entries in sections().items():
         node = tree
@@ -216,7 +215,7 @@ def section_of(config: Mapping[str, Any], section: str) -> Any:
 
 
 def check_shape(config: Mapping[str, Any]) -> None:
-    """Raises ConfigError where a section is none, a key is unknown or a key was deleted."""
+    """Raises ConfigError where a section is not a group, or a key is unknown or missing."""
     for section, entries in sections().items():
         node = section_of(config, section)
         names = [*entries, *NODES.get(section, ())]
@@ -236,7 +235,7 @@ def check_shape(config: Mapping[str, Any]) -> None:
 
 
 def values(config: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    """The knobs of a dataclass, checked, as its arguments. Raises ConfigError."""
+    """The checked knobs of a dataclass, as its keyword arguments. Raises ConfigError."""
     return {
         field.name: value(config, f"{known.at}.{field.name}" if known.at else field.name)
         for field, known in knobs(kind)
@@ -245,14 +244,14 @@ def values(config: Mapping[str, Any], kind: type) -> dict[str, Any]:
 
 
 def value(config: Mapping[str, Any], path: str) -> Any:
-    """The value of one knob in a resolved config, checked. Raises ConfigError naming the field, its
+    """The checked value of one knob in a resolved config. Raises ConfigError naming the field, its
     value, what is allowed and what to do."""
     section, _, name = path.rpartition(".")
     return checked(sections()[section][name], section_of(config, section)[name])
 
 
 def checked(entry: Entry, raw: Any) -> Any:
-    """The value to be stored for one that was written. Raises ConfigError."""
+    """Checks and converts a value as written in the config. Raises ConfigError."""
     known = entry.known
     if known.words and isinstance(raw, str | None) and raw in known.words:
         return known.words[raw]
@@ -306,7 +305,7 @@ def _default(entry: Entry) -> str:
 
 
 def kind_of(entry: Entry) -> str:
-    """What may be written, in words."""
+    """The allowed values, in words."""
     known = entry.known
     further = " or ".join(
         "null" if word is None else str(word) for word in known.words or {} if word != ""
@@ -336,7 +335,7 @@ def help_text() -> str:
     for section, entries in sections().items():
         lines += ["", f"{ABOUT[section]}:"]
         lines += [
-            f"  {entry.path}={_default(entry)}  {described(entry)}" for entry in entries.values()
+            f"  {entry.path}={_default(entry)}  {describe(entry)}" for entry in entries.values()
         ]
     more = "--cfg job prints the composed config, --info more about it, --hydra-help Hydra's flags"
     return "\n".join([*lines, "", more, ""])
@@ -348,7 +347,7 @@ def groups() -> dict[str, list[str]]:
     return {one.name: sorted(path.stem for path in one.glob("*.yaml")) for one in folders}
 
 
-def described(entry: Entry) -> str:
+def describe(entry: Entry) -> str:
     unit = f" [{entry.known.unit}]" if entry.known.unit else ""
     return f"{entry.known.about}{unit} ({kind_of(entry)})"
 

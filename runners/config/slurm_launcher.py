@@ -1,4 +1,4 @@
-"""`hydra/launcher=slurm`: the bench's cells as allocations of Slurm, each measuring many of them.
+"""`hydra/launcher=slurm`: runs the bench's cells in Slurm allocations, many cells in each.
 
 python runners/bench.py -m hydra/launcher=slurm hosts.ranks_per_node=8 world_size=16,64 ...
 """
@@ -15,7 +15,7 @@ from runners.config.launcher import PACKAGE, MoeLauncher
 
 @dataclass
 class SlurmLauncherConf:
-    """What a job asks for; "" is the cluster's default."""
+    """Options of a job; "" is the cluster's default."""
 
     _target_: str = f"{PACKAGE}.SlurmLauncher"
     partition: str = ""
@@ -23,7 +23,7 @@ class SlurmLauncherConf:
     qos: str = ""
     constraint: str = ""
     nodelist: str = ""
-    exclusive: bool = True  # nobody else on the nodes: what is measured is ours
+    exclusive: bool = True  # no other jobs on the nodes while we measure
     time_min: int = 0  # 0: from the plan
     max_requeues: int = 3  # after its time was up
     setup: list[str] = field(default_factory=list)  # shell commands before the measuring starts
@@ -36,10 +36,10 @@ ConfigStore.instance().store(
 
 
 class SlurmLauncher(MoeLauncher):
-    """The same composition and validation; the bench is told where its cells are to run."""
+    """Composes and validates as MoeLauncher does; the bench then runs the cells as Slurm jobs."""
 
     __module__ = PACKAGE
 
     def __init__(self, **settings: Any) -> None:
-        """The settings reach the bench as the config's own node, in a run and in a multirun."""
+        """The bench reads the settings from the config's own node, in a run and in a multirun."""
         super().__init__()

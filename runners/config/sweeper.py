@@ -1,7 +1,7 @@
 """`hydra/sweeper=moe`: the product of all values, as Hydra's basic sweeper makes it.
 
-That one writes a file before anything is checked, composes every job twice, hands an empty sweep
-on, and writes words anew that are no sweep, not always as they were meant. Here the launcher
+The basic sweeper writes a file before anything is checked, composes every job twice, accepts an
+empty sweep, and rewrites overrides that are no sweep, not always faithfully. Here the launcher
 composes and checks, and makes the folder after that.
 """
 
@@ -52,12 +52,12 @@ class MoeSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """All jobs to the launcher in one call. Raises ConfigError where there is none, and what
-        the launcher raises."""
+        """Passes all jobs to the launcher in one call. Raises ConfigError for an empty sweep, and
+        what the launcher raises."""
         assert self.hydra_context is not None
         loader = self.hydra_context.config_loader
         parser = OverridesParser.create(config_loader=loader)
-        words: dict[str, list[str]] = {}  # by key: of two for one key the later counts
+        words: dict[str, list[str]] = {}  # by key; a later override replaces an earlier one
         preset = [f"{key}={value}" for key, value in self.params.items()]
         for override in parser.parse_overrides([*preset, *arguments]):
             each = words[override.get_key_element()] = _words(override)
@@ -65,11 +65,11 @@ class MoeSweeper(Sweeper):
                 raise ConfigError(_empty(override, loader.get_group_options(override.key_or_group)))
         jobs = [list(job) for job in itertools.product(*words.values())]
         ended: Sequence[JobReturn] = self.launcher.launch(jobs, initial_job_idx=0)
-        return [job.return_value for job in ended]  # raises what a job raised, in other launchers
+        return [job.return_value for job in ended]  # with other launchers: raises what a job raised
 
 
 def _words(override: Override) -> list[str]:
-    """An override for each of its values; what is no sweep stays as it was typed."""
+    """One override per value; an override that is no sweep stays as it was typed."""
     if not override.is_sweep_override():
         return [str(override.input_line)]
     if not override.is_discrete_sweep():

@@ -1,4 +1,4 @@
-"""All cells of a sweep, checked before anything is started. Torch-free but for counting GPUs."""
+"""Checks all cells of a sweep before anything starts. Torch-free except for counting GPUs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LISTED_ERRORS = 20
 def validate(
     composed: Sequence[Composed], machine: NodeResources
 ) -> tuple[dict[int, Job], dict[int, str]]:
-    """Jobs and errors by position, on nodes like `machine`."""
+    """Jobs and errors by position, for nodes like `machine`."""
     here_bytes = available_bytes()  # asked once: a large sweep has ten thousand cells
     jobs: dict[int, Job] = {}
     errors: dict[int, str] = {}
@@ -38,8 +38,8 @@ def validate(
     return jobs, errors
 
 
-def listed(errors: Mapping[int, str]) -> str:
-    """One line: the error where all are alike, else each with how often it came."""
+def format_errors(errors: Mapping[int, str]) -> str:
+    """One line: every distinct error with its number of cells, LISTED_ERRORS at most."""
     counts: dict[str, int] = {}
     for error in errors.values():
         counts[error] = counts.get(error, 0) + 1

@@ -1,11 +1,10 @@
-"""What this process's control groups allow: the smallest limit of its own group and all above it.
+"""Limits of this process's control groups: the smallest of its own group and all ancestors.
 
-Version 1 has a tree of groups for every controller, version 2 one for all; a machine may have both.
-/proc/self/cgroup names the process's group in every tree, /proc/self/mountinfo where which part of
-a tree can be read. A file that is missing, unreadable or odd limits nothing. Stdlib only.
-
-Cores are not asked for here: the kernel keeps a process's affinity within its cpusets.
-`root` is where / is, for tests.
+Version 1 has one tree of groups per controller, version 2 a single tree; a machine may have both.
+/proc/self/cgroup names the process's group in each tree, /proc/self/mountinfo says which part of a
+tree is mounted where. A missing, unreadable or malformed file counts as no limit. Cores are not
+read here: the kernel keeps a process's affinity within its cpusets. `root` stands for / in tests.
+Stdlib only.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ class Group:
     folder: Path
 
     def positive(self, name: str) -> int | None:
-        """The number in a file; None where there is none, or it is no limit."""
+        """A positive number in a file; None where there is none."""
         value = number(text(self.folder / name))
         return value if value and value > 0 else None
 
     def cores(self) -> float | None:
-        """Cores' worth of CPU time."""
+        """CPU quota in cores; None where unlimited."""
         if self.version == 1:
             quota, period = map(self.positive, ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
         else:
@@ -43,13 +42,13 @@ class Group:
         return quota / period if quota and quota > 0 and period and period > 0 else None
 
     def limit_bytes(self) -> int | None:
-        """Of memory; in version 2 also where the kernel begins to slow the group down."""
+        """Memory limit; in version 2 the smaller of the hard and the throttling limit."""
         names = ("memory.limit_in_bytes",) if self.version == 1 else ("memory.max", "memory.high")
         limits = [size for size in map(self.positive, names) if size and size < UNLIMITED_BYTES]
         return min(limits, default=None)
 
     def room_bytes(self) -> int | None:
-        """The limit minus what is used; cached files do not count, the kernel gives them back."""
+        """The limit minus memory in use; page cache does not count, the kernel can reclaim it."""
         limit = self.limit_bytes()
         if limit is None:
             return None
@@ -62,30 +61,29 @@ class Group:
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:
-    """Cores' worth of CPU time that this process may use; None where it is not limited."""
+    """CPU time that this process may use, in cores; None where unlimited."""
     return min(filter(None, (group.cores() for group in groups("cpu", root))), default=None)
 
 
 def memory_limit_bytes(root: Path = ROOT) -> int | None:
-    """The memory that this process may use; None where it is not limited."""
+    """Memory that this process may use; None where unlimited."""
     limits = (group.limit_bytes() for group in groups("memory", root))
     return min(filter(None, limits), default=None)
 
 
 def memory_room_bytes(root: Path = ROOT) -> int | None:
-    """What is left of that, by the group that has least left; None where it is not limited."""
+    """Memory left under the tightest limit; None where unlimited."""
     rooms = (group.room_bytes() for group in groups("memory", root))
     return min((room for room in rooms if room is not None), default=None)
 
 
 def groups(controller: str, root: Path = ROOT) -> Iterator[Group]:
-    """The process's own group and all above it that can be seen, in every tree that may limit what
-    the controller divides."""
-    own = dict(_memberships(controller, root))
+    """The process's own group and all visible ancestors, in every tree of the controller."""
+    own_groups = dict(_memberships(controller, root))
     for version, tree_root, mount_point in _mounts(controller, root):
-        if version not in own:
+        if version not in own_groups:
             continue
-        below = _below(own[version], tree_root)
+        below = _below(own_groups[version], tree_root)
         if below is not None:
             top = root / mount_point.relative_to("/")
             steps = [below, *below.parents] if below.parts else [below]
@@ -106,7 +104,7 @@ def _memberships(controller: str, root: Path) -> Iterator[tuple[int, PurePosixPa
 
 
 def _mounts(controller: str, root: Path) -> Iterator[tuple[int, PurePosixPath, PurePosixPath]]:
-    """(version, the group that is mounted, where), of lines as proc_pid_mountinfo(5) has them."""
+    """(version, mounted group, mount point) from lines as in proc_pid_mountinfo(5)."""
     for line in (text(root / "proc/self/mountinfo") or "").splitlines():
         fields, _, about = line.partition(" - ")
         words, kind = fields.split(), about.split()
@@ -126,9 +124,9 @@ def _unescaped(word: str) -> str:
 
 
 def _below(group: PurePosixPath, tree_root: PurePosixPath) -> PurePosixPath | None:
-    """The group's path from the mounted one; None where it is not in the mounted part. Both paths
-    count from the root of the process's namespace, above which the names are unknown ("/.."): there
-    the mounted group itself is the nearest that can be read."""
+    """The group's path below the mounted one; None where it is outside the mounted part. Both count
+    from the root of the process's cgroup namespace; groups above that root appear as "/..", and
+    then the mounted group itself is the nearest readable one."""
     if group.is_relative_to(tree_root):
         below = group.relative_to(tree_root)
         return None if ".." in below.parts else below

@@ -1,14 +1,14 @@
-"""What ran where: the machine and process facts stored with every launch. Stdlib only at import.
+"""Machine and process facts that are stored with every launch. Stdlib only at import.
 
-By allow-list: nothing is recorded that names a person, a home folder, a host or a secret. Host and
-boot are stored as salted short hashes, enough to tell two machines apart.
+Recorded by allow-list: nothing that names a person, a home folder, a host or a secret. Host and
+boot are stored as salted short hashes, enough to tell machines apart.
 
     capture(...)             once per launch, before anything is timed -> Record.environment
-    snapshot()               before and after a wave; the difference tells what disturbed it
-    fingerprint(env)         what a calibration belongs to
+    snapshot()               before and after a wave; the difference shows disturbances
+    fingerprint(env)         identifies the machine that a calibration belongs to
     pin(...)                 give a local rank its own cores
     reset_peak_memory(...), peak_memory_bytes(...)   peak memory, with the method that was used
-    step_memory_bytes(...)   what one step allocates at once
+    step_memory_bytes(...)   peak tensor memory of one step
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def capture(
 ) -> dict[str, Any]:
     """Facts that hold for a whole launch on this host, JSON-ready; unknown ones are None.
 
-    `git` is what `git_state` gave in the parent; without it `root` is asked, where one is given.
+    `git` is the result of `git_state` in the parent; without it `git_state(root)` is called.
     """
     memory = memory_bytes()
     return {
@@ -95,7 +95,7 @@ def capture(
 
 
 def snapshot() -> dict[str, Any]:
-    """The state of host and process now; counters are totals, meant to be subtracted."""
+    """State and counters of host and process now; counters are totals, to be subtracted."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     load = text("/proc/loadavg")
     return {
@@ -113,7 +113,7 @@ def snapshot() -> dict[str, Any]:
 
 
 def fingerprint(environment: dict[str, Any]) -> str:
-    """Twelve hex digits over what decides the speed of the hardware and the libraries on it."""
+    """Twelve hex digits over what decides the speed of the hardware and its libraries."""
     names = ("host", "cpu_model", "cores", "cpu_quota", "governor", "numa_nodes", "llc_bytes")
     facts = {name: environment.get(name) for name in names}
     facts["memory_gib"] = round((environment.get("memory_total_bytes") or 0) / 2**30)
@@ -132,14 +132,14 @@ def short_hash(*parts: str | None) -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """From package metadata, so that torch need not be imported."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    """Versions from package metadata, so that torch need not be imported."""
+    by_name: dict[str, str | None] = {"python": platform.python_version()}
     for name, package in (("torch", "torch"), ("project", PROJECT), ("mpi4py", "mpi4py")):
         try:
-            found[name] = metadata.version(package)
+            by_name[name] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            by_name[name] = None
+    return by_name
 
 
 def git_state(root: Path | None, limit_s: float = GIT_LIMIT_S) -> dict[str, Any] | None:
@@ -202,13 +202,13 @@ def variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def pin(local_rank: int, local_ranks: int, threads: int) -> list[int] | None:
-    """Binds this process, and threads started later, to its own cores; returns them, else None.
+    """Pins this process, and threads started later, to its own cores; returns them, or None.
 
-    Cores are dealt out one hardware thread per physical core first, so that ranks share a physical
-    core only when there are more threads than physical cores. With more threads than cores they
-    are dealt out again and again, as long as every core gets as many: left to themselves, ranks
-    gather on one core and spread again over hundreds of ms, longer than a block. Nothing is done,
-    and None returned, where the threads do not come out even or the system does not let us.
+    Cores are assigned one hardware thread per physical core first, so that ranks share a physical
+    core only when there are more threads than physical cores. With more threads than cores, they
+    are assigned round-robin if every core gets equally many: unpinned ranks migrate between cores
+    over hundreds of ms, longer than a block. Returns None, unpinned, where the threads do not
+    divide evenly or the system refuses.
     """
     order = sorted(launch_affinity(), key=_core_order)
     wanted = local_ranks * threads
@@ -225,7 +225,7 @@ def pin(local_rank: int, local_ranks: int, threads: int) -> list[int] | None:
 
 
 def _core_order(cpu: int) -> tuple[int, int, int]:
-    """(place among its siblings, package, cpu): first hardware threads of all cores come first."""
+    """Sort key (index among siblings, package, cpu): first hardware threads of all cores first."""
     topology = f"/sys/devices/system/cpu/cpu{cpu}/topology"
     siblings = parse_cpu_list(text(f"{topology}/thread_siblings_list") or str(cpu))
     place = siblings.index(cpu) if cpu in siblings else 0
@@ -238,11 +238,11 @@ def _affinity() -> list[int] | None:
 
 # --- peak memory ------------------------------------------------------------------------------
 
-_reset_worked = False  # whether the kernel let us restart its high-water mark
+_reset_worked = False  # whether the kernel let us reset the high-water mark
 
 
 def reset_peak_memory(device: str = "cpu") -> bool:
-    """Restarts the peak; False where that is not permitted (it then counts from process start)."""
+    """Resets the peak; False where not permitted (it then counts from process start)."""
     global _reset_worked
     if device.startswith("cuda"):
         import torch
@@ -258,9 +258,9 @@ def reset_peak_memory(device: str = "cpu") -> bool:
 
 
 def step_memory_bytes(step: Callable[[], None], device: str = "cpu") -> int:
-    """Most bytes of tensors that were alive at once in a step, beyond those before it, by what
-    torch's allocator was asked for: unlike the resident set it does not depend on what the process
-    did before. What libraries allocate for themselves (oneDNN, MPI) is not in it."""
+    """Peak bytes of tensors alive in a step, beyond those alive before it, by torch's allocator.
+    Unlike resident memory it does not depend on earlier work. What libraries allocate themselves
+    (oneDNN, MPI) is not counted."""
     import torch
 
     if device.startswith("cuda"):
@@ -269,10 +269,10 @@ def step_memory_bytes(step: Callable[[], None], device: str = "cpu") -> int:
         step()
         torch.cuda.synchronize(device)
         return int(torch.cuda.max_memory_allocated(device)) - int(before)
-    with torch.autograd.profiler.profile(use_kineto=True, profile_memory=True) as seen:
+    with torch.autograd.profiler.profile(use_kineto=True, profile_memory=True) as profiler:
         step()
-    assert seen.kineto_results is not None
-    events = [event for event in seen.kineto_results.events() if event.name() == "[memory]"]
+    assert profiler.kineto_results is not None
+    events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     return max(itertools.accumulate(changes, initial=0))
 
@@ -280,8 +280,8 @@ def step_memory_bytes(step: Callable[[], None], device: str = "cpu") -> int:
 def peak_memory_bytes(device: str = "cpu") -> dict[str, Any]:
     """{"peak_bytes", "current_bytes", "method"} of this rank.
 
-    On CPU the whole process's resident memory, libraries included (the kernel's count may be some
-    hundred KiB behind); on CUDA what torch's allocator handed out.
+    On CPU the resident memory of the whole process, libraries included (the kernel's count may lag
+    by some hundred KiB); on CUDA what torch's allocator handed out.
     """
     if device.startswith("cuda"):
         import torch

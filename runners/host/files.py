@@ -1,4 +1,4 @@
-"""Reading small files: those that a user names, bounded, and the kernel's. Torch-free."""
+"""Bounded reads of small files: the user's and the kernel's. Torch-free."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ LIMIT_BYTES = 16 << 20
 
 
 def small_text(path: str | Path, limit_bytes: int = LIMIT_BYTES) -> str:
-    """The text of a regular file; raises OSError for what is none (a device or pipe may never end)
-    or is larger, ValueError for a name or content that is not text."""
-    found = Path(path)
-    if not found.is_file():
-        raise OSError(f"{found}: no such regular file")
-    if found.stat().st_size > limit_bytes:
-        raise OSError(f"{found}: larger than {limit_bytes} bytes")
-    with found.open("rb") as file:
+    """Text of a regular file. Raises OSError where it is not one (a device or pipe may never end)
+    or is larger than `limit_bytes`, ValueError where the name or content is not text."""
+    source = Path(path)
+    if not source.is_file():
+        raise OSError(f"{source}: no such regular file")
+    if source.stat().st_size > limit_bytes:
+        raise OSError(f"{source}: larger than {limit_bytes} bytes")
+    with source.open("rb") as file:
         return file.read(limit_bytes).decode("utf-8")
 
 
 def text(path: str | Path) -> str | None:
-    """A file of the kernel's, stripped; None where it is empty or cannot be read."""
+    """Stripped text of a kernel file; None where it is empty or unreadable."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace").strip() or None
     except OSError:
@@ -29,5 +29,5 @@ def text(path: str | Path) -> str | None:
 
 
 def number(text: str | None) -> int | None:
-    """None for what is not a whole number of 64 bits."""
+    """The whole number of up to 19 digits in a text, else None."""
     return int(text) if text and re.fullmatch(r"-?[0-9]{1,19}", text) else None

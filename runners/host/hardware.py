@@ -1,4 +1,4 @@
-"""What the machine is, read from the kernel's files: stdlib only, None for what is unknown."""
+"""Hardware facts from the kernel's files; None for what is unknown. Stdlib only."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ GPU_FIELDS = (
 
 @functools.cache
 def launch_affinity() -> tuple[int, ...]:
-    """The cores this process was started with: remembered, so that pinning does not narrow it."""
+    """The cores this process was started with; cached, so that later pinning does not change it."""
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))
 
 
 def usable_cores() -> int:
-    """Cores this process may really use: its affinity, cut to the container's CPU quota."""
+    """Cores this process may use: its affinity, capped by the container's CPU quota."""
     quota = cpu_quota()
     cores = len(launch_affinity())
     return cores if quota is None else max(1, min(cores, int(quota)))
@@ -58,7 +58,7 @@ def cpu_model() -> str | None:
 
 
 def llc_bytes() -> int | None:
-    """Size of the largest data cache the first usable core reaches."""
+    """Size of the largest data cache of the first usable core."""
     sizes = []
     for index in Path(f"/sys/devices/system/cpu/cpu{launch_affinity()[0]}/cache").glob("index*"):
         match = re.fullmatch(r"(\d+)([KMG]?)", text(index / "size") or "")
@@ -68,8 +68,8 @@ def llc_bytes() -> int | None:
 
 
 def memory_bytes(root: Path = control_groups.ROOT) -> dict[str, int]:
-    """/proc/meminfo in bytes, MemTotal and MemAvailable cut to what the control groups allow; empty
-    where there is none."""
+    """/proc/meminfo in bytes, MemTotal and MemAvailable capped by the control groups; empty where
+    it is unreadable."""
     lines = (text(root / "proc/meminfo") or "").splitlines()
     fields = [line.split() for line in lines if line.endswith(" kB")]
     sizes = {field[0].rstrip(":"): int(field[1]) * 1024 for field in fields}
@@ -84,7 +84,7 @@ def memory_bytes(root: Path = control_groups.ROOT) -> dict[str, int]:
 
 
 def may_have_gpus(root: Path = Path("/dev")) -> bool:
-    """Whether a driver has made a device file, of NVIDIA, AMD or Windows' own."""
+    """Whether there is a device file of an NVIDIA, AMD or WSL driver."""
     return any(any(root.glob(name)) for name in ("nvidia[0-9]*", "kfd", "dxg"))
 
 
@@ -101,7 +101,7 @@ def gpus(limit_s: float = 10.0) -> list[dict[str, Any]]:
 
 
 def gpu_links(limit_s: float = 10.0) -> list[list[str]]:
-    """What joins GPU i to GPU j by nvidia-smi (NV18: 18 NVLinks, SYS ...); empty if it fails."""
+    """Link between GPUs i and j by nvidia-smi (NV18: 18 NVLinks, SYS ...); empty if it fails."""
     try:
         done = subprocess.run(
             ["nvidia-smi", "topo", "-m"], capture_output=True, text=True, check=True,
@@ -120,13 +120,13 @@ def parse_links(table: str) -> list[list[str]]:
 
 
 def steal_s() -> float | None:
-    """CPU time other guests took from this virtual machine, over all cores."""
+    """CPU time taken by other guests of the virtual machine's host, in s over all cores."""
     first = (text("/proc/stat") or "").split("\n")[0].split()
     return int(first[8]) / os.sysconf("SC_CLK_TCK") if len(first) > 8 else None
 
 
 def clock_mhz() -> float | None:
-    """Current clock of the first usable core."""
+    """Current clock of the first usable core, in MHz."""
     cpu = launch_affinity()[0]
     khz = number(text(f"/sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_cur_freq"))
     if khz:
@@ -136,7 +136,7 @@ def clock_mhz() -> float | None:
 
 
 def temperature_c() -> float | None:
-    """The hottest thermal zone."""
+    """Temperature of the hottest thermal zone, in degrees Celsius."""
     zones = Path("/sys/class/thermal").glob("thermal_zone*/temp")
     values = [value for zone in zones if (value := number(text(zone))) is not None]
     return max(values) / 1000 if values else None

@@ -1,8 +1,7 @@
-"""Which variables of the surroundings a process that we start inherits. Stdlib only.
+"""Environment variables that child processes inherit. Stdlib only.
 
-Other programs set variables for processes of their own: a launcher (PET_*, RANK, PMI_*), a W&B
-agent (WANDB_*), a notebook's kernel (MPLBACKEND). In ours they would change what is done, so what
-is inherited is a list of what is allowed, never of what is forbidden.
+Launchers (PET_*, RANK, PMI_*), W&B agents (WANDB_*) and notebook kernels (MPLBACKEND) set variables
+that would change what our processes do. Inheritance is therefore an allow-list, not a deny-list.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from fnmatch import fnmatchcase
 
 from runners.host import project_paths
 
-# What any program needs of its system: shell patterns of names.
+# System variables that any program needs, as shell patterns.
 SYSTEM = (
     *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TZ", "LANG", "LANGUAGE", "LC_*"),
     *("PYTHON*", "VIRTUAL_ENV", "CONDA_PREFIX", "LD_*", "XDG_*"),
@@ -21,14 +20,14 @@ SYSTEM = (
     *("http_proxy", "https_proxy", "no_proxy", "all_proxy"),
     *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
 )
-# What ranks need besides: their devices, and how they reach each other. Threads are the launch's.
+# What ranks need besides: devices and network. Thread counts are set by the launch.
 RANKS = (
     *SYSTEM,
     *("CUDA_*", "NVIDIA_*", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"),
     *("NCCL_*", "GLOO_SOCKET_IFNAME"),
 )
-SLURM = ("SLURM_*",)  # srun, and what it starts, know their allocation by these
-# What no rank inherits whatever names it: secrets, and what launchers set.
+SLURM = ("SLURM_*",)  # srun and its steps find their allocation by these
+# Never passed to ranks, even if asked for: secrets, and what launchers set.
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL|WANDB_|NETRC", re.I)
 OF_LAUNCHERS = re.compile(
     r"(PET|TORCHELASTIC|MASTER|LOCAL|GROUP|ROLE|MOE|SLURM|PMI\w*|OMPI_COMM)_|RANK|WORLD_SIZE"
@@ -36,22 +35,22 @@ OF_LAUNCHERS = re.compile(
 
 
 def withheld(name: str) -> bool:
-    """Whether no rank may inherit a variable of this name, whoever asks for it."""
+    """Whether a variable of this name is never passed to ranks."""
     return bool(SECRET.search(name) or OF_LAUNCHERS.match(name))
 
 
-def of_ranks(variables: Mapping[str, str], pass_env: Iterable[str]) -> dict[str, str]:
-    """What ranks inherit; `pass_env` are the user's own patterns."""
-    found = inherited(variables, (*RANKS, *pass_env))
-    return {name: value for name, value in found.items() if not withheld(name)}
+def inherited_by_ranks(variables: Mapping[str, str], pass_env: Iterable[str]) -> dict[str, str]:
+    """Variables that ranks inherit; `pass_env` are the user's own patterns."""
+    selected = inherited(variables, (*RANKS, *pass_env))
+    return {name: value for name, value in selected.items() if not withheld(name)}
 
 
-def made_for_ranks(
+def rank_variables(
     variables: Mapping[str, str], threads: int, pass_env: Iterable[str] = ()
 ) -> dict[str, str]:
-    """The environment of a rank, or of what starts ranks."""
+    """Environment of a rank, or of a process that starts ranks."""
     return {
-        **of_ranks(variables, pass_env),
+        **inherited_by_ranks(variables, pass_env),
         **project_paths.module_variables(variables),
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
@@ -59,7 +58,7 @@ def made_for_ranks(
 
 
 def inherited(variables: Mapping[str, str], patterns: Iterable[str]) -> dict[str, str]:
-    """Those of the variables whose name matches a pattern."""
+    """The variables whose name matches a pattern."""
     allowed = tuple(patterns)
     return {
         name: value

@@ -1,6 +1,6 @@
-"""What ties a process of a launch: it dies with its parent, and has a network of its own.
+"""Isolation of ranks: parent-death signal and a private network namespace (Linux).
 
-python -m runners.host.isolation [--alone] COMMAND...   runs COMMAND so tied. Torch-free.
+python -m runners.host.isolation [--alone] COMMAND...   runs COMMAND isolated. Torch-free.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 SIOCSIFFLAGS, UP_LOOPBACK_RUNNING = 0x8914, 0x1 | 0x8 | 0x40
-NETWORK = "MOE_NETWORK"  # what the ranks record: "own" or "loopback"
+NETWORK = "MOE_NETWORK"  # variable with the network that ranks record: "own" or "loopback"
 
 
 def die_with_parent(parent: int | None = None, sign: int = signal.SIGKILL) -> None:
-    """Linux: the kernel sends `sign` when the thread that started this process ends, however."""
+    """Linux: the kernel sends `sign` to this process when the thread that started it ends."""
     if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, sign)
@@ -30,15 +30,15 @@ def die_with_parent(parent: int | None = None, sign: int = signal.SIGKILL) -> No
         os._exit(1)
 
 
-def own_network() -> bool:
-    """Moves this process into a network that only its children will be in, with a loopback alone;
-    False, and nothing changed, where the system does not let us.
+def unshare_network() -> bool:
+    """Moves this process into a new network namespace with only a loopback interface; children
+    inherit it. Returns False, with nothing changed, where the system refuses.
 
-    To be called before there is a second thread.
+    Call it while the process has a single thread.
     """
     if not sys.platform.startswith("linux"):
         return False
-    trial = os.fork()  # half of it done would leave this process without its user
+    trial = os.fork()  # tried in a fork: failing halfway would leave this process without its user
     if trial == 0:
         with contextlib.suppress(BaseException):
             _leave_network()
@@ -64,14 +64,14 @@ def _leave_network() -> None:
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, request)
 
 
-def enter(alone: bool) -> None:
-    """Both ties for a launch's first process; which network it got goes to the environment."""
-    os.environ[NETWORK] = "own" if alone and own_network() else "loopback"
+def isolate(alone: bool) -> None:
+    """Isolates a launch's first process; records its kind of network in the environment."""
+    os.environ[NETWORK] = "own" if alone and unshare_network() else "loopback"
     die_with_parent(int(os.environ.get("MOE_LAUNCHER_PID", "0")) or None, signal.SIGTERM)
 
 
 def main(arguments: list[str]) -> None:
-    enter(arguments[0] == "--alone")
+    isolate(arguments[0] == "--alone")
     command = arguments[1:] if arguments[0] == "--alone" else arguments
     os.execvp(command[0], command)
 

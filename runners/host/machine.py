@@ -1,4 +1,4 @@
-"""What cells may be placed on: this machine, or nodes that are alike."""
+"""Resources that cells may be placed on: this machine, or identical nodes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from runners.host.hardware import launch_affinity, may_have_gpus, usable_cores
 
 @dataclass(frozen=True)
 class NodeResources:
-    """Cores and CUDA devices of each of `nodes` nodes; `memory_bytes` of 0 is what this host has
-    available."""
+    """Cores and CUDA devices per node, and the number of nodes. `memory_bytes` per node; 0: what
+    this host has available."""
 
     cores: int
     cuda_devices: int = 0
@@ -20,7 +20,7 @@ class NodeResources:
 
 
 def this_machine() -> NodeResources:
-    """torch counts the devices, where there can be any: importing it takes longer than all else."""
+    """Counts devices with torch only where there can be any: importing it is slow."""
     cores = usable_cores()
     if not may_have_gpus():
         return NodeResources(cores, 0)

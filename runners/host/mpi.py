@@ -1,4 +1,4 @@
-"""Starting ranks by mpiexec: torch-free, for the parent of the ranks and a rank's first lines."""
+"""Starting ranks with mpiexec. Torch-free: for the launcher, and for a rank's start."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from runners.host.hardware import usable_cores
 
-# Rank, size, local rank and local size, as each launcher calls them.
+# Variables of rank, size, local rank and local size, by MPI library.
 PLACES = {
     "MPICH": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     "Open MPI": (
@@ -23,15 +23,15 @@ PLACES = {
         "OMPI_COMM_WORLD_LOCAL_SIZE",
     ),
 }
-# MPICH waits for messages by polling. With more ranks than cores, a rank that polls keeps the one
-# it waits for off the core, for whole time slices: 20-30 ms, not 0.1 ms, per collective. So it has
-# to yield after every poll, and use the collectives that do yield (its shared-memory ones do not).
+# MPICH polls for messages. With more ranks than cores, a polling rank keeps the rank it waits for
+# off the core for whole time slices: 20-30 ms, not 0.1 ms, per collective. So it must yield after
+# every poll and avoid the shared-memory collectives, which do not yield.
 OVERSUBSCRIBED = {"MPIR_CVAR_POLLS_BEFORE_YIELD": "1", "MPIR_CVAR_DEVICE_COLLECTIVES": "none"}
 TORCH_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 def export_environment() -> None:
-    """Sets RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE from what mpiexec told this process.
+    """Sets RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE from mpiexec's own variables.
 
     Raises RuntimeError in a process that mpiexec did not start.
     """
@@ -44,8 +44,8 @@ def export_environment() -> None:
     raise RuntimeError(f"{tried} is not set: backend=mpi ranks are started by mpiexec -n RANKS ...")
 
 
-def available() -> str | None:
-    """None where `backend=mpi` can run, else the reason with what to do."""
+def unavailable_reason() -> str | None:
+    """Why `backend=mpi` cannot run here and what to do; None where it can."""
     if importlib.util.find_spec("mpi4py") is None:
         return "mpi4py is not installed; in the clone: pip install -e '.[mpi]'"
     if _mpiexec() is None:
@@ -56,15 +56,14 @@ def available() -> str | None:
 def mpiexec_command(
     ranks: int, arguments: Sequence[str], variables: Mapping[str, str]
 ) -> list[str]:
-    """The command that starts `arguments` (a whole command line) as `ranks` processes here, to be
-    run with `variables` as its environment.
+    """The command line that starts `arguments` as `ranks` processes on this host.
 
-    Give it stdin=DEVNULL: mpiexec reads from a terminal otherwise. Raises RuntimeError where MPI is
-    not available.
+    Run it with `variables` as its environment and stdin=DEVNULL (mpiexec reads from a terminal
+    otherwise). Raises RuntimeError where MPI is not available.
     """
     mpiexec = _mpiexec()
     if mpiexec is None:
-        raise RuntimeError(available())
+        raise RuntimeError(unavailable_reason())
     options = ["-n", str(ranks)]
     if is_open_mpi(mpiexec):
         options += ["--oversubscribe", "--bind-to", "none"]
@@ -76,7 +75,7 @@ def mpiexec_command(
 
 
 def _mpiexec() -> str | None:
-    """The one installed with this Python first: it belongs to the library mpi4py will load."""
+    """Prefers the mpiexec installed beside this Python: it matches the library mpi4py loads."""
     beside = Path(sys.executable).parent
     return shutil.which("mpiexec", path=str(beside)) or shutil.which("mpiexec")
 

@@ -1,8 +1,8 @@
 """Addresses that other nodes can reach. Stdlib only.
 
-Host names are no help: many hosts map their own name to loopback, and a rank that offers such an
-address to others keeps them waiting for ever. The kernel's routes know better: the address from
-which this host would reach another node is the one by which it is reached.
+Many hosts resolve their own name to loopback, and a rank that offers a loopback address keeps the
+others waiting forever. So the kernel's routes are asked instead: the source address that this host
+uses towards another node is the one by which that node reaches it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ SHARED = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 def resolve(name: str) -> str:
     """The first address of a name, IPv4 before IPv6; raises OSError naming it."""
     try:
-        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except OSError as error:
         raise OSError(f"{name}: no address is known for it ({error})") from error
-    found.sort(key=lambda one: one[0] != socket.AF_INET)
-    return str(found[0][4][0])
+    addresses.sort(key=lambda one: one[0] != socket.AF_INET)
+    return str(addresses[0][4][0])
 
 
 def is_loopback(address: str) -> bool:
@@ -34,7 +34,7 @@ def is_loopback(address: str) -> bool:
 
 
 def route_to(address: str) -> str:
-    """This host's own address on the way to another; raises OSError where there is no way."""
+    """This host's source address towards another; raises OSError where there is no route."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect((address, ANY_PORT))
@@ -42,7 +42,7 @@ def route_to(address: str) -> str:
 
 
 def interface_of(address: str) -> str:
-    """The network interface that has an IPv4 address, or ""."""
+    """The network interface with this IPv4 address, or ""."""
     if address.startswith("127."):
         return "lo"
     for _, name in socket.if_nameindex():
@@ -50,7 +50,7 @@ def interface_of(address: str) -> str:
             request = struct.pack("256s", name.encode()[:15])
             try:
                 answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)
-            except OSError:  # it has none
+            except OSError:  # no IPv4 address
                 continue
         if socket.inet_ntoa(answer[20:24]) == address:
             return name
@@ -68,9 +68,9 @@ def own_address(first: str) -> str:
 
 
 def first_address(addresses: list[str]) -> str:
-    """The address by which the other nodes reach this one, the first of `addresses`.
+    """The address by which other nodes reach this one, the first of `addresses`.
 
-    Loopback only where all of them are on loopback, that is, on one machine; raises OSError.
+    Loopback only where all addresses are loopback (one machine). Raises OSError without a route.
     """
     others = [one for one in addresses[1:] if not is_loopback(one)]
     if not others:
@@ -79,7 +79,7 @@ def first_address(addresses: list[str]) -> str:
 
 
 def free_port(address: str) -> int:
-    """A port that nobody listens on now."""
+    """A TCP port that is not in use now."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.bind((address, 0))
@@ -87,7 +87,7 @@ def free_port(address: str) -> int:
 
 
 def use_interface(variables: MutableMapping[str, str], first: str, interface: str = "") -> None:
-    """Tells gloo and NCCL which interface leads to the other nodes, unless the user has."""
+    """Sets the interface of gloo and NCCL to the one towards `first`, unless the user did."""
     name = interface or interface_of(own_address(first))
     for variable in SHARED:
         if name and not os.environ.get(variable):

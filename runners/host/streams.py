@@ -1,4 +1,4 @@
-"""Standard output and error whose reader may leave before the program ends, as `| head` does."""
+"""Standard output and error that tolerate a reader that leaves early, such as `| head`."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Any
 
 
 class _Pipe(io.FileIO):
-    """Once its reader has left, what is written is dropped, also by processes started later."""
+    """Drops what is written once its reader has left, also for processes started later."""
 
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
-            nothing = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nothing, self.fileno())
-            os.close(nothing)
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, self.fileno())
+            os.close(devnull)
             return len(data)
 
 
 @contextlib.contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """A program in it does all that it was asked for, whoever reads along, and ends as it would."""
+    """Lets the program run to its end with its usual exit code, even if its reader leaves."""
     before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
     try:
         for name, stream in before.items():
-            setattr(sys, name, _forgiving(stream))
+            setattr(sys, name, _tolerant(stream))
         yield
     finally:
         for name, stream in before.items():
@@ -38,8 +38,8 @@ def reader_may_leave() -> Iterator[None]:
             setattr(sys, name, stream)
 
 
-def _forgiving(stream: Any) -> Any:
-    """The same file, written to through `_Pipe`; a stream that is no file stays as it is."""
+def _tolerant(stream: Any) -> Any:
+    """The stream, written to through `_Pipe`; unchanged where it is not a file."""
     try:
         raw = _Pipe(stream.fileno(), "w", closefd=False)
     except (AttributeError, OSError, ValueError):

@@ -1,7 +1,7 @@
-"""Waiting for a filesystem, but not for ever: one that is dead lets a call neither return nor fail.
+"""Run a blocking filesystem call with a timeout: a hung NFS mount neither returns nor raises.
 
-A thread of its own waits for the answer. Processes are never started in one: what dies with its
-parent dies with the thread that started it.
+The call runs in its own thread. It must not start processes: those with a parent-death signal
+would die with that thread.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ T = TypeVar("T")
 
 
 def call_with_timeout(what: str, call: Callable[[], T], limit_s: float | None = None) -> T:
-    """What `call` returns or raises; TimeoutError, an OSError, when it does neither in time. The
-    thread is left behind then, and does not keep the program from ending."""
-    found: list[T] = []
+    """The result or exception of `call`; raises TimeoutError, an OSError, after `limit_s` seconds
+    (default LIMIT_S). The thread is then abandoned; it does not keep the program alive."""
+    results: list[T] = []
     raised: list[BaseException] = []
 
     def work() -> None:
         try:
-            found.append(call())
+            results.append(call())
         except BaseException as error:
             raised.append(error)
 
@@ -32,6 +32,6 @@ def call_with_timeout(what: str, call: Callable[[], T], limit_s: float | None = 
     thread.join(limit_s)
     if raised:
         raise raised[0]
-    if not found:
+    if not results:
         raise TimeoutError(f"{what}: no answer within {limit_s:g} s; is its filesystem gone?")
-    return found[0]
+    return results[0]

@@ -1,9 +1,9 @@
-"""Which rank is on which node, and times of several nodes' clocks side by side. Torch-free.
+"""Placement of ranks on nodes, and alignment of the nodes' clocks. Torch-free.
 
 In a record of several nodes `environment.topology` holds
 
-    node_of     the node of every rank, numbered from 0; no host has a name here
-    hosts       the salted hash of every node's host: nodes of one hash are one machine
+    node_of     the node of every rank, numbered from 0; host names are not stored
+    hosts       salted hash of every node's host; nodes with equal hashes are one machine
     nodes       {cpu_model, cores, memory_total_bytes, gpus, gpu_links} of every node
     clock       how samples were taken: END_BARRIER
 
@@ -24,13 +24,13 @@ OF_NODE = ("cpu_model", "cores", "memory_total_bytes", "gpus", "gpu_links")
 
 
 def by_node(experts: int, nodes: int) -> tuple[int, ...]:
-    """Experts in the order of their places when neighbours are dealt out over the nodes: expert e
-    is on node e mod `nodes`, so that a block of popular experts does not meet on one."""
+    """Expert order that deals experts out over the nodes: expert e is on node e mod `nodes`, so
+    that a block of popular experts is spread over all nodes."""
     return tuple(expert for node in range(nodes) for expert in range(node, experts, nodes))
 
 
-def over_nodes(strategy: StrategySpec, layer: LayerSpec, placement: RankLayout) -> StrategySpec:
-    """strategy.placement=by_node as the order it stands for: on one node the contiguous one.
+def place_experts(strategy: StrategySpec, layer: LayerSpec, placement: RankLayout) -> StrategySpec:
+    """Resolves strategy.placement=by_node to an explicit order (contiguous on a single node).
 
     Raises Unsupported for a strategy whose experts are not spread over all ranks.
     """
@@ -47,12 +47,12 @@ def over_nodes(strategy: StrategySpec, layer: LayerSpec, placement: RankLayout) 
     return replace(strategy, placement="explicit", expert_order=order)
 
 
-def on_one_clock(
+def align_clocks(
     starts: list[int], ends: list[int], node_of: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """Times of each node shifted so that all nodes leave the end barrier together, when node 0's
-    last rank does: the makespan, last end minus first start, is then the longest node's. The ranks'
-    own lines, which are kept, have the times as they were read."""
+    """Shifts each node's times (ns) so that all nodes leave the end barrier when node 0's last rank
+    does. The makespan, last end minus first start, is then that of the slowest node. The ranks'
+    own lines keep the times as read."""
     if not node_of:
         return starts, ends
     last = {node: max(e for e, at in zip(ends, node_of, strict=True) if at == node)
@@ -65,32 +65,32 @@ def on_one_clock(
 
 
 def environment(launches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of what every rank has said about the launch: the first node's, and all nodes' topology."""
-    found = dict(launches[0].get("environment", {}))
+    """The environment of a record: the first node's, and the topology of all nodes."""
+    facts = dict(launches[0].get("environment", {}))
     node_of = launches[0].get("nodes")
     if not node_of:
-        return found
-    if "network" in found:
-        found["network"] = "between nodes"
-    nodes = of_nodes(launches, node_of)
+        return facts
+    if "network" in facts:
+        facts["network"] = "between nodes"
+    nodes = per_node(launches, node_of)
     hosts = [node.get("host") for node in nodes]
-    found["topology"] = {
+    facts["topology"] = {
         "node_of": list(node_of),
         "hosts": hosts,
         "nodes": [{name: node.get(name) for name in OF_NODE} for node in nodes],
         "clock": END_BARRIER,
     }
     if hosts and hosts[0]:  # nodes that are one machine share its cores
-        here = {n for n, host in enumerate(hosts) if host == hosts[0]}
-        found["local_ranks"] = sum(node in here for node in node_of)
-    return found
+        first_host = {n for n, host in enumerate(hosts) if host == hosts[0]}
+        facts["local_ranks"] = sum(node in first_host for node in node_of)
+    return facts
 
 
-def of_nodes(launches: Sequence[Mapping[str, Any]], node_of: Sequence[int]) -> list[dict[str, Any]]:
-    """What the first rank of every node has said of it."""
-    found: list[dict[str, Any]] = []
+def per_node(launches: Sequence[Mapping[str, Any]], node_of: Sequence[int]) -> list[dict[str, Any]]:
+    """The environment captured by the first rank of every node; empty where none was."""
+    nodes: list[dict[str, Any]] = []
     for node in range(max(node_of) + 1):
         ranks = [one for one, at in zip(launches, node_of, strict=True) if at == node]
-        said = [one["environment"] for one in ranks if "environment" in one]
-        found.append(dict(said[0]) if said else {})
-    return found
+        captured = [one["environment"] for one in ranks if "environment" in one]
+        nodes.append(dict(captured[0]) if captured else {})
+    return nodes

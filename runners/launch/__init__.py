@@ -1,1 +1,1 @@
-"""Ways to start the ranks of a launch; each gives a `Started`."""
+"""Ways to start the ranks of a launch; each returns a `LaunchProcess`."""

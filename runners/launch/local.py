@@ -1,4 +1,4 @@
-"""Starts the ranks of a launch on this machine, as processes of their own session. Torch-free."""
+"""Starts the ranks of a launch on this machine, in a session of their own. Torch-free."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from runners.host.inherited import made_for_ranks
+from runners.host.inherited import rank_variables
 from runners.host.isolation import NETWORK
 from runners.host.mpi import mpiexec_command
 from runners.host.timeout import call_with_timeout
@@ -24,18 +24,18 @@ GRACE_S = 5.0
 
 
 @dataclass
-class Started:
+class LaunchProcess:
     """A running launch."""
 
     process: subprocess.Popen[bytes]
     launch_dir: Path
-    ended: bool = False  # by us
+    ended: bool = False  # by `end`
 
     def running(self) -> bool:
         return self.process.poll() is None
 
     def end(self) -> None:
-        """Ends the launch's own processes: politely, then not."""
+        """Ends the launch's own processes: SIGTERM, then SIGKILL."""
         self.ended = self.ended or self.running()
         for sign, grace_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
             if not self.running():
@@ -46,30 +46,30 @@ class Started:
                 time.sleep(0.05)
 
     def killed_by(self) -> int:
-        """The signal that ended the ranks' parent; 0 where it ended itself, or we ended it."""
+        """The signal that ended the ranks' parent; 0 where it exited, or `end` ended it."""
         return max(0, -(self.process.returncode or 0)) if not self.ended else 0
 
     def failures(self) -> list[dict[str, Any]]:
         """{rank, exitcode, pid} of every rank that the agent saw fail."""
         try:
-            found = json.loads((self.launch_dir / "failures.json").read_text("utf-8"))
+            failures = json.loads((self.launch_dir / "failures.json").read_text("utf-8"))
         except (OSError, ValueError):
             return []
-        return list(found)
+        return list(failures)
 
     def log_path(self, rank: int) -> Path:
-        """Where a rank's stderr went."""
-        found = sorted(self.launch_dir.glob(f"logs/*/attempt_0/{rank}/stderr.log"))
-        return found[0] if found else self.launch_dir / "logs" / "agent.log"
+        """The file of a rank's stderr."""
+        paths = sorted(self.launch_dir.glob(f"logs/*/attempt_0/{rank}/stderr.log"))
+        return paths[0] if paths else self.launch_dir / "logs" / "agent.log"
 
 
-Start = Callable[["LaunchPlan"], "Started"]  # how the ranks of a launch are started
+Start = Callable[["LaunchPlan"], "LaunchProcess"]  # how the ranks of a launch are started
 
 
-def start(plan: LaunchPlan, worker: str = "runners.worker", anew: bool = False) -> Started:
-    """Freezes the plan to a file and starts its ranks; the caller polls and ends them. `worker` is
-    the module whose `main` every rank runs; `anew`: in processes that import torch each by itself,
-    not forked from one that has."""
+def start(plan: LaunchPlan, worker: str = "runners.worker", anew: bool = False) -> LaunchProcess:
+    """Saves the plan and starts its ranks; the caller polls and ends them. `worker` is the module
+    whose `main` every rank runs. `anew`: each rank is a process that imports torch by itself, not
+    a fork of one that has."""
     launch_dir = Path(plan.launch_dir)
     agent_log = call_with_timeout("the launch's folder", lambda: _prepare(plan, launch_dir))
     variables = rank_environment(plan)
@@ -88,7 +88,7 @@ def start(plan: LaunchPlan, worker: str = "runners.worker", anew: bool = False) 
             env=variables,
             start_new_session=True,
         )
-    return Started(process, launch_dir)
+    return LaunchProcess(process, launch_dir)
 
 
 def _prepare(plan: LaunchPlan, launch_dir: Path) -> IO[bytes]:
@@ -98,7 +98,7 @@ def _prepare(plan: LaunchPlan, launch_dir: Path) -> IO[bytes]:
 
 
 def _alone(plan: LaunchPlan) -> list[str]:
-    """Ranks that need no other network than each other get one of their own."""
+    """The option for a private network, where ranks need no other network than each other."""
     usual = os.environ.get("GLOO_SOCKET_IFNAME", "lo") == "lo"
     return ["--alone"] if usual and plan.placement.device == "cpu" else []
 
@@ -127,11 +127,11 @@ def agent_command(folder: Path, ranks: int, *options: str) -> list[str]:
 
 
 def rank_environment(plan: LaunchPlan) -> dict[str, str]:
-    """Made, not inherited: what `runners.host.inherited` lists for ranks and `hosts.pass_env`
-    names, with threads set explicitly, loopback for one node, and the token that the ranks know
-    each other by."""
+    """The environment of the ranks: variables allowed by `runners.host.inherited` and
+    `hosts.pass_env`, thread counts, loopback for one node, and the token that identifies the ranks
+    to each other."""
     return {
-        **made_for_ranks(os.environ, plan.placement.threads, plan.pass_env),
+        **rank_variables(os.environ, plan.placement.threads, plan.pass_env),
         "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
         "MOE_LAUNCHER_PID": str(os.getpid()),
         "MOE_LAUNCH_TOKEN": secrets.token_hex(16),

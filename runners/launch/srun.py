@@ -13,7 +13,7 @@ from typing import Any
 
 from runners.host.inherited import SLURM, inherited
 from runners.host.network import first_address, free_port, resolve
-from runners.launch.local import Started, rank_environment
+from runners.launch.local import LaunchProcess, rank_environment
 from runners.plan import LaunchPlan, save
 
 LIMIT_S = 60.0
@@ -24,7 +24,7 @@ SIGNALS = {"Killed": 9, "Out Of Memory": 9, "Segmentation fault": 11, "Aborted":
 
 
 def ask(*command: str) -> str:
-    """What one of Slurm's commands says; raises OSError or SubprocessError."""
+    """Output of one of Slurm's commands; raises OSError or SubprocessError."""
     done = subprocess.run(
         command,
         capture_output=True,
@@ -37,31 +37,31 @@ def ask(*command: str) -> str:
 
 
 def node_addresses(nodelist: str) -> list[str]:
-    """The address of every node of an allocation, in the order in which ranks are dealt out."""
+    """Addresses of an allocation's nodes, in the order in which ranks are assigned."""
     return [_address(name) for name in ask("scontrol", "show", "hostnames", nodelist).split()]
 
 
 def _address(node: str) -> str:
-    """As Slurm itself reaches the node: its name need not resolve."""
-    found = re.search(r"\bNodeAddr=(\S+)", ask("scontrol", "show", "node", node))
-    return resolve(found[1] if found else node)
+    """The address that Slurm itself uses: the node's name need not resolve."""
+    match = re.search(r"\bNodeAddr=(\S+)", ask("scontrol", "show", "node", node))
+    return resolve(match[1] if match else node)
 
 
 def job_state(job_id: str) -> str:
-    """RUNNING, CANCELLED ...; "" where Slurm does not answer."""
+    """Slurm's state of a job (RUNNING, CANCELLED ...); "" where Slurm does not answer."""
     try:
-        found = re.search(r"\bJobState=(\w+)", ask("scontrol", "show", "job", job_id))
+        match = re.search(r"\bJobState=(\w+)", ask("scontrol", "show", "job", job_id))
     except (OSError, subprocess.SubprocessError):
         return ""
-    return found[1] if found else ""
+    return match[1] if match else ""
 
 
 @dataclass
-class SrunStarted(Started):
-    """A step of the allocation."""
+class SrunLaunchProcess(LaunchProcess):
+    """One step of the allocation."""
 
     job_id: str = ""
-    on_stop: Callable[[], None] = lambda: None  # the scheduler ends the job: no cell is to blame
+    on_stop: Callable[[], None] = lambda: None  # called when the scheduler has ended the job
 
     def end(self) -> None:
         super().end()
@@ -69,7 +69,7 @@ class SrunStarted(Started):
             self.on_stop()
 
     def failures(self) -> list[dict[str, Any]]:
-        """The first only: srun ends the other ranks then."""
+        """The first failure only: srun then ends the other ranks."""
         try:
             return first_failure((self.launch_dir / "logs" / "agent.log").read_text("utf-8"))
         except (OSError, ValueError):
@@ -77,7 +77,7 @@ class SrunStarted(Started):
 
 
 def first_failure(log: str) -> list[dict[str, Any]]:
-    """[{rank, exitcode, pid}] from srun's own words; a signal is a negative exit code."""
+    """[{rank, exitcode, pid}] from srun's messages; a signal is a negative exit code."""
     for rank, what in FAILED.findall(log):
         code = EXIT_CODE.match(what)
         signals = [-number for name, number in SIGNALS.items() if what.startswith(name)]
@@ -88,8 +88,8 @@ def first_failure(log: str) -> list[dict[str, Any]]:
 
 
 def srun_command(plan: LaunchPlan) -> list[str]:
-    """Consecutive ranks share a node, in the order of the nodes. No step binds ranks to cores: they
-    do that themselves. A step that Slurm is slow to end must not hold up the next: overlap."""
+    """Consecutive ranks share a node, in the order of the nodes. Slurm does not bind ranks:
+    they pin themselves. With --overlap a step that is slow to end does not delay the next."""
     place, logs = plan.placement, Path(plan.launch_dir) / "logs" / "srun" / "attempt_0" / "%t"
     return [
         "srun",
@@ -109,12 +109,12 @@ def srun_command(plan: LaunchPlan) -> list[str]:
 
 
 class SrunStart:
-    """How an allocation starts a launch."""
+    """Starts launches inside an allocation."""
 
     def __init__(self, addresses: list[str], interface: str, on_stop: Callable[[], None]) -> None:
         self.addresses, self.interface, self.on_stop = addresses, interface, on_stop
 
-    def __call__(self, plan: LaunchPlan) -> Started:
+    def __call__(self, plan: LaunchPlan) -> LaunchProcess:
         launch_dir = Path(plan.launch_dir)
         for rank in range(plan.placement.world_size):
             (launch_dir / "logs" / "srun" / "attempt_0" / str(rank)).mkdir(parents=True)
@@ -129,19 +129,19 @@ class SrunStart:
                 start_new_session=True,
             )
         job_id = os.environ.get("SLURM_JOB_ID", "")
-        return SrunStarted(process, launch_dir, job_id=job_id, on_stop=self.on_stop)
+        return SrunLaunchProcess(process, launch_dir, job_id=job_id, on_stop=self.on_stop)
 
     def variables(self, plan: LaunchPlan) -> dict[str, str]:
-        """The ranks' environment with what srun knows its allocation by, and the address of rank 0,
-        as the other nodes reach it."""
-        found = rank_environment(plan) | inherited(os.environ, SLURM)
+        """The ranks' environment, the variables by which srun finds its allocation, and the address
+        of rank 0 as other nodes reach it."""
+        variables = rank_environment(plan) | inherited(os.environ, SLURM)
         for name in ("SLURM_CPU_BIND", "SLURM_NTASKS_PER_NODE", "SLURM_DISTRIBUTION"):
-            found.pop(name, None)  # of the batch script; srun would take them for options
+            variables.pop(name, None)  # the batch script's; srun would take them as options
         address = first_address(self.addresses[: plan.placement.nodes])
         if plan.placement.nodes > 1 and "GLOO_SOCKET_IFNAME" not in os.environ:
-            del found["GLOO_SOCKET_IFNAME"]  # every node finds its own
+            del variables["GLOO_SOCKET_IFNAME"]  # every node chooses its own
         return {
-            **found,
+            **variables,
             "MASTER_ADDR": address,
             "MASTER_PORT": str(free_port(address)),
             "MOE_INTERFACE": self.interface,

@@ -1,13 +1,13 @@
-"""torchrun's agent of one node, with four additions: its ranks are forked from this process, which
-has imported torch; it dies with the launcher; it says which ranks failed; and nobody outside the
-launch can reach its store.
+"""torchrun's agent of one node, with four additions: it forks its ranks after importing torch; it
+dies with the launcher; it reports which ranks failed; and its store cannot be reached from outside
+the launch.
 
 python -m runners.launch.torchrun_agent [--alone] [--anew] LAUNCH_DIR [torchrun arguments] -m MODULE
 ARGS
 
 MODULE is what every rank runs; it has `main(arguments) -> int`, and may have `prepare(arguments)`,
-which imports here what the ranks would import one by one. With --anew every rank is a Python
-process of its own that imports torch by itself, as torchrun starts them.
+which does the ranks' imports once, in the agent. With --anew every rank is a Python process of its
+own that imports torch by itself, as torchrun starts them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOOPBACK = "127.0.0.1"
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
-    isolation.enter(options.alone)  # before torch, which starts threads
+    isolation.isolate(options.alone)  # before torch, which starts threads
     isolation.die_with_parent(sign=signal.SIGKILL)
     os.environ["MOE_AGENT_PID"] = str(os.getpid())
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -40,20 +40,20 @@ def main(arguments: list[str]) -> int:
 
     from runners.launch import forked
 
-    asked = parse_args(options.torchrun)
-    if asked.standalone:
+    parsed = parse_args(options.torchrun)
+    if parsed.standalone:
         keep_store_on_loopback()
-        asked.rdzv_backend, asked.rdzv_endpoint = "c10d", "localhost:0"
-        asked.rdzv_id = str(uuid.uuid4())
-    asked.start_method = "fork"
+        parsed.rdzv_backend, parsed.rdzv_endpoint = "c10d", "localhost:0"
+        parsed.rdzv_id = str(uuid.uuid4())
+    parsed.start_method = "fork"
     with forked.without_cuda():
-        config, command, command_arguments = config_from_args(asked)
+        config, command, command_arguments = config_from_args(parsed)
     start: Callable[..., object] = elastic_launch(config, command)
     if not options.anew and forked.may_fork():
-        module = importlib.import_module(asked.training_script)
+        module = importlib.import_module(parsed.training_script)
         if hasattr(module, "prepare"):
-            module.prepare(asked.training_script_args)
-        entry = forked.entry(module.main, asked.training_script_args)
+            module.prepare(parsed.training_script_args)
+        entry = forked.entry(module.main, parsed.training_script_args)
         start, command_arguments = elastic_launch(config, entry), []
     try:
         start(*command_arguments)
@@ -69,24 +69,24 @@ def main(arguments: list[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
+    options = argparse.ArgumentParser(
         prog="python -m runners.launch.torchrun_agent",
         description="torchrun's agent of one node",
         allow_abbrev=False,
     )
-    found.add_argument("--alone", action="store_true", help="in a network of its own")
-    found.add_argument("--anew", action="store_true", help="every rank imports torch by itself")
-    found.add_argument("launch_dir", help="where failures.json goes")
-    found.add_argument("torchrun", nargs=argparse.REMAINDER, help="torchrun's own arguments")
-    return found
+    options.add_argument("--alone", action="store_true", help="in a network of its own")
+    options.add_argument("--anew", action="store_true", help="every rank imports torch by itself")
+    options.add_argument("launch_dir", help="where failures.json goes")
+    options.add_argument("torchrun", nargs=argparse.REMAINDER, help="torchrun's own arguments")
+    return options
 
 
 def keep_store_on_loopback() -> None:
-    """torch's stores (the agents' rendezvous, the ranks' own) listen on every interface, unless
-    they are given a socket that does not."""
+    """Makes torch's stores (the agents' rendezvous, the ranks' own) listen on loopback only; by
+    themselves they listen on every interface."""
     from torch.distributed.elastic.rendezvous import c10d_rendezvous_backend, dynamic_rendezvous
 
-    backend: Any = c10d_rendezvous_backend  # its type stubs leave out what it imports
+    backend: Any = c10d_rendezvous_backend  # its type stubs lack its imports
     handler: Any = dynamic_rendezvous.DynamicRendezvousHandler
     store = backend.TCPStore
 

@@ -26,23 +26,23 @@ import torch.distributed as dist
 from moe.parallel.comm import Comm
 from moe.spec import RankLayout
 from runners.host import environment
-from runners.host.inherited import made_for_ranks
+from runners.host.inherited import rank_variables
 from runners.host.mpi import mpiexec_command
 from runners.host.streams import reader_may_leave
 from runners.launch.local import agent_command
 from runners.plan import Measure
-from runners.rank.links import collective_fits, exchange_limits, left_out, of_first, tier_fits
+from runners.rank.links import collective_fits, exchange_limits, from_rank0, left_out, tier_fits
 from runners.rank.probe import (
     CHUNK_BYTES,
     MATRICES,
     ROWS,
-    Alone,
     Memory,
     Probe,
     Products,
+    SingleRankRates,
     Step,
-    alone_rates,
     dtypes,
+    single_rank_rates,
     ways,
 )
 from runners.rank.process_group import RankPlace, TorchRanks
@@ -52,16 +52,16 @@ from runners.records.sealed import write_atomic
 LIMIT_S = Measure().calibration_limit_s
 # Shares of the limit after which each part ends; what is left is for overruns.
 ALONE_UNTIL, SHARED_UNTIL, CHOICE_UNTIL, LINKS_UNTIL = 0.45, 0.6, 0.75, 0.9
-WINDOWS = 3  # in which all ranks are at work at once, where the time lasts
-PRODUCT_WEIGHT = 2  # shares of the time of all ranks at once, where memory has one
+WINDOWS = 3  # of concurrent work of all ranks, if time allows
+PRODUCT_WEIGHT = 2  # time of products over that of a memory rate, with all ranks
 
 
-def together(step: Step, amount: float, probe: Probe, comm: Comm, until_s: float) -> float:
-    """Best total rate of all ranks over up to three windows in which all of them are at work, as
-    long as rank 0 says."""
+def concurrent_rate(step: Step, amount: float, probe: Probe, comm: Comm, until_s: float) -> float:
+    """Best total rate of all ranks, over up to WINDOWS windows in which all of them work; rank 0's
+    clock decides how many."""
     best = 0.0
     for number in range(WINDOWS):
-        window_s = of_first(comm, probe.left_s(until_s) / (WINDOWS - number))
+        window_s = from_rank0(comm, probe.left_s(until_s) / (WINDOWS - number))
         if best and window_s <= 0:
             break
         comm.barrier()
@@ -77,9 +77,9 @@ def together(step: Step, amount: float, probe: Probe, comm: Comm, until_s: float
 
 
 def shared_rates(
-    probe: Probe, memory: Memory, comm: Comm, alone: Alone, until_s: float
+    probe: Probe, memory: Memory, comm: Comm, alone: SingleRankRates, until_s: float
 ) -> dict[str, Any]:
-    """Totals over all ranks; at least what one of them reaches alone."""
+    """Totals over all ranks at once; at least what one rank reaches alone."""
     kinds = dtypes(probe.device)
     weights = [1, 1] + [PRODUCT_WEIGHT] * len(kinds)
 
@@ -88,19 +88,19 @@ def shared_rates(
         del weights[0]
         return probe.clock() + share * probe.left_s(until_s)
 
-    read = together(memory.product, CHUNK_BYTES, probe, comm, until())
-    copy = together(memory.copy, 2 * CHUNK_BYTES, probe, comm, until())
+    read = concurrent_rate(memory.product, CHUNK_BYTES, probe, comm, until())
+    copy = concurrent_rate(memory.copy, 2 * CHUNK_BYTES, probe, comm, until())
     flops = {}
     for dtype in kinds:
         name, (n, k) = str(dtype).removeprefix("torch."), MATRICES[0]
         one_rank, end_s = alone.products[name], until()
         rows = round(
-            of_first(comm, rows_within(one_rank, comm.world_size, probe.left_s(end_s) / 2))
+            from_rank0(comm, rows_within(one_rank, comm.world_size, probe.left_s(end_s) / 2))
         )
         way = ways(probe.random(n, k, dtype=dtype))[one_rank.way[f"{rows}x{n}x{k}"]]()
         step = functools.partial(way, probe.random(rows, k, dtype=dtype))
-        step()  # the first call prepares
-        rate = together(step, 2 * rows * n * k, probe, comm, end_s)
+        step()  # warm-up
+        rate = concurrent_rate(step, 2 * rows * n * k, probe, comm, end_s)
         flops[name] = max(rate, alone.rates["matmul_flops_per_s"][name]["peak"])
     return {
         "read_bytes_per_s": max(read, alone.rates["read_bytes_per_s"]),
@@ -110,8 +110,8 @@ def shared_rates(
 
 
 def rows_within(one_rank: Products, ranks: int, limit_s: float) -> int:
-    """The most rows of those timed alone whose product ends in time on every rank at once, were
-    the cores shared out evenly; the fewest where none would."""
+    """The most rows timed alone whose product would end within `limit_s` on all ranks at once, with
+    the cores shared evenly; the fewest where none would."""
     n, k = MATRICES[0]
     crowd = max(1.0, ranks / environment.usable_cores())
     timed = {m: rate for m in ROWS if (rate := one_rank.flops_per_s.get(f"{m}x{n}x{k}"))}
@@ -124,9 +124,9 @@ def calibrate_ranks(
 ) -> dict[str, Any]:
     """Runs on every rank of a started process group and returns the same rates on each.
 
-    Takes at most about `limit_s` seconds, whatever the ranks share: what that does not suffice for
-    is named in `left_out`. Rank 0 is measured alone first, while the others sleep: a rank that
-    waits for a message may take the core. Then all ranks at once; then the collectives.
+    Takes at most about `limit_s` seconds; what was not measured in time is named in `left_out`.
+    Rank 0 is measured alone first while the others sleep (a rank that waits for a message may
+    occupy the core), then all ranks at once, then the collectives.
     """
     device = device or torch.device("cuda" if _backend() == "nccl" else "cpu")
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -139,14 +139,14 @@ def calibrate_ranks(
     )
     memory = Memory(probe, ranks, sharing=ranks if rank else 1)
     comm.barrier()
-    box: list[Any] = [None, ""]
+    payload: list[Any] = [None, ""]
     if rank == 0:
-        box = [alone_rates(probe, memory, alone_until), fingerprint]
+        payload = [single_rank_rates(probe, memory, alone_until), fingerprint]
     else:
         probe.sleep(max(0.0, probe.left_s(alone_until)))
     if ranks > 1:
-        dist.broadcast_object_list(box, 0)
-    alone, fingerprint = box
+        dist.broadcast_object_list(payload, 0)
+    alone, fingerprint = payload
     shared = shared_rates(probe, memory, comm, alone, shared_until)
     exchanged: dict[str, int] = {}
     untried: list[str] = []
@@ -155,7 +155,7 @@ def calibrate_ranks(
     middle = (choice_until + links_until) / 2
     fits = collective_fits(probe, comm.world, links_until if nodes == 1 else middle)
     tiers = tier_fits(probe, comm, nodes, links_until) if nodes > 1 else {}
-    missing = left_out(fits) if ranks > 1 else []
+    untimed = left_out(fits) if ranks > 1 else []
     return {
         "fingerprint": fingerprint,
         "ranks": ranks,
@@ -170,8 +170,8 @@ def calibrate_ranks(
         **({"exchanged": exchanged} if exchanged else {}),
         **({"nodes": nodes, "tiers": tiers} if nodes > 1 else {}),
         "limit_s": limit_s,
-        "took_s": of_first(comm, probe.clock() - began_s),
-        "left_out": alone.left_out + untried + missing,
+        "took_s": from_rank0(comm, probe.clock() - began_s),
+        "left_out": alone.left_out + untried + untimed,
     }
 
 
@@ -181,12 +181,12 @@ def _backend() -> str:
 
 
 def launch(ranks: int, threads: int, backend: str, limit_s: float) -> dict[str, Any]:
-    """Calibrates in processes of its own; raises CalledProcessError or TimeoutExpired."""
+    """Calibrates in new processes; raises CalledProcessError or TimeoutExpired."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "calibration.json"
         rank = ["-m", "runners.calibrate", "--backend", backend, "--limit", str(limit_s)]
         rank += ["--threads", str(threads), "--rank-of", str(out)]
-        variables = made_for_ranks(os.environ, threads)
+        variables = rank_variables(os.environ, threads)
         if backend == "mpi":
             command = mpiexec_command(ranks, [sys.executable, *rank], variables)
         else:
@@ -200,19 +200,19 @@ def launch(ranks: int, threads: int, backend: str, limit_s: float) -> dict[str, 
 
 
 def run_rank(backend: str, threads: int, limit_s: float, out: Path) -> None:
-    """One rank of `launch`; the first one writes the result."""
+    """One rank of `launch`; rank 0 writes the result."""
     if backend == "mpi":
         from runners.rank.mpi_backend import export_environment
 
         export_environment()
-    where = RankPlace.from_environment()
-    environment.pin(where.local_rank, where.local_ranks, threads)
+    place = RankPlace.from_environment()
+    environment.pin(place.local_rank, place.local_ranks, threads)
     torch.set_num_threads(threads)
     device = "cuda" if backend == "nccl" else "cpu"
-    placement = RankLayout(where.world_size, backend, device, threads)
-    ranks = TorchRanks(where, placement, limit_s=300)
+    placement = RankLayout(place.world_size, backend, device, threads)
+    ranks = TorchRanks(place, placement, limit_s=300)
     calibration = calibrate_ranks(limit_s, ranks.device)
-    if where.rank == 0:
+    if place.rank == 0:
         write_atomic(out, json.dumps(calibration))
     ranks.close()
 

@@ -1,4 +1,4 @@
-"""The cells of a launch on this rank: built, proven right, inspected, ready to be stepped."""
+"""The cells of a launch on this rank: built, verified, inspected, ready to be timed."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ PHASE_BUDGET_S = 2.0
 
 @dataclass
 class Built:
-    """One cell on this rank; more than one copy where the cache is to be cold."""
+    """One cell on this rank; several copies where the cache is to be cold."""
 
     steps: list[Step]
-    call: Callable[[], None]  # what is timed: the one step, or all of them in turn
+    call: Callable[[], None]  # what is timed: the only step, or all of them in turn
 
     @property
     def last(self) -> Step:
@@ -45,19 +45,19 @@ class Built:
 
 
 class CellRunner:
-    """Builds and drops cells; all ranks call alike."""
+    """Builds, verifies and drops cells; every rank makes the same calls."""
 
     def __init__(self, plan: LaunchPlan, comm: Comm, ranks: TorchRanks, log: RankLog) -> None:
         self.plan, self.comm, self.ranks, self.log = plan, comm, ranks, log
         self.built: dict[int, Built] = {}
         self.verifiers: dict[int, Verifier] = {}
-        self.changed: set[int] = set()  # cells of which this rank has said what differs
+        self.changed: set[int] = set()  # cells of which this rank has logged a difference
         self.kernels = dict(plan.kernels)
         self.chosen: set[int] = set()
         self.traces: dict[str, Tensor] = {}
 
-    def prove(self, index: int) -> bool:
-        """Builds a cell, chooses its kernel and holds it against the oracle; False if wrong."""
+    def verify(self, index: int) -> bool:
+        """Builds a cell, chooses its kernel and compares it with the oracle; False if wrong."""
         cell = self.plan.cells[index]
         twin = self._check_twin(index)
         if twin is not None and not twin.ok:
@@ -72,7 +72,7 @@ class CellRunner:
         value = result.to_dict() | ({"float32": twin.to_dict()} if twin else {})
         self.log.write("info", cell=index, name="gate", value=value)
         if not result.ok:
-            self.forget([index])
+            self.discard([index])
             return False
         assert verifier.seen is not None
         self.log.write(
@@ -82,7 +82,7 @@ class CellRunner:
         return True
 
     def _check_twin(self, index: int) -> CheckResult | None:
-        """Of a cell whose rounding could hide a fault; before its memory is counted."""
+        """Checks the twin of a cell whose rounding could hide a fault; before memory is counted."""
         cell = self.plan.cells[index]
         twin = twin_of(cell)
         if twin is None:
@@ -90,29 +90,29 @@ class CellRunner:
         kernel = self._kernel(index, batches.inputs(cell, self.comm.rank, self.comm.device))
         return verify_twin(twin, kernel, self.comm, self.trace(cell))
 
-    def prove_again(self, index: int) -> None:
-        """After timing, on other tokens; a cell that was dropped between rounds is built again."""
+    def verify_again(self, index: int) -> None:
+        """Verifies on other tokens, after timing; builds the cell again if it was dropped."""
         self.build(index)
         cell, verifier = self.plan.cells[index], self.verifiers[index]
         result = verifier.prove_again(self.built[index].steps, self._sample_seed(cell, 1))
         self.log.write("info", cell=index, name="gate_after", value=result.to_dict())
 
     def _sample_seed(self, cell: Cell, turn: int) -> int:
-        """Of the tokens that are checked in float64: others in every launch, and after timing."""
+        """Seed of the tokens checked in float64; `turn` is 0 before timing and 1 after it."""
         return cell.workload.seed * 1_000_003 + 2 * self.plan.launch + turn
 
     def compare(self, index: int, when: str) -> bool:
-        """Whether what the cell's steps have left on this rank was always what was proven. The
-        first time that it is not, this rank writes down what has changed."""
-        found = self.verifiers[index].compare(self.built[index].last)
-        if found is not None and index not in self.changed:
+        """Whether what the cell's steps left on this rank was always what was verified. Logs the
+        first difference."""
+        difference = self.verifiers[index].compare(self.built[index].last)
+        if difference is not None and index not in self.changed:
             self.changed.add(index)
-            value = {**found.to_dict(), "text": str(found), "when": when}
+            value = {**difference.to_dict(), "text": str(difference), "when": when}
             self.log.write("info", cell=index, name="changed", value=value)
         return index not in self.changed
 
     def build(self, index: int) -> None:
-        """Weights, inputs and kernel; the kernel is chosen once and kept when built again."""
+        """Builds weights, inputs and kernel; a cell that is built again keeps its kernel."""
         if index in self.built:
             return
         cell = self.plan.cells[index]
@@ -128,18 +128,18 @@ class CellRunner:
         self.built[index] = Built(steps, steps[0] if len(steps) == 1 else Rotation(steps))
 
     def trace(self, cell: Cell) -> Tensor | None:
-        """[N, K] expert ids for workload.kind=trace, read once per launch."""
-        wanted = cell.workload.trace_sha256
-        if not wanted:
+        """[N, K] expert ids for workload.kind=trace, read once per launch; else None."""
+        sha256 = cell.workload.trace_sha256
+        if not sha256:
             return None
-        if wanted not in self.traces:
+        if sha256 not in self.traces:
             folder = Path(self.plan.launch_dir)
-            self.traces[wanted] = thaw(self.plan.traces, wanted, folder, cell.layer.topk)
-        return self.traces[wanted]
+            self.traces[sha256] = thaw(self.plan.traces, sha256, folder, cell.layer.topk)
+        return self.traces[sha256]
 
     def _kernel(self, index: int, x_TD: Tensor) -> str:
-        """Chosen on a layer of its own: one that has tried every kernel lies elsewhere in memory
-        than one that has not, and is slower or faster by half a percent."""
+        """The kernel, chosen on a layer of its own: one that has tried every kernel has another
+        memory layout, and is slower or faster by half a percent."""
         cell = self.plan.cells[index]
         key = kernel_key(cell)
         choice: dict[str, Any] = {"name": self.kernels.get(key, ""), "how": "chosen before"}
@@ -156,13 +156,13 @@ class CellRunner:
         cache = environment.llc_bytes() or LLC_BYTES_UNKNOWN
         if self.comm.device.type == "cuda":
             cache = torch.cuda.get_device_properties(self.comm.device).L2_cache_size
-        mine = step.layer.weights_bytes() + step.x_TD.nbytes
-        everyone = sum(row[0] for row in self.ranks.gather([mine]))
-        sets = -(-2 * cache // max(everyone, 1)) + 1
-        return self.ranks.decide(min(sets, COLD_SETS_MAX))
+        local_bytes = step.layer.weights_bytes() + step.x_TD.nbytes
+        total_bytes = sum(row[0] for row in self.ranks.gather([local_bytes]))
+        sets = -(-2 * cache // max(total_bytes, 1)) + 1
+        return self.ranks.broadcast(min(sets, COLD_SETS_MAX))
 
     def inspect(self, index: int) -> None:
-        """Phases, bytes sent and peak memory, in passes of their own."""
+        """Logs bytes sent, peak memory and phases, each from passes of its own."""
         step = self.built[index].call
         with self.comm.counting() as rows:
             step()
@@ -174,11 +174,11 @@ class CellRunner:
             self.log.write("info", cell=index, name="phases", value=self._phases(index))
 
     def _memory(self, index: int) -> dict[str, object]:
-        found = environment.peak_memory_bytes(self.comm.device.type)
+        peak = environment.peak_memory_bytes(self.comm.device.type)
         built = self.built[index]
-        built.last.output = None  # or it would be given back in the step that is counted
+        built.last.output = None  # otherwise it would be freed in the step that is counted
         return {
-            **found,
+            **peak,
             "restarted": self._restarted,
             "before_bytes": self._baseline["current_bytes"],
             "weights_bytes": built.steps[0].layer.weights_bytes(),
@@ -186,7 +186,7 @@ class CellRunner:
         }
 
     def _phases(self, index: int) -> dict[str, object]:
-        """Median over passes of each phase and of the whole step, in ns, on this rank."""
+        """Phases and total of the pass with the median total, in ns, on this rank."""
         passes: list[dict[str, int]] = []
         totals: list[int] = []
         step = self.built[index].call
@@ -201,21 +201,21 @@ class CellRunner:
                 totals.append(self.ranks.now_ns() - start)
             self.compare(index, "when phases were timed")
             passes.append(dict(times))
-            if self.ranks.decide(int(time.monotonic() > deadline)):
+            if self.ranks.broadcast(int(time.monotonic() > deadline)):
                 break
-        whole = statistics.median_low(totals)
-        typical = passes[totals.index(whole)]  # one real pass, so that its parts add up
-        return {"passes": len(passes), "per_phase_ns": typical, "total_ns": whole}
+        median_ns = statistics.median_low(totals)
+        median_pass = passes[totals.index(median_ns)]  # one real pass, so that its parts add up
+        return {"passes": len(passes), "per_phase_ns": median_pass, "total_ns": median_ns}
 
     def drop(self, indices: Iterable[int]) -> None:
-        """Weights and inputs; what was proven of them stays."""
+        """Frees weights and inputs; the state of the verification stays."""
         for index in indices:
             self.built.pop(index, None)
         if self.comm.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def forget(self, indices: Iterable[int]) -> None:
-        """All there is of these cells."""
+    def discard(self, indices: Iterable[int]) -> None:
+        """Frees weights, inputs and the state of the verification."""
         indices = list(indices)
         self.drop(indices)
         for index in indices:

@@ -1,20 +1,19 @@
-"""The measuring engine: barriers, blocks, rounds and the rule that ends them.
+"""The measuring engine: barriers, blocks, rounds and the stop rule.
 
 **Two lengths of block.** A block of n steps takes start + n * step: its first steps find cold
-caches and ranks that begin apart, its last ones ranks that are already done. A round therefore
-times a short and a long block of every cell, each after another cell's block, and the time of a
-step is the difference of the two over the difference of their steps: whatever a block costs
-beside its steps is in both and drops out. One step alone is timed beside them: the latency. With
-`measure.block=N` every block has exactly N steps, and its mean is the time: the start is in it.
+caches and ranks that begin apart, its last ones ranks that are already done. So every round times a
+short and a long block of each cell, each after another cell's block, and the time of a step is the
+difference of their times over the difference of their steps: what a block costs beside its steps
+cancels. One step alone is timed too: the latency. With `measure.block=N` every block has N steps,
+and its mean, the start included, is the time.
 
-Where ranks are on several nodes there is no clock that all of them share. A sample then ends with a
-barrier of its own: each node's ranks see, on their node's clock, how long it took from their first
-start until the last rank of all had ended; the longest of these is the makespan. The floor has the
-same two barriers, so that it holds what the second one costs.
+**Several nodes** share no clock. A sample then ends with a second barrier: each node measures, on
+its own clock, from the first start of its ranks until all ranks of the launch have ended; the
+makespan is the longest of these. The floor is measured with the same two barriers.
 
-It knows neither torch nor processes: `Ranks` is what it needs of them, so that its logic is
-tested under a fake clock. Every rank runs the same code; whatever depends on a measured time is
-decided by rank 0 and handed to all, so that ranks can never disagree on a count.
+The engine knows neither torch nor processes: `Ranks` is its interface to them, so that it is tested
+under a fake clock. Every rank runs the same code; whatever depends on a measured time is decided by
+rank 0 and sent to all, so that ranks never disagree on a count.
 """
 
 from __future__ import annotations
@@ -30,45 +29,45 @@ from typing import Protocol
 from runners.plan import Measure
 from runners.records.stats import median_interval, step_ms
 
-STEADY = 0.10  # relative difference of the two halves of the warm-up below which it has settled
-SETTLE_BLOCKS = 8  # of control, whose two halves have to agree
-SETTLE_S = 2.0  # that they may take
-PRECISE_ROUNDS = 8  # before which no interval is narrow enough: six may all be of one mode
+STEADY = 0.10  # settled: the two halves of the warm-up differ by less than this, relative
+SETTLE_BLOCKS = 8  # control blocks, whose two halves have to agree
+SETTLE_S = 2.0  # time limit for that
+PRECISE_ROUNDS = 8  # least rounds for a narrow interval: six may all be of one mode
 SHORT_SHARE = 4  # the long block over the short one, in time
-SHORT_STEPS = 2  # of the short block, at least
-LONG_SHORT = 4  # steps of the long block over those of the short one, at least
-SHORT_TURNS = 2  # turns of all ranks on their core that the short block lasts, at least
+SHORT_STEPS = 2  # least steps of the short block
+LONG_SHORT = 4  # least ratio of the steps of the long block and the short one
+SHORT_TURNS = 2  # least length of the short block, in turns of all ranks on their core
 CHECK_EVERY = 4  # rounds, in one of which a cell is called without being timed ...
-CHECK_CALLS = 3  # ... 1 to so many times, to look at steps that are no block's last
+CHECK_CALLS = 3  # ... 1 to so many times, to check steps that are not the last of a block
 MAX_STEPS = 1_000_000
 RULES = ("", "fixed", "precision", "maximum", "wall", "interrupted", "wrong")
 
 
 class Ranks(Protocol):
-    """The processes of a launch, as the engine sees them."""
+    """The engine's interface to the processes of a launch."""
 
     @property
     def rank(self) -> int: ...
     def barrier(self) -> None: ...
     def now_ns(self) -> int: ...
     def sync(self) -> None: ...
-    def decide(self, value: int) -> int: ...  # rank 0's value, on every rank
+    def broadcast(self, value: int) -> int: ...  # rank 0's value, on every rank
     def gather(self, values: Sequence[int]) -> list[list[int]]: ...  # of every rank, on all
 
 
 @dataclass
-class Timed:
-    """A cell that is ready to be timed. `active` makes it so; a cell that is not `resident` is
-    built anew there, and all its blocks of a round are taken at once. `check` looks at what the
-    last step left, outside of samples, and is told when that was; False where it is not what was
-    proven."""
+class TimedCell:
+    """A cell that is ready to be timed. `active` is entered around its samples; a cell that is not
+    `resident` is built again there, and all its blocks of a round are taken together. `check(when)`
+    compares what the last step left, outside of samples; False where it is not what was verified.
+    """
 
     index: int
     step: Callable[[], None]
     active: Callable[[], AbstractContextManager[None]] = nullcontext
     check: Callable[[str], bool] | None = None
-    fine: bool = True  # as far as this rank has looked
-    right: bool = True  # on all ranks, as of the last time they told each other
+    correct_here: bool = True  # in all checks on this rank
+    correct: bool = True  # on all ranks, as of the last exchange
     resident: bool = True
     short: int = 0  # steps of the short block; 0: every block has `steps`
     steps: int = 1  # steps of the long block
@@ -83,7 +82,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class Sample:
-    """One line of a rank's log: its own start and end of one block."""
+    """One line of a rank's log: start and end of one block on this rank, in ns."""
 
     cell: int
     kind: str  # of runners.records.record.KINDS, floor, or anchor-first, -middle, -last
@@ -97,15 +96,15 @@ class Sample:
 Emit = Callable[[Sample], None]
 
 
-def idle() -> None:
+def empty_step() -> None:
     """The empty step: what is left is the skew of the barrier."""
 
 
-EMPTY = Timed(-1, idle)
+EMPTY = TimedCell(-1, empty_step)
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def without_gc() -> Iterator[None]:
     """No garbage collection inside samples."""
     enabled = gc.isenabled()
     gc.disable()
@@ -132,8 +131,8 @@ def block(
 
 
 def makespan_ns(starts: Sequence[int], ends: Sequence[int], node_of: Sequence[int] = ()) -> int:
-    """Last end minus first start on the ranks' shared clock; with `node_of`, the node of each rank,
-    the longest of the nodes, each on its own clock (the ends are those of an end barrier)."""
+    """Last end minus first start, in ns. With `node_of`, the node of each rank: the longest of the
+    nodes, each on its own clock (the ends are those of an end barrier)."""
     if not node_of:
         return max(ends) - min(starts)
     rows = list(zip(node_of, starts, ends, strict=True))
@@ -145,7 +144,7 @@ def makespan_ns(starts: Sequence[int], ends: Sequence[int], node_of: Sequence[in
 
 
 class Engine:
-    """Times the cells of one wave, on every rank alike."""
+    """Times the cells of one wave; runs alike on every rank."""
 
     def __init__(self, ranks: Ranks, measure: Measure, emit: Emit, flush: Callable[[], None]):
         self.ranks = ranks
@@ -153,125 +152,126 @@ class Engine:
         self.emit = emit
         self.flush = flush
         self.floor_ms = 0.0
-        self.turn_ms = 0.0  # until all ranks that share a core have had it; 0: none share one
-        self.least_ms = 0.0  # that a long block lasts, whatever measure.block_ms says
-        self.node_of: tuple[int, ...] = ()  # of every rank, where there are several nodes
+        self.turn_ms = 0.0  # turn of all ranks that share a core; 0: none share one
+        self.min_block_ms = 0.0  # least length of a long block, beside measure.block_ms
+        self.node_of: tuple[int, ...] = ()  # node of every rank, where there are several nodes
 
     def take(
-        self, cell: Timed, kind: str, round_: int, position: int = 0, steps: int = 0
+        self, cell: TimedCell, kind: str, round_: int, position: int = 0, steps: int = 0
     ) -> tuple[int, int]:
-        """One block of a cell, on this rank's clock; what the others saw is asked for later. When
-        the block has ended, what its last step left is looked at."""
+        """One block of a cell: (start, end) in ns on this rank; times of other ranks are gathered
+        later. Then checks what the last step left."""
         steps = steps or cell.steps_of(kind)
         start, end = block(self.ranks, cell.step, steps, bool(self.node_of))
         self.emit(Sample(cell.index, kind, round_, position, steps, start, end))
-        self._look(cell, f"after a block ({kind}) of round {round_ + 1}")
+        self._check(cell, f"after a block ({kind}) of round {round_ + 1}")
         return start, end
 
-    def _look(self, cell: Timed, when: str) -> None:
+    def _check(self, cell: TimedCell, when: str) -> None:
         if cell.check is not None:
-            cell.fine = cell.check(when) and cell.fine
+            cell.correct_here = cell.check(when) and cell.correct_here
 
     def makespans_ms(
-        self, taken: Sequence[tuple[int, int]], cells: Sequence[Timed] = ()
+        self, blocks: Sequence[tuple[int, int]], cells: Sequence[TimedCell] = ()
     ) -> list[float]:
-        """Of blocks that every rank took in the same order. The ranks also tell each other which of
-        `cells` are still right."""
-        spans = [value for pair in taken for value in pair]
-        rows = self.ranks.gather([*spans, *(int(cell.fine) for cell in cells)])
+        """Makespans of blocks that every rank took in the same order. Also updates which of `cells`
+        are still correct on all ranks."""
+        spans = [value for pair in blocks for value in pair]
+        rows = self.ranks.gather([*spans, *(int(cell.correct_here) for cell in cells)])
         for place, cell in enumerate(cells, len(spans)):
-            cell.right = all(row[place] for row in rows)
+            cell.correct = all(row[place] for row in rows)
         return [
             makespan_ns([row[i] for row in rows], [row[i + 1] for row in rows], self.node_of) / 1e6
-            for i in range(0, 2 * len(taken), 2)
+            for i in range(0, 2 * len(blocks), 2)
         ]
 
-    def sample(self, cell: Timed, kind: str, round_: int, steps: int) -> float:
-        """One block of a cell; returns its makespan per step in ms."""
+    def sample(self, cell: TimedCell, kind: str, round_: int, steps: int) -> float:
+        """One block of a cell; its makespan per step in ms."""
         return self.makespans_ms([self.take(cell, kind, round_, steps=steps)], [cell])[0] / steps
 
     def measure_floor(self, samples: int = 21) -> None:
-        """The empty block, to size blocks by; the floor that is recorded is taken in rounds."""
-        with quiet():
-            taken = [self.take(EMPTY, "sizing", number) for number in range(samples)]
-        self.floor_ms = statistics.median(self.makespans_ms(taken))
+        """Times the empty block, to size blocks; the recorded floor is sampled in rounds."""
+        with without_gc():
+            blocks = [self.take(EMPTY, "sizing", number) for number in range(samples)]
+        self.floor_ms = statistics.median(self.makespans_ms(blocks))
         self.flush()
 
     def settle(self, step: Callable[[], None]) -> bool:
-        """Control blocks of a step until the latest of them agree: what kept the machine busy
-        before is over then. False where they still do not after SETTLE_S."""
-        began, control = self.ranks.now_ns(), Timed(-1, step)
+        """Control blocks of a step until the latest of them agree: earlier load on the machine is
+        then over. False where they do not agree within SETTLE_S."""
+        began, control = self.ranks.now_ns(), TimedCell(-1, step)
         took_ms: list[float] = []
         self.size_block(control)
-        while self.ranks.decide(int(self.ranks.now_ns() - began < SETTLE_S * 1e9)):
+        while self.ranks.broadcast(int(self.ranks.now_ns() - began < SETTLE_S * 1e9)):
             took_ms.append(self.sample(control, "sizing", 0, control.short or control.steps))
             latest = took_ms[-SETTLE_BLOCKS:]
             agreed = len(latest) == SETTLE_BLOCKS and settled(latest)
-            if self.ranks.decide(int(agreed)):
+            if self.ranks.broadcast(int(agreed)):
                 return True
         return False
 
-    def size_block(self, cell: Timed) -> None:
+    def size_block(self, cell: TimedCell) -> None:
         """Lengthens the block until it is well above the floor; rank 0's clock decides."""
         if self.measure.block:
             cell.steps = self.measure.block
             return
         target_ms = max(
             self.measure.block_ms,
-            self.least_ms,
+            self.min_block_ms,
             self.measure.block_floors * self.floor_ms,
             SHORT_SHARE * SHORT_TURNS * self.turn_ms,
         )
         steps, more = 1, 1
         while more:
             took_ms = self.sample(cell, "sizing", 0, steps) * steps
-            wanted = min(target_ms / took_ms, 10.0) * steps if took_ms > 0 else 2.0 * steps
-            more = self.ranks.decide(int(took_ms < 0.7 * target_ms and steps < MAX_STEPS))
+            scaled = min(target_ms / took_ms, 10.0) * steps if took_ms > 0 else 2.0 * steps
+            more = self.ranks.broadcast(int(took_ms < 0.7 * target_ms and steps < MAX_STEPS))
             if more:
-                steps = self.ranks.decide(min(max(round(wanted), steps + 1), MAX_STEPS))
+                steps = self.ranks.broadcast(min(max(round(scaled), steps + 1), MAX_STEPS))
         cell.short = max(SHORT_STEPS, round(steps / SHORT_SHARE))
         cell.steps = max(LONG_SHORT * cell.short, steps)
 
-    def warm_up(self, cell: Timed) -> bool:
-        """At least `warmup` samples, more while it has not settled; True when it has."""
+    def warm_up(self, cell: TimedCell) -> bool:
+        """At least `warmup` samples, at most `warmup_max`; True when the cell has settled."""
         limit = max(self.measure.warmup, self.measure.warmup_max)
         steps = cell.short or cell.steps
         steady = 1
         for number in range(limit):
             cell.warmup_ms.append(self.sample(cell, "warmup", number, steps))
             if number + 1 >= self.measure.warmup:
-                steady = self.ranks.decide(int(settled(cell.warmup_ms)))
+                steady = self.ranks.broadcast(int(settled(cell.warmup_ms)))
                 if steady:
                     break
         self.flush()
         return bool(steady)
 
-    def anchor(self, cell: Timed, place: str) -> None:
-        with quiet(), cell.active():
+    def anchor(self, cell: TimedCell, place: str) -> None:
+        """measure.anchors samples of the anchor cell; `place` is first, middle or last."""
+        with without_gc(), cell.active():
             for number in range(self.measure.anchors):
                 self.take(cell, f"anchor-{place}", number)
         self.flush()
 
-    def run_round(self, cells: Sequence[Timed], number: int, seed: str) -> None:
+    def run_round(self, cells: Sequence[TimedCell], number: int, seed: str) -> None:
         """Every cell once, in this round's order; ranks exchange times only at its end."""
         generator = random.Random(f"{seed}:{number}")
         order = list(cells)
         if self.measure.order == "random":
             generator.shuffle(order)
-        taken: list[tuple[int, str, tuple[int, int]]] = []
-        with quiet():
+        blocks: list[tuple[int, str, tuple[int, int]]] = []
+        with without_gc():
             self._lead_in(order[-1])
             for position, (cell, kinds) in enumerate(self._visits(order, number, generator)):
                 with cell.active():
                     for kind in kinds:
                         if kind == "check":
-                            self._untimed(cell, generator.randint(1, CHECK_CALLS), number)
+                            self._call_untimed(cell, generator.randint(1, CHECK_CALLS), number)
                             continue
                         span = self.take(cell, kind, number, position)
-                        taken.append((cell.index, kind, span))
+                        blocks.append((cell.index, kind, span))
         spans: dict[tuple[int, str], list[float]] = {}
-        found = self.makespans_ms([span for _, _, span in taken], order)
-        for (index, kind, _), span_ms in zip(taken, found, strict=True):
+        makespans = self.makespans_ms([span for _, _, span in blocks], order)
+        for (index, kind, _), span_ms in zip(blocks, makespans, strict=True):
             spans.setdefault((index, kind), []).append(span_ms)
         for cell in order:
             if cell.short:
@@ -282,50 +282,50 @@ class Engine:
             cell.rounds_ms.append(statistics.median(values))
         self.flush()
 
-    def _untimed(self, cell: Timed, calls: int, number: int) -> None:
+    def _call_untimed(self, cell: TimedCell, calls: int, number: int) -> None:
         for _ in range(calls):
             cell.step()
-            self._look(cell, f"after a call that was not timed, in round {number + 1}")
+            self._check(cell, f"after a call that was not timed, in round {number + 1}")
 
-    def _lead_in(self, last: Timed) -> None:
-        """One unrecorded step, so that a round's first block too begins after another cell's
-        work, not after the collection and the writing between rounds."""
+    def _lead_in(self, last: TimedCell) -> None:
+        """One unrecorded step, so that a round's first block too follows another cell's work, and
+        not the garbage collection and logging between rounds."""
         self.ranks.barrier()
         if last.resident:
             last.step()
 
     def _visits(
-        self, order: Sequence[Timed], number: int, generator: random.Random
-    ) -> list[tuple[Timed, list[str]]]:
-        """A round's blocks in turn. Cells go in twos (the last three together): a's block of one
+        self, order: Sequence[TimedCell], number: int, generator: random.Random
+    ) -> list[tuple[TimedCell, list[str]]]:
+        """A round's blocks in order. Cells are paired (the last three together): a's block of one
         kind, then b's of the same kind, then a's of the next. So a cell's two lengths are timed
-        close to each other, and each after another cell's block. The kinds' order is random, and
-        an empty block is somewhere among them. Some cells are called at the end without timing."""
-        visits: list[tuple[Timed, list[str]]] = []
-        looked = [c for c in order if c.check and (c.index + number) % CHECK_EVERY == 0]
+        close to each other, and each after another cell's block. The order of kinds and the place
+        of an empty block are random. Some cells are called untimed at the end."""
+        visits: list[tuple[TimedCell, list[str]]] = []
+        checked = [c for c in order if c.check and (c.index + number) % CHECK_EVERY == 0]
         while order:
             size = 1 if not order[0].resident else 3 if len(order) == 3 else 2
-            together, order = order[:size], order[size:]
-            kinds = ["fixed"] if not together[0].short else ["short", "long"]
+            group, order = order[:size], order[size:]
+            kinds = ["fixed"] if not group[0].short else ["short", "long"]
             kinds = kinds * self.measure.per_round
-            kinds += ["latency"] if together[0].short else []
+            kinds += ["latency"] if group[0].short else []
             generator.shuffle(kinds)
-            if not together[0].resident and together[0] in looked:
+            if not group[0].resident and group[0] in checked:
                 kinds.append("check")
-            if together[0].resident:
-                visits += [(cell, [kind]) for kind in kinds for cell in together]
+            if group[0].resident:
+                visits += [(cell, [kind]) for kind in kinds for cell in group]
             else:
-                visits += [(together[0], kinds)]
+                visits += [(group[0], kinds)]
         visits.insert(generator.randrange(1, len(visits) + 1), (EMPTY, ["floor"]))
-        return [*visits, *((cell, ["check"]) for cell in looked if cell.resident)]
+        return [*visits, *((cell, ["check"]) for cell in checked if cell.resident)]
 
     def run(
-        self, cells: Sequence[Timed], seed: str, progress: Callable[[int], None] = lambda n: None
+        self, cells: Sequence[TimedCell], seed: str, report: Callable[[int], None] = lambda n: None
     ) -> str:
-        """Rounds until the stop rule ends the wave, anchors around them; names the rule. A cell
-        that is no longer right takes part in no further round."""
+        """Runs rounds, with anchors around them, until the stop rule ends the wave; returns the
+        rule. A cell that is no longer correct is left out of further rounds."""
         if self.measure.order == "product":
-            return self._run_product(cells, seed, progress)
+            return self._run_product(cells, seed, report)
         began = self.ranks.now_ns()
         limit_ns = self.measure.wall_limit_s * len(cells) * 1e9
         self._anchor(cells, "first")
@@ -333,8 +333,8 @@ class Engine:
         while not rule:
             self.run_round(cells, number, seed)
             number += 1
-            progress(number)
-            cells = [cell for cell in cells if cell.right]
+            report(number)
+            cells = [cell for cell in cells if cell.correct]
             if not cells:
                 return "wrong"
             if number == -(-self.measure.rounds_min // 2):
@@ -347,48 +347,48 @@ class Engine:
         return rule
 
     def _run_product(
-        self, cells: Sequence[Timed], seed: str, progress: Callable[[int], None]
+        self, cells: Sequence[TimedCell], seed: str, report: Callable[[int], None]
     ) -> str:
-        """Hydra's own order, one cell after the other: kept to show what drift does to it."""
+        """Hydra's own order, one cell after the other: kept to show the effect of drift."""
         self._anchor(cells, "first")
         for done, cell in enumerate(cells):
             for number in range(self.measure.rounds_min):
-                if cell.right:
+                if cell.correct:
                     self.run_round([cell], number, seed)
             if done == len(cells) // 2:
                 self._anchor(cells, "middle")
-            progress((done + 1) * self.measure.rounds_min // len(cells))
+            report((done + 1) * self.measure.rounds_min // len(cells))
         self._anchor(cells, "last")
         return "fixed"
 
-    def _anchor(self, cells: Sequence[Timed], place: str) -> None:
-        """Of the cell whose block is shortest, of those that are right."""
-        cells = [cell for cell in cells if cell.right]
+    def _anchor(self, cells: Sequence[TimedCell], place: str) -> None:
+        """Anchor samples of the correct cell with the shortest block."""
+        cells = [cell for cell in cells if cell.correct]
         if self.measure.anchors and cells:
             took_ms = [c.steps * min(c.warmup_ms, default=0.0) for c in cells]
-            self.anchor(cells[self.ranks.decide(took_ms.index(min(took_ms)))], place)
+            self.anchor(cells[self.ranks.broadcast(took_ms.index(min(took_ms)))], place)
 
-    def _stop(self, cells: Sequence[Timed], number: int, check: bool, late: bool) -> str:
-        """The rule that ends the wave after `number` rounds, or "". Precision is looked at only
-        at geometric sizes: looking after every round would bias the interval."""
-        measure, found = self.measure, ""
+    def _stop(self, cells: Sequence[TimedCell], number: int, check: bool, late: bool) -> str:
+        """The rule that ends the wave after `number` rounds, or "". Precision is tested only at
+        geometric sizes: testing after every round would bias the interval."""
+        measure, rule = self.measure, ""
         if self.interrupted():
-            found = "interrupted"
+            rule = "interrupted"
         elif check and all(precise(cell.rounds_ms, measure.precision) for cell in cells):
-            found = "precision"
+            rule = "precision"
         elif number >= measure.rounds_max:
-            found = "fixed" if measure.rounds_min == measure.rounds_max else "maximum"
+            rule = "fixed" if measure.rounds_min == measure.rounds_max else "maximum"
         elif number >= measure.rounds_min and late:
-            found = "wall"
-        return RULES[self.ranks.decide(RULES.index(found))]
+            rule = "wall"
+        return RULES[self.ranks.broadcast(RULES.index(rule))]
 
     def interrupted(self) -> bool:
-        """Overridden by the worker: whether the user asked to stop after this round."""
+        """Whether the user asked to stop after this round; overridden by the worker."""
         return False
 
 
 def settled(values_ms: Sequence[float]) -> bool:
-    """Whether the two halves of the warm-up's last samples agree within STEADY."""
+    """Whether the medians of the two halves of the last samples agree within STEADY."""
     if len(values_ms) < 2:
         return True
     half = len(values_ms) // 2

@@ -1,7 +1,7 @@
-"""What collectives cost on the ranks of a launch: fitted to a few message sizes, within a time.
+"""Costs of collectives on the ranks of a launch, fitted to a few message sizes within a time limit.
 
-Rank 0's clock decides what is still measured, and tells the others: a rank that stopped by its own
-clock would leave them waiting.
+Rank 0's clock decides what is still measured and tells the others, so that no rank waits for one
+that has stopped.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from moe.parallel.traffic import GroupShape
 from runners.rank.probe import Probe, Step
 from runners.records import calibrations
 
-ENDS_BYTES = (1 << 10, 1 << 20)  # of messages: what a line needs, so they come first
+ENDS_BYTES = (1 << 10, 1 << 20)  # messages of these sizes first: a line needs two
 BETWEEN_BYTES = (16 << 10, 128 << 10)
 MESSAGE_BYTES = (*ENDS_BYTES, *BETWEEN_BYTES)
 COLLECTIVES = ("barrier", "all_to_all", "all_reduce", "all_gather", "reduce_scatter")
 NOTHING, ALL = (dict.fromkeys(algorithms.CHOSEN, limit) for limit in (0, 1 << 30))
-BLOCKS = 5  # of calls, per collective and size, where the time lasts
+BLOCKS = 5  # of calls, per collective and size, if time allows
 
 
-def of_first(comm: Comm, value: float) -> float:
+def from_rank0(comm: Comm, value: float) -> float:
     """Rank 0's value, on every rank."""
-    box = torch.tensor([value], dtype=torch.float64, device=comm.device)
-    return float(comm.world.broadcast_(box).item())
+    tensor = torch.tensor([value], dtype=torch.float64, device=comm.device)
+    return float(comm.world.broadcast_(tensor).item())
 
 
 def collective_steps(group: RankGroup, size: int) -> dict[str, tuple[float, Step]]:
-    """By name: bytes a rank sends to others, and the call as strategies make it.
+    """By name: bytes that a rank sends to others, and the call as strategies make it.
 
-    Repeated sums overflow to infinity, which takes no longer to add than other numbers.
+    Repeated sums overflow to infinity, which costs no more to add than other numbers.
     """
     ranks = group.size
     rows = max(1, size // (4 * ranks))
@@ -52,20 +52,20 @@ def collective_steps(group: RankGroup, size: int) -> dict[str, tuple[float, Step
 
 
 def time_collective(probe: Probe, comm: Comm, step: Step, share_s: float) -> tuple[float, float]:
-    """(median, minimum) over blocks of calls of the slowest rank's time per call: two blocks, and
-    more while rank 0's share of the time lasts."""
+    """(median, minimum) over blocks of the slowest rank's time per call, in s: two blocks, and more
+    while rank 0's share of the time lasts."""
     until_s = probe.clock() + share_s
 
     def slowest_s(calls: int) -> float:
         comm.barrier()
-        mine = torch.tensor([probe.elapsed_s(step, calls)], dtype=torch.float64)
-        return float(comm.world.combine_(mine.to(comm.device), "max").item())
+        elapsed = torch.tensor([probe.elapsed_s(step, calls)], dtype=torch.float64)
+        return float(comm.world.combine_(elapsed.to(comm.device), "max").item())
 
     trial_s = max(slowest_s(1), slowest_s(2) / 2)
-    wanted = of_first(comm, max(0.0, probe.left_s(until_s)) / BLOCKS) / max(trial_s, 1e-9)
+    wanted = from_rank0(comm, max(0.0, probe.left_s(until_s)) / BLOCKS) / max(trial_s, 1e-9)
     calls = max(1, min(1000, int(wanted)))
     blocks: list[float] = []
-    while len(blocks) < 2 or (len(blocks) < BLOCKS and of_first(comm, probe.left_s(until_s)) > 0):
+    while len(blocks) < 2 or (len(blocks) < BLOCKS and from_rank0(comm, probe.left_s(until_s)) > 0):
         blocks.append(slowest_s(calls) / calls)
     return statistics.median(blocks), min(blocks)
 
@@ -73,9 +73,9 @@ def time_collective(probe: Probe, comm: Comm, step: Step, share_s: float) -> tup
 def collective_fits(
     probe: Probe, group: RankGroup, until_s: float, names: Sequence[str] = COLLECTIVES
 ) -> dict[str, Any]:
-    """By collective, as the library has it; every rank takes part, in its own group of the kind.
-    What the time does not suffice for is left out: sizes first, then a collective of which no two
-    sizes were timed."""
+    """Fits by collective, of the library's own algorithms; every rank calls it with its own group.
+    When the time runs out, sizes are left out first, then collectives with fewer than two sizes.
+    """
     comm = group.comm
     if group.size == 1:
         return {}
@@ -88,20 +88,20 @@ def _collective_fits(
 ) -> dict[str, Any]:
     comm = group.comm
     steps = {size: collective_steps(group, size) for size in MESSAGE_BYTES}
-    wanted = [(name, size) for name in names for size in ENDS_BYTES]
-    wanted += [(name, size) for size in BETWEEN_BYTES for name in names]
-    wanted = [w for w in wanted if w[0] != "barrier" or w[1] == ENDS_BYTES[0]]
+    pairs = [(name, size) for name in names for size in ENDS_BYTES]
+    pairs += [(name, size) for size in BETWEEN_BYTES for name in names]
+    pairs = [w for w in pairs if w[0] != "barrier" or w[1] == ENDS_BYTES[0]]
     points: dict[str, list[list[float]]] = {}
-    least_s = 0.0  # that a size has taken
-    for done, (name, size) in enumerate(wanted):
+    least_s = 0.0  # shortest time that a size has taken
+    for done, (name, size) in enumerate(pairs):
         began_s = probe.clock()
         left_s = until_s - began_s
-        share_s = of_first(comm, left_s / (len(wanted) - done) if left_s > least_s else 0.0)
+        share_s = from_rank0(comm, left_s / (len(pairs) - done) if left_s > least_s else 0.0)
         if share_s <= 0:
             break
         sent, step = steps[size][name]
-        found = time_collective(probe, comm, step, share_s)
-        points.setdefault(name, []).append([sent, *found])
+        seconds = time_collective(probe, comm, step, share_s)
+        points.setdefault(name, []).append([sent, *seconds])
         least_s = min(least_s or math.inf, probe.clock() - began_s)
     return {
         name: _fit(sorted(rows))
@@ -111,15 +111,16 @@ def _collective_fits(
 
 
 def exchange_limits(probe: Probe, comm: Comm, until_s: float) -> tuple[dict[str, int], list[str]]:
-    """Up to which size all ranks of a gloo launch exchange messages (moe.parallel.algorithms), and
-    in words what was not timed. Each size by both algorithms, one after the other."""
-    wanted = [(name, size) for size in algorithms.SIZES_BYTES for name in algorithms.CHOSEN]
+    """Largest messages, in bytes, that all ranks of a gloo launch exchange
+    (moe.parallel.algorithms), and in words what was not timed. Each size is timed with both
+    algorithms, one after the other."""
+    pairs = [(name, size) for size in algorithms.SIZES_BYTES for name in algorithms.CHOSEN]
     times: dict[str, dict[int, tuple[float, float]]] = {name: {} for name in algorithms.CHOSEN}
-    least_s = 0.0  # that a pair has taken
-    for done, (name, size) in enumerate(wanted):
+    least_s = 0.0  # shortest time that a pair has taken
+    for done, (name, size) in enumerate(pairs):
         began_s = probe.clock()
         left_s = until_s - began_s
-        share_s = of_first(comm, left_s / (len(wanted) - done) / 2 if left_s > least_s else 0.0)
+        share_s = from_rank0(comm, left_s / (len(pairs) - done) / 2 if left_s > least_s else 0.0)
         if share_s <= 0:
             break
         _, step = collective_steps(comm.world, size)[name]
@@ -130,16 +131,16 @@ def exchange_limits(probe: Probe, comm: Comm, until_s: float) -> tuple[dict[str,
         times[name][size] = both[0], both[1]
         least_s = min(least_s or math.inf, probe.clock() - began_s)
     missing = [
-        f"{len(algorithms.SIZES_BYTES) - len(found)} of {len(algorithms.SIZES_BYTES)} exchanges of "
+        f"{len(algorithms.SIZES_BYTES) - len(timed)} of {len(algorithms.SIZES_BYTES)} exchanges of "
         f"{name}"
-        for name, found in times.items()
-        if len(found) < len(algorithms.SIZES_BYTES)
+        for name, timed in times.items()
+        if len(timed) < len(algorithms.SIZES_BYTES)
     ]
     return algorithms.choose(times, comm.world_size), missing
 
 
 def left_out(fits: dict[str, Any], names: Sequence[str] = COLLECTIVES) -> list[str]:
-    """In words, what was not timed."""
+    """What was not timed, in words."""
     sizes = {name: len(MESSAGE_BYTES) if name != "barrier" else 1 for name in names}
     timed = {name: len(fits[name]["points"]) if name in fits else 0 for name in names}
     return [
@@ -150,8 +151,8 @@ def left_out(fits: dict[str, Any], names: Sequence[str] = COLLECTIVES) -> list[s
 
 
 def tier_fits(probe: Probe, comm: Comm, nodes: int, until_s: float) -> dict[str, Any]:
-    """Alpha and beta inside a node (its ranks) and between nodes (ranks that have the same place
-    in theirs, all such groups at once, as collectives over several nodes use the links)."""
+    """Fits inside nodes (of their ranks) and between nodes (of ranks with the same place in their
+    node, all such groups at once, as collectives over several nodes use the links)."""
     on_node = comm.world_size // nodes
     inside = comm.group(GroupShape("node", on_node, 1))
     across = comm.group(GroupShape("across nodes", nodes, on_node))

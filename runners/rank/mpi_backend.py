@@ -32,8 +32,8 @@ from mpi4py import MPI  # noqa: E402
 from runners.host.mpi import export_environment as export_environment  # noqa: E402
 
 BACKEND = "mpi4py"
-FORWARD_S = 0.5  # mpiexec drops what it has not yet forwarded of a rank that aborts
-_dist: Any = dist  # its type stubs leave out what extends it
+FORWARD_S = 0.5  # mpiexec drops unforwarded output of a rank that aborts
+_dist: Any = dist  # its type stubs lack the extension API
 _Work: Any = _dist._Work
 _ProcessGroup: Any = _dist.ProcessGroup
 MPI_TYPES = {
@@ -51,7 +51,7 @@ MPI_OPS = {
     dist.ReduceOp.MIN.value: MPI.MIN,
     dist.ReduceOp.PRODUCT.value: MPI.PROD,
 }
-WIDENED = (torch.bfloat16, torch.float16)  # MPI has no such numbers to add
+WIDENED = (torch.bfloat16, torch.float16)  # MPI has no reductions of these
 
 
 def init_mpi(timeout: timedelta = timedelta(minutes=10)) -> None:
@@ -77,9 +77,9 @@ def init_mpi(timeout: timedelta = timedelta(minutes=10)) -> None:
 
 
 def _abort_on_error() -> None:
-    """A failure ends all ranks: MPI's own exit handler would wait for the others for ever.
+    """Makes a failure end all ranks: MPI's own exit handler would wait for the others forever.
 
-    Comes after init_process_group, whose hook holds back what the hook it finds prints.
+    Must follow init_process_group, whose hook holds back what the previous hook prints.
     """
     show = sys.excepthook
 
@@ -94,7 +94,7 @@ def _abort_on_error() -> None:
 
 
 def _store(world: MPI.Intracomm, timeout: timedelta) -> Any:
-    """torch's key-value store on rank 0, on the loopback interface where one host has all ranks."""
+    """torch's key-value store on rank 0; on loopback where all ranks are on one host."""
     hosts = world.allgather(socket.gethostname())
     address = "127.0.0.1" if len(set(hosts)) == 1 else hosts[0]
     store = None
@@ -105,7 +105,7 @@ def _store(world: MPI.Intracomm, timeout: timedelta) -> Any:
 
 
 def _create(options: Any, _: Any) -> MpiGroup:
-    """Called by torch on the members of a new group only, which is what Create_group needs."""
+    """Called by torch on the members of a new group only, as Create_group requires."""
     ranks = list(options.global_ranks_in_group) or list(range(options.group_size))
     members = MPI.COMM_WORLD.Get_group().Incl(ranks)
     communicator = MPI.COMM_WORLD.Create_group(members)
@@ -114,7 +114,7 @@ def _create(options: Any, _: Any) -> MpiGroup:
 
 
 class Finished(_Work):  # type: ignore[misc]
-    """A handle for what was done before it was returned."""
+    """The handle of a finished operation."""
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         return True
@@ -127,7 +127,7 @@ class Finished(_Work):  # type: ignore[misc]
 
 
 class PendingSend(_Work):  # type: ignore[misc]
-    """A point-to-point message under way; the tensor is kept alive until it has arrived."""
+    """A point-to-point message in flight; keeps the tensor alive until it has arrived."""
 
     def __init__(self, request: MPI.Request, tensor: torch.Tensor) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ DONE = Finished()  # shared: making one costs as much as a small message
 def _bytes(tensor: torch.Tensor) -> list[Any]:
     """mpi4py's buffer specification of a contiguous tensor, moved as raw bytes.
 
-    It has no count, so that mpi4py divides the size by the ranks where the call wants that.
+    It has no count, so that mpi4py divides the size by the ranks where the call requires it.
     """
     if not tensor.is_contiguous():
         raise ValueError(f"tensor of strides {tensor.stride()}: MPI needs it contiguous")
@@ -179,7 +179,7 @@ def _split(tensor: torch.Tensor, rows: Sequence[int], ranks: int) -> list[Any]:
 class MpiGroup(_ProcessGroup):  # type: ignore[misc]
     """The collectives of torch.distributed on one MPI communicator.
 
-    Both of torch's names are given where 2.13 renamed a method.
+    Methods that torch 2.13 renamed have both names.
     """
 
     def __init__(self, communicator: MPI.Intracomm, name: str) -> None:
@@ -231,7 +231,7 @@ class MpiGroup(_ProcessGroup):  # type: ignore[misc]
     def allgather(
         self, outputs: list[list[torch.Tensor]], tensors: list[torch.Tensor], opts: Any = None
     ) -> Finished:
-        """Unequal sizes are allowed, which gloo's is not."""
+        """Sizes may differ, unlike with gloo."""
         sizes = [output.nbytes for output in outputs[0]]
         gathered = torch.empty(sum(sizes), dtype=torch.uint8)
         self.communicator.Allgatherv(
@@ -300,7 +300,7 @@ def _unpack(packed: torch.Tensor, outputs: list[torch.Tensor]) -> None:
 
 
 def _op(op: Any) -> MPI.Op:
-    found = MPI_OPS.get(op.op.value)
-    if found is None:
+    mpi_op = MPI_OPS.get(op.op.value)
+    if mpi_op is None:
         raise ValueError(f"{op}: MPI reduces by SUM, MAX, MIN and PRODUCT")
-    return found
+    return mpi_op

@@ -1,7 +1,7 @@
 """What one rank reaches alone: memory bandwidth and matrix products, the best of several tries.
 
-`until_s` is the moment on the probe's clock at which a part has to end. A call that has been begun
-is not broken off, so nothing is begun that is known to end too late.
+`until_s` is the time on the probe's clock at which a part has to end. A running call is not
+interrupted, so none is started that is known to end too late.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ ROWS = (1, 8, 64, 512)  # M: tokens of one expert
 MATRICES = ((4096, 1024), (1024, 4096))  # N x K of an expert
 SQUARE = 1024
 GPU_SQUARE = 8192
-MEMORY_SHARE = 0.3  # of the time that one rank has alone
-LARGEST_WEIGHT = 4  # shares of time for the most rows of a matrix, where others have one
+MEMORY_SHARE = 0.3  # of the time for one rank alone
+LARGEST_WEIGHT = 4  # time for the most rows of a matrix over that for fewer
 
 Step = Callable[[], object]
 
@@ -49,10 +49,11 @@ class Probe:
             torch.cuda.synchronize(self.device)
 
     def left_s(self, until_s: float) -> float:
-        """On the clock; below zero when it is over."""
+        """Seconds until `until_s`; negative when it has passed."""
         return until_s - self.clock()
 
     def elapsed_s(self, step: Step, calls: int = 1) -> float:
+        """Time of all the calls together, in s, between two device syncs."""
         self.sync()
         start = self.clock()
         for _ in range(calls):
@@ -61,7 +62,7 @@ class Probe:
         return self.clock() - start
 
     def best_s(self, step: Step, budget_s: float) -> float:
-        """Shortest time of one call; of one only where another would not end within the budget."""
+        """Shortest time of one call in s; calls only once where another would exceed the budget."""
         deadline = self.clock() + budget_s
         calls = 10 if self.device.type == "cuda" else 1
         best = self.elapsed_s(step, calls)
@@ -70,7 +71,7 @@ class Probe:
         return best / calls
 
     def random(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Normal numbers, to be read only: making new ones would take longer than to use them."""
+        """Normal random numbers, read-only: drawing new ones would take longer than using them."""
         count = math.prod(shape)
         if len(self.noise) < count:
             self.noise = torch.randn(count, device=self.device)
@@ -78,15 +79,15 @@ class Probe:
 
 
 class Memory:
-    """A buffer larger than the caches, read and copied piece by piece so that each comes cold.
-    `sharing` ranks read theirs at once, and need no more than that together."""
+    """A buffer larger than the caches, read and copied in chunks so that each is cold. `sharing`
+    ranks read theirs at once, and together need no more than that."""
 
     def __init__(self, probe: Probe, ranks: int, sharing: int = 1) -> None:
         self.probe, self.next = probe, 0
         free = hardware.memory_bytes().get("MemAvailable", 8 << 30)
         cache = hardware.llc_bytes() or CHUNK_BYTES
-        wanted = max(4 * CHUNK_BYTES, 2 * cache) // sharing
-        size = min(wanted, MEMORY_LIMIT_BYTES, free // (4 * ranks))
+        needed = max(4 * CHUNK_BYTES, 2 * cache) // sharing
+        size = min(needed, MEMORY_LIMIT_BYTES, free // (4 * ranks))
         chunk = probe.random(CHUNK_BYTES // 32).repeat(8)
         self.chunks = [chunk.clone() for _ in range(max(2, size // CHUNK_BYTES))]
         self.ones = torch.ones(1024, device=probe.device)
@@ -100,13 +101,14 @@ class Memory:
         return self.chunk().sum()
 
     def product(self) -> object:
-        """A matrix by a vector: often nearer to the limit than a plain sum."""
+        """A matrix-vector product: often nearer to the bandwidth limit than a plain sum."""
         return torch.mv(self.chunk().view(-1, 1024), self.ones)
 
     def copy(self) -> object:
         return self.chunk().copy_(self.target)
 
     def rates(self, budget_s: float) -> dict[str, Any]:
+        """Bytes per s, as runners/records/calibrations.py names them."""
         share = budget_s / (3 + 2 * len(WARM_BYTES))
         read = [self.probe.best_s(step, share) for step in (self.sum, self.product)]
         copy = self.probe.best_s(self.copy, share)
@@ -117,7 +119,7 @@ class Memory:
         }
 
     def warm_s(self, size: int, share_s: float) -> float:
-        """Time to read `size` bytes again and again."""
+        """Time to read `size` bytes repeatedly, in s."""
         part = self.chunks[0][: size // 4]
         matrix = part.view(-1, 1024)
         steps: tuple[Step, ...] = (part.sum, lambda: torch.mv(matrix, self.ones))
@@ -128,19 +130,19 @@ Way = Callable[[torch.Tensor], torch.Tensor]
 
 
 def ways(w_NK: torch.Tensor) -> tuple[Callable[[], Way], ...]:
-    """How x @ w.T can be written; each is made when it is called, since some copy the matrix. Which
-    is fastest depends on shape and dtype: by 4x, and by 100x in half precision on processors that
-    have no arithmetic in it."""
-    made: tuple[Callable[[], Way], ...] = (
+    """Ways to write x @ w.T, each made when it is called, since some copy the matrix. Which is
+    fastest depends on shape and dtype: by 4x, and by 100x in half precision on processors that have
+    no arithmetic in it."""
+    makers: tuple[Callable[[], Way], ...] = (
         lambda: lambda x: F.linear(x, w_NK),
         lambda: functools.partial(_transposed_first, w_NK.t().contiguous()),
         lambda: lambda x: w_NK @ x.t(),
     )
     if not w_NK.is_cuda and onednn.runs(w_NK.dtype):
-        made = (*made, lambda: functools.partial(_packed, onednn.packed(w_NK)))
+        makers = (*makers, lambda: functools.partial(_packed, onednn.packed(w_NK)))
     if w_NK.dtype == torch.float32 or w_NK.is_cuda:
-        return made
-    return (*made, lambda: functools.partial(_widened, w_NK, torch.empty(w_NK.shape)))
+        return makers
+    return (*makers, lambda: functools.partial(_widened, w_NK, torch.empty(w_NK.shape)))
 
 
 def products(w_NK: torch.Tensor) -> tuple[Way, ...]:
@@ -167,26 +169,25 @@ def dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
 
 @dataclass
 class Products:
-    """Of one dtype: by "MxNxK", the best rate, and which of `ways` reached it."""
+    """Results of one dtype, by "MxNxK": the best rate, and which of `ways` reached it."""
 
     flops_per_s: dict[str, float] = field(default_factory=dict)
     way: dict[str, int] = field(default_factory=dict)
-    left_out: int = 0  # shapes, because they would have taken too long
+    left_out: int = 0  # shapes that would have taken too long
 
-    def add(self, shape: str, flops: float, found_s: dict[int, float]) -> None:
-        self.way[shape] = min(found_s, key=found_s.__getitem__)
-        self.flops_per_s[shape] = flops / found_s[self.way[shape]]
+    def add(self, shape: str, flops: float, took_s: dict[int, float]) -> None:
+        self.way[shape] = min(took_s, key=took_s.__getitem__)
+        self.flops_per_s[shape] = flops / took_s[self.way[shape]]
 
 
 def matmul_rates(probe: Probe, dtype: torch.dtype, until_s: float) -> Products:
-    """Rows of a matrix in ascending order: what a way took with fewer rows tells at most what it
-    will take, so that none is begun that would not end in time. The most rows get the most of it.
-    """
+    """Times products with ascending numbers of rows: a time with fewer rows bounds the time with
+    more, so that none is started that would not end in time. The most rows get the most time."""
     square = GPU_SQUARE if probe.device.type == "cuda" else SQUARE
     matrices: list[tuple[tuple[int, int], tuple[int, ...]]] = [(one, ROWS) for one in MATRICES]
     matrices += [((square, square), (1, square // 64, square // 8, square))]
     weights = [LARGEST_WEIGHT if m == rows[-1] else 1 for _, rows in matrices for m in rows]
-    found = Products()
+    rates = Products()
     for (n, k), rows in matrices:
         steps: tuple[Way, ...] = ()
         last_s: dict[int, tuple[int, float]] = {}
@@ -194,19 +195,19 @@ def matmul_rates(probe: Probe, dtype: torch.dtype, until_s: float) -> Products:
             share_s = probe.left_s(until_s) * weights[0] / sum(weights)
             del weights[0]
             most_s = {way: s * m / fewer for way, (fewer, s) in last_s.items()}
-            if found.way and min(most_s.values(), default=0.0) >= probe.left_s(until_s):
-                found.left_out += 1
+            if rates.way and min(most_s.values(), default=0.0) >= probe.left_s(until_s):
+                rates.left_out += 1
                 continue
             steps = steps or products(probe.random(n, k, dtype=dtype))
             x_MK = probe.random(m, k, dtype=dtype)
             calls = [functools.partial(step, x_MK) for step in steps]
             for call in calls if not last_s else ():
-                call()  # the first one prepares
+                call()  # warm-up
             least_s = {way: s for way, (_, s) in last_s.items()}
             took_s = fastest_s(probe, calls, least_s, most_s, share_s, until_s)
-            found.add(f"{m}x{n}x{k}", 2 * m * n * k, took_s)
+            rates.add(f"{m}x{n}x{k}", 2 * m * n * k, took_s)
             last_s |= {way: (m, s) for way, s in took_s.items()}
-    return found
+    return rates
 
 
 def fastest_s(
@@ -217,20 +218,20 @@ def fastest_s(
     share_s: float,
     until_s: float,
 ) -> dict[int, float]:
-    """By way, its best time: of the one that should be fastest, and of every other that could be
-    faster and will end in time. A way of which nothing is known yet is always tried."""
+    """Best time by way, in s: of the way that should be fastest, and of every other that could be
+    faster and would end in time. A way without an estimate is always tried."""
     end_s = probe.clock() + share_s
-    found: dict[int, float] = {}
+    times_s: dict[int, float] = {}
     order = sorted(range(len(calls)), key=lambda way: most_s.get(way, 0.0))
     for tried, way in enumerate(order):
-        faster = least_s.get(way, 0.0) < min(found.values(), default=math.inf)
-        if faster and (not found or most_s.get(way, 0.0) < max(probe.left_s(until_s), 1e-9)):
-            found[way] = probe.best_s(calls[way], probe.left_s(end_s) / (len(order) - tried))
-    return found
+        faster = least_s.get(way, 0.0) < min(times_s.values(), default=math.inf)
+        if faster and (not times_s or most_s.get(way, 0.0) < max(probe.left_s(until_s), 1e-9)):
+            times_s[way] = probe.best_s(calls[way], probe.left_s(end_s) / (len(order) - tried))
+    return times_s
 
 
 @dataclass
-class Alone:
+class SingleRankRates:
     """What one rank reaches while the others sleep."""
 
     rates: dict[str, Any]
@@ -238,7 +239,7 @@ class Alone:
 
     @property
     def left_out(self) -> list[str]:
-        """In words, what was not timed."""
+        """What was not timed, in words."""
         return [
             f"{p.left_out} of {p.left_out + len(p.way)} products in {name}"
             for name, p in self.products.items()
@@ -246,7 +247,8 @@ class Alone:
         ]
 
 
-def alone_rates(probe: Probe, memory: Memory, until_s: float) -> Alone:
+def single_rank_rates(probe: Probe, memory: Memory, until_s: float) -> SingleRankRates:
+    """Memory rates first, then products of each dtype with an equal share of the rest."""
     rates = memory.rates(MEMORY_SHARE * probe.left_s(until_s))
     kinds = dtypes(probe.device)
     products = {}
@@ -254,7 +256,7 @@ def alone_rates(probe: Probe, memory: Memory, until_s: float) -> Alone:
         until = probe.clock() + probe.left_s(until_s) / (len(kinds) - number)
         products[str(dtype).removeprefix("torch.")] = matmul_rates(probe, dtype, until)
     flops = {
-        name: {**found.flops_per_s, "peak": max(found.flops_per_s.values())}
-        for name, found in products.items()
+        name: {**rates_of.flops_per_s, "peak": max(rates_of.flops_per_s.values())}
+        for name, rates_of in products.items()
     }
-    return Alone({**rates, "matmul_flops_per_s": flops}, products)
+    return SingleRankRates({**rates, "matmul_flops_per_s": flops}, products)

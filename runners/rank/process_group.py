@@ -1,4 +1,4 @@
-"""The processes of a launch: how a rank finds the others, knows that they belong, and the clock."""
+"""The process group of a launch: rendezvous, membership check, barrier and clock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from moe.spec import RankLayout
 
-TOKEN = "MOE_LAUNCH_TOKEN"  # drawn anew by the launcher; in no file, record or log
+TOKEN = "MOE_LAUNCH_TOKEN"  # drawn for each launch; never in a record or log
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # old name
 
 
@@ -41,18 +41,18 @@ class RankPlace:
 
 
 class TorchRanks:
-    """`runners.rank.engine.Ranks` over torch.distributed; control traffic never uses the GPU's
-    group, so that a barrier does not enqueue kernels before a sample."""
+    """`runners.rank.engine.Ranks` over torch.distributed. Control traffic never uses the GPU's
+    group, so that a barrier enqueues no kernels before a sample."""
 
-    def __init__(self, where: RankPlace, placement: RankLayout, limit_s: float) -> None:
-        self.where = where
-        self.rank = where.rank
+    def __init__(self, place: RankPlace, placement: RankLayout, limit_s: float) -> None:
+        self.place = place
+        self.rank = place.rank
         self.device = torch.device("cpu")
-        self._on_gloo = placement.backend != "mpi"  # nccl has a control group of gloo
+        self._on_gloo = placement.backend != "mpi"  # nccl too: its control group is gloo
         timeout = datetime.timedelta(seconds=limit_s)
         self._control: dist.ProcessGroup | None = None
         if placement.device == "cuda":
-            self.device = torch.device("cuda", where.local_rank)
+            self.device = torch.device("cuda", place.local_rank)
             torch.cuda.set_device(self.device)
         if placement.backend == "mpi":
             from runners.rank.mpi_backend import init_mpi
@@ -65,16 +65,16 @@ class TorchRanks:
         self._check_members(os.environ.get(TOKEN, ""))
 
     def _check_members(self, token: str) -> None:
-        """Raises RuntimeError when some rank does not know the launch's token: whoever took its
-        place in the rendezvous was not started by this launcher."""
-        marks = [_mark(token, rank) for rank in range(self.where.world_size)]
-        found = self.gather([_mark(token, self.rank)])
-        strangers = [rank for rank, mark in enumerate(marks) if found[rank] != [mark]]
+        """Raises RuntimeError when some rank does not know the launch's token, that is, was not
+        started by this launcher."""
+        marks = [_mark(token, rank) for rank in range(self.place.world_size)]
+        received = self.gather([_mark(token, self.rank)])
+        strangers = [rank for rank, mark in enumerate(marks) if received[rank] != [mark]]
         if strangers:
             raise RuntimeError(f"rank {strangers[0]} is not of this launch: it lacks its token")
 
     def barrier(self) -> None:
-        if self.where.world_size > 1:
+        if self.place.world_size > 1:
             dist.barrier(self._control)
 
     def now_ns(self) -> int:
@@ -84,23 +84,23 @@ class TorchRanks:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def decide(self, value: int) -> int:
-        if self.where.world_size == 1:
+    def broadcast(self, value: int) -> int:
+        if self.place.world_size == 1:
             return value
-        box = torch.tensor([value], dtype=torch.int64)
-        dist.broadcast(box, 0, group=self._control)
-        return int(box.item())
+        tensor = torch.tensor([value], dtype=torch.int64)
+        dist.broadcast(tensor, 0, group=self._control)
+        return int(tensor.item())
 
     def gather(self, values: Sequence[int]) -> list[list[int]]:
-        if self.where.world_size == 1:
+        if self.place.world_size == 1:
             return [list(values)]
-        own = torch.tensor(list(values), dtype=torch.int64)
-        everyone = torch.empty(self.where.world_size * len(own), dtype=torch.int64)
+        local = torch.tensor(list(values), dtype=torch.int64)
+        output = torch.empty(self.place.world_size * len(local), dtype=torch.int64)
         if self._on_gloo:  # an exchange: its all-gather is a ring (moe.parallel.algorithms)
-            dist.all_to_all_single(everyone, own.repeat(self.where.world_size), group=self._control)
+            dist.all_to_all_single(output, local.repeat(self.place.world_size), group=self._control)
         else:
-            all_gather(everyone, own, group=self._control)
-        rows: list[list[int]] = everyone.view(self.where.world_size, -1).tolist()
+            all_gather(output, local, group=self._control)
+        rows: list[list[int]] = output.view(self.place.world_size, -1).tolist()
         return rows
 
     def close(self) -> None:
@@ -108,6 +108,6 @@ class TorchRanks:
 
 
 def _mark(token: str, rank: int) -> int:
-    """63 bits that only who knows the token can make, another for every rank."""
+    """63 bits, different for every rank, that only a process with the token can compute."""
     digest = hashlib.sha256(f"{token}:{rank}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -1,4 +1,4 @@
-"""One rank that srun has started: Slurm's words for its place into torch's, then the worker.
+"""One rank that srun has started: sets torch's variables from Slurm's, then runs the worker.
 
 python -m runners.rank.srun LAUNCH_FILE, with MASTER_ADDR and MASTER_PORT set
 """
@@ -15,7 +15,7 @@ from runners.plan import load
 
 
 def place(slurm: Mapping[str, str], world_size: int, nodes: int) -> dict[str, str]:
-    """RANK and the like; raises KeyError outside of a step of srun."""
+    """RANK and related variables; raises KeyError outside of an srun step."""
     return {
         "RANK": slurm["SLURM_PROCID"],
         "WORLD_SIZE": str(world_size),
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     if plan.placement.nodes > 1:
         master, interface = os.environ["MASTER_ADDR"], os.environ.get("MOE_INTERFACE", "")
         use_interface(os.environ, master, interface)
-    from runners.rank import worker  # imports torch, which reads some variables then
+    from runners.rank import worker  # imports torch, which reads variables when imported
 
     return worker.main(arguments)
 

@@ -1,8 +1,8 @@
-"""One rank of a launch: builds, checks, times and checks again the cells of a frozen plan.
+"""One rank of a launch: builds, verifies, times and verifies again the cells of a frozen plan.
 
 Started by torchrun, srun or mpiexec as `python -m runners.worker PLAN`; needs nothing but torch.
-Everything it finds goes, flushed, to its own file of JSON lines below the launch's folder; the
-process that started the ranks makes records of them.
+It writes its results to its own file of JSON lines in the launch's folder; the process that
+started the ranks makes records of them.
 """
 
 from __future__ import annotations
@@ -29,85 +29,86 @@ from runners.host.hardware import usable_cores
 from runners.host.mpi import export_environment
 from runners.plan import LaunchPlan, load
 from runners.rank.cells import CellRunner
-from runners.rank.engine import Engine, Sample, Timed, idle
+from runners.rank.engine import Engine, Sample, TimedCell, empty_step
 from runners.rank.process_group import RankPlace, TorchRanks
 from runners.records.rank_log import RankLog, rank_path
 
 GO_POLL_S = 0.05
-OF_BACKWARD = "torch.fx.experimental.symbolic_shapes"  # torch imports it in the first backward pass
-DUMP_S = 10.0  # to write the stacks in, after the limit; then the kernel ends the rank
-SLICE_MS = 3.0  # for which Linux lets one of several threads have a core
-YOUNG = 1  # the garbage collector's generation: what is there since the last full collection
+BACKWARD_MODULE = "torch.fx.experimental.symbolic_shapes"  # torch imports it in the first backward
+DUMP_S = 10.0  # to write the stacks after the limit, before the kernel's timer ends the rank
+SLICE_MS = 3.0  # time slice of Linux's scheduler
+YOUNG = 1  # generation of the garbage collector: objects since the last full collection
 REBUILT_STEPS = 2  # unmeasured steps after a heavy cell was built again
 
 
 class Worker:
-    """The launch as this rank sees it."""
+    """One rank's run of a launch."""
 
     def __init__(
-        self, plan: LaunchPlan, where: RankPlace, log: RankLog, pinned: list[int] | None
+        self, plan: LaunchPlan, place: RankPlace, log: RankLog, pinned: list[int] | None
     ) -> None:
-        self.plan, self.where, self.log, self.pinned = plan, where, log, pinned
+        self.plan, self.place, self.log, self.pinned = plan, place, log, pinned
         self.launch_dir = Path(plan.launch_dir)
         limit_s = plan.measure.cell_limit_s
-        self.ranks = TorchRanks(where, plan.placement, limit_s + 60)
-        self.comm = Comm(self.ranks.device, where.world_size, where.rank)
+        self.ranks = TorchRanks(place, plan.placement, limit_s + 60)
+        self.comm = Comm(self.ranks.device, place.world_size, place.rank)
         self.engine = StoppableEngine(
-            self.ranks, plan.measure, self.emit, self.tidy, self.launch_dir / "stop"
+            self.ranks, plan.measure, self.emit, self.flush, self.launch_dir / "stop"
         )
         if plan.placement.device == "cpu":
-            self.engine.turn_ms = turn_ms(where.local_ranks * plan.placement.threads)
-        if plan.placement.backend == "gloo" and where.world_size > 1:
-            self.engine.least_ms = plan.measure.block_gloo_ms
+            self.engine.turn_ms = turn_ms(place.local_ranks * plan.placement.threads)
+        if plan.placement.backend == "gloo" and place.world_size > 1:
+            self.engine.min_block_ms = plan.measure.block_gloo_ms
         if plan.placement.nodes > 1:
-            self.engine.node_of = tuple(row[0] for row in self.ranks.gather([where.node]))
-        self.ready = CellRunner(plan, self.comm, self.ranks, log)
+            self.engine.node_of = tuple(row[0] for row in self.ranks.gather([place.node]))
+        self.cells = CellRunner(plan, self.comm, self.ranks, log)
 
     def emit(self, sample: Sample) -> None:
         if sample.kind != "sizing":
             self.log.write("sample", flush=False, **vars(sample))
 
-    def tidy(self) -> None:
-        """Between samples: what was measured goes to disk, garbage goes now rather than later."""
+    def flush(self) -> None:
+        """Between samples: flushes the log and collects garbage, so that samples need not."""
         self.log.flush()
         gc.collect(YOUNG)
 
-    def enter(self, cell: int, stage: str) -> None:
-        """Says where this rank is, and re-arms the watchdog that ends it if it stays there."""
+    def enter_stage(self, cell: int, stage: str) -> None:
+        """Logs the stage of this rank, and re-arms the watchdog that ends it if it hangs there."""
         self.log.write("enter", cell=cell, stage=stage, clock_ns=self.ranks.now_ns())
-        watch(self.plan.measure.cell_limit_s)
+        arm_watchdog(self.plan.measure.cell_limit_s)
 
     def run(self) -> None:
-        self._describe()
+        """Runs the waves of the plan; between waves it waits for the launcher."""
+        self._log_environment()
         gc.collect()
-        gc.freeze()  # or every wave's collection would look at all that was imported, for 80 ms
+        gc.freeze()  # otherwise every wave's collection would scan all imports, for 80 ms
         for number, wave in enumerate(self.plan.waves):
             self._wave(number, wave)
             self.log.write("wave_end", wave=number, after=environment.snapshot())
             if number + 1 < len(self.plan.waves):
-                self._wait_for_go(number)
-        unwatch()
+                self._wait_for_launcher(number)
+        disarm_watchdog()
 
-    def _describe(self) -> None:
-        """The environment, once a launch; the machine's limits, where they are not known yet."""
-        self.enter(-1, "environment")
-        if self.where.local_rank == 0:
-            found = environment.capture(self.plan.placement.device, self.where.local_ranks)
-            found["network"] = os.environ.get(isolation.NETWORK)
-            self.log.write("environment", value=found)
-        if self.engine.node_of and self.where.rank == 0:
+    def _log_environment(self) -> None:
+        """Logs the environment; calibrates where the machine's limits are not known yet."""
+        self.enter_stage(-1, "environment")
+        if self.place.local_rank == 0:
+            facts = environment.capture(self.plan.placement.device, self.place.local_ranks)
+            facts["network"] = os.environ.get(isolation.NETWORK)
+            self.log.write("environment", value=facts)
+        if self.engine.node_of and self.place.rank == 0:
             self.log.write("nodes", value=self.engine.node_of)
         self.log.write("pinned", value=self.pinned)
         exchanged = self.plan.exchanged or (self.plan.calibration or {}).get("exchanged")
         if self.plan.calibrate:
             from runners.rank.calibrate import calibrate_ranks
 
-            self.enter(-1, "calibrate")
+            self.enter_stage(-1, "calibrate")
             limit_s = self.plan.measure.calibration_limit_s
-            found = calibrate_ranks(limit_s, nodes=self.plan.placement.nodes)
-            self.log.write("calibration", value=found)
-            exchanged = exchanged or found.get("exchanged")
-            self.enter(-1, "settle")
+            calibration = calibrate_ranks(limit_s, nodes=self.plan.placement.nodes)
+            self.log.write("calibration", value=calibration)
+            exchanged = exchanged or calibration.get("exchanged")
+            self.enter_stage(-1, "settle")
             gc.collect()
             self.engine.settle(control_step(self.comm.device))
         if self.comm.backend == "gloo":
@@ -115,81 +116,81 @@ class Worker:
             self.log.write("exchanged", value=self.comm.exchanged)
 
     def _wave(self, number: int, wave: list[int]) -> None:
-        self.enter(-1, "floor")
-        gc.collect()  # what the last wave left
+        self.enter_stage(-1, "floor")
+        gc.collect()  # garbage of the last wave
         self.engine.measure_floor()
         resident, timed = self.plan.resident[number], []
         for index in wave:
             if cell := self._prepare(index, resident):
                 timed.append(cell)
-        gc.collect()  # what is built now is old from here on
+        gc.collect()  # moves what was built to the oldest generation
         if timed:
-            rounds = self._progress(number)
+            rounds = self._progress_writer(number)
             seed = f"{self.plan.measure.order_seed}:{self.plan.launch}:{number}"
             rule = self.engine.run(timed, seed, rounds)
             self.log.write("stop", wave=number, rule=rule)
             for cell in timed:
-                self._check_again(cell)
-        self.ready.forget(wave)
+                self._verify_again(cell)
+        self.cells.discard(wave)
 
-    def _check_again(self, cell: Timed) -> None:
-        """After the last round, on other tokens: unless the cell has turned out wrong already."""
-        if not cell.right:
+    def _verify_again(self, cell: TimedCell) -> None:
+        """Verifies on other tokens after the last round, unless the cell is already wrong."""
+        if not cell.correct:
             return
-        self.enter(cell.index, "check")
-        self.ready.prove_again(cell.index)
+        self.enter_stage(cell.index, "check")
+        self.cells.verify_again(cell.index)
         if not cell.resident:
-            self.ready.drop([cell.index])
+            self.cells.drop([cell.index])
 
-    def _progress(self, wave: int) -> Callable[[int], None]:
-        def tell(done: int) -> None:
+    def _progress_writer(self, wave: int) -> Callable[[int], None]:
+        def write(done: int) -> None:
             self.log.write("progress", wave=wave, round=done)
 
-        return tell
+        return write
 
-    def _prepare(self, index: int, resident: bool) -> Timed | None:
-        """Build, gate and warm up; None for a cell that computes something else."""
-        self.enter(index, "gate")
-        if not self.ready.prove(index):
+    def _prepare(self, index: int, resident: bool) -> TimedCell | None:
+        """Builds, verifies and warms up a cell; None for one that computes something else."""
+        self.enter_stage(index, "gate")
+        if not self.cells.verify(index):
             return None
-        timed = Timed(index, self.ready.built[index].call, resident=resident)
+        timed = TimedCell(index, self.cells.built[index].call, resident=resident)
         timed.active = lambda: self._active(timed, resident)
-        timed.check = partial(self.ready.compare, index)
-        self.enter(index, "warm-up")
+        timed.check = partial(self.cells.compare, index)
+        self.enter_stage(index, "warm-up")
         self.engine.size_block(timed)
         steady = self.engine.warm_up(timed)
-        if not timed.right:
-            self.ready.forget([index])
+        if not timed.correct:
+            self.cells.discard([index])
             return None
         self.log.write("warmup", cell=index, samples=len(timed.warmup_ms), steady=steady)
-        self.enter(index, "phases")
-        self.ready.inspect(index)
+        self.enter_stage(index, "phases")
+        self.cells.inspect(index)
         if not resident:
-            self._let_go(timed)
+            self._release(timed)
         return timed
 
     @contextmanager
-    def _active(self, timed: Timed, resident: bool) -> Iterator[None]:
-        """Around a cell's samples; cells that cannot live in memory together come and go here."""
-        self.enter(timed.index, "round")
+    def _active(self, timed: TimedCell, resident: bool) -> Iterator[None]:
+        """Around a cell's samples: builds and drops cells that do not fit in memory together."""
+        self.enter_stage(timed.index, "round")
         if resident:
             yield
             return
-        self.ready.build(timed.index)
-        timed.step = self.ready.built[timed.index].call
+        self.cells.build(timed.index)
+        timed.step = self.cells.built[timed.index].call
         for _ in range(REBUILT_STEPS):
             timed.step()
-            self.ready.compare(timed.index, "when it was built again")
+            self.cells.compare(timed.index, "when it was built again")
         yield
-        self._let_go(timed)
+        self._release(timed)
 
-    def _let_go(self, timed: Timed) -> None:
-        timed.step = idle
-        self.ready.drop([timed.index])
+    def _release(self, timed: TimedCell) -> None:
+        timed.step = empty_step
+        self.cells.drop([timed.index])
 
-    def _wait_for_go(self, wave: int) -> None:
-        """Sleeps while the parent writes and tracks the wave's records."""
-        unwatch()
+    def _wait_for_launcher(self, wave: int) -> None:
+        """Sleeps while the launcher writes and tracks the wave's records."""
+        disarm_watchdog()
         deadline = time.monotonic() + 3600
         while not (self.launch_dir / f"go-{wave}").exists():
             if time.monotonic() > deadline:
@@ -199,14 +200,14 @@ class Worker:
 
 
 def turn_ms(threads: int) -> float:
-    """How long all of a node's threads take to get their share of a core once; 0 where every one
-    has a core of its own."""
+    """Time in ms until all of a node's threads have had a core once; 0 where every one has a core
+    of its own."""
     cores = usable_cores()
     return SLICE_MS * -(-threads // cores) if threads > cores else 0.0
 
 
 def control_step(device: torch.device) -> Callable[[], None]:
-    """The same small piece of work every time."""
+    """A small step that does the same work every time."""
     x, y = torch.randn(2, 256, 256, device=device)
 
     def step() -> None:
@@ -226,14 +227,14 @@ class StoppableEngine(Engine):
         return bool(self.stop_file.exists())
 
 
-def watch(limit_s: float) -> None:
-    """Unless called again in time: every thread's stack goes to stderr and the process ends. Where
-    even stderr does not answer, the kernel's own timer ends it."""
+def arm_watchdog(limit_s: float) -> None:
+    """Arms the watchdog: after `limit_s` every thread's stack goes to stderr and the process ends.
+    Where even stderr hangs, a timer of the kernel ends it."""
     faulthandler.dump_traceback_later(limit_s, exit=True)
     signal.setitimer(signal.ITIMER_REAL, limit_s + DUMP_S)
 
 
-def unwatch() -> None:
+def disarm_watchdog() -> None:
     faulthandler.cancel_dump_traceback_later()
     signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -241,28 +242,28 @@ def unwatch() -> None:
 def prepare(arguments: list[str]) -> None:
     """Imports what ranks of this plan need, in the process that they are forked from."""
     plan = load(Path(arguments[0]))
-    wanted = ["runners.rank.calibrate"] if plan.calibrate else []
+    modules = ["runners.rank.calibrate"] if plan.calibrate else []
     if any(cell.workload.mode == "train" for cell in plan.cells):
-        wanted.append(OF_BACKWARD)
-    own = {cell.strategy.name for cell in plan.cells} & set(names())
-    for name in [*wanted, *(f"moe.strategies.{strategy}.layer" for strategy in sorted(own))]:
+        modules.append(BACKWARD_MODULE)
+    strategies = {cell.strategy.name for cell in plan.cells} & set(names())
+    for name in [*modules, *(f"moe.strategies.{one}.layer" for one in sorted(strategies))]:
         importlib.import_module(name)
 
 
 def main(arguments: list[str]) -> int:
     isolation.die_with_parent(int(os.environ.get("MOE_AGENT_PID", "0")) or None)
     faulthandler.enable()
-    faulthandler.register(signal.SIGTERM, chain=True)  # where it was when the others ended
+    faulthandler.register(signal.SIGTERM, chain=True)  # stacks to stderr when others have ended
     plan = load(Path(arguments[0]))
     if plan.placement.backend == "mpi":
         export_environment()
-    where = RankPlace.from_environment()
-    log = RankLog(rank_path(Path(plan.launch_dir), where.rank))
-    log.write("start", rank=where.rank, pid=os.getpid(), clock_ns=time.monotonic_ns())
-    pinned = environment.pin(where.local_rank, where.local_ranks, plan.placement.threads)
+    place = RankPlace.from_environment()
+    log = RankLog(rank_path(Path(plan.launch_dir), place.rank))
+    log.write("start", rank=place.rank, pid=os.getpid(), clock_ns=time.monotonic_ns())
+    pinned = environment.pin(place.local_rank, place.local_ranks, plan.placement.threads)
     torch.set_num_threads(plan.placement.threads)
     try:
-        worker = Worker(plan, where, log, pinned)
+        worker = Worker(plan, place, log, pinned)
         worker.run()
         worker.ranks.close()
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""What a machine can do at best, as calibrated: the shape of it, its cache, its fits. Torch-free.
+"""Calibrations: the measured limits of a machine, their cache, and line fits. Torch-free.
 
 A calibration belongs to a machine (`fingerprint`) and to a number of ranks, threads and a backend:
 
@@ -18,11 +18,11 @@ A calibration belongs to a machine (`fingerprint`) and to a number of ranks, thr
                            exchanged instead (moe/parallel/algorithms.py)
     nodes, tiers           with several nodes: {intra, inter: {barrier, all_to_all}}, the same of
                            the ranks of one node, and of ranks one of each node, all at once
-    limit_s, took_s        seconds it was given, and took
-    left_out               in words, what that did not suffice for
+    limit_s, took_s        seconds allowed, and seconds taken
+    left_out               what was not measured in that time, in words
 
-Rates are the best seen, so that no cell exceeds them; storing keeps the better of old and new, and
-of collectives the new fits, and the old ones of what is left out now.
+Rates are the best seen, so that no cell exceeds them. `store` keeps the higher of old and new
+rates, and the new fits; old fits stay for collectives that were not timed again.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ def cache_path(
     return folder / f"{fingerprint}-{backend}-{ranks}ranks-{threads}threads{spread}.json"
 
 
-def beside(sweep_dir: Path) -> Path:
-    """The folder of the calibrations that a sweep uses."""
+def folder_of(sweep_dir: Path) -> Path:
+    """Folder of the calibrations that a sweep uses."""
     return sweep_dir.resolve().parent / FOLDER.name
 
 
 def any_cached(folder: Path, place: RankLayout) -> bool:
-    """Whether there is one for such ranks, of this machine or another: a look at names alone."""
+    """Whether a file for such ranks exists, of any machine; looks at names only."""
     path = cache_path(folder, "*", place.world_size, place.threads, place.backend, place.nodes)
     return any(folder.glob(path.name))
 
@@ -74,8 +74,8 @@ def any_cached(folder: Path, place: RankLayout) -> bool:
 def load_cached(
     folder: Path, fingerprint: str, ranks: int, threads: int, backend: str, nodes: int = 1
 ) -> dict[str, Any] | None:
-    """None where there is none yet, or one from before messages were exchanged; a file that is
-    damaged is named in a warning and set aside."""
+    """None where there is none, or only one of an older version (gloo without `exchanged`). A
+    damaged file is renamed and named in a warning."""
     path = cache_path(folder, fingerprint, ranks, threads, backend, nodes)
     try:
         calibration = read(path)
@@ -84,14 +84,14 @@ def load_cached(
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        told = str(error) if str(path) in str(error) else f"{path}: {error}"
-        message = f"{told}; kept as {set_aside(path).name}, the machine is calibrated anew"
+        text = str(error) if str(path) in str(error) else f"{path}: {error}"
+        message = f"{text}; kept as {set_aside(path).name}, the machine is calibrated anew"
         warnings.warn(message, stacklevel=2)
         return None
 
 
 def small_message_s(folder: Path, fingerprint: str, place: RankLayout) -> float | None:
-    """Of an all-reduce among all ranks; None where it was not timed."""
+    """Alpha, in s, of an all-reduce over all ranks; None where it was not timed."""
     ranks, threads, backend = place.world_size, place.threads, place.backend
     cached = load_cached(folder, fingerprint, ranks, threads, backend, place.nodes) or {}
     exchanged = cached.get("exchanged", {}).get("all_reduce", 0) > 0
@@ -101,7 +101,7 @@ def small_message_s(folder: Path, fingerprint: str, place: RankLayout) -> float 
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a damaged file out of the way, over none that was set aside before."""
+    """Renames a damaged file to *.damaged, *.damaged-2 ...; returns the new path."""
     number, aside = 1, path.with_suffix(".damaged")
     while aside.exists():
         number += 1
@@ -110,14 +110,14 @@ def set_aside(path: Path) -> Path:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Raises OSError or ValueError for what is not a whole calibration."""
+    """A checked calibration; raises OSError or ValueError."""
     calibration = read_sealed(path)
     _check(calibration)
     return calibration
 
 
 def store(folder: Path, calibration: dict[str, Any]) -> dict[str, Any]:
-    """Writes the better of what is cached and this, rate by rate, and returns it."""
+    """Merges with the cached calibration (`better`), writes the result and returns it."""
     _check(calibration)
     names = ("fingerprint", "ranks", "threads", "backend")
     fingerprint, ranks, threads, backend = (calibration[name] for name in names)
@@ -130,7 +130,7 @@ def store(folder: Path, calibration: dict[str, Any]) -> dict[str, Any]:
 
 
 def better(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """`new`, with every rate (fields ending in _per_s, whatever their depth) the larger of both."""
+    """`new`, with every rate (fields ending in _per_s, at any depth) the larger of both."""
     merged = dict(new)
     for name, value in old.items():
         if name.endswith("_per_s") or name == "shared":
@@ -146,7 +146,7 @@ def _larger(old: Any, new: Any) -> Any:
 
 
 def _check(calibration: Any) -> None:
-    """Raises ValueError, naming the field, for what no calibration would contain."""
+    """Raises ValueError naming the field that is missing or malformed."""
     if not isinstance(calibration, dict):
         raise ValueError("not a calibration")
     for name, kind in FIELDS.items():
@@ -158,10 +158,10 @@ def _check(calibration: Any) -> None:
 
 
 def fit_line(sizes: Sequence[float], times: Sequence[float]) -> tuple[float, float, float]:
-    """(alpha, beta, largest relative error) of time = alpha + beta * size, neither below zero.
+    """(alpha, beta, largest relative error) of time = alpha + beta * size, both at least 0.
 
-    Least squares of relative errors (weights 1/time^2): otherwise the largest message alone would
-    decide, and alpha, which small ones pay, would be noise.
+    Least squares with weights 1/time^2, that is, of relative errors: unweighted, the largest
+    message would dominate, and alpha, which small messages pay, would be noise.
     """
     weights = [1 / time**2 for time in times]
     total = sum(weights)
@@ -172,7 +172,7 @@ def fit_line(sizes: Sequence[float], times: Sequence[float]) -> tuple[float, flo
     slope = sum(w * (s - mean_size) * (t - mean_time) for w, s, t in rows)
     beta = max(0.0, slope / spread) if spread else 0.0
     alpha = mean_time - beta * mean_size
-    if alpha < 0:  # through the origin then
+    if alpha < 0:  # then fit through the origin
         alpha = 0.0
         beta = sum(w * s * t for w, s, t in rows) / sum(w * s * s for w, s, _ in rows)
     error = max(abs(alpha + beta * s - t) / t for _, s, t in rows)
@@ -201,8 +201,8 @@ def describe(calibration: dict[str, Any]) -> str:
             f" fit of {len(fit['points'])} sizes within {fit['error']:.0%}"
         )
     if limits := c.get("exchanged"):
-        told = ", ".join(f"{name} up to {size >> 10} KiB" for name, size in limits.items())
-        lines.append(f"  one exchange instead of a ring: {told}")
+        sizes = ", ".join(f"{name} up to {size >> 10} KiB" for name, size in limits.items())
+        lines.append(f"  one exchange instead of a ring: {sizes}")
     if c.get("left_out"):
         lines.append(
             f"  not measured within {c['limit_s']:g} s: {', '.join(c['left_out'])}; give it longer:"

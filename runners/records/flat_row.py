@@ -1,8 +1,8 @@
-"""One record as one flat row of JSON values: what the tracker logs and what the analysis loads.
+"""One record as one flat row of JSON values, as the tracker logs it and the analysis loads it.
 
-Whoever writes rows (the W&B tracker) and whoever reads them (the analysis) shares this file, so
-that every source of the same attempt gives the same row. Units are in the names. Every row has
-the same keys in the same order; a value that is not known is None, and every value survives JSON.
+Writer (the W&B tracker) and reader (the analysis) share this file, so that every source of an
+attempt gives the same row. Units are in the names. Every row has the same keys in the same order;
+an unknown value is None.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from moe.spec import Cell, WorkloadSpec
 from runners.records import stats
 from runners.records.record import Record, Samples, current_name
 
-# Fields of the cell whose plain name would be ambiguous in a flat row. All others keep theirs;
-# those of the router get the prefix "router_".
+# Cell fields whose plain name would be ambiguous in a flat row. Fields of the router get the prefix
+# "router_"; all others keep their name.
 RENAMED = {
     ("strategy", "name"): "strategy",
     ("strategy", "placement"): "expert_placement",
@@ -46,7 +46,7 @@ HEADLINE = (
     "start_growth_high",
     "floor_ms",
 )
-# Row name -> where the environment of a launch holds it.
+# Row name -> path in the environment of a launch.
 ENVIRONMENT = {
     "host": ("host",),
     "cpu_model": ("cpu_model",),
@@ -64,7 +64,7 @@ ENVIRONMENT = {
 
 
 def workload_name(work: WorkloadSpec) -> str:
-    """Its kind and, where it has one, the parameter: zipf(1.2)."""
+    """Its kind and, if it has one, its parameter: zipf(1.2)."""
     return f"{work.kind}({work.parameter:g})" if work.parameter else work.kind
 
 
@@ -89,9 +89,9 @@ def _flat_section(section: str, part: Any) -> dict[str, Any]:
 
 
 def cell_of(row: Mapping[str, Any]) -> Cell:
-    """The cell that `flat_config` made these values of; a field that is missing has its default.
+    """Inverse of `flat_config`; a missing field gets its default.
 
-    Raises ValueError for a value that is not of the field's kind.
+    Raises ValueError for a value of the wrong type.
     """
     sections = {
         item.name: _section_of(item.name, getattr(Cell(), item.name), row)
@@ -116,7 +116,7 @@ def _section_of(section: str, default: Any, row: Mapping[str, Any], prefix: str 
 
 
 def row(record: Record, samples: bool = False) -> dict[str, Any]:
-    """The whole attempt in one flat dict; with `samples`, also every sample's makespan."""
+    """The whole attempt in one flat dict; with `samples`, also its sample columns."""
     values = {
         **_identity(record),
         **flat_config(record.cell),
@@ -134,21 +134,21 @@ def row(record: Record, samples: bool = False) -> dict[str, Any]:
 
 
 def sample_columns(record: Record) -> dict[str, list[Any]]:
-    """Every sample, by kind in the order it was taken: makespan per step.
+    """Columns of all samples in the order taken; `sample_ms` is the makespan per step in ms.
 
-    Empty unless the cell was measured and right: nothing else may show a time.
+    Empty unless the cell was measured and correct: nothing else may show a time.
     """
     good = record.outcome == "measured" and (record.gate or {}).get("ok")
-    taken = record.samples if good else Samples()
+    samples = record.samples if good else Samples()
     spans = [
         (max(ends) - min(starts)) / steps / 1e6
-        for starts, ends, steps in zip(taken.start_ns, taken.end_ns, taken.steps, strict=True)
+        for starts, ends, steps in zip(samples.start_ns, samples.end_ns, samples.steps, strict=True)
     ]
     return {
         "sample_ms": spans,
-        "sample_round": list(taken.round),
-        "sample_steps": list(taken.steps),
-        "sample_kind": list(taken.kind),
+        "sample_round": list(samples.round),
+        "sample_steps": list(samples.steps),
+        "sample_kind": list(samples.kind),
     }
 
 
@@ -181,7 +181,7 @@ def _headline(record: Record) -> dict[str, Any]:
 
 
 def _trust(record: Record) -> dict[str, Any]:
-    """What limits the figures: flags, the gate, why sampling ended, what went wrong."""
+    """What limits the figures: flags, verification, stop rule, warm-up, errors."""
     gate, stop, warm = record.gate or {}, record.stop or {}, record.warmup or {}
     error = record.error or {}
     return {
@@ -222,14 +222,14 @@ def _skew(record: Record) -> dict[str, Any]:
 
 
 def busiest_over_mean(slots: list[float] | None) -> float | None:
-    """lambda: slots of the busiest rank (or expert) over the mean; None where nothing was sent."""
+    """lambda: slots of the busiest rank (or expert) over the mean; None without any slots."""
     if not slots or sum(slots) == 0:
         return None
     return max(slots) / statistics.fmean(slots)
 
 
 def _phases(record: Record) -> dict[str, Any]:
-    """Per rank in ms, and their mean over the ranks, so that the parts still add up."""
+    """Phase times of every rank in ms, and their means over the ranks, which still add up."""
     phases = record.phases or {}
     per_rank = [
         {name: duration / 1e6 for name, duration in rank.items()}
@@ -246,7 +246,7 @@ def _phases(record: Record) -> dict[str, Any]:
 
 
 def _traffic(record: Record) -> dict[str, Any]:
-    """Bytes of one step: of the busiest rank, of all ranks, and of all ranks by collective."""
+    """Bytes per step: of the busiest rank, of all ranks, and of all ranks by collective."""
     ranks = record.traffic
     by_collective: dict[str, int] = {}
     for call in (call for rank in ranks or [] for call in rank):
@@ -303,7 +303,7 @@ def _reach(source: Any, path: tuple[str | int, ...]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Scalars as they are, a command's words joined, anything else as text."""
+    """Scalars unchanged, a list joined by spaces, anything else as text."""
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     if isinstance(value, (list, tuple)):
@@ -316,5 +316,5 @@ def _text(value: Any) -> str | None:
 
 
 def _finite(value: Any) -> float | None:
-    """JSON has no NaN: what is not a finite number is not known."""
+    """A finite number, else None: JSON has no NaN."""
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None

@@ -1,6 +1,6 @@
-"""Each rank's own file of JSON lines: written flushed, read while it grows. Torch-free.
+"""Each rank's own file of JSON lines, flushed while written, read while it grows. Torch-free.
 
-Every line ends with the CRC-32 of its own text without that field, so that a damaged one is known.
+Every line ends with the CRC-32 of its text without that field, so that damage is detected.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ CRC = ',"crc":'
 
 
 class RankLog:
-    """Appends lines; what was flushed is with the operating system: a dying rank keeps it."""
+    """Appends lines. Flushed lines are in the kernel's cache and survive the rank's death."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,15 +35,15 @@ class RankLog:
 
 
 class RankReader:
-    """Reads the whole lines that have been added since it last looked."""
+    """Reads the complete lines added since the last call."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.offset = 0
-        self.damaged = 0  # lines that were left out
+        self.damaged = 0  # lines skipped
 
-    def new(self) -> Iterator[dict[str, Any]]:
-        """Lines in order; a last line that is not ended yet waits, a damaged one is left out and
+    def new_lines(self) -> Iterator[dict[str, Any]]:
+        """New lines in order. An incomplete last line is read later; a damaged line is skipped and
         counted."""
         try:
             with self.path.open("rb") as file:
@@ -51,9 +51,9 @@ class RankReader:
                 data = file.read()
         except FileNotFoundError:
             return
-        whole = data[: data.rfind(b"\n") + 1]
-        self.offset += len(whole)
-        for line in whole.split(b"\n")[:-1]:
+        complete = data[: data.rfind(b"\n") + 1]
+        self.offset += len(complete)
+        for line in complete.split(b"\n")[:-1]:
             value = _checked(line)
             if value is None:
                 self.damaged += 1
@@ -62,7 +62,7 @@ class RankReader:
 
 
 def _checked(line: bytes) -> dict[str, Any] | None:
-    """The line's fields, where it is what was written."""
+    """The fields of a line; None where its checksum or JSON is wrong."""
     text, _, rest = line.rpartition(CRC.encode())
     text += b"}"
     if rest != b"%d}" % zlib.crc32(text):

@@ -1,9 +1,9 @@
-"""Recorded routings: read from a user's file, checked, and handed to the ranks as plain bytes.
+"""Recorded routings: read from a user's file, checked, and passed to the ranks as plain bytes.
 
 A trace is an npz file with an integer array `indices`, or an npy file of it, of shape [N, K]: the
-distinct expert ids of N tokens. Nothing in it is unpickled, and nothing is unpacked before its
-declared size is known. Ranks have no numpy: they read little-endian int32 from the launch's
-folder, under a name that carries the sha256 of these bytes. Torch and numpy are imported late.
+distinct expert ids of N tokens. Nothing is unpickled, and nothing is decompressed before its
+declared size is checked. Ranks have no numpy: they read little-endian int32 from a file in the
+launch's folder that is named by the sha256 of its bytes. Torch and numpy are imported late.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MEMBER = "indices.npy"
-LIMIT_BYTES = 2**28  # of the file and of the array, 16 million tokens with two int64 ids
+LIMIT_BYTES = 2**28  # of file and array: 16 million tokens with two int64 ids
 HEADER_LIMIT = 10_000  # characters of an npy header
 SHAPE = "an npz file with an integer array `indices` [N, topk], or an npy file of it"
 
 
 class TraceError(ValueError):
-    """What is wrong with a trace file, in one line; the caller names the field."""
+    """A fault of a trace file, in one line; the caller adds the field's name."""
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Checked rows as little-endian int32 bytes, whatever the file's own format."""
+    """Checked rows as little-endian int32 bytes, independent of the file's format."""
 
     rows: bytes
     count: int  # N
@@ -41,7 +41,7 @@ class Trace:
 
 
 def read_trace(path: str, topk: int, num_experts: int) -> Trace:
-    """The trace in a file of the user's; raises TraceError."""
+    """The trace in a user's file; raises TraceError."""
     try:
         status = Path(path).stat()
         where = str(Path(path).resolve())
@@ -72,24 +72,24 @@ def _parsed(data: bytes) -> np.ndarray[Any, Any]:
         return _array(_member(data) if data.startswith(b"PK") else data)
     except TraceError:
         raise
-    except Exception as error:  # a foreign file can break a parser in any way
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise TraceError(f"it cannot be read as {SHAPE}: {said}") from None
+    except Exception as error:  # malformed files raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise TraceError(f"it cannot be read as {SHAPE}: {reason}") from None
 
 
 def _member(data: bytes) -> bytes:
-    """`indices.npy` of an npz, whose declared size is looked at before it is unpacked."""
+    """`indices.npy` of an npz; its declared size is checked before decompression."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         if MEMBER not in archive.namelist():
             raise TraceError(f"it has no array `indices`, but {archive.namelist()[:5]}")
         declared = archive.getinfo(MEMBER).file_size
         if declared > LIMIT_BYTES:
             raise TraceError(f"`indices` declares {declared} bytes, allowed are {LIMIT_BYTES}")
-        return archive.read(MEMBER)  # never gives more than was declared
+        return archive.read(MEMBER)  # at most what was declared
 
 
 def _array(data: bytes) -> np.ndarray[Any, Any]:
-    """A numpy array from the bytes of an npy file, by its header alone: no np.load, no pickle."""
+    """A numpy array from the bytes of an npy file, by its header: no np.load, no pickle."""
     import numpy as np
 
     stream = io.BytesIO(data)
@@ -105,9 +105,9 @@ def _array(data: bytes) -> np.ndarray[Any, Any]:
         raise TraceError(f"its dtype is {dtype}, allowed are integers")
     if len(shape) != 2 or min(shape) < 1:
         raise TraceError(f"its shape is {list(shape)}, allowed is [N, topk] with rows in it")
-    expected, there = shape[0] * shape[1] * dtype.itemsize, len(data) - stream.tell()
-    if expected != there:
-        raise TraceError(f"its header declares {expected} bytes of ids, it has {there}")
+    expected, actual = shape[0] * shape[1] * dtype.itemsize, len(data) - stream.tell()
+    if expected != actual:
+        raise TraceError(f"its header declares {expected} bytes of ids, it has {actual}")
     flat = np.frombuffer(data, dtype, offset=stream.tell())
     return flat.reshape(shape, order="F" if fortran else "C")
 
@@ -137,16 +137,16 @@ def file_name(sha256: str) -> str:
 
 
 def freeze(traces: Iterable[Trace], launch_dir: Path) -> None:
-    """Writes each trace once to the launch's folder, before its ranks start."""
+    """Writes each distinct trace to the launch's folder, before its ranks start."""
     for trace in {trace.sha256: trace for trace in traces}.values():
         launch_dir.mkdir(parents=True, exist_ok=True)
         (launch_dir / file_name(trace.sha256)).write_bytes(trace.rows)
 
 
 def thaw(names: Mapping[str, str], sha256: str, launch_dir: Path, topk: int) -> Tensor:
-    """[N, K] int64 on the CPU; `names` are the launch's trace files by sha256.
+    """[N, K] int64 expert ids on the CPU; `names` are the launch's trace files by sha256.
 
-    Raises ValueError when the file is not what the plan says.
+    Raises ValueError when the file's content has another sha256.
     """
     import torch
 

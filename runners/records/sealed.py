@@ -1,4 +1,4 @@
-"""Files that are whole or named: written in one step, and sealed by a checksum. Stdlib only."""
+"""Atomic writes, and JSON files that are sealed by a checksum. Stdlib only."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ CHECKSUM = "sha256"  # last field of the file, over the JSON text of everything 
 
 
 class RecordError(ValueError):
-    """A record file that cannot be trusted; the message names the file and what is wrong."""
+    """A record file that cannot be used; the message names the file and the fault."""
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Writes beside the target, syncs, reads back and renames, so that no reader sees half a file.
+    """Writes a temporary file, syncs it, reads it back and renames it: no reader sees half a file.
 
-    Raises OSError when the disk did not keep what was written.
+    Raises OSError when the content does not read back.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -41,7 +41,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """So that the new name outlives a power failure too; not every filesystem can."""
+    """Makes the new name survive a power failure, where the filesystem supports it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -59,7 +59,7 @@ def _canonical(content: dict[str, Any]) -> str:
 
 
 def sealed(content: dict[str, Any], indent: int | None = None) -> str:
-    """The content as JSON, its checksum as the last field; indented for files that people read."""
+    """The content as JSON with its checksum as the last field; indented for people."""
     text = _canonical(content)
     mark = hashlib.sha256(text.encode()).hexdigest()
     if indent is not None:
@@ -68,7 +68,7 @@ def sealed(content: dict[str, Any], indent: int | None = None) -> str:
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """Any sealed file's content; raises OSError, and RecordError naming the file."""
+    """The content of any sealed file; raises OSError, and RecordError naming the file."""
     data = path.read_bytes()
     try:
         return unsealed(data)
@@ -77,22 +77,21 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 
 def unsealed(data: bytes, schemas: Sequence[object] | None = None) -> dict[str, Any]:
-    """The content without its checksum; raises RecordError where they do not agree, or where there
-    is none in a file of one of these schemas (of any, for None).
+    """The content without its checksum. Raises RecordError where the checksum does not match, or is
+    missing in a file of one of `schemas` (None: of any).
 
-    As written the bytes themselves are checked; a file that was laid out anew (by a formatter,
-    say) is checked by its content.
+    The bytes as written are checked first; a file that was reformatted is checked by its content.
     """
     content = json.loads(data)
     if not isinstance(content, dict):
         raise RecordError("no JSON object")
-    wanted = content.pop(CHECKSUM, None)
+    expected = content.pop(CHECKSUM, None)
     required = schemas is None or content.get("schema") in schemas
-    if required and wanted is None:
+    if required and expected is None:
         raise RecordError(f"no {CHECKSUM}: the file is damaged or was edited")
-    seal = len(f',"{CHECKSUM}":"{wanted}"}}')
+    seal = len(f',"{CHECKSUM}":"{expected}"}}')
     as_written = hashlib.sha256(data[:-seal] + b"}").hexdigest()
-    same = wanted in (None, as_written) or wanted == _checksum(content)
+    same = expected in (None, as_written) or expected == _checksum(content)
     if not same:
         raise RecordError(f"{CHECKSUM} does not match: the file is damaged or was edited")
     return content

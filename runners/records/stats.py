@@ -1,4 +1,4 @@
-"""Order statistics and intervals: stdlib only, shared by the stop rule and the analysis."""
+"""Order statistics and confidence intervals, for the stop rule and the analysis. Stdlib only."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from typing import Any, NamedTuple
 from runners.records.record import Record, Samples
 
 CONFIDENCE = 0.95
-DRIFT_THRESHOLD = 0.10  # anchors further apart than this put a banner on every table
-FLOOR_MULTIPLE = 10.0  # cells under this many floors are flagged
-GROWTH_LIMIT = 0.02  # of a step's time that a start which has not levelled off may hold, unflagged
+DRIFT_THRESHOLD = 0.10  # a larger difference of anchors puts a banner on every table
+FLOOR_MULTIPLE = 10.0  # cells whose blocks last fewer floors are flagged
+GROWTH_LIMIT = 0.02  # share of a step's time that growing start costs may take, unflagged
 STEADY = "steady state"
-BLOCK_MEAN = "mean of a block, its start included"  # of records of schema 2
+BLOCK_MEAN = "mean of a block, its start included"  # in records of schema 2
 COUNTED = ("short", "long", "fixed")
 
 
 class Interval(NamedTuple):
+    """A confidence interval, in the unit of its values."""
+
     low: float
     high: float
-    confidence: float  # achieved; order statistics cannot hit a level exactly
+    confidence: float  # achieved: order statistics reach only some levels
 
 
 def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval | None:
@@ -44,19 +46,19 @@ def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> 
 
 
 def duration_low(low: float) -> float:
-    """The lower end of a duration's interval, where noise takes it below zero. A true duration is
-    above, so that what is cut off never held it: the interval's confidence stays as it is."""
-    return 0.0 if low < 0 else low  # NaN, for no interval, stays
+    """Lower end of a duration's interval, cut at 0. A true duration is positive, so that the cut
+    does not change the interval's confidence."""
+    return 0.0 if low < 0 else low  # NaN (no interval) stays NaN
 
 
 def step_ms(short: int, short_ms: float, long: int, long_ms: float) -> float:
-    """Time of a step from two blocks of `short` and `long` steps: what a block takes beside its
-    steps is in both and drops out."""
+    """Time of a step, in ms: (long_ms - short_ms) / (long - short), of two blocks of `short` and
+    `long` steps. What a block costs beside its steps cancels."""
     return (long_ms - short_ms) / (long - short)
 
 
 def makespans_ms(samples: Samples, kinds: Sequence[str] = COUNTED) -> list[float]:
-    """Of the samples of these kinds: (last end - first start over the ranks) / steps, in ms."""
+    """Makespans per step in ms: (last end - first start over the ranks) / steps."""
     return [span / steps for _, steps, span in _blocks(samples, kinds)]
 
 
@@ -77,21 +79,21 @@ def _blocks(samples: Samples, kinds: Sequence[str]) -> list[tuple[int, int, floa
 
 
 def step_times_ms(samples: Samples) -> list[tuple[int, float]]:
-    """(round, time of a step): of a round's n-th short and n-th long block by their difference;
-    where the length is fixed, of every block its mean."""
+    """(round, time of a step in ms): the difference of a round's n-th short and n-th long block, or
+    the mean of each block of fixed length."""
     fixed = [(number, span / steps) for number, steps, span in _blocks(samples, ("fixed",))]
     shorts: dict[int, list[tuple[int, float]]] = {}
     for number, steps, span in _blocks(samples, ("short",)):
         shorts.setdefault(number, []).append((steps, span))
-    found = fixed
+    times = fixed
     for number, steps, span in _blocks(samples, ("long",)):
         if shorts.get(number):
-            found.append((number, step_ms(*shorts[number].pop(0), steps, span)))
-    return found
+            times.append((number, step_ms(*shorts[number].pop(0), steps, span)))
+    return times
 
 
 def round_medians_ms(samples: Samples) -> dict[int, float]:
-    """The median time of a step in each round, by its number: the unit of the interval."""
+    """Median time of a step by round, in ms; rounds are the unit of the interval."""
     rounds: dict[int, list[float]] = {}
     for number, value in step_times_ms(samples):
         rounds.setdefault(number, []).append(value)
@@ -99,22 +101,21 @@ def round_medians_ms(samples: Samples) -> dict[int, float]:
 
 
 def round_ratios(a: Samples, b: Samples) -> list[float]:
-    """A over B, of every round that both were timed in; a round whose difference of blocks is not
-    positive has no ratio."""
+    """Ratios a / b of the rounds in which both have a positive time of a step."""
     ours, theirs = round_medians_ms(a), round_medians_ms(b)
-    both = [n for n in ours if n in theirs and min(ours[n], theirs[n]) > 0]
-    return [ours[n] / theirs[n] for n in both]
+    common = [n for n in ours if n in theirs and min(ours[n], theirs[n]) > 0]
+    return [ours[n] / theirs[n] for n in common]
 
 
 def metric(record: Record) -> str:
-    """What the record's time of a step is. Times of different metrics are never compared."""
+    """Name of what the record's time of a step is. Different metrics are never compared."""
     if steps := record.measure.get("block"):
         return f"fixed block of {steps} step" + ("s" if steps > 1 else "")
     return STEADY if record.schema > 2 else BLOCK_MEAN
 
 
 def floor_ms(record: Record) -> float | None:
-    """Median makespan of an empty block among the cells' blocks: what the barrier leaves."""
+    """Median makespan, in ms, of an empty block among the cells' blocks: the barrier's cost."""
     if not record.floor:
         return None
     values = makespans_ms(Samples(**record.floor))
@@ -122,99 +123,99 @@ def floor_ms(record: Record) -> float | None:
 
 
 def latency_ms(samples: Samples) -> tuple[float, Interval | None] | None:
-    """One step from a start after a barrier to the last rank's end: median and interval."""
+    """Median and interval, in ms, of one step between a barrier and the last rank's end."""
     values = makespans_ms(samples, ("latency",))
     return (statistics.median(values), median_interval(values)) if values else None
 
 
 def start_ms(samples: Samples, step: float) -> float | None:
-    """What a block costs beside its steps, with `step` the time of a step: the median over the
-    short blocks of their makespan less that of their steps."""
+    """Cost of a block beside its steps, in ms: the median over short blocks of
+    makespan - steps * step, with `step` the time of a step in ms."""
     values = [span - steps * step for _, steps, span in _blocks(samples, ("short",))]
     return statistics.median(values) if values else None
 
 
 def start_growth(samples: Samples, step: float) -> Interval | None:
-    """How much of the time of a step the start may still hold, as a fraction, with an interval.
+    """Bound on the start cost that is still in the time of a step, as a fraction, with an interval.
 
-    What a block costs beside its steps should be the same for one step as for the short block. How
-    much it grows between them bounds how much it grows between the short and the long one, as
-    long as it levels off; that, over the steps between these two, is in the time of a step.
+    What a block costs beside its steps should not depend on its length. As long as it levels off,
+    its growth from one step to the short block bounds its growth from the short to the long one,
+    which, divided by the difference of their steps, is in the time of a step.
     """
     single = {number: span for number, _, span in _blocks(samples, ("latency",))}
     longs = [steps for _, steps, _ in _blocks(samples, ("long",))]
-    found = [
+    growths = [
         (span - single[number] - (steps - 1) * step) / ((longs[0] - steps) * step)
         for number, steps, span in _blocks(samples, ("short",))
         if number in single and longs and step > 0
     ]
-    return median_interval(found)
+    return median_interval(growths)
 
 
 def anchor_medians_ms(record: Record) -> dict[str, float]:
-    """Median of the wave's anchor cell, first, middle and last, as far as they were taken."""
-    found = {}
+    """Median, in ms, of the wave's anchor cell by place, where it was taken."""
+    medians = {}
     for place in ("first", "middle", "last"):
         values = makespans_ms(Samples(**(record.anchors or {}).get(place, {})))
         if values:
-            found[place] = statistics.median(values)
-    return found
+            medians[place] = statistics.median(values)
+    return medians
 
 
 def drift(record: Record) -> float | None:
-    """Largest over smallest anchor median, minus 1: how far the machine moved during the wave.
+    """Largest over smallest anchor median, minus 1: how far the machine drifted during the wave.
 
-    0 where the anchors' samples overlap everywhere: with six samples their range is a 97% interval
-    of the median, so a difference within it is noise.
+    0 where the ranges of all anchors overlap: the range of six samples is a 97% interval of the
+    median, so that a difference within it is noise.
     """
-    taken = [makespans_ms(Samples(**found)) for found in _anchors(record)]
-    ranges = sorted((min(values), max(values)) for values in taken if values)
+    makespans = [makespans_ms(Samples(**columns)) for columns in _anchors(record)]
+    ranges = sorted((min(values), max(values)) for values in makespans if values)
     if len(ranges) < 2:
         return None
     if max(low for low, _ in ranges) <= min(high for _, high in ranges):
         return 0.0
-    medians = [statistics.median(values) for values in taken if values]
+    medians = [statistics.median(values) for values in makespans if values]
     return max(medians) / min(medians) - 1
 
 
 def _anchors(record: Record) -> list[dict[str, Any]]:
-    found = record.anchors or {}
-    return [found[place] for place in ("first", "middle", "last") if place in found]
+    anchors = record.anchors or {}
+    return [anchors[place] for place in ("first", "middle", "last") if place in anchors]
 
 
 def timed_ns(samples: Samples) -> int:
-    """Wall time spent inside samples of every kind."""
+    """Wall time, in ns, inside samples of every kind."""
     return sum(map(max, samples.end_ns)) - sum(map(min, samples.start_ns))
 
 
 def flags(record: Record) -> list[str]:
-    """Everything that limits what the record may be used to claim, in a fixed order."""
-    found = []
+    """Names of all that limits what the record may be used to claim, in a fixed order."""
+    names = []
     place = record.cell.placement
     known = (record.environment.get(name) for name in ("cores", "cpu_quota"))
     cores = min(filter(None, known), default=0)
     local = record.environment.get("local_ranks") or place.world_size
     if place.device == "cpu" and cores and local * place.threads > cores:
-        found.append("oversubscribed")
+        names.append("oversubscribed")
     if record.cell.layer.topk != record.cell.layer.topk_requested:
-        found.append("clamped")
+        names.append("clamped")
     floor = floor_ms(record)
     blocks = [span for _, _, span in _blocks(record.samples, ("long", "fixed"))]
     if blocks and floor is not None and statistics.median(blocks) < FLOOR_MULTIPLE * floor:
-        found.append("under_floor")
+        names.append("under_floor")
     rounds = round_medians_ms(record.samples)
     if rounds:
         growth = start_growth(record.samples, statistics.median(rounds.values()))
         if growth and growth.low > GROWTH_LIMIT:
-            found.append("start_grows")
+            names.append("start_grows")
     if record.warmup and not record.warmup.get("steady", True):
-        found.append("no_steady_state")
+        names.append("no_steady_state")
     moved = drift(record)
     if moved is not None and moved > DRIFT_THRESHOLD:
-        found.append("drift")
+        names.append("drift")
     if record.stop and record.stop.get("rule") in ("maximum", "wall", "interrupted"):
-        found.append(f"stopped_by_{record.stop['rule']}")
-    return found
+        names.append(f"stopped_by_{record.stop['rule']}")
+    return names
 
 
 def _deviation(values: Sequence[float], mean: float) -> float:
@@ -223,12 +224,12 @@ def _deviation(values: Sequence[float], mean: float) -> float:
 
 
 def headline(record: Record) -> dict[str, Any]:
-    """The figures every reader shows: durations in ms per step, throughput in tokens per second.
+    """The figures that every reader shows: durations in ms per step, throughput in tokens/s.
 
-    Empty unless the record is of a correct, measured cell. `median_*` come from the medians of
-    rounds; `avg_duration_ms` is the mean over all times of a step and
-    avg_throughput = batch_size / (avg_duration_ms / 1000), None where noise has taken the mean to
-    zero or below. Latency, start and its growth are None where the length of a block is fixed.
+    Empty unless the cell was measured and correct. `median_*` come from the medians of rounds;
+    `avg_duration_ms` is the mean over all times of a step and
+    avg_throughput = batch_size / (avg_duration_ms / 1000), None where noise makes the mean zero or
+    negative. Latency, start and its growth are None with a fixed block length.
     """
     values = [value for _, value in step_times_ms(record.samples)]
     if record.outcome != "measured" or not values or not (record.gate or {}).get("ok"):

@@ -1,6 +1,6 @@
-"""What a sweep's folder holds: its plan, the attempts at every cell, and their state. Torch-free.
+"""Contents of a sweep's folder: its plan, all attempts at every cell, their state. Torch-free.
 
-Every attempt is kept beside those before it, under its launch's number.
+Every attempt is kept, under its launch's number.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Version = tuple[Any, ...]
 
 @dataclass
 class Past:
-    """What a folder holds: records by cell id, in order of launch, and files that are none."""
+    """Records by cell id, in order of launch, and errors of damaged files."""
 
     records: dict[str, list[Record]] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
@@ -29,7 +29,7 @@ class Past:
 
 
 class CellState(NamedTuple):
-    """A planned cell, its state, and the newest log on it."""
+    """A planned cell, its state, and its newest log."""
 
     cell_id: str
     strategy: str
@@ -43,7 +43,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
 
 
 def config_path(folder: Path, cell_id: str) -> Path:
-    """Where a cell's resolved config is kept."""
+    """Path of a cell's resolved config."""
     return folder / "cells" / cell_id / ".hydra" / "config.json"
 
 
@@ -53,7 +53,7 @@ def read_config(folder: Path, cell_id: str) -> dict[str, Any]:
 
 
 def read_past(folder: Path) -> Past:
-    """All attempts, without their figures. Damaged records are named and left where they are; their
+    """All attempts, without their figures. Damaged records are listed and left in place; their
     cells count as missing."""
     past = Past()
     numbers = [int(p.name) for p in folder.glob("launches/*") if p.name.isdigit()]
@@ -74,19 +74,20 @@ def read_past(folder: Path) -> Past:
 
 
 def _without_figures(attempt: Record) -> Record:
-    """Which attempt it was and how it ended: a sweep may have tens of thousands."""
+    """Only what tells attempts apart and how they ended: a sweep may have tens of thousands."""
     attempt.samples = record.Samples()
     attempt.floor = attempt.anchors = attempt.phases = attempt.calibration = None
     return attempt
 
 
-def is_current(one: Record, here: Version) -> bool:
-    """Whether this version would have measured the same: its records mean what ours do."""
-    return one.schema in record.COMPARABLE and version_of(one.environment) == here
+def is_current(one: Record, version: Version) -> bool:
+    """Whether this code on this machine would measure the same: same meaning of a time, and same
+    version."""
+    return one.schema in record.COMPARABLE and version_of(one.environment) == version
 
 
 def version_of(environment: Mapping[str, Any]) -> Version:
-    """What must be alike for two attempts at a cell to be pooled: code, libraries, machine."""
+    """What must be equal for attempts at a cell to be pooled: code, libraries, machine."""
     git, versions = environment.get("git") or {}, environment.get("versions") or {}
     machine = (environment.get("host"), environment.get("cpu_model"), environment.get("cores"))
     code = git.get("sha") or versions.get("project")
@@ -94,28 +95,28 @@ def version_of(environment: Mapping[str, Any]) -> Version:
 
 
 def version_here(clone: Path | None) -> Version:
-    """Of this machine and the code of the clone, or that is installed."""
+    """Version of this machine and of the clone's code; None: of the installed package."""
     return version_of({**environment.capture(), "git": environment.git_state(clone)})
 
 
-def cells(folder: Path, here: Version) -> list[CellState]:
-    """Every planned cell of a folder; raises OSError or ValueError for a damaged plan."""
+def cells(folder: Path, version: Version) -> list[CellState]:
+    """State of every planned cell; raises OSError or ValueError for a damaged plan."""
     past = read_past(folder)
     states = []
     for planned in read_plan(folder)["cells"]:
         cell_id = str(planned["cell_id"])
         attempts = past.records.get(cell_id, [])
-        known = state(attempts, here, _launches(folder, cell_id))
+        status = state(attempts, version, _launches(folder, cell_id))
         log = next((str(one.error["log"]) for one in reversed(attempts) if one.error), "")
         if not log and attempts:
             log = f"launches/{attempts[-1].launch}/logs"
         name = str(planned["cell"]["strategy"]["name"])
-        states.append(CellState(cell_id, name, known, str(folder / log) if log else ""))
+        states.append(CellState(cell_id, name, status, str(folder / log) if log else ""))
     return states
 
 
 def _launches(folder: Path, cell_id: str) -> int:
-    """How many launches the cell was to have; one where its config cannot be read."""
+    """Planned launches of a cell; 1 where its config cannot be read."""
     try:
         config = read_config(folder, cell_id)
         return int(config["measure"]["launches"])
@@ -123,7 +124,7 @@ def _launches(folder: Path, cell_id: str) -> int:
         return 1
 
 
-def state(attempts: Sequence[Record], here: Version, launches: int) -> str:
+def state(attempts: Sequence[Record], version: Version, launches: int) -> str:
     """missing | failed | wrong | stale | measured, by the newest attempts."""
     ended = [one for one in attempts if one.outcome != "interrupted"]
     if not ended:
@@ -131,7 +132,7 @@ def state(attempts: Sequence[Record], here: Version, launches: int) -> str:
     measured = [one for one in ended if one.outcome == "measured"]
     if not measured:
         return ended[-1].outcome
-    current = [one for one in measured if is_current(one, here)]
+    current = [one for one in measured if is_current(one, version)]
     if len(current) < len(measured):
         return "measured" if len(current) >= launches else "stale"
     return "measured" if len(measured) >= launches else "missing"

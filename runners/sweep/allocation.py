@@ -1,10 +1,10 @@
-"""Cells that share an allocation of Slurm, and what is written of them. Torch-free.
+"""Cells that share a Slurm allocation, and the files that describe them. Torch-free.
 
 slurm/<group>.json         {cells: [cell id], mode, interface}: what the allocation measures; the
                            cells themselves are in plan.json and their configs
-slurm/<group>.result.json  how the allocation's sweep ended, where it came to its end
+slurm/<group>.result.json  how the allocation's sweep ended, if it did
 slurm/jobs.json            {group: job id}
-slurm/trace-...            recorded routings that cells ask for, as ranks read them
+slurm/trace-...            recorded routings of the cells, as ranks read them
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FOLDER = "slurm"
 
 
 def group_name(placement: RankLayout) -> str:
-    """Of the allocation that cells share: all that decides its shape, and the backend."""
+    """Name of the allocation that cells share: its shape, and the backend."""
     p = placement
     return f"{p.nodes}x{p.ranks_per_node}-{p.backend}-{p.threads}threads"
 
@@ -51,7 +51,7 @@ def result_path(sweep_dir: Path, group: str) -> Path:
 
 
 def save(sweep_dir: Path, group: str, jobs: Sequence[Job], mode: str, interface: str) -> None:
-    """Names the cells of an allocation; their recorded routings lie beside."""
+    """Writes the list of an allocation's cells, and their recorded routings beside it."""
     content = {"cells": [job.cell_id for job in jobs], "mode": mode, "interface": interface}
     (sweep_dir / FOLDER).mkdir(parents=True, exist_ok=True)
     routing_trace.freeze([job.trace for job in jobs if job.trace], sweep_dir / FOLDER)
@@ -59,8 +59,8 @@ def save(sweep_dir: Path, group: str, jobs: Sequence[Job], mode: str, interface:
 
 
 def load(sweep_dir: Path, group: str) -> tuple[list[Job], Settings, str]:
-    """The allocation's jobs, its settings, which resume what the folder has, and the network
-    interface. Raises OSError and ValueError for files that are not as they were written."""
+    """The allocation's jobs, settings (which resume what the folder has) and network interface.
+    Raises OSError and ValueError for files that are not as they were written."""
     content = json.loads(group_path(sweep_dir, group).read_text("utf-8"))
     plan = read_plan(sweep_dir)
     planned = {str(one["cell_id"]): one for one in plan["cells"]}
@@ -84,15 +84,15 @@ def _job(sweep_dir: Path, planned: dict[str, Any]) -> Job:
 
 
 def _trace(cell: Cell, sweep_dir: Path) -> routing_trace.Trace | None:
-    """The cell's trace, as it was frozen; raises ValueError where its content is another."""
-    wanted = cell.workload.trace_sha256
-    if not wanted:
+    """The cell's trace, as it was frozen; raises ValueError where its content has changed."""
+    sha256 = cell.workload.trace_sha256
+    if not sha256:
         return None
-    path = sweep_dir / FOLDER / routing_trace.file_name(wanted)
+    path = sweep_dir / FOLDER / routing_trace.file_name(sha256)
     rows = path.read_bytes()
-    if hashlib.sha256(rows).hexdigest() != wanted:
+    if hashlib.sha256(rows).hexdigest() != sha256:
         raise ValueError(f"{path}: not what was frozen; queue the sweep again")
-    return routing_trace.Trace(rows, len(rows) // (4 * cell.layer.topk), wanted)
+    return routing_trace.Trace(rows, len(rows) // (4 * cell.layer.topk), sha256)
 
 
 def save_result(sweep_dir: Path, group: str, result: SweepResult) -> None:
@@ -102,7 +102,7 @@ def save_result(sweep_dir: Path, group: str, result: SweepResult) -> None:
 
 
 def take_result(sweep_dir: Path, group: str, result: SweepResult) -> bool:
-    """Adds what an allocation's sweep ended with; False where it has not come to its end."""
+    """Adds the result of an allocation's sweep; False where it has not ended."""
     try:
         content = json.loads(result_path(sweep_dir, group).read_text("utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""From the ranks' lines to records. Torch-free."""
+"""Ranks' log lines -> records. Torch-free."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from runners.records import stats
 from runners.records.rank_log import RankReader, rank_path
 from runners.records.record import KINDS, Record, Samples
 
-PLACES = ("first", "middle", "last")  # of anchors in a wave
+PLACES = ("first", "middle", "last")  # of anchor samples in a wave
 LOST_PEER = re.compile(r"closed by peer|reset by peer|Connection (was )?(closed|reset)", re.I)
 
 
 @dataclass
 class RankLines:
-    """What one rank has said so far."""
+    """The parsed lines of one rank so far."""
 
     reader: RankReader
     samples: dict[tuple[int, str], list[dict[str, Any]]] = field(
@@ -39,13 +39,13 @@ class RankLines:
     exited: bool = False
 
     def update(self) -> None:
-        for line in self.reader.new():
+        for line in self.reader.new_lines():
             try:
-                self._take(line.pop("event"), line)
+                self._parse(line.pop("event"), line)
             except (KeyError, TypeError, ValueError):  # a line of another version
                 self.reader.damaged += 1
 
-    def _take(self, event: str, line: dict[str, Any]) -> None:
+    def _parse(self, event: str, line: dict[str, Any]) -> None:
         if event == "sample":
             self.samples[line["cell"], line["kind"]].append(line)
         elif event == "info":
@@ -83,36 +83,36 @@ class Assembler:
         for rank in self.ranks:
             rank.update()
 
-    def sampled(self) -> bool:
-        """Whether a rank has timed a cell of a wave that has not become records yet."""
+    def has_samples(self) -> bool:
+        """Whether a rank has timed a cell of a wave that has no records yet."""
         return any(kind in KINDS for rank in self.ranks for _, kind in rank.samples)
 
     def wave_ended(self, wave: int) -> bool:
         return all(wave in rank.waves_ended for rank in self.ranks)
 
-    def forget(self, wave: int) -> None:
-        """What the ranks said of a wave, floor included: the records have it, and it would grow."""
-        gone = {-1, *self.plan.waves[wave]}
+    def free_wave(self, wave: int) -> None:
+        """Frees the wave's buffered samples once its records are written."""
+        indices = {-1, *self.plan.waves[wave]}
         for rank in self.ranks:
-            for index in gone & rank.info.keys():
+            for index in indices & rank.info.keys():
                 del rank.info[index]
-            for key in [key for key in rank.samples if key[0] in gone]:
+            for key in [key for key in rank.samples if key[0] in indices]:
                 del rank.samples[key]
 
     def record(self, index: int, wave: int, calibration: dict[str, Any] | None) -> Record:
-        """The record of one cell as far as the ranks have come; outcome measured, wrong or
-        interrupted (the caller knows of failures)."""
+        """The record of one cell from the lines so far; outcome measured, wrong or interrupted (the
+        caller knows of failures)."""
         job, measure, first = self.jobs[index], self.plan.measure, self.ranks[0]
         info = first.info[index]
         samples = self._samples(index)
         rounds = len(stats.round_medians_ms(samples))
         rule = first.stop_rules.get(wave, "interrupted")
-        gate, notes = self._gate(index), [*job.notes, *self._damage()]
+        verification, notes = self._verification(index), [*job.notes, *self._damage_notes()]
         outcome = "measured" if rounds >= measure.rounds_min else "interrupted"
         wrong = self._wrong(index)
         if wrong:
             outcome, samples = "wrong", Samples()
-        elif outcome == "measured" and "after" not in (gate or {}):
+        elif outcome == "measured" and "after" not in (verification or {}):
             notes.append("it ended before it was checked again on other tokens")
         return Record(
             key=job.key,
@@ -123,7 +123,7 @@ class Assembler:
             sweep=self.sweep,
             outcome=outcome,
             notes=notes,
-            gate=gate,
+            gate=verification,
             samples=samples,
             floor=asdict(self._columns(["floor"], -1)),
             stop={"rule": rule, "rounds": rounds, "target": measure.precision},
@@ -142,126 +142,129 @@ class Assembler:
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
 
-    def _gate(self, index: int) -> dict[str, Any] | None:
-        """The check before timing, and what came of it later."""
+    def _verification(self, index: int) -> dict[str, Any] | None:
+        """The verification before timing, with later results merged in."""
         info = self.ranks[0].info[index]
         if not info.get("gate"):
             return None
-        found, after = dict(info["gate"]), info.get("gate_after")
+        check, after = dict(info["gate"]), info.get("gate_after")
         if after:
-            found["after"] = after
+            check["after"] = after
             if not after["ok"]:
-                found |= {"ok": False, "detail": f"checked again after timing: {after['detail']}"}
+                check |= {"ok": False, "detail": f"checked again after timing: {after['detail']}"}
         for number, rank in enumerate(self.ranks):
             if changed := rank.info[index].get("changed"):
                 text = f"{changed['text']} on rank {number}, {changed['when']}"
-                found |= {"ok": False, "detail": f"right at first, then {text}", "changed": changed}
+                check |= {"ok": False, "detail": f"right at first, then {text}", "changed": changed}
                 break
-        return found
+        return check
 
     def _wrong(self, index: int) -> bool:
-        gate = self._gate(index)
-        return gate is not None and not gate["ok"]
+        verification = self._verification(index)
+        return verification is not None and not verification["ok"]
 
-    def _damage(self) -> list[str]:
-        found = [(n, rank.reader.damaged) for n, rank in enumerate(self.ranks)]
-        return [f"{lines} damaged lines of rank {n} were left out" for n, lines in found if lines]
+    def _damage_notes(self) -> list[str]:
+        damaged = [(n, rank.reader.damaged) for n, rank in enumerate(self.ranks)]
+        return [f"{lines} damaged lines of rank {n} were left out" for n, lines in damaged if lines]
 
     def _samples(self, index: int) -> Samples:
         return self._columns(KINDS, index)
 
     def _columns(self, kinds: Iterable[str], index: int) -> Samples:
-        """Samples that every rank has written; a rank's own start and end side by side. Those of
-        the floor and of anchors count as blocks of a fixed length."""
-        found, node_of = Samples(), self.ranks[0].launch.get("nodes", ())
+        """Samples that every rank has written, with starts and ends by rank. Those of the floor and
+        of anchors count as blocks of a fixed length."""
+        columns, node_of = Samples(), self.ranks[0].launch.get("nodes", ())
         for kind in kinds:
-            for row in _rows([rank.samples[index, kind] for rank in self.ranks]):
-                starts, ends = topology.on_one_clock(
+            for row in _paired_lines([rank.samples[index, kind] for rank in self.ranks]):
+                starts, ends = topology.align_clocks(
                     [line["start_ns"] for line in row], [line["end_ns"] for line in row], node_of
                 )
-                found.round.append(row[0]["round"])
-                found.position.append(row[0]["position"])
-                found.steps.append(row[0]["steps"])
-                found.kind.append(kind if kind in KINDS else "fixed")
-                found.start_ns.append(starts)
-                found.end_ns.append(ends)
-        return found
+                columns.round.append(row[0]["round"])
+                columns.position.append(row[0]["position"])
+                columns.steps.append(row[0]["steps"])
+                columns.kind.append(kind if kind in KINDS else "fixed")
+                columns.start_ns.append(starts)
+                columns.end_ns.append(ends)
+        return columns
 
     def _anchors(self, wave: int) -> dict[str, Any] | None:
-        """Of the cell that was it most often: where one turns out wrong, another follows."""
+        """Of the cell that was the anchor most often: a wrong one is replaced during the wave."""
         anchors: dict[str, Any] = {}
         for index in self.plan.waves[wave]:
             if self._wrong(index):
                 continue
             columns = {place: self._columns([f"anchor-{place}"], index) for place in PLACES}
-            found = {place: asdict(part) for place, part in columns.items() if part.round}
-            if len(found) + 1 > max(len(anchors), 1):
-                anchors = {"key": self.jobs[index].key, **found}
+            taken = {place: asdict(part) for place, part in columns.items() if part.round}
+            if len(taken) + 1 > max(len(anchors), 1):
+                anchors = {"key": self.jobs[index].key, **taken}
         return anchors or None
 
     def _per_rank(self, index: int, name: str) -> list[Any] | None:
-        found = [rank.info[index].get(name) for rank in self.ranks]
-        return found if all(value is not None for value in found) else None
+        values = [rank.info[index].get(name) for rank in self.ranks]
+        return values if all(value is not None for value in values) else None
 
     def _phases(self, index: int) -> dict[str, Any] | None:
-        found = self._per_rank(index, "phases")
-        if not found:
+        phases = self._per_rank(index, "phases")
+        if not phases:
             return None
         return {
-            "passes": found[0]["passes"],
-            "per_rank_ns": [rank["per_phase_ns"] for rank in found],
-            "total_ns": [rank["total_ns"] for rank in found],
+            "passes": phases[0]["passes"],
+            "per_rank_ns": [rank["per_phase_ns"] for rank in phases],
+            "total_ns": [rank["total_ns"] for rank in phases],
         }
 
     def _environment(self, wave: int) -> dict[str, Any]:
-        found = topology.environment([rank.launch for rank in self.ranks])
-        found["pinned"] = [rank.launch.get("pinned") for rank in self.ranks]
-        found["after"] = [rank.waves_ended.get(wave) for rank in self.ranks]
-        return found
+        environment = topology.environment([rank.launch for rank in self.ranks])
+        environment["pinned"] = [rank.launch.get("pinned") for rank in self.ranks]
+        environment["after"] = [rank.waves_ended.get(wave) for rank in self.ranks]
+        return environment
 
-    def culprit(self, failures: list[dict[str, Any]]) -> tuple[int, int, str]:
-        """(rank, cell, message) of what ended the launch.
+    def find_cause(self, failures: list[dict[str, Any]]) -> tuple[int, int, str]:
+        """(rank, cell, message) of what ended the launch, by the first rule that applies:
 
-        In this order: a rank killed by a signal (but one that has said what went wrong can abort
-        on its way out), one that failed without a word (the watchdog ends it so), the earliest
-        error that is not the loss of a peer, a rank that left early.
+        1. A rank was killed by a signal and has logged no error of its own (one that has logged an
+           error can abort on its way out).
+        2. A rank exited with an error code and no error logged: the watchdog ends it so.
+        3. The earliest error that is not the loss of a peer.
+        4. A rank ended early with no error logged.
+        5. The earliest error.
         """
         errors = sorted((r.error["clock_ns"], n) for n, r in enumerate(self.ranks) if r.error)
-        own = [n for _, n in errors if not LOST_PEER.search(self._message(n))]
+        own_errors = [n for _, n in errors if not LOST_PEER.search(self._message(n))]
         for failure in failures:
             signalled = failure["exitcode"] < 0 and failure["exitcode"] != -15
-            if signalled and failure["rank"] not in own:
-                return self._blame(failure["rank"], f"died of signal {-failure['exitcode']}")
+            if signalled and failure["rank"] not in own_errors:
+                return self._cause(failure["rank"], f"died of signal {-failure['exitcode']}")
         silent = [n for n, r in enumerate(self.ranks) if r.error is None and not r.exited]
         codes = {f["rank"]: f["exitcode"] for f in failures if f["exitcode"] > 0}
         for rank in silent:
             if rank in codes:
                 stage = self.ranks[rank].stage
-                return self._blame(rank, f"ended with exit code {codes[rank]} during {stage}")
-        if own:
-            return self._blame(own[0], self._message(own[0]))
+                return self._cause(rank, f"ended with exit code {codes[rank]} during {stage}")
+        if own_errors:
+            return self._cause(own_errors[0], self._message(own_errors[0]))
         if silent:
-            return self._blame(silent[0], f"ended early during {self.ranks[silent[0]].stage}")
+            return self._cause(silent[0], f"ended early during {self.ranks[silent[0]].stage}")
         first = errors[0][1] if errors else 0
-        return self._blame(first, self._message(first) if errors else "ended without a word")
+        return self._cause(first, self._message(first) if errors else "ended without a word")
 
     def _message(self, rank: int) -> str:
         return str((self.ranks[rank].error or {}).get("message", ""))
 
-    def _blame(self, rank: int, what: str) -> tuple[int, int, str]:
+    def _cause(self, rank: int, what: str) -> tuple[int, int, str]:
         return rank, self.ranks[rank].cell, f"rank {rank} {what}"
 
 
-def _rows(ranks: list[list[dict[str, Any]]]) -> Iterator[tuple[dict[str, Any], ...]]:
-    """The ranks' lines of the same sample together. Of a round's samples of a cell all ranks have
-    all, or none counts: with a line lost, what follows would be paired with what it is not."""
+def _paired_lines(ranks: list[list[dict[str, Any]]]) -> Iterator[tuple[dict[str, Any], ...]]:
+    """The ranks' lines of the same sample, together. A round's samples of a cell count only where
+    all ranks have equally many: after a lost line the rest would be paired wrongly."""
     places: list[dict[tuple[int, int], list[dict[str, Any]]]] = []
     for lines in ranks:
-        mine: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        by_place: dict[tuple[int, int], list[dict[str, Any]]] = {}
         for line in lines:
-            mine.setdefault((line["round"], line["position"]), []).append(line)
-        places.append(mine)
+            by_place.setdefault((line["round"], line["position"]), []).append(line)
+        places.append(by_place)
     for place in places[0]:
-        together = [mine.get(place, []) for mine in places]
-        if len({len(lines) for lines in together}) == 1:
-            yield from zip(*together, strict=True)
+        same_place = [by_place.get(place, []) for by_place in places]
+        if len({len(lines) for lines in same_place}) == 1:
+            yield from zip(*same_place, strict=True)

@@ -1,4 +1,4 @@
-"""From composed configs to a validated sweep: the step between Hydra and the launches."""
+"""From composed configs to a validated sweep: between Hydra and the launches."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from moe.spec import RankLayout
 from runners.config.hosts import hosts_of, node_of
 from runners.config.resolution import Composed
 from runners.config.schema import check_shape, value
-from runners.config.validate import listed, validate
+from runners.config.validate import format_errors, validate
 from runners.errors import ConfigError
 from runners.host import environment
-from runners.host.inherited import of_ranks
+from runners.host.inherited import inherited_by_ranks
 from runners.host.machine import this_machine
 from runners.launch.hosts import join, starting
 from runners.plan import Job
@@ -28,59 +28,59 @@ from runners.sweep.result import SweepResult
 from runners.sweep.settings import settings_of
 from runners.sweep.sweep import Sweep
 
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # of ranks: threads=N sets them
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # set for ranks by threads=N
 
 
 def run_composed(
     composed: Sequence[Composed],
     sweep_dir: Path,
     command: str,
-    begins: Callable[[], None] = lambda: None,
+    on_begin: Callable[[], None] = lambda: None,
     launcher: Mapping[str, Any] | None = None,
-    when_measured: Callable[[], None] = lambda: None,
+    on_measured: Callable[[], None] = lambda: None,
 ) -> tuple[SweepResult, list[str]]:
     """Validates all configs, then measures; the outcome of each ("invalid" for those skipped).
 
-    Raises ConfigError listing every impossible cell, before anything is started; `begins` is
-    called when nothing that the user wrote can be at fault any more, `when_measured`, on one host
-    without a scheduler, when all records are on disk and their W&B runs are still to be written.
+    Raises ConfigError listing every impossible cell, before anything starts. `on_begin` is called
+    when the user's input can no longer be at fault; `on_measured`, on one host without a
+    scheduler, when all records are on disk and their W&B runs are still to be written.
     """
     progress = Progress()
     for config, _ in composed:
         check_shape(config)
     first = composed[0].config
     settings = settings_of(first, sweep_dir, command)
-    slurm = clusters.of_launcher(launcher or {})
+    slurm = clusters.slurm_options(launcher or {})
     hosts = hosts_of(first)
     machine = clusters.machine(slurm) if slurm else this_machine()
     jobs, errors = validate(composed, machine)
     if errors and not (value(first, "on_invalid") == "skip" and jobs):
-        raise ConfigError(listed(errors))
+        raise ConfigError(format_errors(errors))
     for number, error in errors.items():
-        progress.say(f"skipped: {' '.join(composed[number].overrides)}: {error}")
+        progress.print_line(f"skipped: {' '.join(composed[number].overrides)}: {error}")
     if hosts.node_rank:
-        begins()
+        on_begin()
         outcome = "measured" if join(sweep_dir, hosts) else "failed"
         return SweepResult(sweep_dir, {"host": outcome}, joined=True), ["joined"] * len(composed)
     cores = node_of(first, machine).cores
-    wanted = list(jobs.values())
-    announce(wanted, progress, cores, limits.beside(sweep_dir))
+    runnable = list(jobs.values())
+    announce(runnable, progress, cores, limits.folder_of(sweep_dir))
     if left_out := not_passed(os.environ, settings.pass_env):
         names = ", ".join(left_out)
-        progress.say(
+        progress.print_line(
             f"note: set here, but not for the ranks: {names}; "
             f"to hand on: hosts.pass_env=[{','.join(left_out)}]"
         )
     if slurm:
         with resume.locked(sweep_dir / clusters.FOLDER):
             new_or_resumed(settings)
-            result = clusters.SlurmSweep(wanted, settings, progress, slurm, hosts.interface).run()
+            result = clusters.SlurmSweep(runnable, settings, progress, slurm, hosts.interface).run()
     else:
         with resume.locked(sweep_dir), starting(sweep_dir, hosts) as start:
             new_or_resumed(settings)
-            begins()
-            sweep = Sweep(wanted, settings, progress, start)
-            sweep.when_measured = when_measured
+            on_begin()
+            sweep = Sweep(runnable, settings, progress, start)
+            sweep.on_measured = on_measured
             result = sweep.run()
     result.skipped = len(errors)
     outcomes = dict.fromkeys(errors, "invalid")
@@ -89,42 +89,42 @@ def run_composed(
 
 
 def not_passed(variables: Mapping[str, str], pass_env: Sequence[str]) -> list[str]:
-    """Variables of libraries that compute, which the user may think that the ranks have too."""
-    passed = of_ranks(variables, pass_env)
+    """Variables of computing libraries that are set here but not passed to the ranks."""
+    passed = inherited_by_ranks(variables, pass_env)
     return sorted(n for n in environment.variables(variables) if n not in (*passed, *THREADS))
 
 
 def announce(jobs: Sequence[Job], progress: Progress, cores: int, calibrations: Path) -> None:
-    """Says before measuring what the user should know: clamped cells, oversubscribed ranks.
-    `calibrations` is the folder of this machine's."""
+    """Prints notes before measuring: changed cells, oversubscribed ranks. `calibrations` is the
+    folder of this machine's calibrations."""
     for job in jobs:
         for note in job.notes:
-            progress.say(f"note: {title(job.cell, job.label)}: {note}")
+            progress.print_line(f"note: {title(job.cell, job.label)}: {note}")
     places = {job.cell.placement for job in jobs if job.cell.placement.device == "cpu"}
     crowded = [p for p in places if p.ranks_per_node * p.threads > cores]
     if crowded:
         over = sorted({p.ranks_per_node for p in crowded})
-        progress.say(
+        progress.print_line(
             f"note: oversubscribed: {', '.join(map(str, over))} ranks share {cores} cores, so "
             "times include waiting for a core and say nothing about scaling; "
-            f"use world_size<={cores}, or backend=mpi, {_mpi_gives(crowded, calibrations)}"
+            f"use world_size<={cores}, or backend=mpi, {_mpi_comparison(crowded, calibrations)}"
         )
 
 
-def _mpi_gives(crowded: Sequence[RankLayout], calibrations: Path) -> str:
-    """What small messages cost on both, where this machine has been calibrated on both."""
+def _mpi_comparison(crowded: Sequence[RankLayout], calibrations: Path) -> str:
+    """Cost of a small all-reduce on both backends, where this machine was calibrated on both."""
     gloo = [p for p in crowded if p.backend == "gloo" and p.nodes == 1]
     if not gloo:
         return "whose ranks wait less"
     place = max(gloo, key=lambda p: p.world_size)
-    both = [replace(place, backend=backend) for backend in ("mpi", "gloo")]
-    if all(limits.any_cached(calibrations, one) for one in both):
+    pair = [replace(place, backend=backend) for backend in ("mpi", "gloo")]
+    if all(limits.any_cached(calibrations, one) for one in pair):
         fingerprint = environment.fingerprint(environment.capture())
-        mpi_s, gloo_s = (limits.small_message_s(calibrations, fingerprint, one) for one in both)
+        mpi_s, gloo_s = (limits.small_message_s(calibrations, fingerprint, one) for one in pair)
         if mpi_s and gloo_s:
             return (
                 f"on which a small all-reduce of {place.world_size} ranks took "
                 f"{1e3 * mpi_s:.2g} ms here, on gloo {1e3 * gloo_s:.2g} ms"
             )
-    again = f"python -m runners.calibrate --ranks {place.world_size} --threads {place.threads}"
-    return f"whose ranks wait less ({again} --backend mpi measures how much)"
+    command = f"python -m runners.calibrate --ranks {place.world_size} --threads {place.threads}"
+    return f"whose ranks wait less ({command} --backend mpi measures how much)"

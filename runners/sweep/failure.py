@@ -1,29 +1,34 @@
-"""Why a launch ended: which rank, in which cell, in words. Torch-free."""
+"""Why a launch ended: rank, cell and message. Torch-free."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import NamedTuple
 
-from runners.launch.local import Started
+from runners.launch.local import LaunchProcess
 from runners.sweep.assemble import Assembler
 
 WATCHDOG = "Timeout ("  # what faulthandler writes above the stacks
-WAITING = ("distributed_c10d.py", "mpi_backend.py")  # frames of a rank that waits for others
+WAITING = ("distributed_c10d.py", "mpi_backend.py")  # stack frames of a rank that waits for others
 STACKS_BYTES = 1 << 20
 
 
 class Failure(NamedTuple):
+    """The cause of a launch's end."""
+
     rank: int
-    cell: int  # -1: no cell's doing
+    cell: int  # -1: no cell is the cause
     message: str
 
 
-def find(lines: Assembler, started: Started, silent_s: float) -> Failure:
-    """`silent_s` is how long the launcher waited for a word before it ended the launch, else 0.
+def find(lines: Assembler, started: LaunchProcess, silent_s: float) -> Failure:
+    """The cause of a launch's end, by the first rule that applies. `silent_s` is how long the
+    launcher waited for a line before it ended the launch, else 0.
 
-    The ranks' parent dying is no cell's doing; ranks that stood still are told apart by their
-    stacks; all else is told by exit codes and by what the ranks have said.
+    1. The ranks' parent was killed by a signal: no cell is the cause.
+    2. No rank got beyond its start: no cell is the cause.
+    3. Ranks hung, by `silent_s` or a watchdog's stacks: the rank that does not wait for others.
+    4. Otherwise exit codes and logged errors decide: Assembler.find_cause.
     """
     if sign := started.killed_by():
         return Failure(0, -1, f"the ranks' parent died of signal {sign}")
@@ -31,16 +36,16 @@ def find(lines: Assembler, started: Started, silent_s: float) -> Failure:
         waited = f" within {silent_s:g} s" if silent_s else ""
         return Failure(0, -1, f"the ranks did not start{waited}: {_last_line(started.log_path(0))}")
     stacks = {n: _stacks(started.log_path(n)) for n in range(len(lines.ranks))}
-    noticed = [rank for rank, text in stacks.items() if WATCHDOG in text]
-    if not silent_s and not noticed:
-        rank, cell, message = lines.culprit(started.failures())
+    timed_out = [rank for rank, text in stacks.items() if WATCHDOG in text]
+    if not silent_s and not timed_out:
+        rank, cell, message = lines.find_cause(started.failures())
         return Failure(rank, cell, message)
     stuck = [n for n, text in stacks.items() if text and not any(w in text for w in WAITING)]
-    rank = (stuck or noticed or [0])[0]
+    rank = (stuck or timed_out or [0])[0]
     limit_s = silent_s or lines.plan.measure.cell_limit_s
-    said, stage = lines.ranks[rank], lines.ranks[rank].stage
+    stalled, stage = lines.ranks[rank], lines.ranks[rank].stage
     message = f"rank {rank} stood still for {limit_s:g} s during {stage}; stacks in the ranks' logs"
-    return Failure(rank, said.cell, message)
+    return Failure(rank, stalled.cell, message)
 
 
 def _last_line(path: Path) -> str:
@@ -48,7 +53,7 @@ def _last_line(path: Path) -> str:
 
 
 def _stacks(path: Path) -> str:
-    """The end of a rank's log; nothing where it cannot be read."""
+    """The end of a rank's log; "" where it cannot be read."""
     try:
         with path.open("rb") as file:
             file.seek(0, 2)

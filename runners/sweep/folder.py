@@ -1,4 +1,4 @@
-"""Writing a sweep's folder: the plan, and the config of every cell. Torch-free."""
+"""Writes a sweep's folder: the plan, and the config of every cell. Torch-free."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from runners.records.sealed import RecordError, sealed, write_atomic
 from runners.records.sweep_folder import PLAN, config_path, read_plan
 from runners.sweep.settings import Settings
 
-READ_BY_PEOPLE = 200  # cells in a plan; a longer one is written without indentation, at once
+READ_BY_PEOPLE = 200  # cells in a plan; a longer one is written without indentation
 
 
 def new_or_resumed(settings: Settings) -> None:
-    """Raises ConfigError where a new sweep would write over another."""
+    """Points outputs/latest to the folder; raises ConfigError where it holds another sweep."""
     folder = settings.sweep_dir
     if not settings.resume_mode and (folder / PLAN).exists():
         raise ConfigError(
             f"{folder}: holds a sweep already, which a new one would write over; go on with "
             f"it (resume={folder}) or choose another folder"
         )
-    with contextlib.suppress(OSError):  # a convenience; not every filesystem has links
+    with contextlib.suppress(OSError):  # optional: not every filesystem has links
         point_latest(folder)
 
 
 def point_latest(sweep_dir: Path) -> None:
-    """outputs/latest -> this sweep, replaced in one step."""
+    """Makes outputs/latest a link to this sweep, in one atomic step."""
     link = sweep_dir.parent / project_paths.LATEST
     fresh = sweep_dir.parent / f".{project_paths.LATEST}-{os.getpid()}"
     fresh.unlink(missing_ok=True)
@@ -42,7 +42,7 @@ def point_latest(sweep_dir: Path) -> None:
 
 
 def write_plan(jobs: Sequence[Job], settings: Settings) -> list[str]:
-    """Every cell's config, then plan.json, which names the cells of earlier plans too. Returns
+    """Writes every cell's config, then plan.json, which keeps the cells of earlier plans. Returns
     warnings."""
     folder = settings.sweep_dir
     cells = {
@@ -70,7 +70,7 @@ def write_plan(jobs: Sequence[Job], settings: Settings) -> list[str]:
 
 
 def _write_config(folder: Path, job: Job) -> None:
-    """Before the plan, and without waiting for the disk: no plan, nothing to go on with."""
+    """Before the plan, and without syncing: without a plan there is nothing to resume."""
     path = config_path(folder, job.cell_id)
     overrides = path.with_name("overrides.json")
     if overrides.exists():
@@ -81,7 +81,7 @@ def _write_config(folder: Path, job: Job) -> None:
 
 
 def _earlier_plan(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """A damaged one is set aside: the cells asked for now, beside resume, take its place."""
+    """The folder's plan; a damaged one is set aside, and the cells asked for now replace it."""
     try:
         return read_plan(folder), []
     except RecordError as error:

@@ -1,4 +1,4 @@
-"""One launch followed from its plan to its records. Torch-free."""
+"""Runs one launch, from its plan to its records. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from runners.config.memory import fits_together
 from runners.host.timeout import call_with_timeout
-from runners.launch.local import Start, Started
+from runners.launch.local import LaunchProcess, Start
 from runners.plan import Job, LaunchPlan, engine_and_ranks, waves
 from runners.records import calibrations, record, routing_trace
 from runners.records.record import Record
@@ -22,12 +22,12 @@ from runners.sweep.assemble import Assembler
 
 POLL_S = 0.2
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-STALL_MARGIN_S = 90.0  # beyond a cell's limit, before the launcher itself ends a silent launch
+STALL_MARGIN_S = 90.0  # beyond a cell's limit, before the launcher ends a silent launch
 
 
 @dataclass(frozen=True)
 class LaunchContext:
-    """What a launch needs to know of its sweep."""
+    """What a launch needs from its sweep."""
 
     number: int
     sweep_dir: Path
@@ -36,33 +36,33 @@ class LaunchContext:
     fingerprint: str  # of this machine, for its calibrations
     git: dict[str, Any] | None
     kernels: dict[str, str]  # chosen in earlier launches, by kernel_key
-    exchanged: Mapping[tuple[str, int], dict[str, int]]  # the same of algorithms
+    exchanged: Mapping[tuple[str, int], dict[str, int]]  # the same of collective algorithms
     pass_env: tuple[str, ...] = ()
-    last: bool = False  # no launch comes after it
+    last: bool = False  # the last launch of the sweep
     interrupted: Callable[[], bool] = lambda: False  # whether the sweep is to end
 
 
 class RecordSink(Protocol):
-    """Where a launch's records and news go."""
+    """Receives a launch's records and progress."""
 
     def save(self, one: Record) -> None: ...
 
     def track(self, records: list[Record]) -> None: ...
 
-    def news(self, plan: LaunchPlan, cell: int, stage: str, rounds: tuple[int, int]) -> None: ...
+    def report(self, plan: LaunchPlan, cell: int, stage: str, rounds: tuple[int, int]) -> None: ...
 
     def all_measured(self) -> None:
-        """The last record of the last launch is on disk."""
+        """Called when the last record of the last launch is on disk."""
 
 
 @dataclass
 class LaunchOutcome:
     """How a launch ended."""
 
-    pending: list[Job] = field(default_factory=list)  # without enough samples, nobody's fault
-    blamed: int | None = None  # the cell that ended it, by position
+    pending: list[Job] = field(default_factory=list)  # too few samples, but not at fault
+    failed_cell: int | None = None  # position of the cell that ended the launch
     recorded: bool = False  # some wave came to its end
-    silent: bool = False  # the launcher ended it, as no rank said a word
+    silent: bool = False  # ended by the launcher, as no rank wrote a line
     interrupted: bool = False
     message: str = ""  # why it ended early
     log: Path | None = None
@@ -70,7 +70,7 @@ class LaunchOutcome:
 
 
 class Launch:
-    """One start of a set of ranks, followed until it has ended."""
+    """One set of ranks, followed from start to end."""
 
     def __init__(self, context: LaunchContext, sink: RecordSink, jobs: list[Job]) -> None:
         self.context, self.sink, self.jobs = context, sink, jobs
@@ -78,8 +78,8 @@ class Launch:
         self.plan = self._plan()
         self.lines = Assembler(self.plan, jobs, context.sweep_dir.name)
         self.outcome = LaunchOutcome()
-        self.recorded: set[int] = set()  # waves
-        self.silent_s = 0.0  # without a word, when the launcher ended it
+        self.recorded: set[int] = set()  # numbers of waves with records
+        self.silent_s = 0.0  # time without a new line, if the launcher ended the launch for it
 
     def _cached_calibration(self) -> dict[str, Any] | None:
         place = self.jobs[0].cell.placement
@@ -119,61 +119,61 @@ class Launch:
         return [job.trace for job in self.jobs if job.trace]
 
     def run(self) -> LaunchOutcome:
-        """Follows the ranks to their end."""
+        """Starts the ranks and follows them to their end."""
         folder = Path(self.plan.launch_dir)
         traces = self._traces()
         call_with_timeout("the launch's folder", lambda: routing_trace.freeze(traces, folder))
-        with stop_on_interrupt(folder / "stop") as asked:
+        with stop_on_interrupt(folder / "stop") as stop_requested:
             started = self.context.start(self.plan)
             try:
-                self._follow(started, asked)
+                self._poll(started, stop_requested)
             finally:
                 started.end()
-        self.outcome.interrupted = asked() or self.context.interrupted()
-        self._read()
+        self.outcome.interrupted = stop_requested() or self.context.interrupted()
+        self._read_lines()
         self._finish_waves()
-        self._account(started)
+        self._record_unfinished(started)
         self.outcome.recorded, self.outcome.silent = bool(self.recorded), self.silent_s > 0
         return self.outcome
 
-    def _read(self) -> None:
+    def _read_lines(self) -> None:
         call_with_timeout("the ranks' files", self.lines.update)
 
-    def _follow(self, started: Started, asked: Callable[[], bool]) -> None:
-        """To the end of the ranks. A launch that has no sample to lose ends as soon as the user
-        asks; another ends its round first."""
+    def _poll(self, started: LaunchProcess, stop_requested: Callable[[], bool]) -> None:
+        """Polls until the ranks end. After an interrupt a launch without samples is ended at once;
+        another ends its round first."""
         limit_s = self.plan.measure.cell_limit_s + STALL_MARGIN_S
-        heard = time.monotonic()
+        last_line_at = time.monotonic()
         while started.running():
             time.sleep(POLL_S)
             before = [rank.reader.offset for rank in self.lines.ranks]
-            self._read()
+            self._read_lines()
             if before != [rank.reader.offset for rank in self.lines.ranks]:
-                heard = time.monotonic()
+                last_line_at = time.monotonic()
             first = self.lines.ranks[0]
-            self.sink.news(self.plan, first.cell, first.stage, first.rounds)
+            self.sink.report(self.plan, first.cell, first.stage, first.rounds)
             if self._finish_waves():
-                heard = time.monotonic()
-            if time.monotonic() - heard > limit_s:
+                last_line_at = time.monotonic()
+            if time.monotonic() - last_line_at > limit_s:
                 self.silent_s = limit_s
                 started.end()
-            if asked() and not self.lines.sampled():
+            if stop_requested() and not self.lines.has_samples():
                 started.end()
 
     def _finish_waves(self) -> bool:
-        """Records and tracks every wave that has ended, then lets the ranks go on."""
+        """Records and tracks every wave that has ended, then lets the ranks continue."""
         finished = False
         for number, wave in enumerate(self.plan.waves):
             if number in self.recorded or not self.lines.wave_ended(number):
                 continue
             self.recorded.add(number)
-            self._keep_calibration()
+            self._store_calibration()
             records = [self.lines.record(index, number, self.calibration) for index in wave]
             self._save(records)
             if self.context.last and len(self.recorded) == len(self.plan.waves):
                 self.sink.all_measured()
             self.sink.track(records)
-            self.lines.forget(number)
+            self.lines.free_wave(number)
             go = Path(self.plan.launch_dir) / f"go-{number}"
             call_with_timeout("the launch's folder", go.touch)
             finished = True
@@ -184,33 +184,33 @@ class Launch:
             one.environment["git"] = self.context.git
             self.sink.save(one)
 
-    def _keep_calibration(self) -> None:
+    def _store_calibration(self) -> None:
         measured = self.lines.ranks[0].launch.get("calibration")
         if self.calibration is None and measured:
             measured["fingerprint"] = self.context.fingerprint
             self.calibration = calibrations.store(self.context.calibration_dir, measured)
 
-    def _account(self, started: Started) -> None:
-        """After the end: the cell that a death happened in fails, the others keep what they have;
-        those without enough samples are pending."""
-        left = [
+    def _record_unfinished(self, started: LaunchProcess) -> None:
+        """After an early end: the cell that caused it fails, the others keep their samples; those
+        without enough samples are pending."""
+        unrecorded = [
             (number, index)
             for number, wave in enumerate(self.plan.waves)
             if number not in self.recorded
             for index in wave
         ]
-        if not left:
+        if not unrecorded:
             return
         cause = call_with_timeout(
             "the ranks' logs", lambda: failure.find(self.lines, started, self.silent_s)
         )
         self.outcome.message, self.outcome.log = cause.message, started.log_path(cause.rank)
         if cause.cell >= 0 and not self.outcome.interrupted:
-            self.outcome.blamed = cause.cell
+            self.outcome.failed_cell = cause.cell
         records = []
-        for number, index in left:
+        for number, index in unrecorded:
             one = self.lines.record(index, number, self.calibration)
-            if index == self.outcome.blamed:
+            if index == self.outcome.failed_cell:
                 self._fail(one, cause.rank)
             elif one.outcome == "interrupted":
                 self.outcome.pending.append(self.jobs[index])
@@ -227,8 +227,8 @@ class Launch:
         one.error = {"message": message, "rank": rank, "log": log}
         self.outcome.failures.append((one.cell_id, message, str(sweep_dir / log)))
 
-    def give_up(self) -> None:
-        """Fails the pending jobs, as their launches die before any cell is entered."""
+    def fail_pending(self) -> None:
+        """Fails the pending jobs: their launches die before any cell is entered."""
         for job in self.outcome.pending:
             one = self.lines.record(self.jobs.index(job), 0, None)
             self._fail(one, 0)
@@ -238,19 +238,19 @@ class Launch:
 
 @contextlib.contextmanager
 def stop_on_interrupt(stop_file: Path) -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C asks the ranks, by their stop file, to end after the round; the second ends
-    the launch at once. So do a polite kill and a terminal that closes."""
-    asked = False
+    """The first SIGINT, SIGTERM or SIGHUP asks the ranks, by their stop file, to end after the
+    round; the second raises KeyboardInterrupt. Yields whether there was one."""
+    stop_requested = False
 
     def handle(signum: int, frame: object) -> None:
-        nonlocal asked
-        if asked:
+        nonlocal stop_requested
+        if stop_requested:
             raise KeyboardInterrupt
-        asked = True
-        threading.Thread(target=touch, daemon=True).start()  # a dead disk must not wait
+        stop_requested = True
+        threading.Thread(target=touch, daemon=True).start()  # a hung disk must not block here
 
     def touch() -> None:
-        with contextlib.suppress(OSError):  # the launcher ends ranks that have not begun
+        with contextlib.suppress(OSError):  # _poll ends ranks without samples anyway
             stop_file.touch()
 
     previous: dict[int, Any] = {}
@@ -259,7 +259,7 @@ def stop_on_interrupt(stop_file: Path) -> Iterator[Callable[[], bool]]:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup's choice is the user's
                 previous[number] = signal.signal(number, handle)
     try:
-        yield lambda: asked
+        yield lambda: stop_requested
     finally:
         for taken, handler in previous.items():
             signal.signal(taken, handler)

@@ -1,4 +1,4 @@
-"""What a user sees while ranks measure: a live line on a terminal, plain lines elsewhere."""
+"""Progress of a sweep: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLAIN_EVERY_S = 5.0
 
 
 def title(cell: Cell, label: str = "") -> str:
-    """A cell in a few words."""
+    """A cell's title in a few words."""
     work, place = cell.workload, cell.placement
     words = [cell.strategy.name]
     words += [cell.strategy.dispatcher] if rules_of(cell.strategy.name).dispatchers else []
@@ -40,14 +40,14 @@ def title(cell: Cell, label: str = "") -> str:
 
 
 class Progress:
-    """Cells done of all, the cell and round in hand, and when the wave should end."""
+    """Shows the cells done, the current cell and round, and the time left of a wave."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.console = Console(file=stream or sys.stderr)
         self.live = self.console.is_terminal
         self.total = self.done = 0
-        self._said = ""
-        self._said_at = self._wave_at = 0.0
+        self._last_text = ""
+        self._last_text_at = self._wave_at = 0.0
         self._wave: tuple[int, int] | None = None
         self._bars = Bars(
             TextColumn("{task.description}"),
@@ -69,7 +69,7 @@ class Progress:
         if self.live:
             self._bars.stop()
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def update(
@@ -88,7 +88,7 @@ class Progress:
         self._show(what, always=stage == "calibrate")
 
     def _eta(self, plan: LaunchPlan, launch: int, rounds: tuple[int, int]) -> str:
-        """At the pace of this wave's rounds so far, for the rounds that are the minimum."""
+        """Time left for the minimum of rounds, at the pace of this wave's rounds so far."""
         now, wave = time.monotonic(), (launch, rounds[0])
         if wave != self._wave:
             self._wave, self._wave_at = wave, now
@@ -100,24 +100,24 @@ class Progress:
         return f"{limits}, at least {left_s:.0f} s left"
 
     def _show(self, what: str, always: bool = False) -> None:
-        """On a terminal at once; elsewhere every few seconds, and `always` what must be said."""
+        """On a terminal at once; elsewhere every few seconds, or at once with `always`."""
         if self.live:
             self._bars.update(self._task, description=what)
             return
         now = time.monotonic()
         words = what.split(", at least")[0]
-        if words != self._said and (always or now - self._said_at >= PLAIN_EVERY_S):
-            self._said, self._said_at = words, now
-            self.say(f"[{self.done}/{self.total}] {what}")
+        if words != self._last_text and (always or now - self._last_text_at >= PLAIN_EVERY_S):
+            self._last_text, self._last_text_at = words, now
+            self.print_line(f"[{self.done}/{self.total}] {what}")
 
-    def cell_done(self, found: Record) -> None:
-        self.done = min(self.total, self.done + (found.outcome != "interrupted"))
+    def cell_done(self, record: Record) -> None:
+        self.done = min(self.total, self.done + (record.outcome != "interrupted"))
         if self.live:
             self._bars.update(self._task, completed=self.done)
-        figures = stats.headline(found)
-        said = f"{figures['median_duration_ms']:.3g} ms" if figures else found.outcome
-        error = f" ({found.error['message']})" if found.error else ""
-        if found.gate and not found.gate["ok"]:
-            error = f" ({found.gate.get('detail') or 'disagrees with the oracle'})"
-        name = title(found.cell, found.label)
-        self.say(f"[{self.done}/{self.total}] {name}: {said}{error}")
+        figures = stats.headline(record)
+        result = f"{figures['median_duration_ms']:.3g} ms" if figures else record.outcome
+        error = f" ({record.error['message']})" if record.error else ""
+        if record.gate and not record.gate["ok"]:
+            error = f" ({record.gate.get('detail') or 'disagrees with the oracle'})"
+        name = title(record.cell, record.label)
+        self.print_line(f"[{self.done}/{self.total}] {name}: {result}{error}")

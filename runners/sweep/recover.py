@@ -1,4 +1,4 @@
-"""Records of launches whose launcher died: the ranks' own lines are on disk. Torch-free."""
+"""Records from the ranks' own lines, after their launcher has died. Torch-free."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from runners.sweep.assemble import Assembler
 def recover(
     sweep_dir: Path, jobs: Mapping[str, Job], warn: Callable[[str], None] = lambda text: None
 ) -> Iterator[Record]:
-    """What was sampled and has no record yet; `jobs` by cell id tell where a cell came from. A
-    launch whose plan is damaged is named to `warn`, and its lines are left where they are."""
+    """Records of what was sampled and has none yet; `jobs` by cell id say where a cell came from. A
+    launch whose plan is damaged is named to `warn`, and left in place."""
     for path in sorted(sweep_dir.glob("launches/*/launch.json")):
         try:
             plan = load(path)
@@ -28,20 +28,20 @@ def recover(
 def of_launch(
     sweep_dir: Path, path: Path, plan: LaunchPlan, known: Mapping[str, Job]
 ) -> Iterator[Record]:
-    """The same of one launch."""
+    """The same for one launch."""
     plan.launch_dir = str(path.parent.resolve())  # the folder may have been moved
-    asked = [
+    planned = [
         Job(cell, plan.measure, label=label)
         for cell, label in zip(plan.cells, plan.labels, strict=True)
     ]
-    jobs = [known.get(job.cell_id, job) for job in asked]
+    jobs = [known.get(job.cell_id, job) for job in planned]
     lines = Assembler(plan, jobs, sweep_dir.name)
     lines.update()
     for number, wave in enumerate(plan.waves):
         for index in wave:
-            found = lines.record(index, number, plan.calibration)
-            if not found.samples.round and found.outcome != "wrong":
+            record = lines.record(index, number, plan.calibration)
+            if not record.samples.round and record.outcome != "wrong":
                 continue
-            if not record_path(sweep_dir, found).exists():
-                found.environment["git"] = plan.git
-                yield found
+            if not record_path(sweep_dir, record).exists():
+                record.environment["git"] = plan.git
+                yield record

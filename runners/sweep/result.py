@@ -1,4 +1,4 @@
-"""How a sweep ended."""
+"""The result of a sweep."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SweepResult:
 
 
 def worst(known: str | None, new: str) -> str:
-    """Of several attempts at a cell: measured after interrupted is measured; else the bad one."""
+    """Of several attempts at a cell: a bad outcome stays, anything replaces interrupted."""
     if known in (None, "interrupted"):
         return new
     return known if known != "measured" else new if new != "interrupted" else known

@@ -1,6 +1,6 @@
-"""Going on with a sweep's folder: what is left of it, and who may write to it. Torch-free.
+"""Resuming a sweep's folder: what is left to measure, and the folder's lock. Torch-free.
 
-Keys are the same whatever the order of a config's fields, so that a cell has the same id again.
+A cell's key does not depend on the order of a config's fields, so that it has the same id again.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ LOCK = ".lock"
 
 
 def folder_of(resume: str, outputs: Path) -> Path:
-    """The folder that resume=DIR or resume=latest names; raises ConfigError where it is none."""
+    """The folder of resume=DIR or resume=latest; raises ConfigError where it holds no plan."""
     folder = outputs / LATEST if resume == LATEST else Path(resume)
     try:
-        there = (folder / PLAN).is_file()
-    except OSError:  # a name that is too long, a folder that is not ours
-        there = False
-    if not there:
+        exists = (folder / PLAN).is_file()
+    except OSError:  # name too long, or no permission
+        exists = False
+    if not exists:
         raise ConfigError(
             f"resume={resume}: {folder} holds no plan.json; allowed are the folder of a sweep and "
             f"{LATEST}; see `python -m analysis status`"
@@ -62,39 +62,39 @@ def configs_of(folder: Path) -> list[Composed]:
     return configs
 
 
-def launches_left(jobs: Sequence[Job], past: Past, here: Version, mode: str) -> dict[str, int]:
-    """Launches still to be made of every cell, by its id."""
+def launches_left(jobs: Sequence[Job], past: Past, version: Version, mode: str) -> dict[str, int]:
+    """Launches still to make of every cell, by its id."""
     wanted_by_cell = {}
     for job in jobs:
         attempts = past.records.get(job.cell_id, [])
-        wanted = job.measure.launches
-        known = state(attempts, here, wanted)
+        launches = job.measure.launches
+        status = state(attempts, version, launches)
         done = [one for one in attempts if one.outcome == "measured"]
-        current = [one for one in done if is_current(one, here)]
-        again = {"failed": ("failed", "wrong"), "stale": ("stale",)}.get(mode, ())
-        if mode == "force" or known in again:
-            wanted_by_cell[job.cell_id] = wanted - (len(current) if known == "stale" else 0)
-        elif known == "missing":
-            wanted_by_cell[job.cell_id] = wanted - len(done)
+        current = [one for one in done if is_current(one, version)]
+        redone = {"failed": ("failed", "wrong"), "stale": ("stale",)}.get(mode, ())
+        if mode == "force" or status in redone:
+            wanted_by_cell[job.cell_id] = launches - (len(current) if status == "stale" else 0)
+        elif status == "missing":
+            wanted_by_cell[job.cell_id] = launches - len(done)
         else:
             wanted_by_cell[job.cell_id] = 0
     return wanted_by_cell
 
 
-def summary_line(jobs: Sequence[Job], past: Past, here: Version) -> str:
-    """One line: cells by state."""
+def summary_line(jobs: Sequence[Job], past: Past, version: Version) -> str:
+    """One line with the number of cells in each state."""
     counts: dict[str, int] = {}
     for job in jobs:
-        known = state(past.records.get(job.cell_id, []), here, job.measure.launches)
-        counts[known] = counts.get(known, 0) + 1
-    words = [f"{n} {known}" for known, n in sorted(counts.items())]
+        status = state(past.records.get(job.cell_id, []), version, job.measure.launches)
+        counts[status] = counts.get(status, 0) + 1
+    words = [f"{n} {status}" for status, n in sorted(counts.items())]
     hint = "; stale: measured by other code, versions or machine, resume_mode=stale measures anew"
     return f"resuming: {', '.join(words)}{hint if 'stale' in counts else ''}"
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One sweep at a time per folder, also over a crash: the kernel lets go of a dead one's lock.
+    """Locks a folder for one sweep at a time; the kernel releases the lock of a dead process.
 
     Raises ConfigError naming the process that has it.
     """
@@ -111,7 +111,7 @@ def locked(folder: Path) -> Iterator[None]:
             raise ConfigError(
                 f"{folder}: process {owner} is measuring into this folder; wait for it, or end it"
             ) from error
-        with contextlib.suppress(OSError):  # a full disk: the lock holds without a name in it
+        with contextlib.suppress(OSError):  # a full disk: the lock works without the process id
             os.truncate(handle, 0)
             os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         yield

@@ -1,4 +1,4 @@
-"""What concerns a sweep as a whole."""
+"""Settings of a sweep as a whole."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runners.track.settings import project_name
 
 @dataclass(frozen=True)
 class Settings:
-    """`resume_mode` of "" is a new sweep; else it says which of a folder's cells are measured."""
+    """`resume_mode` of "" is a new sweep; otherwise it selects the cells that are measured."""
 
     sweep_dir: Path
     isolation: str = "group"
@@ -28,7 +28,7 @@ class Settings:
 
 
 def settings_of(config: Mapping[str, Any], sweep_dir: Path, command: str) -> Settings:
-    """From the resolved config of any of the cells; raises ConfigError."""
+    """Settings from the resolved config of any of the cells; raises ConfigError."""
     safe_name(config["name"])
     tracker = dict(config["tracker"])
     value(config, "tracker.mode")
@@ -38,7 +38,7 @@ def settings_of(config: Mapping[str, Any], sweep_dir: Path, command: str) -> Set
     except ValueError as error:
         raise ConfigError(f"tracker.project={error}") from error
     started_again = config["hosts"]["run"] is not None and (sweep_dir / "plan.json").exists()
-    resumes = config["resume"] or started_again  # a cluster's job comes back under its name
+    resumes = config["resume"] or started_again  # a requeued job of a cluster has the same name
     return Settings(
         sweep_dir=sweep_dir,
         isolation=value(config, "isolation"),

@@ -1,8 +1,8 @@
 """A sweep on a cluster with Slurm: cells -> allocations -> records. Runs where jobs are queued.
 
 Cells of one shape (nodes, ranks per node, backend, threads) share one allocation, which measures
-all of them; allocations of other shapes are queued beside it. Whoever waits here only watches: an
-interrupt leaves the jobs, and the same folder can be taken up again at any time.
+all of them; other shapes get allocations of their own. This process only watches: an interrupt
+leaves the jobs running, and resuming the folder attaches to them again.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from runners.sweep.state import SweepState
 FOLDER = allocation.FOLDER
 POLL_S = 2.0
 START_S = 120.0  # a launch: imports, rendezvous, calibration
-CELL_S = 20.0  # a cell: built, proven, chosen a kernel for, warmed up
+CELL_S = 20.0  # a cell: build, verification, choice of a kernel, warm-up
 TRACK_S = 30.0  # a wave's records and runs
 MARGIN = 2.0
 LEAST_MIN = 10
-SIGNAL_S = 60  # before its time is up a job is told, and queues itself again
+SIGNAL_S = 60  # before its time limit a job gets a signal, and queues itself again
 MEGA = 2**20
 
 
@@ -57,8 +57,8 @@ class Slurm:
     extra: Mapping[str, Any] = field(default_factory=dict)  # further options of sbatch
 
 
-def of_launcher(launcher: Mapping[str, Any]) -> Slurm | None:
-    """From Hydra's node; None for any other launcher. Raises ConfigError."""
+def slurm_options(launcher: Mapping[str, Any]) -> Slurm | None:
+    """From Hydra's launcher node; None for any other launcher. Raises ConfigError."""
     if not str(launcher.get("_target_", "")).endswith(".SlurmLauncher"):
         return None
     values = {f.name: launcher[f.name] for f in fields(Slurm) if f.name in launcher}
@@ -72,7 +72,7 @@ def of_launcher(launcher: Mapping[str, Any]) -> Slurm | None:
 
 
 def machine(slurm: Slurm) -> NodeResources:
-    """What every node of the partition has at least, and how many there are; raises ConfigError."""
+    """Least resources of the partition's nodes, and their number; raises ConfigError."""
     command = ["sinfo", "--noheader", "--Node", "--exact", "--format=%N|%c|%m|%G"]
     command += [f"--partition={slurm.partition}"] if slurm.partition else []
     try:
@@ -87,7 +87,7 @@ def machine(slurm: Slurm) -> NodeResources:
             f"hydra.launcher.partition={slurm.partition}: it has no nodes; `sinfo` lists those "
             "that do"
         )
-    memory = min(int(row[2].rstrip("+")) for row in rows)  # 1 where nobody has configured it
+    memory = min(int(row[2].rstrip("+")) for row in rows)  # 1 where it is not configured
     return NodeResources(
         cores=min(int(row[1].rstrip("+")) for row in rows),
         cuda_devices=min(gpus_of(row[3]) for row in rows),
@@ -97,17 +97,17 @@ def machine(slurm: Slurm) -> NodeResources:
 
 
 def gpus_of(gres: str) -> int:
-    """ "gpu:h100:8(S:0-1),nvme:1" has 8."""
-    found = 0
+    """Number of GPUs in a gres string: 8 in "gpu:h100:8(S:0-1),nvme:1"."""
+    count = 0
     for one in gres.split(","):
         parts = one.partition("(")[0].split(":")
         if parts[0] == "gpu":
-            found += int(parts[-1]) if parts[-1].isdigit() else 1
-    return found
+            count += int(parts[-1]) if parts[-1].isdigit() else 1
+    return count
 
 
-def minutes(jobs: Sequence[Job], isolation: str, tracker_limit_s: float = TRACK_S) -> int:
-    """A time limit from the plan: twice every wave to its wall limit, every cell made ready."""
+def time_limit_min(jobs: Sequence[Job], isolation: str, tracker_limit_s: float = TRACK_S) -> int:
+    """Time limit in minutes: twice every wave to its wall limit, and every cell's preparation."""
     total_s = 0.0
     for group in groups(jobs, isolation):
         measure = group.measure
@@ -118,17 +118,17 @@ def minutes(jobs: Sequence[Job], isolation: str, tracker_limit_s: float = TRACK_
     return max(LEAST_MIN, -(-int(MARGIN * total_s) // 60))
 
 
-def parameters(slurm: Slurm, jobs: Sequence[Job], settings: Settings) -> dict[str, Any]:
-    """Of submitit's executor for one allocation."""
+def executor_parameters(slurm: Slurm, jobs: Sequence[Job], settings: Settings) -> dict[str, Any]:
+    """Parameters of submitit's executor for one allocation."""
     place = jobs[0].cell.placement
-    found: dict[str, Any] = {
+    options: dict[str, Any] = {
         "job_name": f"moe-{settings.sweep_dir.name}"[:60],
-        "time": slurm.time_min or minutes(jobs, settings.isolation),
+        "time": slurm.time_min or time_limit_min(jobs, settings.isolation),
         "nodes": place.nodes,
         "ntasks_per_node": place.ranks_per_node,
         "use_srun": False,  # the batch script starts srun itself, once a launch
         "stderr_to_stdout": True,
-        "setup": [*exports(), *slurm.setup],
+        "setup": [*setup_commands(), *slurm.setup],
         "additional_parameters": {
             "requeue": True,
             "signal": f"B:USR2@{SIGNAL_S}",
@@ -136,24 +136,24 @@ def parameters(slurm: Slurm, jobs: Sequence[Job], settings: Settings) -> dict[st
         },
     }
     if slurm.exclusive:
-        found["exclusive"] = True
+        options["exclusive"] = True
     if place.device == "cuda":
-        found["gpus_per_node"] = place.ranks_per_node
+        options["gpus_per_node"] = place.ranks_per_node
     for name in ("partition", "account", "qos", "constraint", "nodelist"):
         if getattr(slurm, name):
-            found[name] = getattr(slurm, name)
-    return found
+            options[name] = getattr(slurm, name)
+    return options
 
 
-def exports() -> list[str]:
-    """Shell commands after which a job finds our modules."""
+def setup_commands() -> list[str]:
+    """Shell commands that let a job find our modules."""
     clone = project_paths.CLONE
-    found = [f"export PYTHONPATH={shlex.quote(str(clone))}:$PYTHONPATH"] if clone else []
-    return ["export PYTHONSAFEPATH=1", *found]
+    commands = [f"export PYTHONPATH={shlex.quote(str(clone))}:$PYTHONPATH"] if clone else []
+    return ["export PYTHONSAFEPATH=1", *commands]
 
 
 def submit(slurm: Slurm, group: str, jobs: Sequence[Job], settings: Settings) -> str:
-    """Queues one allocation; its job id. Raises ConfigError where it is refused."""
+    """Queues one allocation and returns its job id; raises ConfigError where it is refused."""
     try:
         import submitit
     except ImportError as error:
@@ -166,7 +166,7 @@ def submit(slurm: Slurm, group: str, jobs: Sequence[Job], settings: Settings) ->
             folder=settings.sweep_dir.resolve() / FOLDER / "jobs",
             max_num_timeout=slurm.max_requeues,
         )
-        executor.update_parameters(**parameters(slurm, jobs, settings))
+        executor.update_parameters(**executor_parameters(slurm, jobs, settings))
         return str(executor.submit(Allocation(str(settings.sweep_dir.resolve()), group)).job_id)
     except (RuntimeError, ValueError, OSError, submitit.core.utils.FailedJobError) as error:
         raise ConfigError(
@@ -174,27 +174,27 @@ def submit(slurm: Slurm, group: str, jobs: Sequence[Job], settings: Settings) ->
         ) from error
 
 
-def alive(job_ids: Sequence[str]) -> set[str]:
-    """Those that are queued or running; all of them where Slurm does not answer just now."""
+def unfinished_jobs(job_ids: Sequence[str]) -> set[str]:
+    """Jobs that are queued or running; all of them where Slurm does not answer."""
     if not job_ids:
         return set()
     try:
-        found = ask("squeue", "--noheader", "--format=%i", "--states=all", "--me")
+        listed = ask("squeue", "--noheader", "--format=%i", "--states=all", "--me")
     except (OSError, subprocess.SubprocessError):
         return set(job_ids)
-    ended = set(finished(job_ids))
-    return {one for one in job_ids if one in set(found.split()) and one not in ended}
+    ended = set(ended_jobs(job_ids))
+    return {one for one in job_ids if one in set(listed.split()) and one not in ended}
 
 
-def finished(job_ids: Sequence[str]) -> list[str]:
-    """Those that Slurm still lists, but only as ended."""
+def ended_jobs(job_ids: Sequence[str]) -> list[str]:
+    """Jobs that Slurm still lists, but only as ended."""
     over = "BF,CA,CD,DL,F,NF,OOM,TO"
-    found = ask("squeue", "--noheader", "--format=%i", f"--states={over}", "--me")
-    return [one for one in job_ids if one in found.split()]
+    listed = ask("squeue", "--noheader", "--format=%i", f"--states={over}", "--me")
+    return [one for one in job_ids if one in listed.split()]
 
 
 class SlurmSweep:
-    """Queues what is missing and watches it."""
+    """Queues missing cells and watches the jobs."""
 
     def __init__(
         self, jobs: list[Job], settings: Settings, progress: Progress, slurm: Slurm, interface: str
@@ -207,24 +207,25 @@ class SlurmSweep:
         self.seen: set[Path] = set()
 
     def run(self) -> SweepResult:
+        """Queues and watches to the end; an interrupt ends the watching, not the jobs."""
         began = time.monotonic()
         try:
             if self.settings.resume_mode:
-                self._look_back(self.settings.resume_mode)
+                self._resume(self.settings.resume_mode)
             self.result.warnings += folder.write_plan(self.state.jobs, self.settings)
             self.progress.begin(sum(self.state.left.values()))
             self._queue()
             self._watch()
         except KeyboardInterrupt:
             self.result.interrupted = True
-            self._say_how_to_attach()
+            self._print_attach_commands()
         self.progress.end()
-        self._account()
+        self._collect_results()
         self.result.wall_s = time.monotonic() - began
         return self.result
 
-    def _look_back(self, mode: str) -> None:
-        """What is measured stays; which code or machine did is for the allocation to know."""
+    def _resume(self, mode: str) -> None:
+        """Takes over what is measured; the allocation itself compares code and machine."""
         if mode not in ("missing", "failed"):
             raise ConfigError(
                 f"resume_mode={mode}: allowed with hydra/launcher=slurm are missing and failed, "
@@ -233,41 +234,41 @@ class SlurmSweep:
         past = self.state.read_past()
         self.state.resume(past, mode)
         done = sum(not n for n in self.state.left.values())
-        self.progress.say(f"resuming: {done} of {len(self.state.left)} cells are done")
+        self.progress.print_line(f"resuming: {done} of {len(self.state.left)} cells are done")
         self.seen = set(record.paths(self.sweep_dir))
 
     def _queue(self) -> None:
-        """Jobs that are still there are watched, not queued again."""
-        there = self._jobs_there()
+        """Queues allocations; jobs that still exist are watched, not queued again."""
+        queued = self._queued_before()
         for group, jobs in allocation.by_allocation(self.state.jobs).items():
-            if group in there:
-                self.queued[group] = there[group]
+            if group in queued:
+                self.queued[group] = queued[group]
                 continue
-            left = [job for job in jobs if self.state.left[job.cell_id]]
-            if not left:
+            remaining = [job for job in jobs if self.state.left[job.cell_id]]
+            if not remaining:
                 continue
             mode = self.settings.resume_mode or "missing"
-            allocation.save(self.sweep_dir, group, left, mode, self.interface)
+            allocation.save(self.sweep_dir, group, remaining, mode, self.interface)
             allocation.result_path(self.sweep_dir, group).unlink(missing_ok=True)
-            self.queued[group] = submit(self.slurm, group, left, self.settings)
-            limit = minutes(left, self.settings.isolation)
-            self.progress.say(
-                f"queued: job {self.queued[group]}: {len(left)} cells on {group}, "
+            self.queued[group] = submit(self.slurm, group, remaining, self.settings)
+            limit = time_limit_min(remaining, self.settings.isolation)
+            self.progress.print_line(
+                f"queued: job {self.queued[group]}: {len(remaining)} cells on {group}, "
                 f"{limit} min at most"
             )
         path = self.sweep_dir / FOLDER / "jobs.json"
         write_atomic(path, json.dumps(self.queued))
 
-    def _jobs_there(self) -> dict[str, str]:
+    def _queued_before(self) -> dict[str, str]:
         try:
-            known = json.loads((self.sweep_dir / FOLDER / "jobs.json").read_text("utf-8"))
+            job_ids = json.loads((self.sweep_dir / FOLDER / "jobs.json").read_text("utf-8"))
         except (OSError, ValueError):
             return {}
-        there = alive(list(known.values()))
-        return {group: job for group, job in known.items() if job in there}
+        queued = unfinished_jobs(list(job_ids.values()))
+        return {group: job for group, job in job_ids.items() if job in queued}
 
     def _watch(self) -> None:
-        while alive(list(self.queued.values())):
+        while unfinished_jobs(list(self.queued.values())):
             self._take_records()
             time.sleep(POLL_S)
         self._take_records()
@@ -282,11 +283,11 @@ class SlurmSweep:
             except RecordError as error:
                 self.result.warnings.append(f"set aside: {error}")
                 continue
-            self.state.know(one)
+            self.state.add(one)
             self.progress.cell_done(one)
 
-    def _account(self) -> None:
-        """What allocations said at their end; cells nobody came to are interrupted."""
+    def _collect_results(self) -> None:
+        """Collects the allocations' results; cells without an attempt are interrupted."""
         for group, job_id in self.queued.items():
             if allocation.take_result(self.sweep_dir, group, self.result):
                 continue
@@ -299,10 +300,10 @@ class SlurmSweep:
             )
         self.state.close()
 
-    def _say_how_to_attach(self) -> None:
+    def _print_attach_commands(self) -> None:
         ids = " ".join(self.queued.values())
         if ids:
-            self.progress.say(
+            self.progress.print_line(
                 f"the jobs go on: {ids}\n"
                 f"to attach: {project_paths.BENCH} resume={self.sweep_dir} hydra/launcher=slurm\n"
                 f"to end them: scancel {ids}"

@@ -1,10 +1,10 @@
-"""The part of a sweep that one allocation of Slurm measures, as its batch script runs it.
+"""The part of a sweep that one allocation of Slurm measures, run by its batch script.
 
     python -m runners.sweep.slurm_job SWEEP_DIR GROUP
 
 It runs on the allocation's first node: makes records, runs the tracker, and starts the ranks of all
-nodes with srun. Started again, after a preemption or a time-out, it goes on with what is missing.
-Several allocations write into one folder, so each keeps to its own cells, launches and lock.
+nodes with srun. Started again after a preemption or a time-out, it measures what is missing.
+Several allocations write into one folder, so each has its own cells, launches and lock.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ TRACK_LOCK = "track.lock"
 
 
 class AllocationSweep(Sweep):
-    """A sweep over some of a folder's cells, beside others at the same time."""
+    """A sweep over some of a folder's cells, concurrent with others."""
 
     def next_launch(self) -> int:
-        """Takes a number that nobody has, by making its folder."""
+        """Takes an unused number, by creating its folder."""
         while True:
             number = super().next_launch()
             try:
@@ -41,10 +41,10 @@ class AllocationSweep(Sweep):
                 continue
 
     def write_plan(self) -> None:
-        """Written by who queued the allocation."""
+        """Written by the process that queued the allocation."""
 
-    def left_behind(self, jobs: Mapping[str, Job]) -> Iterator[Record]:
-        """Of this allocation's launches only: others may be running."""
+    def recovered(self, jobs: Mapping[str, Job]) -> Iterator[Record]:
+        """Only of this allocation's launches: others may be running."""
         sweep_dir = self.settings.sweep_dir
         for path in sorted(sweep_dir.glob("launches/*/launch.json")):
             try:
@@ -91,7 +91,7 @@ def run(sweep_dir: Path, group: str) -> SweepResult:
 
 
 class Allocation:
-    """What submitit calls in the batch script; after a preemption the same again."""
+    """The callable that submitit runs in the batch script, also after a preemption."""
 
     def __init__(self, sweep_dir: str, group: str) -> None:
         self.sweep_dir, self.group = sweep_dir, group
@@ -100,7 +100,7 @@ class Allocation:
         return run(Path(self.sweep_dir), self.group).exit_code
 
     def checkpoint(self) -> object:
-        """What to queue again: nothing but the same, since what was measured is on disk."""
+        """The job to queue again: the same one, since what was measured is on disk."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)

@@ -1,4 +1,4 @@
-"""What is known of the cells of a sweep: launches left, outcomes, and what launches chose."""
+"""State of a sweep's cells: launches left, outcomes, and what launches chose."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class SweepState:
         self.kernels: dict[str, str] = {}  # by kernel_key, as the first launch chose
         self.exchanged: dict[tuple[str, int], dict[str, int]] = {}  # as the first launch chose
         self.git = environment.git_state(project_paths.CLONE)
-        self.here = environment.capture()
-        self.version = sweep_folder.version_of({**self.here, "git": self.git})
+        self.facts = environment.capture()
+        self.version = sweep_folder.version_of({**self.facts, "git": self.git})
 
     def read_past(self) -> Past:
         past = sweep_folder.read_past(self.sweep_dir)
@@ -31,17 +31,17 @@ class SweepState:
         return past
 
     def resume(self, past: Past, mode: str) -> str:
-        """Takes over what earlier launches left; one line about it. What is measured anew is
-        judged anew."""
+        """Takes over the results of earlier launches; returns one line about it. Cells that are
+        measured again start without an outcome."""
         self.left = resume.launches_left(self.jobs, past, self.version, mode)
         for attempts in past.records.values():
             for one in attempts:
                 if mode == "missing" or not self.left.get(one.cell_id):
-                    self.know(one)
+                    self.add(one)
         return resume.summary_line(self.jobs, past, self.version)
 
-    def know(self, one: Record) -> None:
-        """Kernel and algorithms for later launches, the outcome for the end."""
+    def add(self, one: Record) -> None:
+        """Adds a record: kernel and algorithms for later launches, the outcome for the result."""
         if one.kernel:
             self.kernels.setdefault(kernel_key(one.cell), one.kernel["name"])
         if one.exchanged:
@@ -51,6 +51,6 @@ class SweepState:
             self.result.outcomes[one.cell_id] = worst(known, one.outcome)
 
     def close(self) -> None:
-        """Cells that nobody came to are interrupted."""
+        """Marks cells without an attempt as interrupted."""
         for job in self.jobs:
             self.result.outcomes.setdefault(job.cell_id, "interrupted")

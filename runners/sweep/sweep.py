@@ -1,4 +1,4 @@
-"""The sweep: groups of jobs into launches, launches into records. Torch-free, no Hydra."""
+"""The sweep: jobs -> launches -> records. Torch-free, no Hydra."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from runners.sweep.settings import Settings
 from runners.sweep.state import SweepState
 from runners.track.client import run_tracker
 
-BULK_S = 600.0  # for reading or writing something of every cell
-BLAMELESS_LAUNCHES = 3  # launches that may fail outside any cell before their group is given up
+BULK_S = 600.0  # to read or write files of all cells
+BLAMELESS_LAUNCHES = 3  # launches that may fail outside any cell before the group's jobs fail
 
 
 class StopSweep(Exception):
@@ -29,17 +29,17 @@ class StopSweep(Exception):
 
 
 class Sweep:
-    """Runs jobs group by group; whatever was measured is written before anything else happens."""
+    """Runs jobs group by group; records are written before anything else happens."""
 
     def __init__(
         self, jobs: list[Job], settings: Settings, progress: Progress, start: Start = start
     ) -> None:
         self.state = SweepState(jobs, settings)
         self.settings, self.progress, self.start = settings, progress, start
-        self.when_measured: Callable[[], None] = lambda: None  # the last record is on disk
+        self.on_measured: Callable[[], None] = lambda: None  # called after the last record
         self.launches = 0
-        self.calibration_dir = calibrations.beside(settings.sweep_dir)
-        self.fingerprint = environment.fingerprint(self.state.here)
+        self.calibration_dir = calibrations.folder_of(settings.sweep_dir)
+        self.fingerprint = environment.fingerprint(self.state.facts)
 
     @property
     def result(self) -> SweepResult:
@@ -50,6 +50,7 @@ class Sweep:
         return self.launches - 1
 
     def run(self) -> SweepResult:
+        """Runs all launches; interrupts and disk errors end it, and are in the result."""
         began = time.monotonic()
         try:
             if self.settings.resume_mode:
@@ -74,7 +75,7 @@ class Sweep:
         self.result.warnings += folder.write_plan(self.state.jobs, self.settings)
 
     def _launches(self) -> Iterator[tuple[list[Job], bool]]:
-        """The jobs of every launch that is left, and whether it is the last."""
+        """The jobs of every remaining launch, and whether it is the last."""
         launches = [
             jobs
             for group in groups(self.state.jobs, self.settings.isolation)
@@ -85,36 +86,37 @@ class Sweep:
             yield jobs, number == len(launches)
 
     def _resume(self, mode: str) -> None:
-        """Takes up what the folder has: first records for what a dead launcher left behind."""
+        """Takes over the folder's records, after recovering those of a dead launcher."""
         jobs = {job.cell_id: job for job in self.state.jobs}
         call_with_timeout("the sweep's folder", lambda: self._recover(jobs), BULK_S)
         past = call_with_timeout("the sweep's folder", self.state.read_past, BULK_S)
         self.launches = past.next_launch
-        self.progress.say(self.state.resume(past, mode))
+        self.progress.print_line(self.state.resume(past, mode))
         self.track([one for attempts in past.records.values() for one in attempts])
 
     def _recover(self, jobs: Mapping[str, Job]) -> None:
-        for one in self.left_behind(jobs):
+        for one in self.recovered(jobs):
             record.write(self.settings.sweep_dir, one)
 
-    def left_behind(self, jobs: Mapping[str, Job]) -> Iterable[Record]:
-        """Records of what a dead launcher's ranks have written."""
+    def recovered(self, jobs: Mapping[str, Job]) -> Iterable[Record]:
+        """Records made of what a dead launcher's ranks have written."""
         return recover(self.settings.sweep_dir, jobs, self.result.warnings.append)
 
     def _run_group(self, pending: list[Job], last: bool) -> None:
-        """One launch of a group; more when ranks die, each without the cell that was the cause. One
-        that the launcher had to end, as no rank said a word, would only cost its limit again."""
+        """Launches a group, and again when ranks die, each time without the cell that was the
+        cause. A launch that was ended for silence is not repeated: it would cost its limit again.
+        """
         blameless = 0
         while pending:
             launch = Launch(self.context(last), self, pending)
             outcome = launch.run()
             pending = outcome.pending
             give_up = False
-            if outcome.blamed is None and pending and not outcome.interrupted:
+            if outcome.failed_cell is None and pending and not outcome.interrupted:
                 blameless = 1 if outcome.recorded else blameless + 1
                 give_up = blameless >= BLAMELESS_LAUNCHES or outcome.silent
             if give_up:
-                launch.give_up()
+                launch.fail_pending()
             self.result.failures += outcome.failures
             if outcome.interrupted:
                 raise KeyboardInterrupt
@@ -139,18 +141,18 @@ class Sweep:
             interrupted=lambda: self.result.interrupted,
         )
 
-    # What launches report: see RecordSink.
+    # The methods of RecordSink.
 
     def save(self, one: Record) -> None:
-        """The record first; OSError from a disk that does not keep it ends the sweep."""
+        """Writes the record first; OSError from a failing disk ends the sweep."""
         sweep_dir = self.settings.sweep_dir
         call_with_timeout("the sweep's folder", lambda: record.write(sweep_dir, one))
-        self.state.know(one)
+        self.state.add(one)
         self.result.timed_s += stats.timed_ns(one.samples) / 1e9
         self.progress.cell_done(one)
 
     def track(self, records: list[Record]) -> None:
-        """While the ranks sleep; whatever happens to the tracker costs a warning."""
+        """Runs the tracker while the ranks sleep; its failures cost a warning."""
         ids = [one.attempt_id for one in records if one.outcome != "interrupted"]
         tracker = self.settings.tracker
         limit_s = float(tracker.get("limit_s", 120))
@@ -160,9 +162,9 @@ class Sweep:
         if done.warning and done.warning not in self.result.warnings:
             self.result.warnings.append(done.warning)
 
-    def news(self, plan: LaunchPlan, cell: int, stage: str, rounds: tuple[int, int]) -> None:
+    def report(self, plan: LaunchPlan, cell: int, stage: str, rounds: tuple[int, int]) -> None:
         self.progress.update(plan, plan.launch, cell, stage, rounds)
 
     def all_measured(self) -> None:
-        self.progress.end()  # what is said now may be tables
-        self.when_measured()
+        self.progress.end()  # tables may be printed from here on
+        self.on_measured()

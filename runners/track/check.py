@@ -1,4 +1,4 @@
-"""Whether a run's log says what its record says: W&B can take a run's values from elsewhere."""
+"""Compares a run's log with its record: W&B can take a run's values from elsewhere."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ ABSENT = object()
 def fault(log: Path, run: Run, project: str, entity: str | None) -> str:
     """The fields in which a finished log differs from its run, with both values; empty if none."""
     try:
-        found = list(_differences(log, run, project, entity))
+        differences = list(_differences(log, run, project, entity))
     except (IndexError, ValueError) as error:
         return f"it cannot be decoded: {error}"
-    more = [f"and {len(found) - MOST} more"] if len(found) > MOST else []
-    return "; ".join([*found[:MOST], *more])
+    more = [f"and {len(differences) - MOST} more"] if len(differences) > MOST else []
+    return "; ".join([*differences[:MOST], *more])
 
 
 def _differences(log: Path, run: Run, project: str, entity: str | None) -> Iterator[str]:
     records = log_file.read(log)
-    told = decoded(records.of(RUN)[-1]).run
-    config = fold(records, CONFIG, build(last_values(told.config, {}), {}))
-    config.pop("_wandb", None)  # the client's own
+    stored = decoded(records.of(RUN)[-1]).run
+    config = fold(records, CONFIG, build(last_values(stored.config, {}), {}))
+    config.pop("_wandb", None)  # set by the client
     wanted = json.loads(json.dumps(run.config))
     pairs = {
-        "id": (told.run_id, run.id),
-        "name": (told.display_name, run.name),
-        "project": (told.project, project),
-        "entity": (told.entity, entity or told.entity),
-        "group": (told.run_group, run.group),
-        "job_type": (told.job_type, run.job_type),
-        "tags": (sorted(told.tags), sorted(set(run.tags))),
-        "notes": (told.notes, run.notes),
+        "id": (stored.run_id, run.id),
+        "name": (stored.display_name, run.name),
+        "project": (stored.project, project),
+        "entity": (stored.entity, entity or stored.entity),
+        "group": (stored.run_group, run.group),
+        "job_type": (stored.job_type, run.job_type),
+        "tags": (sorted(stored.tags), sorted(set(run.tags))),
+        "notes": (stored.notes, run.notes),
     }
     for name in (*wanted, *(name for name in config if name not in wanted)):
         pairs[f"config.{name}"] = (config.get(name, ABSENT), wanted.get(name, ABSENT))

@@ -33,11 +33,13 @@ from runners.track.signals import Interrupted, Interruption
 from runners.track.summary import NoSummary, summary_id, summary_run
 from runners.track.writer import Gap, OnServer, Writer
 
-ENDED = ("finished", "failed")  # a server's words for a run that has said that it ends
+ENDED = ("finished", "failed")  # a server's states of a run that has ended
 
 
 @dataclass
 class Report:
+    """Counts and warnings of one call, over all its sources."""
+
     mode: str
     runs: int = 0
     rows: int = 0
@@ -45,10 +47,10 @@ class Report:
     failed: int = 0
     warnings: list[str] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
-    replay: str = ""  # the command that completes on a server what arrived there in part
+    replay: str = ""  # the command that completes partly uploaded runs
 
     def warn(self, text: str) -> None:
-        text = redact(" ".join(text.split()))  # one line, whatever W&B's message looks like
+        text = redact(" ".join(text.split()))  # W&B's messages may have several lines
         self.warnings.append(text)
         print(f"warning: {text}", file=sys.stderr)
 
@@ -59,15 +61,17 @@ class Report:
 
 
 class Written(NamedTuple):
+    """A run that this call has written, not yet read back."""
+
     run: Run
     log: Path
-    rows: int  # that this call wrote
+    rows: int  # written by this call
 
 
 def sync_command(report: Report) -> str:
-    """The line that sends every run that no server has yet; empty if there is none.
+    """The command that uploads every run that no server has yet; empty if there is none.
 
-    W&B's own sync would append to a run that has arrived in part, so then it is a replay.
+    W&B's own sync would append to a run that was uploaded in part, so then it is a replay.
     """
     if any(ledger.unsynced(folder, ledger.ONLINE) for folder in report.folders):
         return report.replay
@@ -95,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             Path(s).resolve()
             for s in options.source or [project_paths.OUTPUTS / project_paths.LATEST]
         ]
-        _shut_off(options, report)
+        _replace_settings(options, report)
         interruption = Interruption(lambda: _interrupted(report))
         interruption.listen()
         if launcher := os.environ.get(LAUNCHER):
@@ -111,13 +115,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if report.failed else 0
 
 
-def _shut_off(options: argparse.Namespace, report: Report) -> None:
-    """W&B's settings are ours from here on. (It reads files of the working folder as well, hence
-    an empty one.) Where a server cannot be asked safely, none is."""
-    found = replace_environment()
-    for fault in found.faults:
+def _replace_settings(options: argparse.Namespace, report: Report) -> None:
+    """Replaces the process's W&B settings. (W&B reads files of the working folder too: `main` makes
+    that an empty one.) Where a server cannot be asked safely, none is."""
+    settings = replace_environment()
+    for fault in settings.faults:
         report.warn(fault)
-    if options.mode == "online" and not found.server:
+    if options.mode == "online" and not settings.server:
         report.failed += 1
         report.warn("tracker: no server is asked; writing offline instead")
         options.mode = report.mode = "offline"
@@ -159,7 +163,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _track(
     sweep: Path, options: argparse.Namespace, report: Report, interruption: Interruption
 ) -> None:
-    """One sweep; whatever keeps it from being tracked becomes a warning."""
+    """Tracks one sweep; failures become warnings."""
     folder = options.dir or sweep
     report.folders += [folder] if folder not in report.folders else []
     runs = _runs(sweep, set(options.only), report)
@@ -176,8 +180,8 @@ def _track(
 def _summary(
     sweep: Path, folder: Path, runs: list[Run], scratch: Path, report: Report
 ) -> list[Run]:
-    """The summary run; none where it is there already, as it takes long to make."""
-    if report.mode == "offline" and ledger.is_there(folder, summary_id(runs), 1):
+    """The summary run; none where it is there already, as making it is slow."""
+    if report.mode == "offline" and ledger.is_tracked(folder, summary_id(runs), 1):
         report.skipped += 1
         return []
     try:
@@ -206,34 +210,34 @@ def _track_runs(writer: Writer, runs: list[Run], report: Report) -> None:
 
 def _runs(sweep: Path, only: set[str], report: Report) -> list[Run]:
     """The attempts asked for, in the order they were made."""
-    found = {}
+    runs = {}
     for path in records.paths(sweep):
         try:
             record = records.read(path)
             if not only or record.attempt_id in only:
-                found[record.created, record.attempt_id] = run_of(record, sweep.name)
+                runs[record.created, record.attempt_id] = run_of(record, sweep.name)
         except (RecordError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             report.failed += 1
             report.warn(str(error) if str(path) in str(error) else f"{path}: {error}")
-    missing = sorted(only - {attempt for _, attempt in found})
-    if missing or not found:
+    missing = sorted(only - {attempt for _, attempt in runs})
+    if missing or not runs:
         report.failed += 1
         report.warn(f"{sweep}: no record of {', '.join(missing) or 'any attempt'}")
-    return [found[order] for order in sorted(found)]
+    return [runs[order] for order in sorted(runs)]
 
 
 def _write_all(writer: Writer, runs: list[Run], written: list[Written], report: Report) -> None:
-    """Appends every run that was written: what of it is there if this is interrupted."""
-    there = _on_server(writer, runs, report) if writer.online else {}
+    """Writes all runs; appends each to `written`, which is then complete after an interrupt."""
+    stored = _on_server(writer, runs, report) if writer.online else {}
     for run in runs:
-        if run.id in there and _is_delivered(run, there[run.id]):
+        if run.id in stored and _is_delivered(run, stored[run.id]):
             report.skipped += 1
             ledger.mark_synced(writer.folder, run.id)
-        elif not writer.online and ledger.is_there(writer.folder, run.id, len(run.history)):
+        elif not writer.online and ledger.is_tracked(writer.folder, run.id, len(run.history)):
             report.skipped += 1
         else:
-            log = _write(writer, run, there.get(run.id), report)
-            sent_before = there[run.id].lines if writer.online and run.id in there else 0
+            log = _write(writer, run, stored.get(run.id), report)
+            sent_before = stored[run.id].lines if writer.online and run.id in stored else 0
             written += [Written(run, log, len(run.history) - sent_before)] if log else []
 
 
@@ -241,27 +245,27 @@ def _on_server(writer: Writer, runs: list[Run], report: Report) -> dict[str, OnS
     try:
         return writer.on_server([run.id for run in runs])
     except Exception as error:
-        _fall_back(writer, error, report)
+        _go_offline(writer, error, report)
         return {}
 
 
-def _is_delivered(run: Run, found: OnServer) -> bool:
+def _is_delivered(run: Run, stored: OnServer) -> bool:
     rows = len(run.history)
-    ended = found.state in ENDED and found.summary.get(ROWS_FIELD) == rows
-    return ended and found.lines == rows
+    ended = stored.state in ENDED and stored.summary.get(ROWS_FIELD) == rows
+    return ended and stored.lines == rows
 
 
-def _send(writer: Writer, run: Run, there: OnServer | None) -> Path:
-    """A run whose summary arrived before its rows goes on too late at first; as that writes the
-    summary anew, the second time goes on where the rows end."""
+def _send(writer: Writer, run: Run, stored: OnServer | None) -> Path:
+    """A run whose summary arrived before its rows continues too late at first. As that writes the
+    summary again, the second attempt continues where the rows end."""
     try:
-        return writer.write(run, there)
+        return writer.write(run, stored)
     except Gap:
-        return writer.write(run, there)
+        return writer.write(run, stored)
 
 
-def _fall_back(writer: Writer, error: Exception, report: Report) -> None:
-    """Without closing first, W&B refuses the run's id as still in use."""
+def _go_offline(writer: Writer, error: Exception, report: Report) -> None:
+    """Switches to offline; closes first, or W&B refuses the run's id as still in use."""
     report.failed += 1
     report.warn(f"tracker: no answer from the server ({error}); writing offline instead")
     writer.close()
@@ -269,11 +273,11 @@ def _fall_back(writer: Writer, error: Exception, report: Report) -> None:
     report.mode = "offline"
 
 
-def _write(writer: Writer, run: Run, there: OnServer | None, report: Report) -> Path | None:
-    """The log of the run; a failing server costs a warning and everything after goes offline."""
+def _write(writer: Writer, run: Run, stored: OnServer | None, report: Report) -> Path | None:
+    """The log of the run; a failing server costs a warning, and all later runs go offline."""
     if writer.online:
         try:
-            log = _send(writer, run, there)
+            log = _send(writer, run, stored)
             ledger.mark_synced(writer.folder, run.id)
             return log
         except Gap as error:
@@ -281,9 +285,9 @@ def _write(writer: Writer, run: Run, there: OnServer | None, report: Report) -> 
             report.warn(f"W&B did not take {error}; the records and tables have them")
             return None
         except Exception as error:
-            _fall_back(writer, error, report)
-            for log in ledger.whole(writer.folder, run.id, len(run.history)):
-                return log  # the online run's own log has everything: it only awaits a sync
+            _go_offline(writer, error, report)
+            for log in ledger.complete_logs(writer.folder, run.id, len(run.history)):
+                return log  # the online run's log is complete and can be synced later
     try:
         ledger.drop_unfinished(writer.folder, run.id, len(run.history))
         return writer.write(run)
@@ -294,8 +298,8 @@ def _write(writer: Writer, run: Run, there: OnServer | None, report: Report) -> 
 
 
 def _read_back(writer: Writer, written: list[Written], report: Report) -> None:
-    """Only what is on disk counts. W&B's process must have ended: it writes after `finish`. A run
-    that is not its record's is removed, as `wandb sync` would send it."""
+    """Counts only what is on disk. W&B's process must have ended: it writes after `finish`. A run
+    that differs from its record is removed, as `wandb sync` would send it."""
     for run, log, rows in written:
         if lacking := ledger.fault(log, rows):
             report.failed += 1

@@ -1,7 +1,7 @@
 """Starts the tracker as a process and waits for it, bounded. Imports no W&B and never raises.
 
-The tracker is a process of its own so that nothing of it lives inside a timed window and none
-of its failures reaches a measurement: whatever happens, the caller gets a sentence.
+A process of its own, so that nothing of it runs inside a timed window and none of its failures
+reaches a measurement: the caller gets a warning at most.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from runners.host import project_paths
 from runners.track.settings import allowed
 
-LAUNCHER = "MOE_LAUNCHER_PID"  # whose death asks a tracker to finish its run and end
+LAUNCHER = "MOE_LAUNCHER_PID"  # when it dies, a tracker finishes its run and ends
 MODES = ("offline", "online", "disabled")
 GRACE_S = 10.0  # after SIGTERM: the tracker finishes the run it is writing
 _SECRETS = re.compile(r"wandb_v\d+_\w+|(?:local-)?\b[0-9a-f]{40}\b|(?<=//)[^/\s@]+:[^/\s@]+(?=@)")
@@ -29,6 +29,8 @@ _SECRETS = re.compile(r"wandb_v\d+_\w+|(?:local-)?\b[0-9a-f]{40}\b|(?<=//)[^/\s@
 
 @dataclass(frozen=True)
 class TrackerResult:
+    """How a call of the tracker ended."""
+
     ok: bool
     runs: int = 0  # written by this call; those that were there already do not count
     warning: str = ""
@@ -37,8 +39,8 @@ class TrackerResult:
 
 
 def resolve_mode(configured: str) -> str:
-    """Raises ValueError for no mode."""
-    mode = "offline" if configured == "dryrun" else configured  # W&B's old word
+    """The mode, by its current name; raises ValueError for an unknown one."""
+    mode = "offline" if configured == "dryrun" else configured  # W&B's old name
     if mode not in MODES:
         raise ValueError(f"tracker.mode={mode}: allowed is {', '.join(MODES)}")
     return mode
@@ -47,11 +49,11 @@ def resolve_mode(configured: str) -> str:
 def run_tracker(
     sweep_dir: Path, attempt_ids: Sequence[str], tracker: Mapping[str, Any], limit_s: float
 ) -> TrackerResult:
-    """Tracks these attempts of the sweep; `tracker` has `mode`, `project` and `entity`, as
-    `track_settings.defaults` has them.
+    """Tracks these attempts of the sweep. `tracker` has `mode`, `project` and `entity`, as
+    `runners.track.settings.defaults` returns them.
 
-    A server that does not answer costs its timeouts once per call: hand the result's `mode` to
-    the next one. The tracker and whatever it started have ended when this returns.
+    A server that does not answer costs its timeouts once per call: pass the result's `mode` to the
+    next one. The tracker and all its children have ended when this returns.
     """
     try:
         mode = resolve_mode(tracker["mode"])
@@ -78,7 +80,7 @@ def _run(command: list[str], limit_s: float) -> TrackerResult:
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        start_new_session=True,  # Ctrl-C at the terminal is the measuring parent's alone
+        start_new_session=True,  # Ctrl-C at the terminal goes to the parent only
     )
     try:
         out, err = process.communicate(timeout=limit_s)
@@ -94,13 +96,13 @@ def _run(command: list[str], limit_s: float) -> TrackerResult:
 def _result(returncode: int, out: str, err: str) -> TrackerResult:
     lines = out.strip().splitlines()
     try:
-        told = json.loads(lines[-1])
+        report = json.loads(lines[-1])
         return TrackerResult(
             ok=returncode == 0,
-            runs=int(told["runs"]),
-            warning="; ".join(str(text) for text in told["warnings"]),
-            sync_command=str(told["sync_command"]),
-            mode=str(told["mode"]),
+            runs=int(report["runs"]),
+            warning="; ".join(str(text) for text in report["warnings"]),
+            sync_command=str(report["sync_command"]),
+            mode=str(report["mode"]),
         )
     except (IndexError, KeyError, TypeError, ValueError):
         last = redact(" ".join(err.strip().splitlines()[-1:]))
@@ -108,18 +110,18 @@ def _result(returncode: int, out: str, err: str) -> TrackerResult:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Asks first, so that the run being written is finished; W&B's own process goes as well,
-    which sits in another session than the tracker."""
+    """SIGTERM first, so that the run being written is finished; then SIGKILL, also to W&B's own
+    process, which is in another session than the tracker."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.communicate(timeout=GRACE_S)
         return
-    end_all([process.pid, *descendants(process.pid)])
+    kill_all([process.pid, *descendants(process.pid)])
     process.communicate()
 
 
 def descendants(pid: int) -> list[int]:
-    """Children, grandchildren ... by /proc; nothing where there is no /proc."""
+    """Children, grandchildren ... from /proc; empty where there is no /proc."""
     children: list[int] = []
     with suppress(OSError, ValueError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -127,14 +129,14 @@ def descendants(pid: int) -> list[int]:
     return [*children, *(deeper for child in children for deeper in descendants(child))]
 
 
-def end_all(pids: Sequence[int]) -> None:
+def kill_all(pids: Sequence[int]) -> None:
     for pid in pids:
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
 
 
 def redact(text: str) -> str:
-    """Without API keys, whatever W&B or a proxy has put into its message."""
+    """The text without API keys, which messages of W&B or a proxy may contain."""
     key = os.environ.get("WANDB_API_KEY")
     text = text.replace(key, "[key]") if key else text
     return _SECRETS.sub("[key]", text)

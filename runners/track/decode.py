@@ -1,6 +1,6 @@
-"""What the records of W&B's transaction log say, decoded with W&B's own protobuf messages.
+"""Decodes records of W&B's transaction log with W&B's own protobuf messages.
 
-They are imported when the first record is decoded. Floor: runners.
+They are imported when the first record is decoded.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def decoded(data: bytes) -> Any:
 
 
 def fold(log: Log, kind: int, start: dict[str, Any]) -> dict[str, Any]:
-    """The state after all updates of a kind. Removals have an order, so they are followed one by
-    one; without them the joined messages tell the same."""
+    """The state after all updates of a kind. With removals, whose order matters, messages are
+    applied one by one; without them they are joined and decoded at once."""
     name = "summary" if kind == SUMMARY else "config"
     payloads = [data for data in log.of(kind) if not CLOCK.fullmatch(data)]
     if not payloads:
@@ -63,8 +63,8 @@ def last_values(message: Any, values: dict[Key, str | None]) -> dict[Key, str | 
 
 
 def build(texts: dict[Key, str | None], start: dict[str, Any]) -> dict[str, Any]:
-    """Applies key paths in order; a value that is set later replaces what lies below it. All
-    values are parsed as one JSON list, which takes a tenth of parsing them one by one."""
+    """Applies key paths in order; a later value replaces what lies below it. All values are parsed
+    as one JSON list, which takes a tenth of parsing them one by one."""
     values = json.loads(f"[{','.join('null' if t is None else t for t in texts.values())}]")
     if len(values) != len(texts):
         raise ValueError("a value is not one JSON value")

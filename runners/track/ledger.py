@@ -1,4 +1,4 @@
-"""Which runs are already on disk below a `wandb` folder, and whether they are whole."""
+"""Which runs are on disk below a `wandb` folder, and whether they are complete."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ OFFLINE, ONLINE = "offline-run-", "run-"
 
 
 class Unusable(RuntimeError):
-    """Nothing can be tracked here; the message names the folder and what to do."""
+    """Nothing can be tracked here; the message names the folder and the remedy."""
 
 
 def fault(log: Path, rows: int) -> str:
-    """What a finished log lacks of a run with that many history rows; empty if it is whole."""
-    found = log_file.read(log)
-    if found.damage:
-        return found.damage
-    written = len(found.of(log_file.HISTORY))
+    """What a finished log of a run with `rows` history rows lacks; empty if it is complete."""
+    content = log_file.read(log)
+    if content.damage:
+        return content.damage
+    written = len(content.of(log_file.HISTORY))
     if written != rows:
         return f"{written} of {rows} rows are in it (is the disk full?)"
     marker = ROWS_FIELD.encode()
-    if not any(marker in data for data in found.of(log_file.SUMMARY)):
+    if not any(marker in data for data in content.of(log_file.SUMMARY)):
         return "it has no summary"
-    return "" if found.finished else "it has no exit record"
+    return "" if content.finished else "it has no exit record"
 
 
 def logs(folder: Path, run_id: str) -> list[Path]:
-    """Logs of a run below `folder`/wandb, of offline and online runs. Found by the file's name: of
-    two folders made within one second, W&B gives the second's name a suffix."""
+    """Logs of a run below `folder`/wandb, of offline and online runs. Searched by file name: W&B
+    adds a suffix to the second of two folders made within one second."""
     return sorted(folder.glob(f"wandb/*run-*/run-{glob.escape(run_id)}.wandb"))
 
 
-def whole(folder: Path, run_id: str, rows: int) -> list[Path]:
-    """Those logs of a run that hold all of it."""
+def complete_logs(folder: Path, run_id: str, rows: int) -> list[Path]:
+    """The complete logs of a run."""
     return [log for log in logs(folder, run_id) if not fault(log, rows)]
 
 
-def is_there(folder: Path, run_id: str, rows: int) -> bool:
-    """Whether a run needs no offline log: one is whole, or a server has confirmed the run."""
+def is_tracked(folder: Path, run_id: str, rows: int) -> bool:
+    """Whether a run needs no offline log: one is complete, or a server has confirmed the run."""
     synced = any(log.with_suffix(".wandb.synced").exists() for log in logs(folder, run_id))
-    return synced or bool(whole(folder, run_id, rows))
+    return synced or bool(complete_logs(folder, run_id, rows))
 
 
 def drop_unfinished(folder: Path, run_id: str, rows: int) -> None:
-    """Removes what an interrupted tracker or a failed start left of a run that is now written
-    again: synced beside its replay, W&B would join the two."""
+    """Removes incomplete logs of a run that is written again: `wandb sync` would join them with the
+    new one."""
     for log in logs(folder, run_id):
         if fault(log, rows):
             drop(log)
@@ -65,7 +65,7 @@ def drop(log: Path) -> None:
 
 
 def mark_synced(folder: Path, run_id: str) -> None:
-    """Keeps `wandb sync` from sending an offline run again that a server has from elsewhere."""
+    """Keeps `wandb sync` from sending an offline run that a server already has."""
     for log in logs(folder, run_id):
         with suppress(OSError):
             log.with_suffix(".wandb.synced").touch()
@@ -73,14 +73,14 @@ def mark_synced(folder: Path, run_id: str) -> None:
 
 def unsynced(folder: Path, pattern: str = OFFLINE) -> list[Path]:
     """Folders of runs that no server has confirmed, by W&B's own marker file."""
-    found = sorted(folder.glob(f"wandb/{pattern}*/run-*.wandb"))
-    return [log.parent for log in found if not log.with_suffix(".wandb.synced").exists()]
+    paths = sorted(folder.glob(f"wandb/{pattern}*/run-*.wandb"))
+    return [log.parent for log in paths if not log.with_suffix(".wandb.synced").exists()]
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One tracker at a time per folder, checked to be writable (W&B falls back to the system's
-    temporary folder without a word in the log); raises Unusable."""
+    """One tracker at a time per folder, which must be writable (W&B would silently fall back to the
+    system's temporary folder). Raises Unusable."""
     path = folder / "wandb" / ".track.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

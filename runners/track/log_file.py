@@ -1,13 +1,13 @@
-"""The framing of W&B's transaction log (`run-<id>.wandb`), read without W&B. Floor: runners.
+"""The framing of W&B's transaction log (`run-<id>.wandb`), read without W&B.
 
 The file is a 7-byte header (":W&B", magic 0xBEE1, version 0) followed by a LevelDB log: blocks
 of 32 KB holding chunks of [crc32 u32 | length u16 | type u8 | data]. The checksum is zlib's
 crc32 of type and data. A record is one FULL chunk, or FIRST, MIDDLE ..., LAST; what is left of a
 block when no chunk header fits is zero. Every record is a `wandb_internal.Record` message.
 
-The tracker counts with this what has really landed on disk (wandb loses rows in silence when the
-disk is full), and the analysis reads runs with it. A damaged or unfinished file gives the records
-before the damage and a sentence on it.
+The tracker counts with it what is really on disk (W&B silently loses rows when the disk is full),
+and the analysis reads runs with it. A damaged or unfinished file gives the records before the
+damage and a sentence about it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Damage(ValueError):
 
 @dataclass
 class Log:
-    """What could be read of one file: `damage` is empty when it was read to its end."""
+    """The readable records of one file; `damage` is empty when it was read to its end."""
 
     payloads: dict[int, list[bytes]] = field(default_factory=dict)  # by kind, in order
     damage: str = ""
@@ -48,7 +48,7 @@ class Log:
 
     @property
     def finished(self) -> bool:
-        """Whether the run said that it ends; without that it crashed or is still alive."""
+        """Whether the run logged its exit; otherwise it crashed or is still running."""
         return bool(self.of(EXIT))
 
 
@@ -106,9 +106,9 @@ def frames(data: bytes) -> Iterator[bytes]:
 
 def kind(data: bytes) -> int:
     """Field number of the record's content, found by walking the message's tags; 0 if none."""
-    found = FAST.match(data)  # nearly all: a number of up to four bytes, then the content
-    if found:
-        return found[1][0] >> 3
+    match = FAST.match(data)  # nearly all: a number of up to four bytes, then the content
+    if match:
+        return match[1][0] >> 3
     position = 0
     try:
         while position < len(data):

@@ -1,10 +1,10 @@
-"""What a W&B run holds of an attempt: config, summary, history, names. Imports no W&B.
+"""A W&B run of an attempt: config, summary, history, names. Imports no W&B.
 
-Config and summary together are the whole row of `runners.records.flat_row`, unchanged and under the
-same names: what was known before measuring is config (W&B groups and filters by it), what came out
-is summary. One bulk request for both is therefore enough for every table. W&B's client sorts the
-keys of dicts and drops empty ones on their way to a server, so dicts are there for W&B's charts,
-and once more, exactly, as one JSON text. History holds one row per sample.
+Config and summary together are the row of `runners.records.flat_row`, unchanged and under the same
+names: what was known before measuring is config (W&B groups and filters by it), results are
+summary. One bulk request for both is therefore enough for every table. W&B's client sorts the keys
+of dicts and drops empty ones when it uploads, so dicts are stored for W&B's charts and again,
+exactly, as one JSON text. History holds one row per sample.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ KNOWN_BEFORE = (
     *("scale", "overrides"),
     *("environment", "measure", "calibration", *flat_row.ENVIRONMENT),
 )
-ROWS_FIELD = "tracked_rows"  # summary: how many history rows a whole run has
+ROWS_FIELD = "tracked_rows"  # summary: number of history rows of a complete run
 EXACT_FIELD = "exact_json"  # config and summary: their values with dicts in them, as JSON
-SUMMARY_FIELD = "summary_of"  # config: the run is no attempt but a sweep's report and plots
+SUMMARY_FIELD = "summary_of"  # config: set if the run is a sweep's report and plots
 TAG_LIMIT = 64  # W&B refuses longer tags
 
 
@@ -48,7 +48,7 @@ class Run:
 
 
 def run_of(record: Record, sweep: str) -> Run:
-    """`sweep` names the group where the record itself does not."""
+    """The run of a record; `sweep` names the group where the record itself does not."""
     row = {**flat_row.row(record), "sweep": record.sweep or sweep}
     known = {*KNOWN_BEFORE, *flat_row.flat_config(record.cell)}
     history = samples(record)
@@ -69,7 +69,7 @@ def run_of(record: Record, sweep: str) -> Run:
 
 
 def _with_exact(values: dict[str, Any]) -> dict[str, Any]:
-    """Lists of dicts, which no chart shows, are in the JSON text alone."""
+    """Adds EXACT_FIELD; lists of dicts, which no chart shows, are in that JSON text alone."""
     in_lists = {n: v for n, v in values.items() if isinstance(v, list) and _holds_containers(v)}
     dicts = {n: v for n, v in values.items() if isinstance(v, dict)}
     plain = {n: v for n, v in values.items() if n not in in_lists}
@@ -81,30 +81,30 @@ def _holds_containers(values: list[Any]) -> bool:
 
 
 def exact(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Undoes what a server's copy lost: the values of a config or summary as they were written;
-    raises ValueError if the JSON text is damaged."""
+    """The values of a config or summary as they were written, from a server's copy; raises
+    ValueError if the JSON text is damaged."""
     return {**values, **json.loads(values.get(EXACT_FIELD) or "{}")}
 
 
 def run_id(record: Record, sweep: str) -> str:
-    """The same for every replay of one attempt, and no other attempt's or sweep's."""
+    """The same for every replay of an attempt, and different for other attempts and sweeps."""
     identity = json.dumps([record.sweep or sweep, record.attempt_id, record.created])
     return f"{record.key}-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
 
 
 def samples(record: Record) -> list[dict[str, Any]]:
-    """History rows; none unless the cell was measured and right, as no other may show a time."""
-    taken = record.samples
+    """History rows; none unless the cell was measured and correct, as no other may show a time."""
+    columns = record.samples
     spans = flat_row.sample_columns(record)["sample_ms"]
     return [
         {
             "makespan_ms": span,
-            "round": taken.round[index],
-            "kind": taken.kind[index],
-            "steps": taken.steps[index],
+            "round": columns.round[index],
+            "kind": columns.kind[index],
+            "steps": columns.steps[index],
             "rank_duration_ms": [
-                (end - start) / taken.steps[index] / 1e6
-                for start, end in zip(taken.start_ns[index], taken.end_ns[index], strict=True)
+                (end - start) / columns.steps[index] / 1e6
+                for start, end in zip(columns.start_ns[index], columns.end_ns[index], strict=True)
             ],
         }
         for index, span in enumerate(spans)

@@ -1,10 +1,9 @@
-"""Which settings of its surroundings W&B sees in our processes, and where runs go by default.
+"""Environment variables and settings that W&B sees in our processes, and default destinations.
 
-W&B takes settings for everything, another run's id and parameters included, from WANDB_*
-variables, from two files (`wandb/settings` of the working folder, `settings` of its config
-folder) and from the working folder. A sweep's agent, a launch or a notebook sets them for runs of
-its own. Ours get what is listed here: how to reach a server, and where W&B keeps files of its own.
-Imports no W&B.
+W&B reads settings, another run's id and parameters included, from WANDB_* variables, from two files
+(`wandb/settings` of the working folder, `settings` of its config folder) and from the working
+folder. A sweep's agent, a launch or a notebook sets them for its own runs. Our processes get only
+what is listed here: how to reach a server, and where W&B keeps its own files. Imports no W&B.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from runners.host import project_paths
 from runners.host.inherited import SYSTEM, inherited
 
 CONF = project_paths.CONF / "tracker" / "wandb.yaml"
-# Bounds on every wait for a server, in seconds, under W&B's own names: unset means these.
+# Timeouts in s for every wait for a server, under W&B's names; defaults for unset ones.
 TIMEOUTS_S = {"WANDB_INIT_TIMEOUT": 20, "WANDB_FINISH_TIMEOUT": 60, "WANDB_HTTP_TIMEOUT": 20}
-# What reaching a server can take, and the name of each in W&B's files.
+# Variables for reaching a server, and the name of each in W&B's files.
 SERVER = {
     "WANDB_API_KEY": "api_key",
     "WANDB_BASE_URL": "base_url",
@@ -41,20 +40,20 @@ SERVER = {
 CONFIG_DIR = "WANDB_CONFIG_DIR"
 ALLOWED = (
     *SYSTEM,
-    *("MOE_*", "NETRC"),  # our own; where keys are kept
+    *("MOE_*", "NETRC"),  # ours; the file of keys
     *SERVER,
     *TIMEOUTS_S,
-    *(CONFIG_DIR, "WANDB_CACHE_DIR", "WANDB_DATA_DIR"),  # W&B's own files, none of a run's
+    *(CONFIG_DIR, "WANDB_CACHE_DIR", "WANDB_DATA_DIR"),  # folders of W&B's own files
 )
-SCHEMES = ("http", "https")  # that the client takes, of servers and proxies
+SCHEMES = ("http", "https")  # of servers and proxies, as the client accepts them
 HOST = re.compile(r"[a-z0-9]([a-z0-9._:-]*[a-z0-9])?")
-# Set for W&B: it sends no reports on itself, and finds no file of settings; see `usable`.
+# Set for W&B, so that it sends no error reports and finds no settings file; see `usable`.
 OURS = {"WANDB_ERROR_REPORTING": "false", CONFIG_DIR: os.devnull}
 
 
 @dataclass
 class Usable:
-    """`variables` that W&B may see; `faults` are sentences on what it may not."""
+    """`variables` that W&B may see; `faults` are sentences about those it may not."""
 
     variables: dict[str, str]
     faults: list[str] = field(default_factory=list)
@@ -62,18 +61,18 @@ class Usable:
 
 
 def defaults() -> dict[str, Any]:
-    """Mode, project and entity where no command line names them: of the environment, else as
-    written in conf/tracker/wandb.yaml, whose lines are this rule."""
+    """Mode, project and entity where no command line gives them: from the environment, else from
+    conf/tracker/wandb.yaml."""
     from omegaconf import OmegaConf
 
     drop_empty()
-    found = OmegaConf.to_container(OmegaConf.load(CONF), resolve=True)
-    assert isinstance(found, dict)
-    return {str(name): value for name, value in found.items()}
+    values = OmegaConf.to_container(OmegaConf.load(CONF), resolve=True)
+    assert isinstance(values, dict)
+    return {str(name): value for name, value in values.items()}
 
 
 def project_name(value: object) -> str:
-    """As W&B takes it; raises ValueError."""
+    """A project's name as W&B accepts it; raises ValueError."""
     text = str(value or "")
     if not re.fullmatch(r"[^/\\#?%:]{1,128}", text):
         raise ValueError(
@@ -84,42 +83,42 @@ def project_name(value: object) -> str:
 
 
 def drop_empty() -> None:
-    """An empty variable of W&B counts as unset, for us, for conf and for W&B."""
-    for name in [name for name, value in os.environ.items() if _of_wandb(name) and not value]:
+    """Removes empty variables of W&B: for us, conf and W&B they count as unset."""
+    for name in [name for name, value in os.environ.items() if _is_wandb(name) and not value]:
         del os.environ[name]
 
 
-def _of_wandb(name: str) -> bool:
+def _is_wandb(name: str) -> bool:
     return "WANDB" in name
 
 
 def allowed(variables: Mapping[str, str]) -> dict[str, str]:
-    """Those of the variables that a process of ours in which W&B runs may inherit."""
-    found = inherited(variables, ALLOWED)
-    return {name: value for name, value in found.items() if value or not _of_wandb(name)}
+    """The variables that a process of ours in which W&B runs may inherit."""
+    selected = inherited(variables, ALLOWED)
+    return {name: value for name, value in selected.items() if value or not _is_wandb(name)}
 
 
 def usable(variables: Mapping[str, str], folder: Path) -> Usable:
-    """What W&B may see: the allowed variables whose values it can read, and the way to a server
-    of W&B's files (`folder` is the working one) where no variable says it."""
-    found = Usable(allowed(variables))
-    named = {name: name for name in found.variables}
-    for name, (value, where) in _of_files(found, folder).items():
-        if not ("KEY" in name and "WANDB_IDENTITY_TOKEN_FILE" in found.variables):
-            found.variables.setdefault(name, value)
+    """What W&B may see: allowed variables with valid values, and server settings of W&B's files
+    (`folder` is the working folder) where no variable gives them."""
+    result = Usable(allowed(variables))
+    named = {name: name for name in result.variables}
+    for name, (value, where) in _from_files(result, folder).items():
+        if not ("KEY" in name and "WANDB_IDENTITY_TOKEN_FILE" in result.variables):
+            result.variables.setdefault(name, value)
             named.setdefault(name, where)
-    for name, fault in list(_faults(found.variables)):
-        value = found.variables.pop(name)
+    for name, fault in list(_faults(result.variables)):
+        value = result.variables.pop(name)
         shown = "" if "HEADERS" in name else f"={value}"  # they can hold a key
-        found.faults.append(f"{named[name]}{shown}: {fault}")
-        found.server = found.server and name in TIMEOUTS_S
-    found.variables |= OURS
-    return found
+        result.faults.append(f"{named[name]}{shown}: {fault}")
+        result.server = result.server and name in TIMEOUTS_S
+    result.variables |= OURS
+    return result
 
 
-def _of_files(found: Usable, folder: Path) -> dict[str, tuple[str, str]]:
-    """By variable, value and origin; the working folder's file goes before W&B's own."""
-    config = found.variables.get(CONFIG_DIR) or "~/.config/wandb"
+def _from_files(result: Usable, folder: Path) -> dict[str, tuple[str, str]]:
+    """Value and origin by variable; the working folder's file has precedence over W&B's own."""
+    config = result.variables.get(CONFIG_DIR) or "~/.config/wandb"
     values: dict[str, tuple[str, str]] = {}
     home = Path(os.path.expanduser(config))  # noqa: PTH111  Path's own raises without a home
     paths = (folder / ".wandb", folder / "wandb", home)
@@ -129,8 +128,8 @@ def _of_files(found: Usable, folder: Path) -> dict[str, tuple[str, str]]:
             parser.read(path, "utf-8")
             section = dict(parser.items("default")) if parser.has_section("default") else {}
         except (OSError, ValueError, configparser.Error) as error:
-            found.faults.append(f"{path}: cannot be read ({error}); correct or remove it")
-            found.server = False
+            result.faults.append(f"{path}: cannot be read ({error}); correct or remove it")
+            result.server = False
             continue
         for variable, name in SERVER.items():
             if section.get(name):
@@ -158,9 +157,9 @@ def _is_seconds(text: str) -> bool:
 
 def _is_address(text: str) -> bool:
     try:
-        found = urlsplit(text)
-        host = found.hostname or ""
-        return found.scheme in SCHEMES and bool(HOST.fullmatch(host)) and (found.port or 1) > 0
+        url = urlsplit(text)
+        host = url.hostname or ""
+        return url.scheme in SCHEMES and bool(HOST.fullmatch(host)) and (url.port or 1) > 0
     except ValueError:
         return False
 
@@ -171,48 +170,48 @@ def _is_boolean(text: str) -> bool:
 
 def _is_headers(text: str) -> bool:
     try:
-        found = json.loads(text)
+        headers = json.loads(text)
     except ValueError:
         return False
-    return isinstance(found, dict) and all(isinstance(value, str) for value in found.values())
+    return isinstance(headers, dict) and all(isinstance(value, str) for value in headers.values())
 
 
 def timeout_s(name: str) -> int:
-    """Of a process whose environment is usable."""
+    """A timeout in s, in a process whose environment is usable."""
     return int(os.environ.get(name) or TIMEOUTS_S[name])
 
 
-def forget_server() -> None:
-    """For writing offline: nothing that only concerns a server can then keep W&B from it."""
+def drop_server_variables() -> None:
+    """Removes a server's variables, so that they cannot disturb offline writing."""
     for name in SERVER:
         os.environ.pop(name, None)
 
 
 def replace_environment() -> Usable:
-    """For a process that is ours alone, before W&B is imported: all that is inherited else goes."""
-    found = usable(os.environ, Path())
+    """In a process of our own, before W&B is imported: replaces the whole environment."""
+    result = usable(os.environ, Path())
     os.environ.clear()
-    os.environ.update({**found.variables, "WANDB_SILENT": "true"})
-    return found
+    os.environ.update({**result.variables, "WANDB_SILENT": "true"})
+    return result
 
 
 @contextmanager
 def usable_environment() -> Iterator[list[str]]:
-    """For a while, in a process that may be the user's: W&B's variables are the usable ones, the
-    others stay as they are. Gives the faults; raises ValueError where no server can be asked."""
-    found = usable(os.environ, Path())
-    if not found.server:
-        raise ValueError("; ".join(found.faults))
-    before = {name: value for name, value in os.environ.items() if _of_wandb(name)}
-    own = {name: value for name, value in found.variables.items() if _of_wandb(name)}
+    """Temporarily, in a process that may be the user's: W&B's variables are the usable ones, others
+    stay. Yields the faults; raises ValueError where no server can be asked."""
+    result = usable(os.environ, Path())
+    if not result.server:
+        raise ValueError("; ".join(result.faults))
+    before = {name: value for name, value in os.environ.items() if _is_wandb(name)}
+    own = {name: value for name, value in result.variables.items() if _is_wandb(name)}
     _exchange(own)
     try:
-        yield found.faults
+        yield result.faults
     finally:
         _exchange(before)
 
 
 def _exchange(wanted: Mapping[str, str]) -> None:
-    for name in [name for name in os.environ if _of_wandb(name) and name not in wanted]:
+    for name in [name for name in os.environ if _is_wandb(name) and name not in wanted]:
         del os.environ[name]
     os.environ.update(wanted)

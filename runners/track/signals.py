@@ -1,7 +1,7 @@
-"""SIGTERM and Ctrl-C for the tracker, kept back while W&B's code runs.
+"""SIGTERM and Ctrl-C for the tracker, deferred while W&B's code runs.
 
-Raised inside it, an exception leaves its locks held and its counts wrong, and its teardown then
-waits for good: seen in 2 of 166 interrupted trackers, at two places.
+An exception raised inside W&B leaves its locks held and its counts wrong, and its teardown then
+waits forever: seen in 2 of 166 interrupted trackers, at two places.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from runners.track.client import GRACE_S, descendants, end_all
+from runners.track.client import GRACE_S, descendants, kill_all
 
-OVERDUE_S = 0.8 * GRACE_S  # after that W&B's code is not waited for; the launcher kills at GRACE_S
+OVERDUE_S = 0.8 * GRACE_S  # then W&B's code is no longer waited for; the launcher kills at GRACE_S
 
 
 class Interrupted(BaseException):
@@ -23,37 +23,37 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """The first signal of a process; those that follow change nothing, as the end is bounded."""
+    """Handles the first signal of a process; later ones are ignored, as the end is bounded."""
 
     def __init__(self, overdue: Callable[[], None]) -> None:
-        self._overdue = overdue  # called before the process ends where W&B's code does not return
-        self._holding = False
+        self._overdue = overdue  # called before a forced end, if W&B's code does not return
+        self._deferring = False
         self._raised = False
-        self.asked = False
+        self.requested = False
 
     def listen(self) -> None:
         for sign in (signal.SIGTERM, signal.SIGINT):
             signal.signal(sign, self._handle)
 
     @contextmanager
-    def kept_back(self) -> Iterator[None]:
-        """A signal that comes meanwhile raises Interrupted at the end, whatever else is raised."""
-        self._holding = True
+    def deferred(self) -> Iterator[None]:
+        """Defers a signal: Interrupted is raised at the end, whatever else is raised."""
+        self._deferring = True
         try:
             yield
         finally:
-            self._holding = False
-            if self.asked and not self._raised:
+            self._deferring = False
+            if self.requested and not self._raised:
                 self._raise()
 
     def _handle(self, _signal: int, _frame: FrameType | None) -> None:
-        if self.asked:
+        if self.requested:
             return
-        self.asked = True
+        self.requested = True
         limit = threading.Timer(OVERDUE_S, self._end)
         limit.daemon = True
         limit.start()
-        if not self._holding:
+        if not self._deferring:
             self._raise()
 
     def _raise(self) -> None:
@@ -67,4 +67,4 @@ class Interruption:
 
 
 def end_children() -> None:
-    end_all(descendants(os.getpid()))
+    kill_all(descendants(os.getpid()))

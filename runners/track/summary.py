@@ -1,8 +1,8 @@
 """A sweep's report and plots as one W&B run: `python -m runners.track [SOURCE ...] --summary`.
 
-The analysis makes them, as a process of its own. The page is logged as HTML and the plots as
-images, which lie in the run's own folder; W&B's tables would be artifacts, whose contents are
-staged outside it and get lost when a sweep's folder is moved.
+The analysis makes them, in a process of its own. The page is logged as HTML and the plots as
+images, in the run's own folder. (W&B's tables would be artifacts, which are staged elsewhere and
+get lost when a sweep's folder is moved.)
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class NoSummary(RuntimeError):
 
 
 def summary_id(runs: Sequence[Run]) -> str:
-    """The same for the same runs, so that a replay skips what is there."""
+    """The same for the same runs, so that a replay skips an existing summary."""
     identity = json.dumps([runs[0].group, sorted(run.id for run in runs)])
     return f"summary-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
 def summary_run(sweep: Path, runs: Sequence[Run], scratch: Path) -> Run:
-    """One history row that holds everything; files are made below `scratch`."""
+    """A run with one history row that holds everything; files are made below `scratch`."""
     name = runs[0].group
     page = scratch / "report.html"
     _analysis("report", sweep, page)

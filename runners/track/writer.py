@@ -1,8 +1,7 @@
-"""The only module of this floor that imports W&B: writes one run, offline or online.
+"""Writes one run with W&B, offline or online: the only module here that imports its client.
 
-Settings are chosen from what W&B does: nothing is measured or sent that is not asked for, the log
-is flushed at once, and every wait for a server is bounded. What W&B would take of the surroundings
-is kept out by `track_settings`.
+Nothing is measured or sent that is not asked for, the log is flushed at once, and every wait for a
+server is bounded. Settings of the surroundings are kept out by `runners.track.settings`.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from runners.track.run import Run
-from runners.track.settings import forget_server, timeout_s
+from runners.track.settings import drop_server_variables, timeout_s
 from runners.track.signals import Interruption, end_children
 
 TEARDOWN_S = 10.0
@@ -23,7 +22,7 @@ PAGE = 1000
 
 
 class OnServer(NamedTuple):
-    """What the server has of a run: `lines` is its number of history rows."""
+    """What the server has of a run; `lines` is its number of history rows."""
 
     state: str
     summary: dict[str, Any]
@@ -51,20 +50,20 @@ class Writer:
         self.online = online
         self.interruption = interruption
 
-    def write(self, run: Run, there: OnServer | None = None) -> Path:
-        """Returns the path of the run's log; raises what W&B raises, and TimeoutError
-        when the server does not confirm the run (then its log is whole all the same).
+    def write(self, run: Run, stored: OnServer | None = None) -> Path:
+        """Returns the path of the run's log. Raises what W&B raises, TimeoutError when the server
+        does not confirm the run (its log is complete all the same), and Gap where the server's rows
+        end before the step from which W&B continues.
 
-        The summary goes first: a log with all history rows and an exit record is then whole.
-        What is `there` from an interrupted tracker is completed: its rows are not sent again.
-        Raises Gap where the server's rows end before the step from which W&B lets us go on.
+        The summary goes first: a log with all history rows and an exit record is then complete.
+        What is `stored` from an interrupted tracker is completed: its rows are not sent again.
         """
-        with self.interruption.kept_back():
-            return self._write(run, there)
+        with self.interruption.deferred():
+            return self._write(run, stored)
 
-    def _write(self, run: Run, there: OnServer | None) -> Path:
+    def _write(self, run: Run, stored: OnServer | None) -> Path:
         if not self.online:
-            forget_server()
+            drop_server_variables()
         import wandb
 
         active = wandb.init(
@@ -79,29 +78,29 @@ class Writer:
             tags=run.tags,
             notes=run.notes or None,
             config=run.config,
-            resume="allow" if there else None,
+            resume="allow" if stored else None,
             settings=_settings(),
         )
         log = Path(active.settings.sync_file)
         done = False
         try:
-            active.define_metric("*", summary="none")  # the summary is ours alone
+            active.define_metric("*", summary="none")  # W&B adds nothing to the summary
             active.summary.update(run.summary)
             for step in range(active.starting_step, len(run.history)):
-                if self.interruption.asked:
+                if self.interruption.requested:
                     break
                 active.log(run.history[step], step=step)
             else:
                 done = True
         finally:
             active.finish(exit_code=run.exit_code if done else 1)
-        if there and active.starting_step > there.lines:
-            raise Gap(f"rows {there.lines} to {active.starting_step - 1} of run {run.id}")
+        if stored and active.starting_step > stored.lines:
+            raise Gap(f"rows {stored.lines} to {active.starting_step - 1} of run {run.id}")
         return log
 
     def on_server(self, ids: list[str]) -> dict[str, OnServer]:
         """Which of these runs the server has, by id; one request per page."""
-        with self.interruption.kept_back():
+        with self.interruption.deferred():
             return self._on_server(ids)
 
     def _on_server(self, ids: list[str]) -> dict[str, OnServer]:
@@ -109,30 +108,30 @@ class Writer:
 
         api = wandb.Api(timeout=timeout_s("WANDB_HTTP_TIMEOUT"))
         path = f"{self.entity or api.default_entity}/{self.project}"
-        found = api.runs(
+        runs = api.runs(
             path, filters={"name": {"$in": ids}}, per_page=min(PAGE, len(ids)), lazy=False
         )
         try:
             return {
                 run.id: OnServer(run.state, run.summary_metrics, int(run.historyLineCount or 0))
-                for run in found
+                for run in runs
             }
-        except ValueError:  # W&B's word for a project that is not there yet
+        except ValueError:  # W&B's error for a project that does not exist yet
             return {}
 
     def close(self) -> None:
-        """Ends W&B's own process; after a failure this alone frees the run id.
+        """Ends W&B's own process; after a failure only this frees the run id.
 
-        About once in a hundred times it does not hear that it shall end, while `teardown` waits
-        for it without a limit: then it is ended here. Every finished run is on disk by then.
+        In about one of a hundred cases it misses the request to end, and `teardown` waits without a
+        limit: then it is killed here. Every finished run is on disk by then.
         """
         wandb = sys.modules.get("wandb")
         if wandb is not None:
             overdue = threading.Timer(TEARDOWN_S, end_children)
             overdue.daemon = True
             overdue.start()
-            # It exits where its process had to be ended.
-            with self.interruption.kept_back(), suppress(Exception, SystemExit):
+            # teardown exits where the process had to be killed.
+            with self.interruption.deferred(), suppress(Exception, SystemExit):
                 wandb.teardown()
             overdue.cancel()
 
@@ -155,7 +154,7 @@ def _settings() -> Any:
         console="off",
         symlink=False,
         use_dot_wandb=False,
-        sagemaker_disable=True,  # else a training job's name and parameters are taken
+        sagemaker_disable=True,  # or it takes a training job's name and parameters
         save_code=False,
         disable_code=True,
         disable_git=True,

@@ -110,8 +110,8 @@ def test_one_choice_holds_for_a_whole_sweep(tmp_path: Path) -> None:
     sweep = Sweep(jobs, Settings(tmp_path / "s"), Progress())
     first, later = {"all_reduce": 1024, "all_gather": 0}, {"all_reduce": 0, "all_gather": 0}
     assert Launch(sweep.context(), sweep, jobs[:1]).plan.exchanged is None
-    sweep.state.know(a_record(4, first))
-    sweep.state.know(a_record(4, later, 1))
-    sweep.state.know(a_record(4, None, 2))
+    sweep.state.add(a_record(4, first))
+    sweep.state.add(a_record(4, later, 1))
+    sweep.state.add(a_record(4, None, 2))
     assert Launch(sweep.context(), sweep, jobs[:1]).plan.exchanged == first
     assert Launch(sweep.context(), sweep, jobs[1:]).plan.exchanged is None

@@ -314,7 +314,7 @@ def test_all_ranks_work_in_as_many_windows_as_there_is_time_for(
             steps.append(one.clock())
             cast(Clock, one.clock).pass_(step_s * (1 + world.rank))
 
-        rate = calibrate.together(step, 3.0, one, world.comm, 100.9)
+        rate = calibrate.concurrent_rate(step, 3.0, one, world.comm, 100.9)
         gaps = [b - a for a, b in itertools.pairwise(steps)]
         taken = 1 + sum(gap > 1.5 * step_s * (1 + world.rank) for gap in gaps)
         return rate, taken

@@ -205,7 +205,7 @@ CHECKS = {name: check for name, check in globals().items() if name.startswith("c
 
 
 def start(name: str, count: int) -> subprocess.CompletedProcess[str]:
-    assert mpi.available() is None, mpi.available()
+    assert mpi.unavailable_reason() is None, mpi.unavailable_reason()
     command = mpi.mpiexec_command(count, [sys.executable, __file__, name], os.environ)
     return subprocess.run(
         command,
@@ -285,13 +285,13 @@ def test_command_yields_the_cores_only_where_they_are_too_few(
 def test_command_for_open_mpi_and_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "no mpiexec" in str(mpi.available())
+    assert "no mpiexec" in str(mpi.unavailable_reason())
     with pytest.raises(RuntimeError, match="pip install"):
         mpi.mpiexec_command(2, ["x"], {})
     fake_mpiexec(tmp_path, "mpiexec (Open MPI) 5.0.8")
     assert "--oversubscribe" in mpi.mpiexec_command(2, ["x"], {})
     monkeypatch.setattr(mpi.importlib.util, "find_spec", lambda name: None)
-    assert "pip install -e '.[mpi]'" in str(mpi.available())
+    assert "pip install -e '.[mpi]'" in str(mpi.unavailable_reason())
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
 from runners.config.cell import job_of
 from runners.errors import ConfigError
 from runners.host.machine import NodeResources
-from runners.launch.local import Started
+from runners.launch.local import LaunchProcess
 from runners.plan import Job, LaunchPlan, Measure, load, save
 from runners.rank.cells import CellRunner
 from runners.records.rank_log import RankLog
@@ -244,7 +244,7 @@ def launched(tmp_path: Path, jobs: list[Job]) -> LaunchPlan:
     """The plan that ranks would have got, as they would read it."""
     kept = []
 
-    def start(plan: LaunchPlan) -> Started:
+    def start(plan: LaunchPlan) -> LaunchProcess:
         kept.append(plan)
         raise Stop
 

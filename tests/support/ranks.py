@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def prepare(arguments: list[str]) -> None:
     """For a module of ranks that run backward passes: the agent imports once what they import."""
-    from runners.rank.worker import OF_BACKWARD
+    from runners.rank.worker import BACKWARD_MODULE
 
-    importlib.import_module(OF_BACKWARD)
+    importlib.import_module(BACKWARD_MODULE)
 
 
 def run_ranks(module: str, ranks: int, *arguments: str, limit_s: float = 280) -> Any:

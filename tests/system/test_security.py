@@ -76,7 +76,7 @@ def test_without_a_network_of_its_own_a_launch_listens_on_loopback_only(
 def test_a_network_of_its_own_cannot_be_reached() -> None:
     code = (
         "import socket, sys; from runners.host import isolation\n"
-        "own = isolation.own_network(); server = socket.create_server(('127.0.0.1', 0))\n"
+        "own = isolation.unshare_network(); server = socket.create_server(('127.0.0.1', 0))\n"
         "print(own, server.getsockname()[1], flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(

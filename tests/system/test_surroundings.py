@@ -20,7 +20,7 @@ from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec
 from runners.config.hosts import pass_env_of
 from runners.errors import ConfigError
 from runners.host import inherited, mpi
-from runners.launch.local import Started, rank_environment
+from runners.launch.local import LaunchProcess, rank_environment
 from runners.plan import Job, LaunchPlan, Measure
 from runners.sweep import entry, launch
 from runners.sweep.progress import Progress
@@ -49,14 +49,14 @@ def test_ranks_inherit_what_they_need_and_nothing_of_another_launcher_or_tracker
     others: dict[str, str], needed: set[str]
 ) -> None:
     own = dict.fromkeys(needed, "mine")
-    assert inherited.of_ranks({**others, **own}, []) == own
+    assert inherited.inherited_by_ranks({**others, **own}, []) == own
 
 
 @given(st.dictionaries(foreign, st.text(max_size=9)), st.lists(endings.map(lambda e: e[0] + "*")))
 def test_pass_env_hands_on_no_secret_and_no_launchers_variable(
     others: dict[str, str], patterns: list[str]
 ) -> None:
-    passed = inherited.of_ranks(others, [*patterns, *others])
+    passed = inherited.inherited_by_ranks(others, [*patterns, *others])
     bad = ("PET_", "TORCHELASTIC_", "MASTER_", "LOCAL_", "WANDB_", "SLURM_", "RANK", "WORLD_SIZE")
     words = ("SECRET", "KEY", "TOKEN", "PASS")
     assert not [name for name in passed if name.startswith(bad) or any(w in name for w in words)]
@@ -120,7 +120,7 @@ STRANGE = {  # Kubeflow's, torchrun's, Slurm's, MPI's, a notebook's and W&B's
 @pytest.mark.parametrize("backend", ["gloo", "mpi"])
 def test_a_sweep_runs_among_the_settings_of_other_launchers(tmp_path: Path, backend: str) -> None:
     if backend == "mpi":
-        assert mpi.available() is None
+        assert mpi.unavailable_reason() is None
     done = subprocess.run(
         [sys.executable, str(ROOT / "runners" / "bench.py"), "strategy=tp", "world_size=2",
          f"backend={backend}", "tracker=none", "measure.calibrate=false", *started.QUICK,
@@ -136,13 +136,13 @@ def test_a_sweep_runs_among_the_settings_of_other_launchers(tmp_path: Path, back
     assert "hosts.pass_env=[KMP_AFFINITY,OMP_PROC_BIND]" in done.stderr
 
 
-def waiting(taken: LaunchPlan) -> Started:
+def waiting(taken: LaunchPlan) -> LaunchProcess:
     """A launch whose ranks never come."""
     launch_dir = Path(taken.launch_dir)
     (launch_dir / "logs").mkdir(parents=True)
     (launch_dir / "logs" / "agent.log").write_text("no host answers\n")
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
-    return Started(process, launch_dir)
+    return LaunchProcess(process, launch_dir)
 
 
 def run(folder: Path, cell_limit_s: float) -> SweepResult:

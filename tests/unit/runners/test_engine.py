@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from benchmarks.statistics import start_up
 from benchmarks.statistics.simulated import SimulatedEngine
 from runners.plan import Measure
-from runners.rank.engine import CHECK_CALLS, SETTLE_S, Engine, Sample, Timed, precise, settled
+from runners.rank.engine import CHECK_CALLS, SETTLE_S, Engine, Sample, TimedCell, precise, settled
 from runners.records.record import KINDS
 from runners.records.stats import COUNTED
 
@@ -52,7 +52,7 @@ class FakeRanks:
         self.clock_ns += self.ns_per_step[self.steps % len(self.ns_per_step)]
         self.steps += 1
 
-    def decide(self, value: int) -> int:
+    def broadcast(self, value: int) -> int:
         return self.gather([value])[0][0]
 
     def gather(self, values: Sequence[int]) -> list[list[int]]:
@@ -90,7 +90,7 @@ def run_world(
                     ranks.steps += 1
                     calls[0] += 1
 
-                cells.append(Timed(index, step))
+                cells.append(TimedCell(index, step))
                 if check is not None:
 
                     def asked(when: str, index: int = index, calls: list[int] = calls) -> bool:

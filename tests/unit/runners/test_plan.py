@@ -84,7 +84,7 @@ def test_a_plan_survives_its_file(tmp_path: Path) -> None:
 def test_a_reader_waits_for_whole_lines_and_leaves_damaged_ones_out(tmp_path: Path) -> None:
     path = tmp_path / "rank0.jsonl"
     reader = RankReader(path)
-    assert list(reader.new()) == []
+    assert list(reader.new_lines()) == []
     log = RankLog(path)
     log.write("a")
     log.write("b", value=1)
@@ -92,11 +92,11 @@ def test_a_reader_waits_for_whole_lines_and_leaves_damaged_ones_out(tmp_path: Pa
     first, second, third = path.read_bytes().splitlines(keepends=True)
     edited = second.replace(b":1,", b":2,")
     path.write_bytes(first + b"\xff\xfe\n[1]\n" + edited + second + third[:9])
-    assert list(reader.new()) == [{"event": "a"}, {"event": "b", "value": 1}]
+    assert list(reader.new_lines()) == [{"event": "a"}, {"event": "b", "value": 1}]
     assert reader.damaged == 3
     with path.open("ab") as file:
         file.write(third[9:])
-    assert list(reader.new()) == [{"event": "c"}]
+    assert list(reader.new_lines()) == [{"event": "c"}]
 
 
 def logs(tmp_path: Path) -> list[RankLog]:
@@ -131,7 +131,7 @@ def test_records_hold_the_samples_that_every_rank_wrote(tmp_path: Path) -> None:
     assert good.samples.end_ns == [[20, 25], [21, 26]]
     assert (wrong.outcome, wrong.samples.steps) == ("wrong", [])  # no time anywhere
     assert good.stop == {"rule": "fixed", "rounds": 2, "target": 0.03}
-    lines.forget(0)
+    lines.free_wave(0)
     assert not any(rank.samples or rank.info for rank in lines.ranks)
 
 
@@ -233,7 +233,7 @@ def test_the_culprit_is_the_rank_that_caused_the_death(
             log.write("exit")
     lines = Assembler(plan_of(tmp_path, [job(1), job(2)]), [job(1), job(2)], "sweep")
     lines.update()
-    found = lines.culprit([{"rank": r, "exitcode": code, "pid": 0} for r, code in failures])
+    found = lines.find_cause([{"rank": r, "exitcode": code, "pid": 0} for r, code in failures])
     assert found[:2] == (rank, rank)
     assert words in found[2]
 

@@ -146,14 +146,14 @@ def test_putting_nodes_on_one_clock_keeps_the_makespan(
     node_of = [node for node, _, _ in ranks]
     starts = [start + offsets[node] for node, start, _ in ranks]
     ends = [start + took + offsets[node] for node, start, took in ranks]
-    together = topology.on_one_clock(starts, ends, node_of)
+    together = topology.align_clocks(starts, ends, node_of)
     assert makespan_ns(*together) == makespan_ns(starts, ends, node_of)
     for rank in range(len(ranks)):  # no rank's own duration changes
         assert together[1][rank] - together[0][rank] == ends[rank] - starts[rank]
 
 
 def test_one_node_keeps_its_times() -> None:
-    assert topology.on_one_clock([1, 2], [3, 4], ()) == ([1, 2], [3, 4])
+    assert topology.align_clocks([1, 2], [3, 4], ()) == ([1, 2], [3, 4])
 
 
 def test_nodes_of_one_machine_share_its_cores() -> None:
@@ -303,14 +303,14 @@ def test_what_an_allocation_ended_with_is_taken_once_it_has(tmp_path: Path) -> N
 def test_what_a_job_asks_for(tmp_path: Path) -> None:
     jobs, settings = [job(8, world_size=16, nodes=2, device="cuda")], Settings(tmp_path)
     asked = slurm.Slurm(partition="p", extra={"switches": 1})
-    found = slurm.parameters(asked, jobs, settings)
+    found = slurm.executor_parameters(asked, jobs, settings)
     assert (found["nodes"], found["ntasks_per_node"], found["gpus_per_node"]) == (2, 8, 8)
     assert (found["exclusive"], found["partition"], found["use_srun"]) == (True, "p", False)
     assert found["additional_parameters"]["switches"] == 1
     assert "qos" not in found
     # Two launches of 120 s + 1.2 s of rounds + 20 s for the cell + 30 s for records, twice.
-    assert found["time"] == slurm.minutes(jobs, "group") == 12
-    assert slurm.parameters(slurm.Slurm(time_min=5), jobs, settings)["time"] == 5
+    assert found["time"] == slurm.time_limit_min(jobs, "group") == 12
+    assert slurm.executor_parameters(slurm.Slurm(time_min=5), jobs, settings)["time"] == 5
 
 
 def test_gpus_in_slurms_words() -> None:
@@ -320,11 +320,11 @@ def test_gpus_in_slurms_words() -> None:
 
 
 def test_only_the_slurm_launcher_is_one() -> None:
-    assert slurm.of_launcher({"_target_": "x.MoeLauncher"}) is None
-    found = slurm.of_launcher({"_target_": "x.SlurmLauncher", "qos": "q"})
+    assert slurm.slurm_options({"_target_": "x.MoeLauncher"}) is None
+    found = slurm.slurm_options({"_target_": "x.SlurmLauncher", "qos": "q"})
     assert found == slurm.Slurm(qos="q")
     with pytest.raises(ConfigError, match="time_min=-1"):
-        slurm.of_launcher({"_target_": "x.SlurmLauncher", "time_min": -1})
+        slurm.slurm_options({"_target_": "x.SlurmLauncher", "time_min": -1})
 
 
 # --- plain hosts --------------------------------------------------------------------------------
@@ -342,12 +342,12 @@ def test_hosts_that_do_not_come_are_named(tmp_path: Path) -> None:
 def test_another_host_ends_with_the_session_it_has_been_in(tmp_path: Path) -> None:
     (tmp_path / plain.FOLDER).mkdir()
     follower = plain.Follower(tmp_path, hosts.Hosts(3, 2, "127.0.0.1", 29500))
-    assert not follower.obey({"session": "old", "launch": "end"})  # of a run before this one
-    assert not follower.obey({"session": "new", "launch": -1, "nodes": 3})
+    assert not follower.handle({"session": "old", "launch": "end"})  # of a run before this one
+    assert not follower.handle({"session": "new", "launch": -1, "nodes": 3})
     assert (tmp_path / plain.FOLDER / "new-2").exists()
-    assert not follower.obey({"session": "new", "launch": 0, "nodes": 2})  # takes two nodes only
+    assert not follower.handle({"session": "new", "launch": 0, "nodes": 2})  # takes two nodes only
     assert follower.agent is None
-    assert follower.obey({"session": "new", "launch": "end"})
+    assert follower.handle({"session": "new", "launch": "end"})
 
 
 def test_the_agent_of_a_node(tmp_path: Path) -> None:

@@ -276,16 +276,16 @@ signals.OVERDUE_S = float(sys.argv[1])
 interruption = signals.Interruption(lambda: print("overdue", flush=True))
 interruption.listen()
 try:
-    with interruption.kept_back():
+    with interruption.deferred():
         os.kill(os.getpid(), getattr(signal, sys.argv[2]))
         os.kill(os.getpid(), signal.SIGTERM)
-        print("goes on", interruption.asked, flush=True)
+        print("goes on", interruption.requested, flush=True)
         if sys.argv[1] == "0.2":
             threading.Event().wait()
         raise OSError
 except signals.Interrupted:
     print("interrupted")
-with interruption.kept_back():
+with interruption.deferred():
     os.kill(os.getpid(), signal.SIGTERM)
 print("once")
 """
