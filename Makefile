@@ -25,9 +25,14 @@ setup: $(VENV)/.ready ## the virtual environment, with the tested versions
 bench: setup ## the main job: simple, tp, ep at top-k 2, 4, 8 on 8 ranks; tables, plots, W&B runs
 	$(RUN) runners/bench.py -m strategy=simple,tp,ep topk=2,4,8
 
+REFERENCE := outputs/$(shell date +%F_%H-%M-%S)_reference
 .PHONY: reference
-reference: setup ## the reference's three axes, and one report on them together
-	$(RUN) -m benchmarks.reference.sweep
+reference: setup ## the reference's three axes, and one report on them together; OVERRIDES="measure=reference"
+	for axis in topk batch ranks; do \
+	  $(RUN) runners/bench.py experiment=reference_$$axis report=false \
+	    hydra.sweep.dir=$(REFERENCE)/$$axis $(OVERRIDES) || [ $$? -eq 1 ] || exit 2; done
+	$(RUN) -m analysis finish $(REFERENCE)
+	$(RUN) -m analysis report $(REFERENCE) -o $(REFERENCE)/report.html
 
 .PHONY: report
 report: setup ## one HTML page on the newest sweep
