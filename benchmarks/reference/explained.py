@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.speed.store import ROOT, markdown
 from moe.spec import Cell
-from runners.host.mpi import unavailable_reason
+from runners.mpi.start import unavailable_reason
 from runners.records import record
 from runners.records.stats import median_interval, round_medians_ms, round_ratios
 

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from runners.host import mpi
+from runners.mpi import start as mpi
 
 Array = NDArray[Any]
 CLOCK = time.CLOCK_MONOTONIC

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.reference import loops
 from benchmarks.speed import store
-from runners.host import mpi
+from runners.mpi import start as mpi
 
 RANKS = 8
 BATCHES, TOPKS = (8, 16, 32), (2, 4, 8)
@@ -55,7 +55,7 @@ def main(rounds: int) -> None:
     from mpi4py import MPI
 
     from moe.parallel.comm import Comm
-    from runners.rank.mpi_backend import init_mpi
+    from runners.mpi.backend import init_mpi
 
     init_mpi()
     torch.set_num_threads(1)

@@ -140,7 +140,7 @@ class RankGroup:
 
     @property
     def _own(self) -> Any:
-        """The process group if it is written in Python (runners.rank.mpi_backend), else None.
+        """The process group if it is written in Python (runners.mpi.backend), else None.
         Its methods are called directly then, because torch's wrapper takes as long as a small
         message."""
         if self.comm.backend != "mpi4py":

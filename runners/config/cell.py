@@ -14,8 +14,8 @@ from runners.config.schema import check_shape, section_of, value, values
 from runners.errors import ConfigError
 from runners.host.files import small_text
 from runners.host.machine import NodeResources
-from runners.host.mpi import unavailable_reason
 from runners.host.topology import BY_NODE, place_experts
+from runners.mpi.start import unavailable_reason
 from runners.plan import Job, Measure
 from runners.records.routing_trace import SHAPE, Trace, TraceError, read_trace
 

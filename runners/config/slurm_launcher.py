@@ -14,8 +14,8 @@ from runners.config.launcher import PACKAGE, MoeLauncher
 
 
 @dataclass
-class SlurmLauncherConf:
-    """Options of a job; "" is the cluster's default."""
+class Slurm:
+    """What a job asks for; "" is the cluster's default."""
 
     _target_: str = f"{PACKAGE}.SlurmLauncher"
     partition: str = ""
@@ -31,7 +31,7 @@ class SlurmLauncherConf:
 
 
 ConfigStore.instance().store(
-    group="hydra/launcher", name="slurm", node=SlurmLauncherConf, provider="moe_launcher"
+    group="hydra/launcher", name="slurm", node=Slurm, provider="moe_launcher"
 )
 
 

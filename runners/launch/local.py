@@ -16,8 +16,8 @@ from typing import IO, Any
 
 from runners.host.inherited import rank_variables
 from runners.host.isolation import NETWORK
-from runners.host.mpi import mpiexec_command
 from runners.host.timeout import call_with_timeout
+from runners.mpi.start import mpiexec_command
 from runners.plan import LaunchPlan, save
 
 GRACE_S = 5.0

@@ -27,9 +27,9 @@ from moe.parallel.comm import Comm
 from moe.spec import RankLayout
 from runners.host import environment
 from runners.host.inherited import rank_variables
-from runners.host.mpi import mpiexec_command
 from runners.host.streams import reader_may_leave
 from runners.launch.local import agent_command
+from runners.mpi.start import mpiexec_command
 from runners.plan import Measure
 from runners.rank.links import collective_fits, exchange_limits, from_rank0, left_out, tier_fits
 from runners.rank.probe import (
@@ -202,7 +202,7 @@ def launch(ranks: int, threads: int, backend: str, limit_s: float) -> dict[str, 
 def run_rank(backend: str, threads: int, limit_s: float, out: Path) -> None:
     """One rank of `launch`; rank 0 writes the result."""
     if backend == "mpi":
-        from runners.rank.mpi_backend import export_environment
+        from runners.mpi.backend import export_environment
 
         export_environment()
     place = RankPlace.from_environment()

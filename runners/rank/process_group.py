@@ -55,7 +55,7 @@ class TorchRanks:
             self.device = torch.device("cuda", place.local_rank)
             torch.cuda.set_device(self.device)
         if placement.backend == "mpi":
-            from runners.rank.mpi_backend import init_mpi
+            from runners.mpi.backend import init_mpi
 
             init_mpi()
             return

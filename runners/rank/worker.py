@@ -26,7 +26,7 @@ from moe.parallel.comm import Comm
 from moe.strategies import names
 from runners.host import environment, isolation
 from runners.host.hardware import usable_cores
-from runners.host.mpi import export_environment
+from runners.mpi.start import export_environment
 from runners.plan import LaunchPlan, load
 from runners.rank.cells import CellRunner
 from runners.rank.engine import Engine, Sample, TimedCell, empty_step

@@ -9,7 +9,7 @@ from runners.launch.local import LaunchProcess
 from runners.sweep.assemble import Assembler
 
 WATCHDOG = "Timeout ("  # what faulthandler writes above the stacks
-WAITING = ("distributed_c10d.py", "mpi_backend.py")  # stack frames of a rank that waits for others
+WAITING = ("distributed_c10d.py", "mpi/backend.py")  # stack frames of a rank that waits for others
 STACKS_BYTES = 1 << 20
 
 

@@ -12,10 +12,11 @@ import shlex
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from runners.config.slurm_launcher import Slurm
 from runners.errors import ConfigError
 from runners.host import project_paths
 from runners.host.machine import NodeResources
@@ -39,22 +40,6 @@ MARGIN = 2.0
 LEAST_MIN = 10
 SIGNAL_S = 60  # before its time limit a job gets a signal, and queues itself again
 MEGA = 2**20
-
-
-@dataclass(frozen=True)
-class Slurm:
-    """hydra/launcher=slurm: what a job asks for; "" is the cluster's default."""
-
-    partition: str = ""
-    account: str = ""
-    qos: str = ""
-    constraint: str = ""
-    nodelist: str = ""
-    exclusive: bool = True
-    time_min: int = 0  # 0: from the plan
-    max_requeues: int = 3  # after its time was up
-    setup: Sequence[str] = ()  # shell commands before the measuring starts
-    extra: Mapping[str, Any] = field(default_factory=dict)  # further options of sbatch
 
 
 def slurm_options(launcher: Mapping[str, Any]) -> Slurm | None:

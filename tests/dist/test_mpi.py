@@ -19,7 +19,7 @@ import torch.distributed as dist
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from runners.host import mpi  # noqa: E402
+from runners.mpi import start as mpi  # noqa: E402
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8)
 
@@ -296,7 +296,7 @@ def test_command_for_open_mpi_and_for_none(tmp_path: Path, monkeypatch: pytest.M
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    from runners.rank.mpi_backend import init_mpi
+    from runners.mpi.backend import init_mpi
 
     init_mpi()
     for check_name in sys.argv[1].split(","):

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec
 from runners.config.hosts import pass_env_of
 from runners.errors import ConfigError
-from runners.host import inherited, mpi
+from runners.host import inherited
 from runners.launch.local import LaunchProcess, rank_environment
+from runners.mpi import start as mpi
 from runners.plan import Job, LaunchPlan, Measure
 from runners.sweep import entry, launch
 from runners.sweep.progress import Progress

@@ -36,10 +36,12 @@ MAY_IMPORT = {
     "runners": "", "runners.errors": "",
     "runners.host": "runners.errors moe.spec",
     "runners.records": "runners.host moe.spec moe.knob moe.parallel",
+    "runners.mpi": "runners.host",
     "runners.plan": "runners.records runners.errors moe.spec moe.knob",
-    "runners.config": "runners.plan runners.records runners.host runners.errors moe",
-    "runners.launch": "runners.config runners.plan runners.records runners.host runners.errors",
-    "runners.rank": "runners.launch runners.plan runners.records runners.host moe",
+    "runners.config": "runners.plan runners.mpi runners.records runners.host runners.errors moe",
+    "runners.launch": "runners.config runners.mpi runners.plan runners.records runners.host "
+                      "runners.errors",
+    "runners.rank": "runners.launch runners.mpi runners.plan runners.records runners.host moe",
     "runners.track": "runners.records runners.host moe.strategies",
     "runners.sweep": "runners.launch runners.track runners.config runners.plan runners.records "
                      "runners.host runners.errors moe",

@@ -177,7 +177,8 @@ def test_snapshot_counts_what_happened_between_two() -> None:
 def test_importing_environment_needs_neither_torch_nor_numpy() -> None:
     code = (
         "import sys; sys.modules.update(torch=None, numpy=None, psutil=None)\n"
-        "from runners.host import environment, mpi; from runners.records import calibrations\n"
+        "from runners.host import environment; from runners.mpi import start\n"
+        "from runners.records import calibrations\n"
         "print(environment.capture()['cores'])"
     )
     assert int(run_here(code)) >= 1

@@ -7,7 +7,7 @@ torch.distributed works as usual, sub-groups included.
 Every call blocks and returns a finished work handle (`async_op=True` is accepted, but nothing is
 overlapped), except `isend` and `irecv`. Tensors are moved as bytes. Sums of bfloat16 and float16
 travel as float32 and are rounded once, so that they take twice the bytes but lose nothing.
-Importing this module initialises MPI, so only ranks import it; the parent has runners.host.mpi.
+Importing this module initialises MPI, so only ranks import it; the parent has runners.mpi.start.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ mpi4py.rc.thread_level = "serialized"  # as Python calls it; "multiple" locks, a
 
 from mpi4py import MPI  # noqa: E402
 
-from runners.host.mpi import export_environment as export_environment  # noqa: E402
+from runners.mpi.start import export_environment as export_environment  # noqa: E402
 
 BACKEND = "mpi4py"
 FORWARD_S = 0.5  # mpiexec drops unforwarded output of a rank that aborts
