@@ -16,6 +16,9 @@ STANDS_FOR_ANY = re.compile(r"\b[A-Z]+\b")  # conf/model/NAME.yaml
 ELSEWHERE = {
     "docs/legacy.md",  # of DeepEP
     "conf/strategy/peer_notebook.yaml",  # that a reader writes
+    "conf/strategy/dp_tp.yaml",
+    "moe/strategies/dp_tp/__init__.py",
+    "moe/strategies/dp_tp/layer.py",
     "runners/conf",  # in a wheel
 }
 
