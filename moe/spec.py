@@ -21,6 +21,7 @@ KERNELS = ("auto", "loop", "bmm", "dense", "grouped")
 WORKLOADS = (
     "learned", "balanced", "zipf", "k_hot", "hot_rank", "imbalance", "trace"
 )  # fmt: skip
+CHOOSERS = ("token_choice", "expert_choice")
 SCOPES = ("rank", "global")
 DROPS = ("position", "first_choices", "probability")
 BACKENDS = ("gloo", "nccl", "mpi")
@@ -43,15 +44,10 @@ class Unsupported(ValueError):
 class RouterSpec:
     """How tokens choose experts."""
 
-    kind: str = knob(
-        "token_choice",
-        "who chooses: tokens their experts, or experts their tokens",
-        ROUTER,
-        allowed=("token_choice", "expert_choice"),
-    )
+    kind: str = knob("token_choice", "who chooses whom", ROUTER, allowed=CHOOSERS)
     score: str = knob("softmax", "how logits become scores", ROUTER, allowed=("softmax", "sigmoid"))
     order: str = knob(
-        "before", "softmax before or after the top-k selection", ROUTER, allowed=("before", "after")
+        "before", "softmax before or after top-k", ROUTER, allowed=("before", "after")
     )
     normalize: bool = knob(
         True, "gates of a token sum to 1; null: for token_choice only", ROUTER, conf=None,
@@ -61,23 +57,12 @@ class RouterSpec:
     groups: int = knob(1, "group-limited top-k: experts are in this many groups", ROUTER, least=1)
     group_topk: int = knob(1, "of which the best this many are eligible", ROUTER, least=1)
     selection_bias: str = knob(
-        "none", "bias on the selection, not on the gates", ROUTER, allowed=("none", "balanced")
+        "none", "bias on the choice alone", ROUTER, allowed=("none", "balanced")
     )
-    aux_loss: float = knob(
-        0.0, "coefficient of the balancing loss, as in transformers (mode=train)", ROUTER
-    )
-    capacity_factor: float = knob(
-        0.0, "slots of an expert over its even share; 0: no limit", ROUTER
-    )
-    drop: str = knob(
-        "position", "who is served first where an expert is full", ROUTER, allowed=DROPS
-    )
-    scope: str = knob(
-        "rank",
-        "tokens that capacity, expert choice and balancing loss look at",
-        ROUTER,
-        allowed=SCOPES,
-    )
+    aux_loss: float = knob(0.0, "coefficient of the balancing loss (mode=train)", ROUTER)
+    capacity_factor: float = knob(0.0, "an expert's slots over its share; 0: no limit", ROUTER)
+    drop: str = knob("position", "who is served first by a full expert", ROUTER, allowed=DROPS)
+    scope: str = knob("rank", "extent of capacity, choice and balancing", ROUTER, allowed=SCOPES)
 
 
 @dataclass(frozen=True)
@@ -121,9 +106,7 @@ class StrategySpec:
         words={None: "", "": ""},
     )  # fmt: skip
     kernel: str = knob("auto", "kernel of the experts' products", STRATEGY, allowed=KERNELS)
-    slowdown: float = knob(
-        0.0, "planted busy work, fraction of a step: for A/B experiments", STRATEGY
-    )
+    slowdown: float = knob(0.0, "planted busy work, fraction of a step, for tests", STRATEGY)
     variant: str = knob("", "which of a peer's own ways", STRATEGY)
 
 
@@ -133,7 +116,7 @@ class WorkloadSpec:
 
     batch_size: int = knob(8, "tokens B in the global batch", TOP, least=1)
     tokens: str = knob(
-        "replicated", "whether every rank has the whole batch or a shard", TOP, allowed=TOKENS
+        "replicated", "of the batch, that each rank starts with", TOP, allowed=TOKENS
     )
     mode: str = knob("forward", "a step: forward, or forward and backward", TOP, allowed=MODES)
     kind: str = knob("learned", "who chooses the experts of a token", WORKLOAD, allowed=WORKLOADS)

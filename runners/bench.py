@@ -31,9 +31,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from runners.config import hydra_plugins
-from runners.config.names import safe_name
 from runners.config.refusal import one_line, told
 from runners.config.resolution import Composed, plain
+from runners.config.schema import safe_name
 from runners.errors import ConfigError
 from runners.host import project_paths
 from runners.host.streams import reader_may_leave

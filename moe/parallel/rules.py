@@ -13,9 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, NamedTuple
 
-from moe import spec
 from moe.parallel.algorithms import Limits
-from moe.parallel.refusals import one_of, whole
+from moe.parallel.refusals import one_of
 from moe.parallel.traffic import (
     ROUTER_BYTES,
     Call,
@@ -203,10 +202,9 @@ class StrategyRules:
         """Degrees must multiply to the ranks and divide experts and hidden units."""
         layer, strategy, size = cell.layer, cell.strategy, cell.placement.world_size
         for name in ("ep", "tp"):
-            degree = getattr(strategy, name)
             if name not in self.splits:
+                degree = getattr(strategy, name)
                 one_of(f"strategy.{name} for strategy={strategy.name}", degree, (0,))
-            whole(f"strategy.{name}", degree, 0)
         ep, tp, dp = self.degrees(cell)
         if ep * tp * dp != size:
             raise Unsupported("strategy.ep, strategy.tp", (ep, tp),
@@ -229,12 +227,10 @@ class StrategyRules:
         else:
             one_of(f"strategy.dispatcher for strategy={strategy.name}", strategy.dispatcher,
                    ("local",))  # fmt: skip
-        whole("strategy.overlap", strategy.overlap, 1)
         if strategy.overlap > 1 and not (self.dispatchers and strategy.dispatcher == "alltoall"):
             raise Unsupported("strategy.overlap", strategy.overlap,
                               "1 without strategy.dispatcher=alltoall",
                               "set strategy.overlap=1 or strategy.dispatcher=alltoall")  # fmt: skip
-        one_of("strategy.comm_dtype", strategy.comm_dtype, ("", *spec.DTYPES))
         if not self.sends:
             one_of(f"strategy.comm_dtype for strategy={strategy.name}, which sends nothing",
                    strategy.comm_dtype, ("",))  # fmt: skip
@@ -250,7 +246,6 @@ class StrategyRules:
             raise Unsupported("strategy.placement", f"{len(strategy.expert_order)} expert ids",
                               f"{experts}, every expert once", "mend the file")  # fmt: skip
         copies = strategy.hot_replicas
-        whole("strategy.hot_replicas", copies, 0)
         if copies and not self.replicas:
             raise Unsupported("strategy.hot_replicas", copies, f"0 for strategy={strategy.name}",
                               "set strategy.hot_replicas=0 or use strategy=ep")  # fmt: skip

@@ -9,8 +9,7 @@ from typing import Any
 from moe import peers, spec
 from moe.spec import Cell, LayerSpec, RankLayout, RouterSpec, StrategySpec, WorkloadSpec
 from moe.strategies import names, rules_of, usual_dispatcher
-from runners.config.names import label_of
-from runners.config.schema import check_shape, section_of, value, values
+from runners.config.schema import check_shape, label_of, section_of, value, values
 from runners.errors import ConfigError
 from runners.host.files import small_text
 from runners.host.machine import NodeResources

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runners.config.names import safe_name
-from runners.config.schema import value
+from runners.config.schema import safe_name, value
 from runners.errors import ConfigError
 from runners.host.inherited import withheld
 from runners.host.machine import NodeResources

@@ -37,6 +37,7 @@ from runners.plan import MEASURE, Measure
 from runners.records.record import current_name
 
 MAX_SIZE = 2**31 - 1
+LABEL_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 TRACKER, HOSTS = "tracker", "hosts"
 
 
@@ -294,6 +295,27 @@ def _not_one_of(path: str, raw: Any, allowed: Sequence[str]) -> ConfigError:
     return ConfigError(
         f"{path}={raw!r}: allowed are {', '.join(allowed)}; set {path} to one of them"
     )
+
+
+def safe_name(name: object) -> str:
+    """The sweep's name, safe as part of a folder's name; raises ConfigError."""
+    text = str(name)
+    if not 0 < len(text) <= 80 or not set(text) <= LABEL_CHARACTERS:
+        raise ConfigError(
+            f"name={text!r}: allowed are 1 to 80 letters, digits, '_' and '-'; rename the sweep"
+        )
+    return text
+
+
+def label_of(config: Mapping[str, Any]) -> str:
+    """A cell's label, safe as part of a folder's name; raises ConfigError."""
+    value = config.get("label", "")
+    text = "" if value is None else str(value)
+    if len(text) > 40 or not set(text) <= LABEL_CHARACTERS:
+        raise ConfigError(
+            f"label={text!r}: allowed are up to 40 letters, digits, '_' and '-'; rename the label"
+        )
+    return text
 
 
 # Help.

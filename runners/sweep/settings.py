@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runners.config.hosts import pass_env_of
-from runners.config.names import safe_name
-from runners.config.schema import value
+from runners.config.schema import safe_name, value
 from runners.errors import ConfigError
 from runners.track.settings import project_name
 

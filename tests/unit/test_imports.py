@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "moe.parallel": "moe.spec moe.phases",
     "moe.workload": "moe.parallel moe.spec moe.weights",
     "moe.layer": "moe.workload moe.parallel moe.spec moe.weights moe.phases",
-    "moe.strategies": "moe.layer moe.workload moe.parallel moe.spec moe.weights moe.phases",
+    "moe.strategies": "moe.layer moe.workload moe.parallel moe.spec moe.weights moe.phases "
+                      "moe.knob",
     "moe.cost": "moe.strategies moe.workload moe.parallel moe.spec",
     "moe.peers": "moe.strategies moe.layer moe.parallel moe.spec moe.weights moe.phases moe.cost",
     "moe.build": "moe",
