@@ -67,7 +67,11 @@ class RouterSpec:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """Sizes and function of the MoE layer. `topk` is what runs, `topk_requested` what was asked."""
+    """Sizes and function of the MoE layer. `topk` is what runs, `topk_requested` what was asked.
+
+    Both are in the key: topk=4 clamped to 2 computes what topk=2 does, but is another row of a
+    table.
+    """
 
     dim: int = knob(32, "input width D, before model.scale", MODEL, least=1)
     hidden: int = knob(128, "hidden width H, before model.scale", MODEL, least=1)

@@ -153,7 +153,8 @@ def config_columns() -> tuple[Column, ...]:
 
 
 CONFIG = tuple(column.name for column in config_columns())
-# The parts of a workload, which the column `load` of the cells has as one text.
+# The parts of a workload, which the column `load` of the cells has as one text, since zipf 0.6 and
+# zipf 1.2 under one name would be two cells at one place.
 LOAD_PARTS = ("workload", "workload_parameter", "workload_nominal_ep", "trace_sha256")
 
 

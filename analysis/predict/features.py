@@ -16,6 +16,8 @@ one in weights read.
 
 Memory is mapped anew, page by page, where a step on a processor frees so much that glibc returns it
 to the system: beyond GIVEN_BACK, taken as twice a large block (mallopt(3), M_TRIM_THRESHOLD).
+Keeping freed memory (mallopt) removes these page faults, but left three times the live blocks in
+memory, so that a rank's peak would say little.
 
 A machine that only states its rates (data sheets) gets a roofline for each kernel instead, as a GPU
 with fused kernels runs them: a grouped product takes the longer of its FLOPs and of all the bytes

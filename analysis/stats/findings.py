@@ -109,7 +109,11 @@ def changes_count(facet: Facet) -> int:
 
 
 def changes(facet: Facet, standings: Standings, claims: Claims) -> None:
-    """Every series at each value of a named axis against the first value."""
+    """Every series at each value of a named axis against the first value.
+
+    Only the first value is compared with: slowest against fastest would choose its pair by the
+    outcome.
+    """
     if not is_named(facet):
         return
     for name in (n for n in facet.series if n != SERIAL):

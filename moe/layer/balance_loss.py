@@ -88,7 +88,8 @@ def selection_bias(layer: LayerSpec) -> Tensor:
     slots than the mean, lowered where it has more (auxiliary-loss-free balancing, arXiv
     2408.15664).
 
-    Steps are powers of two, so every rank computes the same bits.
+    It is found once: a bias that moved with every step would make repeated steps different
+    functions. Steps are powers of two, so every rank computes the same bits.
     """
     scores_NE = calibration_scores(layer)
     sigmoid = layer.router.score == "sigmoid"

@@ -48,6 +48,7 @@ class GradientBuffers:
 
 
 def _held_elsewhere(storage: torch.UntypedStorage) -> bool:
+    """Whether others refer to it too; a private call, which torch's own CUDA graphs rely on."""
     return bool(torch._C._storage_Use_Count(storage._cdata) > 1)
 
 

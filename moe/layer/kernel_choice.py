@@ -63,7 +63,8 @@ def replay(
     time.
 
     `stage` is the expert computation of one forward pass on `slots` rows (None if there was none);
-    in training the replay includes its backward pass. `skip` is the same on all ranks. Collective.
+    in training the replay includes its backward pass, with the accumulation of gradients: one that
+    arrives transposed is copied there. `skip` is the same on all ranks. Collective.
     """
     inputs: list[Tensor] = []
     if train and stage is not None:  # gradients of rows and gates are part of a step

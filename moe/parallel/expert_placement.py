@@ -61,7 +61,10 @@ class Places:
     plain: bool
 
     def locate(self, indices_TK: Tensor, first_token: int) -> Tensor:
-        """[T, K] places; tokens alternate between an expert's copies by global id."""
+        """[T, K] places; tokens alternate between an expert's copies by global id.
+
+        So which copy computes a slot depends on neither strategy nor rank, and needs no exchange.
+        """
         if self.plain:
             return indices_TK
         if self.table_EC.shape[1] == 1:

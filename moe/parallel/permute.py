@@ -50,7 +50,8 @@ def unpermute(y_SO: Tensor, gates_TK: Tensor, slots: Slots) -> Tensor:
     if y_SO.shape[0] == tokens * topk:  # every slot is here: gather instead of scattering
         inverse = torch.empty_like(slots.order_S)
         inverse[slots.order_S] = torch.arange(inverse.numel(), device=inverse.device)
-        if not torch.is_grad_enabled() and y_SO.device.type == "cpu":  # no copy of the rows
+        # No copy of the rows. Training keeps it: embedding_bag's backward pass makes more of them.
+        if not torch.is_grad_enabled() and y_SO.device.type == "cpu":
             bags_TK = inverse.view(tokens, topk)
             return F.embedding_bag(bags_TK, y_SO, mode="sum", per_sample_weights=gates)
         y_TKO = y_SO.index_select(0, inverse).view(tokens, topk, y_SO.shape[1])

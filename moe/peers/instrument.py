@@ -1,5 +1,6 @@
 """Counts the collectives and times the phases of another system's layer from outside.
 
+They are counted because a record that says 0 bytes of a system that sends is wrong in every table.
 Active only while bytes are counted or phases recorded; a timed step runs the layer unchanged.
 """
 

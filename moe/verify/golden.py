@@ -1,5 +1,8 @@
 """Compares the definitions that layer and oracle share with a digest of their past values.
 
+A digest, because they rest on a hash of a counter, and telling that a second time would be the same
+code twice. The selection bias is not in it, as floating point may turn it between processors.
+
 Changing one of them changes every cell. Whoever does so on purpose computes the digest anew
 (`python -m moe.verify.golden`) and gives the cells new keys.
 """

@@ -27,6 +27,7 @@ RMS = 0.42
 ACTIVATION = {"relu": 1, "identity": 1, "gelu": 2, "silu_gated": 4}
 AFTER_EXPERTS = 4  # second product, gate, product of both, sum over slots
 BACKWARD = 3  # roundings behind a gradient, over those of a forward pass
+# SAFE_RMS: the errors of right layers were at most 1.3 times the model from 64 numbers on.
 SAFE_RMS, SAFE_ROW, SAFE_GRADIENT, SAFE_LOGIT = 1.6, 7.0, 9.0, 8.0
 # More roundings of both products on a GPU, where torch may sum parts in half precision
 # (torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction and its like, on by default).

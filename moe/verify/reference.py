@@ -66,8 +66,8 @@ def reference(
 ) -> Reference:
     """Computes all rows. Collective.
 
-    `take_gradients(expert, gradients, slack)` is called on every rank for each expert: gradients of
-    its matrices on the rank that computed them, None elsewhere; `slack` is how far they may be off
+    `take_gradients(expert, gradients, kink)` is called on every rank for each expert: gradients of
+    its matrices on the rank that computed them, None elsewhere; `kink` is how far they may be off
     because a relu's input is near 0.
     """
     layer, whole = cell.layer, batch.dtype == torch.float64

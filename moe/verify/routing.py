@@ -213,7 +213,11 @@ def check_ties(
 
 
 def bias_evens_out(layer: LayerSpec) -> bool:
-    """Whether the selection bias evens out the load on its seeded tokens."""
+    """Whether the selection bias evens out the load on its seeded tokens.
+
+    It is checked by what it does: its steps depend on signs of counts, which another rounding would
+    turn.
+    """
     plain_NE = balance_loss.calibration_scores(layer).double()
     with_bias_NE = plain_NE + balance_loss.selection_bias(layer).double()
     before, after = _unevenness(layer, plain_NE), _unevenness(layer, with_bias_NE)

@@ -9,7 +9,9 @@ and its mean, the start included, is the time.
 
 **Several nodes** share no clock. A sample then ends with a second barrier: each node measures, on
 its own clock, from the first start of its ranks until all ranks of the launch have ended; the
-makespan is the longest of these. The floor is measured with the same two barriers.
+makespan is the longest of these. The floor is measured with the same two barriers. Measured clock
+offsets would not do instead: they drift by milliseconds within a wave, while the barrier's cost is
+in the floor.
 
 The engine knows neither torch nor processes: `Ranks` is its interface to them, so that it is tested
 under a fake clock. Every rank runs the same code; whatever depends on a measured time is decided by

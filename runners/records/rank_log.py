@@ -1,6 +1,8 @@
 """Each rank's own file of JSON lines, flushed while written, read while it grows. Torch-free.
 
 Every line ends with the CRC-32 of its text without that field, so that damage is detected.
+Files are flushed, not synced: a dying process loses nothing, a dying machine at most the last
+round.
 """
 
 from __future__ import annotations

@@ -31,6 +31,8 @@ COMPARABLE = (3, SCHEMA)  # in which a time means the same
 READABLE = (2, *COMPARABLE)  # older ones are refused by name
 FORMER_NAMES = {"reference": "seed", "peer_reference": "peer_seed"}  # until schema 3
 KINDS = ("warmup", "short", "long", "latency", "fixed")
+# interrupted: there are samples, but of fewer rounds than the minimum; they are kept and count for
+# nothing.
 OUTCOMES = ("measured", "wrong", "failed", "interrupted")
 
 
@@ -75,6 +77,8 @@ class Record:
     memory: list[dict[str, Any]] | None = None
     skew: dict[str, Any] | None = None
     kernel: dict[str, Any] | None = None
+    # Every record of a wave carries the wave's anchor samples, so that drift can be told from any
+    # single record, and anchors are no W&B runs of their own.
     anchors: dict[str, Any] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     measure: dict[str, Any] = field(default_factory=dict)  # the measure config that was used

@@ -24,6 +24,7 @@ def new_or_resumed(settings: Settings) -> None:
     """Points outputs/latest to the folder; raises ConfigError where it holds another sweep."""
     folder = settings.sweep_dir
     if not settings.resume_mode and (folder / PLAN).exists():
+        # Launch numbers would start at 0 again and write over what is there.
         raise ConfigError(
             f"{folder}: holds a sweep already, which a new one would write over; go on with "
             f"it (resume={folder}) or choose another folder"

@@ -1,8 +1,9 @@
 """A sweep on a cluster with Slurm: cells -> allocations -> records. Runs where jobs are queued.
 
 Cells of one shape (nodes, ranks per node, backend, threads) share one allocation, which measures
-all of them; other shapes get allocations of their own. This process only watches: an interrupt
-leaves the jobs running, and resuming the folder attaches to them again.
+all of them; other shapes get allocations of their own. So cells of a shape share start-up and are
+interleaved, and a small shape does not hold the nodes of a large one. This process only watches: an
+interrupt leaves the jobs running, and resuming the folder attaches to them again.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     python -m runners.sweep.slurm_job SWEEP_DIR GROUP
 
 It runs on the allocation's first node: makes records, runs the tracker, and starts the ranks of all
-nodes with srun. Started again after a preemption or a time-out, it measures what is missing.
+nodes with srun: the batch script is the ranks' parent, without torchrun's agent. Started again
+after a preemption or a time-out, it measures what is missing.
 Several allocations write into one folder, so each has its own cells, launches and lock.
 """
 
@@ -91,7 +92,10 @@ def run(sweep_dir: Path, group: str) -> SweepResult:
 
 
 class Allocation:
-    """The callable that submitit runs in the batch script, also after a preemption."""
+    """The callable that submitit runs in the batch script, also after a preemption.
+
+    submitit's own pickle of it holds the names of the folder and the group only.
+    """
 
     def __init__(self, sweep_dir: str, group: str) -> None:
         self.sweep_dir, self.group = sweep_dir, group

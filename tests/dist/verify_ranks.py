@@ -1,4 +1,4 @@
-"""Run by torchrun from test_moe_gate.py: every rank prints nothing, rank 0 one JSON line."""
+"""Run by torchrun from test_verify.py: every rank prints nothing, rank 0 one JSON line."""
 
 from __future__ import annotations
 
