@@ -119,9 +119,7 @@ class WorkloadSpec:
     """What the layer is fed. Tokens are seeded by global token id, whatever the strategy."""
 
     batch_size: int = knob(8, "tokens B in the global batch", TOP, least=1)
-    tokens: str = knob(
-        "replicated", "of the batch, that each rank starts with", TOP, allowed=TOKENS
-    )
+    tokens: str = knob("replicated", "every rank has the batch, or its shard", TOP, allowed=TOKENS)
     mode: str = knob("forward", "a step: forward, or forward and backward", TOP, allowed=MODES)
     kind: str = knob("learned", "who chooses the experts of a token", WORKLOAD, allowed=WORKLOADS)
     parameter: float = knob(

@@ -23,17 +23,12 @@ MEASURE = "measure"  # the section of the config
 class Measure:
     """How a cell is timed. Not part of a cell's key, except `cache`."""
 
-    samples: int = knob(
-        6, "values of a step's time of every cell, at least; one or more a round", MEASURE, least=1
-    )
-    samples_max: int = knob(40, "the same, at most; then a wave stops", MEASURE, least=1)
+    samples: int = knob(6, "samples of every cell, at least", MEASURE, least=1)
+    samples_max: int = knob(40, "samples of every cell, at most", MEASURE, least=1)
     per_round: int = knob(1, "samples of a cell in one round", MEASURE, least=1)
-    precision: float = knob(
-        0.03, "half-width of the median's 95% interval, relative, at which a wave may stop", MEASURE
-    )
+    precision: float = knob(0.03, "relative half-width of the 95% interval to stop at", MEASURE)
     wall_limit_s: float = knob(
-        1.2, "a wave stops after the round in which its rounds have taken this long for each of "
-        "its cells", MEASURE, unit="s",
+        1.2, "a wave stops when its rounds took this long a cell", MEASURE, unit="s",
     )  # fmt: skip
     block: int = knob(
         0, "steps in every block; auto: two lengths (docs/measuring.md)", MEASURE, conf="auto",
@@ -47,38 +42,30 @@ class Measure:
         unit="ms",
     )
     block_gloo_ms: float = knob(
-        100.0, "the same with gloo, whose ranks sleep while they wait", MEASURE, unit="ms"
+        100.0, "the same with gloo, whose ranks sleep to wait", MEASURE, unit="ms"
     )
     warmup: int = knob(2, "warm-up samples: kept, but never counted", MEASURE)
     warmup_max: int = knob(8, "warm-up samples at most, while the cell has not settled", MEASURE)
-    order: str = knob(
-        "random", "order of cells within a round", MEASURE, allowed=("random", "product")
-    )
+    order: str = knob("random", "order of cells in a round", MEASURE, allowed=("random", "product"))
     order_seed: int = knob(0, "seed of the random order", MEASURE)
     launches: int = knob(1, "whole launches of every group", MEASURE, least=1)
     wave_cells: int = knob(32, "cells interleaved with each other", MEASURE, least=1)
-    anchors: int = knob(
-        6, "samples of the anchor cell, first, in the middle and last; 0: none", MEASURE
-    )
-    phases: int = knob(
-        5, "passes that time the layer's parts, outside the samples; 0: none", MEASURE
-    )
+    anchors: int = knob(6, "samples of the anchor cell at start, middle and end; 0: none", MEASURE)
+    phases: int = knob(5, "separate passes that time the layer's parts; 0: none", MEASURE)
     cache: str = knob(
         "warm", "cold: rotate over copies larger than the last-level cache", MEASURE,
         allowed=("warm", "cold"),
     )  # fmt: skip
-    calibrate: bool = knob(
-        True, "measure this machine's limits once for every group of ranks", MEASURE
-    )
+    calibrate: bool = knob(True, "measure this machine's limits, once", MEASURE)
     calibration_limit_s: float = knob(
         5.0,
-        "time for the calibration; what does not fit in is left out",
+        "time for that; the rest is left out",
         MEASURE,
         least=1,
         unit="s",
     )
     cell_limit_s: float = knob(
-        300.0, "a cell that stands still for this long is ended", MEASURE, unit="s"
+        300.0, "a cell that stands still this long is ended", MEASURE, unit="s"
     )
 
     @property

@@ -8,10 +8,11 @@ dataclasses (moe/spec.py, runners/plan.py). Two parts are documented elsewhere: 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 from moe.knob import knobs
-from moe.spec import Cell, LayerSpec, RankLayout, RouterSpec, StrategySpec, WorkloadSpec
+from moe.spec import Cell
 from runners.plan import Measure
 
 TYPED = ("samples", "calibration")
@@ -19,12 +20,6 @@ TYPED = ("samples", "calibration")
 WHOLE = ("kernel.candidates_ms", "phases.per_rank_ns", "environment.versions", "environment.git",
          "environment.threads", "environment.variables", "environment.before", "environment.after",
          "environment.gpus", "environment.topology.nodes")  # fmt: skip
-
-PARTS: dict[type, dict[str, type]] = {
-    Cell: {"layer": LayerSpec, "strategy": StrategySpec, "workload": WorkloadSpec,
-           "placement": RankLayout},
-    LayerSpec: {"router": RouterSpec},
-}  # fmt: skip
 
 _CHECK = """
 ok whether it agrees with the oracle; in `gate` itself: in all checks, and between them too
@@ -123,7 +118,7 @@ environment.topology.clock how times of several nodes were put together
 
 def documented() -> dict[str, str]:
     """Meaning of every field, by path."""
-    meanings = dict(_knobs("cell", Cell) | _knobs("measure", Measure))
+    meanings = dict(_knobs("cell", Cell()) | _knobs("measure", Measure()))
     for path, about in _lines(_FIELDS):
         meanings[path] = about
         if path in ("gate", "gate.after", "gate.float32"):
@@ -131,11 +126,12 @@ def documented() -> dict[str, str]:
     return meanings
 
 
-def _knobs(path: str, kind: type) -> dict[str, str]:
+def _knobs(path: str, part: Any) -> dict[str, str]:
     """Help of a dataclass's fields, those of dataclasses in it included."""
-    about = {f"{path}.{field.name}": known.about for field, known in knobs(kind)}
-    for name, part in PARTS.get(kind, {}).items():
-        about |= _knobs(f"{path}.{name}", part)
+    about = {f"{path}.{field.name}": known.about for field, known in knobs(type(part))}
+    for name, value in vars(part).items():
+        if is_dataclass(value):
+            about |= _knobs(f"{path}.{name}", value)
     return about
 
 

@@ -49,25 +49,19 @@ class SweepKnobs:
     num_experts: int = knob(8, "experts E", TOP, conf="${model.num_experts}", least=1)
     topk_overflow: str = knob(
         "error",
-        "what to do about top-k over the number of experts",
+        "for top-k over num_experts",
         TOP,
         allowed=("error", "clamp"),
     )
     label: str = knob("", "tells apart deliberate repeats of one cell", TOP)
     name: str = knob("sweep", "ends the folder's name in outputs/", TOP)
     isolation: str = knob(
-        "group", "one launch for many cells, or for each cell", TOP, allowed=("group", "cell")
+        "group", "one launch for many cells, or each", TOP, allowed=("group", "cell")
     )
-    on_invalid: str = knob(
-        "stop", "what to do about cells that cannot run", TOP, allowed=("stop", "skip")
-    )
-    on_error: str = knob(
-        "continue", "what to do after a cell has failed", TOP, allowed=("continue", "stop")
-    )
+    on_invalid: str = knob("stop", "for cells that cannot run", TOP, allowed=("stop", "skip"))
+    on_error: str = knob("continue", "after a failed cell", TOP, allowed=("continue", "stop"))
     report: bool = knob(True, "tables and plots at the end", TOP)
-    resume: str = knob(
-        "", "DIR or latest: go on with that sweep's folder; null: a new sweep", TOP, conf=None
-    )
+    resume: str = knob("", "folder to go on with: DIR or latest", TOP, conf=None)
     resume_mode: str = knob(
         "missing",
         "which of its cells are measured",
@@ -111,32 +105,26 @@ class HostsKnobs:
     node_rank: int = knob(0, "number of this host", HOSTS)
     ranks_per_node: int = knob(
         0,
-        "ranks on each node; auto: world_size / nnodes",
+        "auto: world_size / nnodes",
         HOSTS,
         conf="auto",
         least=1,
         words={"auto": 0},
     )
-    rdzv_endpoint: str = knob(
-        "", "address:port of node 0, as the others reach it", HOSTS, conf=None
-    )
-    interface: str = knob(
-        "auto", "network interface between nodes; auto: the one that leads to node 0", HOSTS
-    )
-    run: str = knob(
-        "", "names the folder in outputs/, which all hosts must share", HOSTS, conf=None
-    )
+    rdzv_endpoint: str = knob("", "address:port of node 0, for the others", HOSTS, conf=None)
+    interface: str = knob("auto", "network interface; auto: the one to node 0", HOSTS)
+    run: str = knob("", "name of the folder that all hosts share", HOSTS, conf=None)
     wait_s: float = knob(600.0, "how long a host waits for the others", HOSTS, least=1, unit="s")
     cores: int = knob(
-        0, "cores of a node; auto: this machine's, or with Slurm the smallest node's", HOSTS,
+        0, "cores of a node; auto: as found", HOSTS,
         conf="auto", least=1, words={"auto": None},
     )  # fmt: skip
-    gpus: int = knob(0, "GPUs of a node; auto: as cores", HOSTS, conf="auto", words={"auto": None})
+    gpus: int = knob(0, "GPUs of a node; auto: as found", HOSTS, conf="auto", words={"auto": None})
     memory_gib: float = knob(
-        0, "memory of a node; auto: as cores", HOSTS, conf="auto", unit="GiB", words={"auto": None}
+        0, "memory of a node; auto: as found", HOSTS, conf="auto", unit="GiB", words={"auto": None}
     )
     pass_env: tuple[str, ...] = knob(
-        (), "further variables that ranks inherit: [MALLOC_ARENA_MAX,UCX_*]", HOSTS, conf=[]
+        (), "variables that ranks inherit, too: [UCX_*]", HOSTS, conf=[]
     )
 
 
