@@ -28,22 +28,15 @@ class Measure:
     per_round: int = knob(1, "samples of a cell in one round", MEASURE, least=1)
     precision: float = knob(0.03, "relative half-width of the 95% interval to stop at", MEASURE)
     wall_limit_s: float = knob(
-        1.2, "a wave stops when its rounds took this long a cell", MEASURE, unit="s",
-    )  # fmt: skip
+        1.2, "a wave stops when rounds took this long", MEASURE, unit="s/cell"
+    )
     block: int = knob(
         0, "steps in every block; auto: two lengths (docs/measuring.md)", MEASURE, conf="auto",
         least=1, words={"auto": 0},
     )  # fmt: skip
     block_floors: float = knob(20.0, "the long block lasts at least this many floors", MEASURE)
-    block_ms: float = knob(
-        20.0,
-        "least length of the long block; the short one lasts a quarter of it",
-        MEASURE,
-        unit="ms",
-    )
-    block_gloo_ms: float = knob(
-        100.0, "the same with gloo, whose ranks sleep to wait", MEASURE, unit="ms"
-    )
+    block_ms: float = knob(20.0, "and this long; the short one a quarter of it", MEASURE, unit="ms")
+    block_gloo_ms: float = knob(100.0, "the same with gloo, whose ranks sleep", MEASURE, unit="ms")
     warmup: int = knob(2, "warm-up samples: kept, but never counted", MEASURE)
     warmup_max: int = knob(8, "warm-up samples at most, while the cell has not settled", MEASURE)
     order: str = knob("random", "order of cells in a round", MEASURE, allowed=("random", "product"))
@@ -57,16 +50,8 @@ class Measure:
         allowed=("warm", "cold"),
     )  # fmt: skip
     calibrate: bool = knob(True, "measure this machine's limits, once", MEASURE)
-    calibration_limit_s: float = knob(
-        5.0,
-        "time for that; the rest is left out",
-        MEASURE,
-        least=1,
-        unit="s",
-    )
-    cell_limit_s: float = knob(
-        300.0, "a cell that stands still this long is ended", MEASURE, unit="s"
-    )
+    calibration_limit_s: float = knob(5.0, "time for that", MEASURE, least=1, unit="s")
+    cell_limit_s: float = knob(300.0, "ends a cell that stands still this long", MEASURE, unit="s")
 
     @property
     def rounds_min(self) -> int:
