@@ -390,8 +390,7 @@ def test_calibrating_two_ranks_from_the_command_line(tmp_path: Path, backend: st
 
 def test_the_note_on_crowded_cores_has_this_machines_own_figures(tmp_path: Path) -> None:
     here = environment.fingerprint(environment.capture())
-    job = {"cell": SimpleNamespace(placement=RankLayout(8)), "request": SimpleNamespace(notes=[])}
-    asked = cast(Any, [SimpleNamespace(**job)])
+    asked = cast(Any, [SimpleNamespace(cell=SimpleNamespace(placement=RankLayout(8)), notes=[])])
 
     def said() -> str:
         shown = io.StringIO()
