@@ -37,21 +37,19 @@ def model_layer(name: str, scale: int = 1, topk: int = 0, dtype: str = "bfloat16
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in MODELS.glob("*.yaml")))
         raise InputError(f"--model {name}: no such model; allowed are {known}")
-    config: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
-    sizes = {key: int(config[key]) for key in ("dim", "hidden", "dim_out")}
+    written: dict[str, Any] = yaml.safe_load(path.read_text("utf-8")) or {}
+    rule = written.pop("router", {})
+    names = {field.name for field in dataclasses.fields(LayerSpec)}
+    layer = LayerSpec(**{k: v for k, v in written.items() if k in names}, dtype=dtype)
+    sizes: dict[str, Any] = {n: int(getattr(layer, n)) for n in ("dim", "hidden", "dim_out")}
     if scale < 1 or any(size % scale for size in sizes.values()):
         raise InputError(f"--scale {scale}: allowed are divisors of {sizes}; 1 is the full size")
     if dtype not in spec.DTYPES:
         raise InputError(f"--dtype {dtype}: allowed are {', '.join(spec.DTYPES)}")
-    slots = topk or int(config["topk"])
-    names = {field.name for field in dataclasses.fields(RouterSpec)}
-    router = RouterSpec(**{k: v for k, v in config["router"].items() if k in names})
-    return LayerSpec(
-        **{key: size // scale for key, size in sizes.items()},
-        num_experts=int(config["num_experts"]), topk=slots, topk_requested=slots,
-        activation=str(config["activation"]),
-        bias=str(config["bias"]), shared_experts=int(config["shared_experts"]), dtype=dtype,
-        router=router,
+    slots = topk or layer.topk
+    return dataclasses.replace(
+        layer, **{key: size // scale for key, size in sizes.items()},
+        topk=slots, topk_requested=slots, router=RouterSpec(**rule),
     )  # fmt: skip
 
 
