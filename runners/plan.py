@@ -187,7 +187,7 @@ def save(plan: LaunchPlan, path: Path) -> None:
 
 
 def load(path: Path) -> LaunchPlan:
-    """Raises OSError, and RecordError for what is not a whole plan of this version."""
+    """Reads a plan; raises OSError, or RecordError unless it is complete and of this version."""
     data = read_sealed(path)
     try:
         data["measure"] = Measure(**data["measure"])

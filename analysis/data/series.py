@@ -1,4 +1,4 @@
-"""Series: what a column of a table and a line of a plot is, a strategy in one of its forms."""
+"""A series is a strategy in one of its forms: a column of a table, a line of a plot."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def settle_matplotlib() -> None:
 
 
 def maker(name: str) -> Callable[[PlotData], Figure | None]:
-    """The function that draws a plot; raises InputError for a name there is none of."""
+    """The function that draws a plot; raises InputError for an unknown name."""
     if name not in PLOTS:
         near = difflib.get_close_matches(name, PLOTS, 3, 0.4)
         raise InputError(

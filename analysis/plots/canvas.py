@@ -83,7 +83,7 @@ def finish(
 ) -> Figure:
     """Caption below and banners above, outside the plot: saving grows the picture to hold them.
 
-    Both speak of the cells `shown`, where these are not all.
+    Both describe only the cells `shown`, where a plot does not show all of them.
     """
     wide = int(fig.get_figwidth() * 17.5)
     cells = scene.cells if shown is None else shown

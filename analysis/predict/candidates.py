@@ -29,9 +29,10 @@ OVERLAPS = (1, 2, 4)
 
 
 def model_layer(name: str, scale: int = 1, topk: int = 0, dtype: str = "bfloat16") -> LayerSpec:
-    """The layer of conf/model/NAME.yaml, its sizes divided by `scale`; `topk` 0 is the file's.
+    """The layer of conf/model/NAME.yaml, its sizes divided by `scale`; `topk` 0 keeps the
+    file's.
 
-    Raises InputError for a name, scale or dtype there is none of.
+    Raises InputError for an unknown name or dtype, or a scale that does not divide the sizes.
     """
     path = MODELS / f"{name}.yaml"
     if not path.is_file():

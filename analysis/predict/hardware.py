@@ -86,7 +86,7 @@ def load(name: str, folder: Path = FOLDER) -> HardwareModel:
 
 
 def of_config(config: Any, name: str) -> HardwareModel:
-    """Raises InputError for what is no mapping, an unknown or missing key, or a rate of 0."""
+    """Raises InputError unless it is a mapping with every key, no others, and no rate of 0."""
     if not isinstance(config, dict):
         raise InputError(f"--cluster {name}: not a mapping; see conf/cluster/h100.yaml")
     allowed = {item.name for item in fields(HardwareModel)} - OF_CALIBRATION

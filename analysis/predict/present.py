@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 HEADER = ("ranks", "strategy", "ms", "interval", "tokens/s", "how known", "memory a rank",
           "largest phase")  # fmt: skip
-STYLES = {MEASURED: "filled", INTERPOLATED: "filled", EXTRAPOLATED: "hollow"}
 
 
 def table(predictions: Sequence[Prediction]) -> list[list[str]]:

@@ -27,11 +27,11 @@ REMEDY = "correct it in W&B, or read the sweep's own folder"
 
 
 class NoRow(ValueError):
-    """A run that gives no row; the message says why."""
+    """The run cannot become a row; the message says why."""
 
 
 class NoAttempt(NoRow):
-    """A run of ours that is no attempt and is passed over in silence: a sweep's summary."""
+    """The run is a sweep's summary instead of an attempt; it is skipped without a warning."""
 
 
 def blank_row() -> dict[str, Any]:

@@ -10,7 +10,6 @@ from tabulate import tabulate
 
 from analysis.text.tables import Table, long_rows
 
-FORMATS = ("text", "markdown", "csv")
 # A table with fewer rows than columns is transposed from this many characters or columns on.
 WIDEST, MOST_COLUMNS = 120, 6
 

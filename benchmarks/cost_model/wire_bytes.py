@@ -50,7 +50,7 @@ def bring_up() -> None:
 
 
 def rank_main(steps: int) -> int:
-    """0 when all cells agree; a rank other than the first has nothing to say."""
+    """Exit code of a rank: 0 when all cells agree, and always 0 but on the first rank."""
     import torch
     import torch.distributed as dist
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.docs.audit [--url URL]
 
-Prints what is known, or one line saying that nobody could be asked. Exit code 1 where a pinned
+Prints what is known, or one line if the database cannot be reached. Exit code 1 where a pinned
 version has a known vulnerability, 0 otherwise.
 """
 

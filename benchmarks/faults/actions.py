@@ -155,7 +155,7 @@ def unmount(trial: Trial) -> None:
 
 
 def small_disk(trial: Trial) -> None:
-    """A whole sweep takes 100 KiB here: which write is the first to fail is up to the dice."""
+    """A whole sweep takes 100 KiB here: which write fails first is random."""
     _mount(trial, trial.folder, trial.dice.randrange(24, 96, 4))
 
 
@@ -235,7 +235,7 @@ def no_server(trial: Trial) -> None:
 
 
 def blocking_log(trial: Trial) -> None:
-    """A pipe where a rank's log will be: who opens it waits, as on a server that is gone."""
+    """A pipe in place of a rank's log: opening it blocks, as on a file server that has failed."""
     path = trial.folder / "launches" / "0" / "samples" / f"rank{trial.dice.randrange(2)}.jsonl"
     path.parent.mkdir(parents=True)
     os.mkfifo(path)

@@ -53,7 +53,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def changed(before: dict[Path, bytes]) -> list[str]:
-    """Records that were there and are gone, or are others now."""
+    """Earlier records that are gone or have other content."""
     return [
         f"{path} is gone or changed"
         for path, content in before.items()
@@ -62,8 +62,8 @@ def changed(before: dict[Path, bytes]) -> list[str]:
 
 
 def unrecorded(folder: Path, records: list[record.Record]) -> list[str]:
-    """Blocks of a fixed length that all ranks of a launch have on disk and no record has; a wrong
-    cell has none."""
+    """Blocks of fixed length that all ranks of a launch wrote and no record has, without those of
+    wrong cells."""
     kept = {
         (one.cell_id, one.launch): one.samples.kind.count("fixed")
         for one in records

@@ -72,7 +72,7 @@ def plant(kind: str, folder: Path) -> None:
 
 
 def _blocked(write: Any, path: Path, text: str) -> None:
-    """The first record's write never returns, as on a server that is gone."""
+    """The first record's write never returns, as on a file server that has failed."""
     if path.name.startswith("record-"):
         fifo = path.with_name(".fifo")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def _blocked(write: Any, path: Path, text: str) -> None:
 
 
 class BackwardClock:
-    """As the module datetime, for who only asks what time it is: an hour less each time."""
+    """Replaces the module datetime: each reading of the clock is an hour earlier than the last."""
 
     UTC = datetime.UTC
 

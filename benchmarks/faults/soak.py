@@ -107,7 +107,7 @@ class Sweeping:
 
 
 class Disk:
-    """The sweep's own, small at first; an ordinary folder without root."""
+    """A small disk for the sweep alone; without root an ordinary folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.own = folder, os.geteuid() == 0
@@ -132,7 +132,7 @@ class Disk:
 
 
 class Watch:
-    """What the launchers take, and who has been killed."""
+    """Peak memory and descriptors by launcher, and how many processes of each kind were killed."""
 
     def __init__(self, chance: float) -> None:
         self.chance = chance

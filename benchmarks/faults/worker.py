@@ -109,7 +109,7 @@ def plant() -> None:
 
 
 def step_back() -> None:
-    """The wall clock of this process loses an hour between any two looks at it."""
+    """Replaces this process's time.time: each reading is an hour earlier than the last."""
     told = [time.time()]
 
     def now() -> float:

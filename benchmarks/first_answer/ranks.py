@@ -38,7 +38,7 @@ MEASURE = Measure(samples=12, samples_max=12, anchors=0, phases=0, calibrate=Fal
 
 
 def start(times: int) -> None:
-    """From the launcher's first step to the last rank's meeting with all others."""
+    """Times from the launcher's first step until the last rank has met all others."""
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for _ in range(times):
         for way, anew in WAYS.items():
@@ -51,7 +51,7 @@ def start(times: int) -> None:
 
 
 def memory(times: int) -> None:
-    """Of all ranks and their agent together, each page divided by those who share it (PSS)."""
+    """Memory of all ranks and their agent; shared pages are divided among processes (PSS)."""
     rows = []
     for number in (RANKS, MANY):
         for way, anew in WAYS.items():
@@ -100,8 +100,8 @@ def alike(_: int) -> None:
 
 
 def in_turns(_: int) -> None:
-    """Of LAUNCHES launches two at a time, one of each way, which take turns on the same cores: what
-    else the machine does meets both alike."""
+    """Runs LAUNCHES launches in pairs, one of each way, which alternate on the same cores, so that
+    other load on the machine affects both alike."""
     times_ms: dict[str, list[list[float]]] = {way: [] for way in WAYS}
     for number in range(LAUNCHES // 2):
         for way, medians in _pair_in_turns(number).items():
@@ -114,7 +114,7 @@ def in_turns(_: int) -> None:
 
 
 def _pair_in_turns(number: int) -> dict[str, list[float]]:
-    """By way, of each cell the median over its turns."""
+    """{way: [median over turns of each cell, in ms]} of one pair of launches."""
     order = list(WAYS)[:: 1 if number % 2 else -1]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         launches = {way: Launch(Path(folder) / way, WAYS[way], stack) for way in order}
@@ -154,7 +154,7 @@ class Launch:
 
 
 def anew_of(launch: int) -> bool:
-    """Each way as often first as second of two neighbours."""
+    """Whether a launch starts its ranks anew; each way comes first in half of the pairs."""
     return launch % 4 in (1, 2)
 
 

@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _answer_turns(folder: Path, ranks: TorchRanks, steps: list[Step]) -> None:
-    """Until the launcher closes its end of the socket; the other ranks follow rank 0."""
+    """Runs turns until the launcher closes its end of the socket; the others follow rank 0."""
     if ranks.rank:
         while ranks.broadcast(0):
             _blocks_ms(ranks, steps)
@@ -66,7 +66,7 @@ def _answer_turns(folder: Path, ranks: TorchRanks, steps: list[Step]) -> None:
 
 
 def _blocks_ms(ranks: TorchRanks, steps: list[Step]) -> list[float]:
-    """Of a step of each cell, from the first rank's start to the last one's end."""
+    """Time of a step of each cell in ms, from the first rank's start to the last rank's end."""
     spans = []
     for step in steps:
         step()

@@ -64,7 +64,7 @@ def compose(count: int, clock: Clock) -> list[DictConfig]:
 
 
 def ask(configs: list[dict[str, Any]], cells: int) -> list[Composed]:
-    """Copies share what they do not change, as nothing else could be told apart in memory."""
+    """Copies share the parts they do not change, so that memory grows only by what differs."""
     asked = []
     for number in range(cells):
         config = {**configs[number % len(configs)], "batch_size": 8 + number}

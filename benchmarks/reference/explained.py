@@ -48,7 +48,7 @@ def sweep(args: argparse.Namespace, strategies: str, *overrides: str) -> Records
 
 
 def form(cell: Cell) -> str:
-    """simple, tp or ep, whoever's; alltoall where tokens travel, which the reference's do not."""
+    """simple, tp or ep, of either style; alltoall where tokens are sent, as only ours does."""
     if cell.strategy.dispatcher != "local":
         return cell.strategy.dispatcher
     return cell.strategy.variant or cell.strategy.name

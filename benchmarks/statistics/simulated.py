@@ -1,4 +1,4 @@
-"""A rank whose clock moves by what its steps say: the real engine, without waiting for it."""
+"""The real engine on a rank whose fake clock advances by the length of each simulated step."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ LAUNCHES = Measure(samples=10, samples_max=200, precision=0.02, wall_limit_s=10.
 
 
 def bias(step_ms: float, series: int) -> dict[str, float]:
-    """Of the median time of a step, and of the mean of the long block, relative to the truth."""
+    """Relative bias of the median time of a step, and of the mean of the long block."""
     medians, means = [], []
     for seed in range(series):
         generator = random.Random(seed)

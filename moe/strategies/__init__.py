@@ -1,7 +1,7 @@
 """The strategies: ways to spread the layer over ranks. Torch-free.
 
 Each is a package of two files: `__init__.py` defines RULES, `layer.py` LAYER. This registry finds
-the packages in this folder; no other file names them.
+the packages in this folder; no other file has to name them.
 """
 
 from __future__ import annotations

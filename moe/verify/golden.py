@@ -1,10 +1,11 @@
 """Compares the definitions that layer and oracle share with a digest of their past values.
 
-A digest, because they rest on a hash of a counter, and telling that a second time would be the same
-code twice. The selection bias is not in it, as floating point may turn it between processors.
+The definitions rest on a hash of a counter. A second implementation of it would be the same code
+again, so past values are compared instead, by their digest. The digest leaves out the selection
+bias, which floating-point rounding may change from one processor to another.
 
-Changing one of them changes every cell. Whoever does so on purpose computes the digest anew
-(`python -m moe.verify.golden`) and gives the cells new keys.
+A changed definition changes every cell. After an intended change, compute the new digest with
+`python -m moe.verify.golden`, and give the cells new keys.
 """
 
 from __future__ import annotations

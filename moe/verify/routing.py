@@ -215,8 +215,8 @@ def check_ties(
 def bias_evens_out(layer: LayerSpec) -> bool:
     """Whether the selection bias evens out the load on its seeded tokens.
 
-    It is checked by what it does: its steps depend on signs of counts, which another rounding would
-    turn.
+    Its effect is checked instead of its values: the steps that lead to it depend on signs of
+    counts, which different rounding can flip.
     """
     plain_NE = balance_loss.calibration_scores(layer).double()
     with_bias_NE = plain_NE + balance_loss.selection_bias(layer).double()

@@ -113,7 +113,7 @@ def _strategy_name(config: Mapping[str, Any]) -> str:
 
 
 def _expert_placement(written: Any) -> tuple[str, tuple[int, ...]]:
-    """contiguous, round_robin, by_node, or a text file of expert ids in slot order."""
+    """contiguous, round_robin, by_node, or a text file of expert ids in the order of the places."""
     if written in ("contiguous", "round_robin", BY_NODE):
         return str(written), ()
     try:

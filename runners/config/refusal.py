@@ -1,4 +1,4 @@
-"""What a refused command is told: one line in plain words, whoever met the error first."""
+"""The one line that explains a refused command, whether Hydra or this project found the error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = f"allowed is a value of the kind that `{project_paths.BENCH} --cfg all` 
 
 
 def told(error: Exception, words: Sequence[str]) -> str:
-    """The line for a command of these words that ended in this error."""
+    """One line that explains `error`; `words` are the arguments of the command that it ended."""
     for word in words:
         group, _, choices = word.lstrip("+").partition("=")
         for choice in choices.split(","):
@@ -32,20 +32,20 @@ def told(error: Exception, words: Sequence[str]) -> str:
 
 
 def _present_name(group: str, choice: str) -> str:
-    """What a file of conf/ that was called after the seed is called now; "" for any other."""
+    """The present name of a choice whose name in conf/ once had "seed" in it; else ""."""
     name, choices = choice.replace("seed", "reference"), groups().get(group, [])
     return name if choice not in choices and name in choices else ""
 
 
 def _is_plain(error: Exception) -> bool:
-    """Whether its words are meant for a user: ours, or those that Hydra has for bad input."""
+    """Whether the message is meant for a user: this project's own, or Hydra's for bad input."""
     if isinstance(error, InstantiationException) or not str(error).strip():
         return False
     return isinstance(error, ConfigError | HydraException | OmegaConfBaseException)
 
 
 def one_line(error: BaseException) -> str:
-    """Hydra's messages run over several lines, with its search path and inner keys behind."""
+    """The message on one line, without the search path and inner keys that Hydra appends."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = re.sub(r"( Config search path:| full_key:).*", "", text)
     text = text.removeprefix("ConfigError raised while resolving interpolation: ")
@@ -61,7 +61,7 @@ def one_line(error: BaseException) -> str:
 
 
 def unexpected(error: Exception, words: Sequence[str]) -> ConfigError:
-    """For an error that Hydra has no words for: the override that it comes from."""
+    """Names the override that caused an error for which Hydra has no plain message."""
     if isinstance(error, OSError) and error.filename is not None:
         return ConfigError(
             f"{error.filename}: cannot be used: {error.strerror}; allowed is a folder that can be "
@@ -96,7 +96,7 @@ def _values(loader: ConfigLoaderImpl, word: str) -> Iterator[str]:
 
 
 def _fails(loader: ConfigLoaderImpl, word: str) -> bool:
-    """Whether it ends in an error without plain words."""
+    """Whether composing the config with this override fails without a plain message."""
     try:
         config = loader.load_configuration("config", [word], run_mode=RunMode.RUN)
         for node in (config.hydra.launcher, config.hydra.sweeper):

@@ -19,7 +19,7 @@ REFERENCE = re.compile(r"\$\{(\w+)\.(\w+)\}")
 
 
 def plain(config: DictConfig, cache: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Resolved, without Hydra's node, which is skipped and not copied.
+    """The config resolved to plain values, without Hydra's node, which is not even copied.
 
     Top-level references such as ${model.topk}, and nodes that refer to nothing but the environment
     (kept in `cache` across jobs), are resolved here: OmegaConf would parse each of them again in

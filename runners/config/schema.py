@@ -4,6 +4,7 @@ A knob is defined once, as a field of a dataclass: those of a cell in moe/spec.p
 in runners/plan.py, all others here. Hydra gets them as the base config of conf/
 (runners/config/hydra_plugins.py), `value` and `values` read and check them in a resolved config,
 `help_text` is what `--help` shows, and
+
     python -m runners.config.schema
 
 writes docs/configuration.md.
@@ -87,7 +88,7 @@ class WorkloadKnobs:
 
 @dataclass(frozen=True)
 class TrackerKnobs:
-    """Where W&B runs go (docs/measuring.md)."""
+    """Where W&B runs go (docs/analysis.md)."""
 
     mode: str = knob(
         "offline", "mode of W&B", TRACKER, allowed=("offline", "online", "disabled", "dryrun")
@@ -140,8 +141,6 @@ ABOUT = {
     TRACKER: "Where runs are logged",
     HOSTS: "One machine or many (docs/clusters.md)",
 }
-
-
 NODES = {TOP: (MODEL, STRATEGY, WORKLOAD, MEASURE, TRACKER, HOSTS), MODEL: ("router",)}
 HEADING = """# Configuration
 

@@ -28,21 +28,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from runners.host.control_groups import cpu_quota
 from runners.host.files import number, text
 from runners.host.hardware import (
     clock_mhz,
     cpu_model,
-    cpu_quota,
     gpu_links,
     gpus,
     launch_affinity,
+    llc_bytes,
     memory_bytes,
     parse_cpu_list,
     steal_s,
     temperature_c,
+    usable_cores,
 )
-from runners.host.hardware import llc_bytes as llc_bytes
-from runners.host.hardware import usable_cores as usable_cores
 
 PROJECT = "moe-bench"
 GIT_LIMIT_S = 5.0

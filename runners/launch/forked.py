@@ -65,7 +65,7 @@ class ForkBarrier:
         self.reading, self.writing = os.pipe()
 
     def wait(self) -> None:
-        """In a rank: blocks until nobody has the writing end open."""
+        """In a rank: blocks until every process has closed the writing end."""
         os.close(self.writing)
         os.read(self.reading, 1)
         os.close(self.reading)

@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from moe.parallel.comm import Comm
 from moe.spec import RankLayout
-from runners.host import environment
+from runners.host import environment, hardware
 from runners.host.inherited import rank_variables
 from runners.host.streams import reader_may_leave
 from runners.launch.local import agent_command
@@ -113,7 +113,7 @@ def rows_within(one_rank: Products, ranks: int, limit_s: float) -> int:
     """The most rows timed alone whose product would end within `limit_s` on all ranks at once, with
     the cores shared evenly; the fewest where none would."""
     n, k = MATRICES[0]
-    crowd = max(1.0, ranks / environment.usable_cores())
+    crowd = max(1.0, ranks / hardware.usable_cores())
     timed = {m: rate for m in ROWS if (rate := one_rank.flops_per_s.get(f"{m}x{n}x{k}"))}
     fitting = [m for m, rate in timed.items() if crowd * 2 * m * n * k / rate <= limit_s]
     return max(fitting, default=min(timed))
@@ -163,7 +163,7 @@ def calibrate_ranks(
         "backend": _backend(),
         "device": device.type,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "llc_bytes": environment.llc_bytes(),
+        "llc_bytes": hardware.llc_bytes(),
         **alone.rates,
         "shared": shared,
         "collectives": fits,
@@ -228,7 +228,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--show", action="store_true", help="print what is cached, measure nothing")
     parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
-    threads = args.threads or max(1, environment.usable_cores() // args.ranks)
+    threads = args.threads or max(1, hardware.usable_cores() // args.ranks)
     if args.rank_of:
         run_rank(args.backend, threads, args.limit, args.rank_of)
         return 0

@@ -20,7 +20,7 @@ from moe.verify.faults import CheckResult
 from moe.verify.twin import twin_of
 from moe.verify.verifier import Verifier, verify_twin
 from moe.workload import batches
-from runners.host import environment
+from runners.host import environment, hardware
 from runners.plan import LaunchPlan, kernel_key
 from runners.rank.process_group import TorchRanks
 from runners.records.rank_log import RankLog
@@ -153,7 +153,7 @@ class CellRunner:
 
     def _cold_sets(self, step: Step) -> int:
         """Copies whose weights and inputs, on all ranks together, are twice the cache."""
-        cache = environment.llc_bytes() or LLC_BYTES_UNKNOWN
+        cache = hardware.llc_bytes() or LLC_BYTES_UNKNOWN
         if self.comm.device.type == "cuda":
             cache = torch.cuda.get_device_properties(self.comm.device).L2_cache_size
         local_bytes = step.layer.weights_bytes() + step.x_TD.nbytes

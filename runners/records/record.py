@@ -1,7 +1,7 @@
 """The record: what one attempt at a cell left behind. Torch-free, shared with the analysis.
 
 A record holds inputs only (config, environment, raw samples, counters). Everything derived from
-them, such as a median, a fraction of a roofline or a verdict, is computed by whoever reads it.
+them, such as a median, a fraction of a roofline or a verdict, is computed when it is read.
 Layout on disk, below a sweep folder:
 
     cells/<key>[.<label>]/record-<launch>.json   one attempt: key + label + launch; its last field

@@ -189,7 +189,7 @@ def timed_ns(samples: Samples) -> int:
 
 
 def flags(record: Record) -> list[str]:
-    """Names of all that limits what the record may be used to claim, in a fixed order."""
+    """Names of everything that limits what the record can show, in a fixed order."""
     names = []
     place = record.cell.placement
     known = (record.environment.get(name) for name in ("cores", "cpu_quota"))

@@ -74,7 +74,7 @@ def read_past(folder: Path) -> Past:
 
 
 def _without_figures(attempt: Record) -> Record:
-    """Only what tells attempts apart and how they ended: a sweep may have tens of thousands."""
+    """Drops samples and measured figures to save memory: a sweep may have tens of thousands."""
     attempt.samples = record.Samples()
     attempt.floor = attempt.anchors = attempt.phases = attempt.calibration = None
     return attempt

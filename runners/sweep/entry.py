@@ -19,9 +19,8 @@ from runners.host.inherited import inherited_by_ranks
 from runners.host.machine import this_machine
 from runners.launch.hosts import join, starting
 from runners.plan import Job
-from runners.records import calibrations as limits
-from runners.sweep import resume
-from runners.sweep import slurm as clusters
+from runners.records import calibrations
+from runners.sweep import resume, slurm
 from runners.sweep.folder import new_or_resumed
 from runners.sweep.progress import Progress, title
 from runners.sweep.result import SweepResult
@@ -50,9 +49,9 @@ def run_composed(
         check_shape(config)
     first = composed[0].config
     settings = settings_of(first, sweep_dir, command)
-    slurm = clusters.slurm_options(launcher or {})
+    slurm_options = slurm.slurm_options(launcher or {})
     hosts = hosts_of(first)
-    machine = clusters.machine(slurm) if slurm else this_machine()
+    machine = slurm.machine(slurm_options) if slurm_options else this_machine()
     jobs, errors = validate(composed, machine)
     if errors and not (value(first, "on_invalid") == "skip" and jobs):
         raise ConfigError(format_errors(errors))
@@ -64,17 +63,18 @@ def run_composed(
         return SweepResult(sweep_dir, {"host": outcome}, joined=True), ["joined"] * len(composed)
     cores = node_of(first, machine).cores
     runnable = list(jobs.values())
-    announce(runnable, progress, cores, limits.folder_of(sweep_dir))
+    announce(runnable, progress, cores, calibrations.folder_of(sweep_dir))
     if left_out := not_passed(os.environ, settings.pass_env):
         names = ", ".join(left_out)
         progress.print_line(
             f"note: set here, but not for the ranks: {names}; "
             f"to hand on: hosts.pass_env=[{','.join(left_out)}]"
         )
-    if slurm:
-        with resume.locked(sweep_dir / clusters.FOLDER):
+    if slurm_options:
+        with resume.locked(sweep_dir / slurm.FOLDER):
             new_or_resumed(settings)
-            result = clusters.SlurmSweep(runnable, settings, progress, slurm, hosts.interface).run()
+            watched = slurm.SlurmSweep(runnable, settings, progress, slurm_options, hosts.interface)
+            result = watched.run()
     else:
         with resume.locked(sweep_dir), starting(sweep_dir, hosts) as start:
             new_or_resumed(settings)
@@ -94,9 +94,8 @@ def not_passed(variables: Mapping[str, str], pass_env: Sequence[str]) -> list[st
     return sorted(n for n in environment.variables(variables) if n not in (*passed, *THREADS))
 
 
-def announce(jobs: Sequence[Job], progress: Progress, cores: int, calibrations: Path) -> None:
-    """Prints notes before measuring: changed cells, oversubscribed ranks. `calibrations` is the
-    folder of this machine's calibrations."""
+def announce(jobs: Sequence[Job], progress: Progress, cores: int, calibration_dir: Path) -> None:
+    """Prints notes before measuring: changed cells, oversubscribed ranks."""
     for job in jobs:
         for note in job.notes:
             progress.print_line(f"note: {title(job.cell, job.label)}: {note}")
@@ -107,20 +106,22 @@ def announce(jobs: Sequence[Job], progress: Progress, cores: int, calibrations: 
         progress.print_line(
             f"note: oversubscribed: {', '.join(map(str, over))} ranks share {cores} cores, so "
             "times include waiting for a core and say nothing about scaling; "
-            f"use world_size<={cores}, or backend=mpi, {_mpi_comparison(crowded, calibrations)}"
+            f"use world_size<={cores}, or backend=mpi, {_mpi_comparison(crowded, calibration_dir)}"
         )
 
 
-def _mpi_comparison(crowded: Sequence[RankLayout], calibrations: Path) -> str:
+def _mpi_comparison(crowded: Sequence[RankLayout], calibration_dir: Path) -> str:
     """Cost of a small all-reduce on both backends, where this machine was calibrated on both."""
     gloo = [p for p in crowded if p.backend == "gloo" and p.nodes == 1]
     if not gloo:
         return "whose ranks wait less"
     place = max(gloo, key=lambda p: p.world_size)
     pair = [replace(place, backend=backend) for backend in ("mpi", "gloo")]
-    if all(limits.any_cached(calibrations, one) for one in pair):
+    if all(calibrations.any_cached(calibration_dir, one) for one in pair):
         fingerprint = environment.fingerprint(environment.capture())
-        mpi_s, gloo_s = (limits.small_message_s(calibrations, fingerprint, one) for one in pair)
+        mpi_s, gloo_s = (
+            calibrations.small_message_s(calibration_dir, fingerprint, one) for one in pair
+        )
         if mpi_s and gloo_s:
             return (
                 f"on which a small all-reduce of {place.world_size} ranks took "

@@ -14,8 +14,8 @@ from runners.sweep.assemble import Assembler
 def recover(
     sweep_dir: Path, jobs: Mapping[str, Job], warn: Callable[[str], None] = lambda text: None
 ) -> Iterator[Record]:
-    """Records of what was sampled and has none yet; `jobs` by cell id say where a cell came from. A
-    launch whose plan is damaged is named to `warn`, and left in place."""
+    """Yields a record for every sampled attempt that has none yet. `jobs`, by cell id, give the
+    origin of a cell. A launch with a damaged plan is named to `warn` and left in place."""
     for path in sorted(sweep_dir.glob("launches/*/launch.json")):
         try:
             plan = load(path)

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from runners.host import project_paths
 from runners.host.isolation import die_with_parent
 from runners.host.streams import reader_may_leave
-from runners.records import record as records
+from runners.records import record
 from runners.records.sealed import RecordError
 from runners.track import check, ledger
 from runners.track.client import LAUNCHER, MODES, redact, resolve_mode
@@ -211,11 +211,11 @@ def _track_runs(writer: Writer, runs: list[Run], report: Report) -> None:
 def _runs(sweep: Path, only: set[str], report: Report) -> list[Run]:
     """The attempts asked for, in the order they were made."""
     runs = {}
-    for path in records.paths(sweep):
+    for path in record.paths(sweep):
         try:
-            record = records.read(path)
-            if not only or record.attempt_id in only:
-                runs[record.created, record.attempt_id] = run_of(record, sweep.name)
+            one = record.read(path)
+            if not only or one.attempt_id in only:
+                runs[one.created, one.attempt_id] = run_of(one, sweep.name)
         except (RecordError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             report.failed += 1
             report.warn(str(error) if str(path) in str(error) else f"{path}: {error}")

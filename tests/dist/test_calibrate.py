@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from moe.parallel import algorithms
 from moe.spec import RankLayout
-from runners.host import environment
+from runners.host import environment, hardware
 from runners.plan import Measure
 from runners.rank import calibrate, links, probe
 from runners.records import calibrations as limits
@@ -326,7 +326,7 @@ def test_all_ranks_work_in_as_many_windows_as_there_is_time_for(
 
 
 def test_rows_of_all_ranks_at_once_fit_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "usable_cores", lambda: 2)
+    monkeypatch.setattr(hardware, "usable_cores", lambda: 2)
     n, k = probe.MATRICES[0]
     found = probe.Products({f"{m}x{n}x{k}": 2 * n * k / 1e-3 for m in (1, 8, 64)})  # 1 ms a row
     assert calibrate.rows_within(found, 2, 0.1) == 64

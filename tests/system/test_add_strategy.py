@@ -21,7 +21,6 @@ import json, sys
 from pathlib import Path
 from moe import cost
 from runners.records import record
-from tests.support.copies import ROOT, changed_files, copy_project, run_in
 one = record.read(Path(sys.argv[1]))
 print(json.dumps([
     [[*key, *sums] for key, sums in cost.totals(cost.collectives(

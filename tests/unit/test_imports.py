@@ -16,8 +16,6 @@ TORCH_FREE = ["moe", "moe.spec", "moe.peers", "moe.cost", "moe.strategies", "moe
               "runners.records.record", "runners.records.stats",
               "runners.plan", "runners.sweep.sweep", "runners.track.client",
               "analysis"]  # fmt: skip
-
-
 TOPS = ("moe", "runners", "analysis")
 # What each package may import beside itself; `moe` stands for all of it.
 MAY_IMPORT = {

@@ -112,7 +112,8 @@ def run_here(code: str) -> str:
 def test_pin_gives_each_rank_its_own_core_and_each_core_as_many_ranks() -> None:
     code = (
         "import os, json\n"
-        "from runners.host.environment import pin, usable_cores\n"
+        "from runners.host.environment import pin\n"
+        "from runners.host.hardware import usable_cores\n"
         "n = usable_cores()\n"
         "sets = [pin(r, n, 1) for r in range(n)]\n"
         "last = sorted(os.sched_getaffinity(0))\n"
