@@ -296,8 +296,8 @@ def safe_name(name: object) -> str:
 
 def label_of(config: Mapping[str, Any]) -> str:
     """A cell's label, safe as part of a folder's name; raises ConfigError."""
-    value = config.get("label", "")
-    text = "" if value is None else str(value)
+    label = config.get("label", "")
+    text = "" if label is None else str(label)
     if len(text) > 40 or not set(text) <= LABEL_CHARACTERS:
         raise ConfigError(
             f"label={text!r}: allowed are up to 40 letters, digits, '_' and '-'; rename the label"
