@@ -103,7 +103,7 @@ class StrategySpec:
         "contiguous", "where experts are: contiguous, round_robin, by_node or a file of expert ids",
         STRATEGY,
     )  # fmt: skip
-    expert_order: tuple[int, ...] = knob((), "expert ids in order of their places, of placement=FILE")
+    expert_order: tuple[int, ...] = knob((), "expert ids in order of their places (placement=FILE)")
     hot_replicas: int = knob(0, "extra copies of the most loaded experts (ep)", STRATEGY)
     comm_dtype: str = knob(
         "", "type of what is sent; null: the layer's", STRATEGY, conf=None, allowed=DTYPES,

@@ -159,32 +159,32 @@ class MoELayer(nn.Module):
         return y_TO if self.sharded else self.gather_batch(y_TO)
 
     def whole_batch(self, x_TD: Tensor) -> Tensor:
-        """A step in which every rank makes a part of all tokens' outputs, and the parts are added
-        up: by an all-reduce where tokens are replicated."""
+        """Step in which every rank computes a partial sum for all tokens, summed by an all-reduce
+        (replicated) or as `tokens_to_outputs` (sharded). [T, D] -> [T, O]."""
         world = self.comm.world
         if self.sharded:
             return self.tokens_to_outputs(x_TD, world)
-        y_BO = self.outputs(spread(x_TD, world, self.wire))
+        y_BO = self.outputs(collectives.spread(x_TD, world, self.wire))
         with phase("combine"):
-            return add_up(y_BO, world, self.wire)
+            return collectives.add_up(y_BO, world, self.wire)
 
     def tokens_to_outputs(self, x_TD: Tensor, group: RankGroup) -> Tensor:
-        """A step with sharded tokens in which every rank of a group of neighbours makes a part of
-        the outputs of all their tokens: all-gather of tokens, reduce-scatter of outputs."""
+        """Step with sharded tokens in which every rank of `group`, neighbours, computes a partial
+        sum for all the group's tokens: all-gather of tokens, reduce-scatter of outputs."""
         sizes = [self.shard_sizes[rank] for rank in group.ranks]
         with phase("dispatch"):
-            x_TD = gather_tokens(x_TD, group, sizes)
+            x_TD = collectives.gather_tokens(x_TD, group, sizes)
         y_TO = self.outputs(x_TD)
         with phase("combine"):
-            return add_and_scatter(y_TO, group, sizes, self.wire)
+            return collectives.add_and_scatter(y_TO, group, sizes, self.wire)
 
     def slice_to_batch(self, x_BD: Tensor, group: RankGroup) -> Tensor:
-        """A step with replicated tokens in which every rank of a group of neighbours makes a part of
-        the outputs of the group's slice: all-reduce over the group, all-gather of the slices."""
+        """Step with replicated tokens in which every rank of `group`, neighbours, computes a
+        partial sum for the group's slice: all-reduce over the group, all-gather of the slices."""
         y_TO = self.outputs(self.own_tokens(x_BD))
         with phase("combine"):
-            y_TO = add_up(y_TO, group, self.wire)
-            return gather_outputs(y_TO, *self.routers, self.wire)
+            y_TO = collectives.add_up(y_TO, group, self.wire)
+            return collectives.gather_outputs(y_TO, *self.routers, self.wire)
 
     def outputs(self, x_TD: Tensor) -> Tensor:
         """[T, O]: routed and shared experts' outputs for the tokens routed here."""
