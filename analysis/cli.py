@@ -127,8 +127,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 when `check` or `status` found trouble, 2 for bad input."""
     options = parser().parse_args(arguments)
     warnings.showwarning = _show_warning
+    added = {n: v for n, v in ONE_THREAD.items() if n not in os.environ}
     if options.verb in IN_FORKS:
-        os.environ |= ONE_THREAD
+        os.environ |= added
     try:
         from analysis import verbs
 
@@ -136,6 +137,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(harmless(f"analysis: {' '.join(str(error).split())}"), file=sys.stderr)
         return 2
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

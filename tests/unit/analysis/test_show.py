@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -271,7 +272,9 @@ def test_show_formats(sweeps: Path, style: str, capsys: pytest.CaptureFixture[st
 def test_bad_input_is_one_line_and_exit_code_2(
     sweeps: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    threads = {name: os.environ.get(name) for name in cli.ONE_THREAD}
     assert cli.main([a.replace("SWEEPS", str(sweeps)) for a in arguments]) == 2
+    assert {name: os.environ.get(name) for name in cli.ONE_THREAD} == threads
     said = capsys.readouterr()
     assert said.err.count("\n") == 1 and said.err.startswith("analysis: ") and said.out == ""
 
