@@ -47,7 +47,8 @@ def slurm_options(launcher: Mapping[str, Any]) -> Slurm | None:
     """From Hydra's launcher node; None for any other launcher. Raises ConfigError."""
     if not str(launcher.get("_target_", "")).endswith(".SlurmLauncher"):
         return None
-    values = {f.name: launcher[f.name] for f in fields(Slurm) if f.name in launcher}
+    names = {f.name for f in fields(Slurm)} - {"_target_"}
+    values = {name: launcher[name] for name in names if name in launcher}
     for name in ("time_min", "max_requeues"):
         if type(values.get(name, 0)) is not int or values.get(name, 0) < 0:
             raise ConfigError(
