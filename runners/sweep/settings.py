@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runners.config.hosts import pass_env_of
-from runners.config.schema import safe_name, value
+from runners.config.schema import SweepKnobs, TrackerKnobs, safe_name, values
 from runners.errors import ConfigError
 from runners.track.settings import project_name
 
@@ -30,8 +30,8 @@ def settings_of(config: Mapping[str, Any], sweep_dir: Path, command: str) -> Set
     """Settings from the resolved config of any of the cells; raises ConfigError."""
     safe_name(config["name"])
     tracker = dict(config["tracker"])
-    value(config, "tracker.mode")
-    value(config, "tracker.limit_s")
+    whole = values(config, SweepKnobs)  # checks what only a part of the sweep reads, too
+    values(config, TrackerKnobs)
     try:
         project_name(tracker["project"])
     except ValueError as error:
@@ -40,10 +40,10 @@ def settings_of(config: Mapping[str, Any], sweep_dir: Path, command: str) -> Set
     resumes = config["resume"] or started_again  # a requeued job of a cluster has the same name
     return Settings(
         sweep_dir=sweep_dir,
-        isolation=value(config, "isolation"),
-        on_error=value(config, "on_error"),
+        isolation=whole["isolation"],
+        on_error=whole["on_error"],
         tracker=tracker,
         command=command,
         pass_env=pass_env_of(config["hosts"]),
-        resume_mode=value(config, "resume_mode") if resumes else "",
+        resume_mode=whole["resume_mode"] if resumes else "",
     )

@@ -19,6 +19,8 @@ PYTHONS = ("object has no", "index out of range", "is not iterable", "TypeError"
            "unexpected keyword", "Errno", "must be a string or a list")  # fmt: skip
 REFUSED = [
     (["topk=9"], ["topk=9", "num_experts=8"]),
+    (["on_invalid=maybe"], ["on_invalid='maybe'", "stop, skip"]),
+    (["report=perhaps"], ["report='perhaps'", "true, false"]),
     (["-m", "topk=9,10"], ["topk=9", "topk=10"]),
     (["-m", "strategy=psychic"], ["strategy", "psychic", "simple"]),
     (["-m", "strategy=ep", "strategy.dispatcher=glob(*)"],
