@@ -12,16 +12,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
+FOLDERS = ("moe", "runners", "analysis", "conf", "docs")
+
+
 def copy_project(folder: Path) -> Path:
-    """The project's files as they are here, in a folder of their own."""
-    names = subprocess.check_output(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, text=True
-    )
+    """The project's code, configs and docs as they are here, in a folder of their own."""
     copy = folder / "copy"
-    for name in filter(None, names.split("\0")):
-        if (ROOT / name).is_file() and not name.startswith("benchmarks/results"):
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, copy / name)
+    for name in FOLDERS:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, copy / name, ignore=ignored)
     return copy
 
 
