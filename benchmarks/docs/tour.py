@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "docs" / "tour.md")
     options = parser.parse_args()
     words = [w for w in sys.argv[1:] if not w.startswith(("-o", "/"))]
-    again = shlex.join(["python", "benchmarks/docs/tour.py", *words])
+    again = shlex.join(["python", "-m", "benchmarks.docs.tour", *words])
     parts = [f"# A tour\n\nMade by `{again}`, which runs every command below: outputs are as "
              "printed, paths from the repository's root."]  # fmt: skip
     sweep = f"{SWEEP}measure={options.measure}".format(ranks=options.ranks)
