@@ -31,7 +31,10 @@ reference: setup ## the reference's three axes, and one report on them together;
 	for axis in topk batch ranks; do \
 	  $(RUN) runners/bench.py experiment=reference_$$axis report=false \
 	    hydra.sweep.dir=$(REFERENCE)/$$axis $(OVERRIDES) || [ $$? -eq 1 ] || exit 2; done
-	$(RUN) -m analysis finish $(REFERENCE)
+	$(RUN) -m analysis show $(REFERENCE)
+	$(RUN) -m analysis show $(REFERENCE) --format markdown -o $(REFERENCE)/tables/tables.md
+	$(RUN) -m analysis show $(REFERENCE) --format csv -o $(REFERENCE)/tables/tables.csv
+	$(RUN) -m analysis plot $(REFERENCE) -o $(REFERENCE)/plots
 	$(RUN) -m analysis report $(REFERENCE) -o $(REFERENCE)/report.html
 
 .PHONY: report
