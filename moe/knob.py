@@ -28,6 +28,10 @@ class Knob:
     unit: str = ""
     default: Any = None  # in the config
 
+    def path(self, name: str) -> str:
+        """Of the field `name` in the config."""
+        return f"{self.at}.{name}" if self.at else name
+
 
 def knob(default: T, about: str, at: str | None = None, conf: Any = SAME, **more: Any) -> T:
     """A dataclass field with `default`; `conf` is the config's default where it differs, `more` are

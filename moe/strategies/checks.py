@@ -14,7 +14,7 @@ def check_fields(cell: Cell) -> None:
     layer = cell.layer
     for part in (layer, layer.router, cell.strategy, cell.workload, cell.placement):
         for field, known in knobs(type(part)):
-            path, value = f"{known.at}.{field.name}".lstrip("."), getattr(part, field.name)
+            path, value = known.path(field.name), getattr(part, field.name)
             if known.at is None:
                 continue  # derived
             if field.type == "int":

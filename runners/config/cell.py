@@ -9,7 +9,7 @@ from typing import Any
 from moe import peers, spec
 from moe.spec import Cell, LayerSpec, RankLayout, RouterSpec, StrategySpec, WorkloadSpec
 from moe.strategies import names, rules_of, usual_dispatcher
-from runners.config.schema import check_shape, label_of, section_of, value, values
+from runners.config.schema import check_shape, label_of, value, values
 from runners.errors import ConfigError
 from runners.host.files import small_text
 from runners.host.machine import NodeResources
@@ -183,7 +183,7 @@ def _placement(config: Mapping[str, Any], machine: NodeResources, notes: list[st
 
 def _nodes(config: Mapping[str, Any], world_size: int, machine: NodeResources) -> int:
     """Number of nodes; each has the same number of ranks."""
-    given = section_of(config, "hosts")["ranks_per_node"]
+    given = config["hosts"]["ranks_per_node"]
     on_node = value(config, "hosts.ranks_per_node") or -(
         -world_size // value(config, "hosts.nnodes")
     )

@@ -166,8 +166,8 @@ def sections() -> dict[str, dict[str, Entry]]:
     for kind in KINDS:
         for field, known in knobs(kind):
             if known.at is not None:
-                path = f"{known.at}.{field.name}" if known.at else field.name
-                by_section[known.at][field.name] = Entry(path, str(field.type), known)
+                entry = Entry(known.path(field.name), str(field.type), known)
+                by_section[known.at][field.name] = entry
     return by_section
 
 
@@ -225,7 +225,7 @@ def check_shape(config: Mapping[str, Any]) -> None:
 def values(config: Mapping[str, Any], kind: type) -> dict[str, Any]:
     """The checked knobs of a dataclass, as its keyword arguments. Raises ConfigError."""
     return {
-        field.name: value(config, f"{known.at}.{field.name}" if known.at else field.name)
+        field.name: value(config, known.path(field.name))
         for field, known in knobs(kind)
         if known.at is not None
     }

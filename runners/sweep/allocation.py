@@ -1,7 +1,7 @@
 """Cells that share a Slurm allocation, and the files that describe them. Torch-free.
 
-slurm/<group>.json         {cells: [cell id], mode, interface}: what the allocation measures; the
-                           cells themselves are in plan.json and their configs
+slurm/<group>.json         {cells: {cell id: measure}, settings, mode, interface}: what the
+                           allocation measures, and how; the cells themselves are in plan.json
 slurm/<group>.result.json  how the allocation's sweep ended, if it did
 slurm/jobs.json            {group: job id}
 slurm/trace-...            recorded routings of the cells, as ranks read them
@@ -12,21 +12,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from moe.spec import Cell, RankLayout
-from runners.config.schema import values
 from runners.plan import Job, Measure
 from runners.records import routing_trace
 from runners.records.record import cell_from_dict
 from runners.records.sealed import write_atomic
-from runners.records.sweep_folder import read_config, read_plan
+from runners.records.sweep_folder import read_plan
 from runners.sweep.result import SweepResult
-from runners.sweep.settings import Settings, settings_of
+from runners.sweep.settings import Settings
 
 FOLDER = "slurm"
+SETTINGS = ("isolation", "on_error", "tracker", "command", "pass_env")
 
 
 def group_name(placement: RankLayout) -> str:
@@ -50,9 +50,16 @@ def result_path(sweep_dir: Path, group: str) -> Path:
     return sweep_dir / FOLDER / f"{group}.result.json"
 
 
-def save(sweep_dir: Path, group: str, jobs: Sequence[Job], mode: str, interface: str) -> None:
-    """Writes the list of an allocation's cells, and their recorded routings beside it."""
-    content = {"cells": [job.cell_id for job in jobs], "mode": mode, "interface": interface}
+def save(group: str, jobs: Sequence[Job], settings: Settings, mode: str, interface: str) -> None:
+    """Writes what an allocation measures, and the recorded routings of its cells beside it. A
+    resumed sweep may ask for other settings than the folder's first, whose configs are kept."""
+    sweep_dir = settings.sweep_dir
+    content = {
+        "cells": {job.cell_id: asdict(job.measure) for job in jobs},
+        "settings": {name: getattr(settings, name) for name in SETTINGS},
+        "mode": mode,
+        "interface": interface,
+    }
     (sweep_dir / FOLDER).mkdir(parents=True, exist_ok=True)
     routing_trace.freeze([job.trace for job in jobs if job.trace], sweep_dir / FOLDER)
     write_atomic(group_path(sweep_dir, group), json.dumps(content, indent=1))
@@ -62,24 +69,25 @@ def load(sweep_dir: Path, group: str) -> tuple[list[Job], Settings, str]:
     """The allocation's jobs, settings (which resume what the folder has) and network interface.
     Raises OSError and ValueError for files that are not as they were written."""
     content = json.loads(group_path(sweep_dir, group).read_text("utf-8"))
-    plan = read_plan(sweep_dir)
-    planned = {str(one["cell_id"]): one for one in plan["cells"]}
-    jobs = [_job(sweep_dir, planned[str(cell_id)]) for cell_id in content["cells"]]
-    settings = settings_of(jobs[0].config, sweep_dir, str(plan["command"]))
-    return jobs, replace(settings, resume_mode=str(content["mode"])), str(content["interface"])
+    planned = {str(one["cell_id"]): one for one in read_plan(sweep_dir)["cells"]}
+    jobs = [
+        _job(sweep_dir, planned[cell_id], Measure(**measure))
+        for cell_id, measure in content["cells"].items()
+    ]
+    chosen = content["settings"] | {"pass_env": tuple(content["settings"]["pass_env"])}
+    settings = Settings(sweep_dir=sweep_dir, resume_mode=str(content["mode"]), **chosen)
+    return jobs, settings, str(content["interface"])
 
 
-def _job(sweep_dir: Path, planned: dict[str, Any]) -> Job:
-    cell_id = str(planned["cell_id"])
-    cell, config = cell_from_dict(planned["cell"]), read_config(sweep_dir, cell_id)
+def _job(sweep_dir: Path, planned: dict[str, Any], measure: Measure) -> Job:
+    cell = cell_from_dict(planned["cell"])
     return Job(
         cell,
-        Measure(**values(config, Measure)),
-        label=cell_id.partition(".")[2],
-        notes=tuple(planned.get("notes", ())),
+        measure,
+        label=str(planned["cell_id"]).partition(".")[2],
+        notes=tuple(planned["notes"]),
         meta={name: planned[name] for name in ("model", "scale", "overrides")},
         trace=_trace(cell, sweep_dir),
-        config=config,
     )
 
 

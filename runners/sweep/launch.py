@@ -36,7 +36,7 @@ class LaunchContext:
     fingerprint: str  # of this machine, for its calibrations
     git: dict[str, Any] | None
     kernels: dict[str, str]  # chosen in earlier launches, by kernel_key
-    exchanged: Mapping[tuple[str, int], dict[str, int]]  # the same of collective algorithms
+    exchanged: Mapping[tuple[str, int], dict[str, int]]  # largest messages that are exchanged
     pass_env: tuple[str, ...] = ()
     last: bool = False  # the last launch of the sweep
     interrupted: Callable[[], bool] = lambda: False  # whether the sweep is to end

@@ -235,7 +235,7 @@ class SlurmSweep:
             if not remaining:
                 continue
             mode = self.settings.resume_mode or "missing"
-            allocation.save(self.sweep_dir, group, remaining, mode, self.interface)
+            allocation.save(group, remaining, self.settings, mode, self.interface)
             allocation.result_path(self.sweep_dir, group).unlink(missing_ok=True)
             self.queued[group] = submit(self.slurm, group, remaining, self.settings)
             limit = time_limit_min(remaining, self.settings.isolation)

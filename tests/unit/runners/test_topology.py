@@ -267,9 +267,12 @@ def test_cells_of_one_shape_share_an_allocation_and_are_thawed_as_they_were(
     jobs = planned(tmp_path, base, base | {"batch_size": 16}, far)
     groups = allocation.by_allocation(jobs)
     assert [len(one) for one in groups.values()] == [2, 1]
-    allocation.save(tmp_path, "g", jobs, "failed", "eth9")
+    now = Settings(tmp_path, "cell", "stop", {"mode": "online"}, "c", pass_env=("UCX_*",))
+    jobs = [dataclasses.replace(one, measure=Measure(launches=3), config={}) for one in jobs]
+    allocation.save("g", jobs, now, "failed", "eth9")  # a resumed sweep, with other settings
     again, settings, interface = allocation.load(tmp_path, "g")
     assert again == jobs
+    assert settings == dataclasses.replace(now, resume_mode="failed")
     assert {one.label for one in again} == {"a"} and all(one.notes for one in again)
     assert (settings.isolation, settings.on_error, settings.command) == ("cell", "stop", "c")
     assert (settings.resume_mode, settings.sweep_dir, interface) == ("failed", tmp_path, "eth9")
@@ -283,7 +286,7 @@ def test_a_recorded_routing_goes_with_the_allocation(tmp_path: Path) -> None:
     cell = dataclasses.replace(one.cell, workload=work)
     with_trace = Job(cell, one.measure, meta=one.meta, trace=trace, config=one.config)
     folder.write_plan([with_trace], Settings(tmp_path))
-    allocation.save(tmp_path, "g", [with_trace], "missing", "")
+    allocation.save("g", [with_trace], Settings(tmp_path), "missing", "")
     assert allocation.load(tmp_path, "g")[0][0].trace == trace
     path = next((tmp_path / allocation.FOLDER).glob(f"*{trace.sha256}*"))
     path.write_bytes(rows[::-1])
