@@ -162,13 +162,12 @@ class Entry:
 @cache
 def sections() -> dict[str, dict[str, Entry]]:
     """Entries by section and name."""
-    by_section: dict[str, dict[str, Entry]] = {section: {} for section in ABOUT}
+    tree: dict[str, dict[str, Entry]] = {section: {} for section in ABOUT}
     for kind in KINDS:
         for field, known in knobs(kind):
             if known.at is not None:
-                entry = Entry(known.path(field.name), str(field.type), known)
-                by_section[known.at][field.name] = entry
-    return by_section
+                tree[known.at][field.name] = Entry(known.path(field.name), str(field.type), known)
+    return tree
 
 
 def defaults() -> dict[str, Any]:
