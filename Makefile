@@ -75,9 +75,9 @@ test-slurm: setup ## the sweep on a real Slurm: two nodes on this machine (root;
 test-hosts: setup ## the sweep on two hosts: two network namespaces (root; apt-get install iproute2)
 	$(RUN) -m pytest -q tests/system/hosts/check_hosts.py
 
-.PHONY: tour
-tour: setup ## docs/tour.md anew: every command of a new user, with what it prints
-	$(RUN) -m benchmarks.docs.tour
+.PHONY: getting-started
+getting-started: setup ## README.md and docs/getting-started.md anew: every command, with what it prints
+	$(RUN) -m benchmarks.docs.console README.md docs/getting-started.md
 
 .PHONY: notebook
 notebook: setup ## docs/example.ipynb executed on the newest sweep

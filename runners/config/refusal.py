@@ -67,6 +67,11 @@ def unexpected(error: Exception, words: Sequence[str]) -> ConfigError:
             f"{error.filename}: cannot be used: {error.strerror}; allowed is a folder that can be "
             "written; choose another"
         )
+    if str(error).startswith("Only one of --run"):
+        return ConfigError(
+            f"{' '.join(words)}: allowed is one of -m, --cfg and --info; leave the others out, and "
+            "give --cfg one value of each key"
+        )
     named, options = _culprit(words)
     allowed = f"allowed are {', '.join(options)}" if options else KINDS
     return ConfigError(f"{named}: Hydra cannot use this; {allowed}; correct it or leave it out")
@@ -74,7 +79,7 @@ def unexpected(error: Exception, words: Sequence[str]) -> ConfigError:
 
 def _culprit(words: Sequence[str]) -> tuple[str, list[str]]:
     """The first override that fails by itself, with the files of its group; else all of them."""
-    overrides = [word for word in words if not word.startswith("-")]
+    overrides = [word for word in words if not word.startswith("-") and "=" in word]
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(project_paths.CONF)):
         loader = GlobalHydra.instance().config_loader()

@@ -42,6 +42,7 @@ REFUSED = [
     (["hydra.runtime=${oops}"], ["hydra.runtime=${oops}", "leave it out"]),
     (["workload=-1"], ["workload=-1", "zipf", "balanced"]),
     (["-m", "topk=2", "model=olmoe_1b_7b,0.5"], ["model=olmoe_1b_7b,0.5", "deepseek_v3"]),
+    (["-m", "strategy=tp,ep", "--cfg", "job"], ["-m strategy=tp,ep --cfg job", "one of -m"]),
 ]  # fmt: skip
 
 
