@@ -84,8 +84,8 @@ notebook: setup ## docs/example.ipynb executed on the newest sweep
 	@$(RUN) -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[notebook]'
 	$(RUN) -m benchmarks.docs.notebook
 
-.PHONY: reference-explained
-reference-explained: setup ## the tables of docs/results/reference.md measured again, in the reference's style of code and in ours
+.PHONY: reference-tables
+reference-tables: setup ## the tables of docs/results/reference.md measured again, in the reference's style of code and in ours
 	$(RUN) -m benchmarks.docs.results --measure reference
 
 .PHONY: results
