@@ -22,10 +22,10 @@ HEADING = """<!-- Written by `python -m analysis.data.schema`: do not edit. -->
 
 # The frame
 
-What `analysis.load` returns and `python -m analysis export` writes ([analysis](analysis.md)): one row
-per attempt (key, label and launch), with the same columns in the same order from every source. Every
-value survives JSON. Units are in the names. Text that is not known is empty, and such numbers are
-missing. The rows are made by `runners/records/flat_row.py`.
+What `analysis.load` returns and `python -m analysis export` writes ([analysis](analysis.md)): one
+row per attempt (key, label and launch), with the same columns in the same order from every source.
+Every value survives JSON. Units are in the names. Text that is not known is empty, and such numbers
+are missing. The rows are made by `runners/records/flat_row.py`.
 """
 KINDS = {bool: "bool", int: "int", float: "float", str: "text", list: "list"}
 WORDS = {

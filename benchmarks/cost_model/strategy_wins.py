@@ -1,8 +1,8 @@
 """Where each strategy wins: the cell in which it is faster than most of its rivals.
 
-    python -m benchmarks.cost_model.strategy_wins                    # measures, then prints the table
-    python -m benchmarks.cost_model.strategy_wins --launches 5       # verdicts over whole launches
-    python -m benchmarks.cost_model.strategy_wins --from FOLDER...   # the table of earlier sweeps
+    python -m benchmarks.cost_model.strategy_wins                  # measures, prints the table
+    python -m benchmarks.cost_model.strategy_wins --launches 5     # verdicts over whole launches
+    python -m benchmarks.cost_model.strategy_wins --from FOLDER    # the table of earlier sweeps
 
 Every place is a sweep of its own in which all ways to spread the layer are measured in interleaved
 rounds. A rival is beaten where the analysis says "faster"; all comparisons are corrected together.

@@ -76,12 +76,16 @@ def names_in(template: str) -> list[str]:
     return MARKER.findall(template)
 
 
+def filled(template: str) -> str:
+    """A template with its figures; raises KeyError for one without an entry."""
+    return MARKER.sub(lambda found: figures()[found[1]].markdown(), template)
+
+
 def rendered(template: Path) -> str:
-    """The page of a template; raises KeyError for a figure without an entry."""
+    """The page of a template, below a notice that it is generated."""
     source = template.relative_to(ROOT)
     notice = f"<!-- Written by `python -m benchmarks.docs.results` from {source}: do not edit. -->"
-    words = template.read_text("utf-8")
-    return f"{notice}\n\n{MARKER.sub(lambda found: figures()[found[1]].markdown(), words)}"
+    return f"{notice}\n\n{filled(template.read_text('utf-8'))}"
 
 
 def pages() -> Iterator[tuple[Path, str]]:
@@ -105,7 +109,7 @@ def dated(table: str, name: str, today: datetime.date) -> str:
     entry = re.compile(rf"(\[figures\.{name}\]\n(?:.+\n)*?measured_on = )\S+")
     changed, count = entry.subn(rf"\g<1>{today}", table)
     if count != 1:
-        raise ValueError(f"{name}: {count} entries with measured_on in {TABLE.name}; allowed is one")
+        raise ValueError(f"{name}: {count} entries in {TABLE.name}; allowed is one")
     return changed
 
 
@@ -115,8 +119,10 @@ def measure(name: str) -> None:
         raise SystemExit(f"--measure {name}: allowed are {', '.join(figures())}")
     figure = figures()[name]
     if figure.by_hand:
-        raise SystemExit(f"--measure {name}: stored by hand ({figure.by_hand}); run\n"
-                         f"    {figure.command}\nand edit {figure.path.relative_to(ROOT)}")  # fmt: skip
+        raise SystemExit(
+            f"--measure {name}: put together by hand ({figure.by_hand}); run\n"
+            f"    {figure.command}\nand edit {figure.path.relative_to(ROOT)}"
+        )
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     done = subprocess.run(
         ["bash", "-c", figure.command], cwd=ROOT, env={**os.environ, "PATH": search},
@@ -135,7 +141,7 @@ def main() -> None:
         prog="python -m benchmarks.docs.results", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--list", action="store_true", help="print names and commands, write nothing")
+    parser.add_argument("--list", action="store_true", help="names and commands")
     parser.add_argument("--measure", metavar="NAME", help="measure this figure first")
     arguments = parser.parse_args()
     if arguments.list:

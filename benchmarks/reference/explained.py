@@ -4,7 +4,7 @@
 
 All from records of this project's own sweeps: `peer_reference` is the reference's style behind the
 gate. `--tiny` shows that the command works (2 ranks, few samples). The tables are those of
-docs/results/reference.md: `python -m benchmarks.docs.results --measure reference` puts new ones there.
+docs/results/reference.md; `python -m benchmarks.docs.results --measure reference` replaces them.
 """
 
 from __future__ import annotations
