@@ -1,4 +1,4 @@
-"""A small sweep among the settings of other programs and on odd machines; docs/reliability.md has
+"""A small sweep among the settings of other programs and on odd machines; docs/results/reliability.md has
 the table.
 
     python -m benchmarks.faults.surroundings [--only TEXT]
