@@ -20,6 +20,7 @@ SOURCES = """sources:
 EXAMPLES = """examples:
   python -m analysis show
   python -m analysis show outputs/latest --filter strategy=ep,tp --format markdown
+  python -m analysis show --detail
   python -m analysis show --group batch_size --metric throughput
   python -m analysis finish outputs/latest
   python -m analysis compare outputs/before outputs/after
@@ -79,6 +80,9 @@ def parser() -> argparse.ArgumentParser:
         parsers[name].add_argument(
             "--threshold", type=float, default=None, help="noise threshold, such as 0.02"
         )
+    parsers["show"].add_argument(
+        "--detail", action="store_true", help="the figures and cells behind every sentence"
+    )
     for name in ("predict", "advise"):
         _predict_options(parsers[name], "8..4096" if name == "predict" else "8")
     add = parsers["dashboard"].add_argument

@@ -55,4 +55,4 @@ def table(frame: pd.DataFrame, axis: str = "") -> pd.DataFrame:
 def verdict(frame: pd.DataFrame) -> str:
     """The lines "In short" of `show`."""
     short, _ = insights.headline_and_insights(frame, summarize(frame))
-    return "\n".join(short.brief())
+    return "\n".join(short.lines())

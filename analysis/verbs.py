@@ -73,12 +73,15 @@ def show(options: argparse.Namespace) -> int:
     summary: Summary | None = None
     if options.format != "csv" and not (options.metric or options.group):
         summary = insights.headline_and_insights(data.frame, data.cells, _threshold(options))
-    write_output(_text(data, shown, summary, options.format), options.output)
+    write_output(_text(data, shown, summary, options.format, options.detail), options.output)
     return 0
 
 
-def _text(data: Data, shown: list[tables.Table], summary: Summary | None, style: str) -> str:
-    """Banners, tables, legend, insights and captions as one text; csv: the tables alone."""
+def _text(
+    data: Data, shown: list[tables.Table], summary: Summary | None, style: str, detail: bool = False
+) -> str:
+    """Banners, tables, legend, insights and captions as one text; csv: the tables alone. With
+    `detail` the figures and cells behind every sentence."""
     if style == "csv":
         return render.tables(shown, style)
     again = captions.command("show", data.sources, *data.options)
@@ -92,8 +95,8 @@ def _text(data: Data, shown: list[tables.Table], summary: Summary | None, style:
     ]
     if summary:
         short, others = summary
-        parts.insert(1, render.lines(short.brief(), style))
-        parts.insert(-1, "\n\n".join(render.lines(i.lines(), style) for i in others))
+        parts.insert(1, render.lines(short.lines(detail), style))
+        parts.insert(-1, "\n\n".join(render.lines(i.lines(detail), style) for i in others))
     return "\n\n".join(part for part in parts if part)
 
 

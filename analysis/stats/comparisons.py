@@ -18,10 +18,12 @@ from analysis.stats.verdict import NOISE_THRESHOLD, Verdict
 
 @dataclass(frozen=True)
 class Place:
-    """The measured cells at one value of a facet's axis, or at one setting, by series name."""
+    """The measured cells at one value of a facet's axis, or at one setting, by series name. A
+    setting's `x` is its words, `fixed` the columns that tell it from others with their values."""
 
     x: Any
     cells: dict[str, CellSummary]
+    fixed: tuple[tuple[str, Any], ...] = ()
 
 
 class Standings:

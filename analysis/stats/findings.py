@@ -1,5 +1,5 @@
-"""Sentences about one facet: growth along the axis, the fastest at each value, and speed-ups; each
-with whether it is shown, and with the ids of the cells it rests on.
+"""What the records show along one axis, as facts without words: how the time of every series
+changes, and who is fastest at which values. `analysis.text.sentences` puts them into words.
 """
 
 from __future__ import annotations
@@ -7,128 +7,151 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from analysis import numbers
 from analysis.data.cell_summary import CellSummary
-from analysis.data.facets import Facet, title_of
+from analysis.data.facets import Facet
 from analysis.data.series import SERIAL
 from analysis.stats import verdict
 from analysis.stats.comparisons import Place, Standings
-from analysis.stats.verdict import FASTER, MIN_LAUNCHES, SLOWER, Estimate, Verdict
+from analysis.stats.verdict import FASTER, MIN_LAUNCHES, SAME, SLOWER, Estimate, Verdict
 from runners.records.stats import CONFIDENCE
 
-MISFIT = 1.10  # factor off the fitted power law from which the sentence names it
-UNDECIDED_NAMED = 4
+MISFIT = 1.10  # largest factor between a point and the fitted power at which the power is stated
+POWER_VALUES = 3  # least values of an axis for a power
+FLAT = 1.25  # largest change that an interval may leave where a time is called independent
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A sentence and the ids of the cells it rests on."""
+class Change:
+    """A series at the value `x` of an axis against its first value; `verdict.ratio` is the time
+    here over the time there. None where there are too few samples."""
 
-    text: str
-    cells: tuple[str, ...] = ()
+    x: Any
+    verdict: Verdict | None
+    cell: CellSummary
 
-
-@dataclass
-class Claims:
-    """The claims that are shown, and those that were looked for but are not."""
-
-    shown: list[Claim] = field(default_factory=list)
-    not_shown: list[Claim] = field(default_factory=list)
-
-    def add(self, is_shown: bool, text: str, cells: Iterable[CellSummary] = ()) -> None:
-        ids = tuple(dict.fromkeys(cell.cell_id for cell in cells))
-        (self.shown if is_shown else self.not_shown).append(Claim(text, ids))
+    @property
+    def shown(self) -> bool:
+        return is_difference(self.verdict)
 
 
 @dataclass(frozen=True)
 class Power:
-    """duration ~ axis^exponent, and the largest factor a point lies off that line."""
+    """duration ~ axis^exponent, and the largest factor by which a point lies off that line."""
 
     exponent: Estimate
     misfit: float
 
-    def text(self) -> str:
-        slope = self.exponent
-        off = f", points up to {self.misfit:.2f}x off it" if self.misfit > MISFIT else ""
-        return f"{slope.center:.2f} [{slope.low:.2f}, {slope.high:.2f}]{off}"
+
+@dataclass(frozen=True)
+class Dependence:
+    """How the time of a series changes along an axis, each value against the first."""
+
+    series: str
+    first: Any
+    first_cell: CellSummary
+    changes: tuple[Change, ...]
+    power: Power | None  # only where at least POWER_VALUES values support it
+
+    @property
+    def cells(self) -> list[CellSummary]:
+        return [self.first_cell, *(change.cell for change in self.changes)]
+
+    @property
+    def shown(self) -> list[Change]:
+        return [change for change in self.changes if change.shown]
+
+    @property
+    def bound(self) -> float:
+        """The largest factor of change, up or down, that the intervals leave; inf for none."""
+        ends = [(c.verdict.high, c.verdict.low) if c.verdict else (math.inf, 1.0)
+                for c in self.changes]  # fmt: skip
+        return max(max(high, 1 / low if low > 0 else math.inf) for high, low in ends)
+
+    @property
+    def flat(self) -> bool:
+        """Whether the time is shown not to depend on the axis."""
+        return not self.shown and self.bound <= FLAT
 
 
-def along(facet: Facet, standings: Standings) -> Claims:
-    """Growth or changes, winners and speed-ups of one facet."""
-    claims = Claims()
-    for add_claims in (growth, changes, winners, speedups):
-        add_claims(facet, standings, claims)
-    return claims
+@dataclass(frozen=True)
+class Lead:
+    """The series that none is shown to beat, at the places where they are the same ones."""
+
+    leaders: tuple[str, ...]
+    places: tuple[Place, ...]
+
+    @property
+    def cells(self) -> list[CellSummary]:
+        return [cell for place in self.places for cell in place.cells.values()]
 
 
-def growth(facet: Facet, standings: Standings, claims: Claims) -> None:
-    """The exponent p of duration ~ axis^p for every series, with its interval."""
-    series = [name for name in facet.series if name != SERIAL]
-    for name in series:
-        power = fit(facet, standings, name, len(series))
-        if power is None:
+@dataclass(frozen=True)
+class Tie:
+    """Two series without a shown difference at these places; `same`: shown to be equal there."""
+
+    names: tuple[str, str]
+    places: tuple[Place, ...]
+    same: bool
+
+
+def is_difference(result: Verdict | None) -> bool:
+    """Whether one is shown to be faster than the other."""
+    return result is not None and result.word in (FASTER, SLOWER)
+
+
+def dependences(facet: Facet, standings: Standings) -> list[Dependence]:
+    """One for every series but serial that was measured at two values of the axis or more."""
+    names = [name for name in facet.series if name != SERIAL]
+    every = []
+    for name in names:
+        places = [place for place in standings.places(facet) if name in place.cells]
+        if len(places) < 2:
             continue
-        cells = [p.cells[name] for p in standings.places(facet) if name in p.cells]
-        text = f"~ {title_of(facet.axis)}^{power.text()}"
-        if power.exponent.low > 0:
-            claims.add(True, f"{name} grows {text}", cells)
-        elif power.exponent.high < 0:
-            claims.add(True, f"{name} falls {text}", cells)
-        else:
-            claims.add(False, f"whether {name} grows or falls ({text})", cells)
+        first = places[0]
+        changes = tuple(
+            Change(p.x, standings.verdict(p.cells[name], first.cells[name]), p.cells[name])
+            for p in places[1:]
+        )
+        power = fit(facet, standings, name, len(names))
+        every.append(Dependence(name, first.x, first.cells[name], changes, power))
+    return every
+
+
+def changes_count(facet: Facet) -> int:
+    """How many comparisons `dependences` makes."""
+    names = [name for name in facet.series if name != SERIAL]
+    cells = [[facet.at(x, name) for x in facet.values] for name in names]
+    return sum(max(0, sum(c is not None and c.measured for c in row) - 1) for row in cells)
+
+
+def is_numeric(facet: Facet) -> bool:
+    """Whether the axis has positive numbers as values, so that it has a direction."""
+    return all(_positive(x) for x in facet.values)
 
 
 def fit(facet: Facet, standings: Standings, name: str, family: int) -> Power | None:
-    """Least-squares slope of log duration on log axis. Its interval covers noise only; `misfit` is
-    how far a power law is off. None for fewer than two places or values without a logarithm."""
+    """Least-squares slope of log duration on log axis; its interval, one of `family` that hold
+    together, covers noise only.
+
+    None for fewer than POWER_VALUES values, values without a logarithm, or points that lie further
+    than MISFIT off the line.
+    """
     points = [(p.x, p.cells[name]) for p in standings.places(facet) if name in p.cells]
-    if len(points) < 2 or not all(_positive(x) for x, _ in points):
+    if len(points) < POWER_VALUES or not all(_positive(x) for x, _ in points):
         return None
     series = [standings.series(cell) for _, cell in points]
     launches = all(len(s.medians) >= MIN_LAUNCHES for s in series)
     groups = [list(s.medians.values()) if launches else s.all_rounds() for s in series]
     x, y = [math.log(value) for value, _ in points], [verdict.logs(g) for g in groups]
-    each = verdict.level(CONFIDENCE, family)
-    slope = verdict.contrast_interval(slope_weights(x), y, each)
-    return Power(slope, misfit(x, [statistics.fmean(g) for g in y], slope)) if slope else None
-
-
-def is_named(facet: Facet) -> bool:
-    """Whether the axis has names as values instead of numbers, so that nothing grows along it."""
-    return facet.axis != "tokens" and not all(_positive(x) for x in facet.values)
-
-
-def changes_count(facet: Facet) -> int:
-    """How many comparisons `changes` makes."""
-    series = len([name for name in facet.series if name != SERIAL])
-    return series * (len(facet.values) - 1) if is_named(facet) else 0
-
-
-def changes(facet: Facet, standings: Standings, claims: Claims) -> None:
-    """Every series at each value of a named axis against the first value.
-
-    Only the first value is compared with: slowest against fastest would choose its pair by the
-    outcome.
-    """
-    if not is_named(facet):
-        return
-    for name in (n for n in facet.series if n != SERIAL):
-        places = [p for p in standings.places(facet) if name in p.cells]
-        texts: dict[bool, list[str]] = {True: [], False: []}
-        cells: dict[bool, list[CellSummary]] = {True: [], False: []}
-        for place in places[1:]:
-            change = standings.verdict(place.cells[name], places[0].cells[name])
-            shown = is_difference(change)
-            texts[shown].append(f"{_ratio(change)} as long with {place.x}")
-            cells[shown] += [places[0].cells[name], place.cells[name]]
-        for shown in (True, False):
-            if texts[shown]:
-                text = f"{name} takes {listing(texts[shown])} as with {places[0].x}"
-                claims.add(shown, text if shown else f"a difference: {text}", cells[shown])
+    slope = verdict.contrast_interval(slope_weights(x), y, verdict.level(CONFIDENCE, family))
+    if slope is None:
+        return None
+    off = misfit(x, [statistics.fmean(g) for g in y], slope)
+    return Power(slope, off) if off <= MISFIT else None
 
 
 def misfit(x: Sequence[float], y: Sequence[float], slope: Estimate) -> float:
@@ -149,82 +172,39 @@ def slope_weights(x: Sequence[float]) -> list[float]:
     return [(value - mean) / total for value in x]
 
 
-def winners(facet: Facet, standings: Standings, claims: Claims) -> None:
-    """The fastest series at each value with its lead, and where none is shown to be the fastest."""
-    places = [p for p in standings.places(facet) if len(p.cells) > 1]
-    by_leaders: dict[tuple[str, ...], list[Place]] = {}
+def leads(places: Sequence[Place], standings: Standings) -> list[Lead]:
+    """Who is fastest at which places, where two series or more meet; in order of the places."""
+    groups: dict[tuple[str, ...], list[Place]] = {}
     for place in places:
-        by_leaders.setdefault(tuple(standings.leaders(place)), []).append(place)
-    axis = title_of(facet.axis)
-    for leaders, won in by_leaders.items():
-        listed = f"{axis} {', '.join(str(place.x) for place in won)}"
-        where = f"every value of {axis} measured" if len(by_leaders) == 1 else listed
-        cells = [cell for place in won for cell in place.cells.values()]
-        if len(leaders) == 1:
-            margins = [margin(leaders[0], place, standings) for place in won]
-            claims.add(True, f"{leaders[0]} is fastest at {where}: {'; '.join(margins)}", cells)
-        else:
-            claims.add(False, f"which of {listing(leaders)} is fastest at {where}", cells)
-    _undecided(places, standings, claims)
+        if len(place.cells) > 1:
+            groups.setdefault(tuple(standings.leaders(place)), []).append(place)
+    return [Lead(leaders, tuple(at)) for leaders, at in groups.items()]
 
 
-def listing(words: Sequence[str]) -> str:
-    """ "a, b and c"."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+def all_same(lead: Lead, standings: Standings) -> bool:
+    """Whether all leaders are shown to take the same time at all of the places."""
+    pairs = list(itertools.combinations(lead.leaders, 2))
+    results = [standings.verdict(p.cells[a], p.cells[b]) for p in lead.places for a, b in pairs]
+    return all(result is not None and result.word == SAME for result in results)
 
 
-def margin(leader: str, place: Place, standings: Standings) -> str:
-    """Text: the runner-up's duration over the leader's, with interval, and who the runner-up is."""
-    others = [n for n in place.cells if n != leader]
-    nearest = min(others, key=lambda n: place.cells[n].median_ms)
-    lead = standings.verdict(place.cells[nearest], place.cells[leader])
-    return f"{_ratio(lead)} ahead of {nearest}" + (f" at {place.x}" if place.x != "" else "")
+def runner_up(leader: str, place: Place) -> str:
+    """The series with the shortest median but for the leader."""
+    return min((n for n in place.cells if n != leader), key=lambda n: place.cells[n].median_ms)
 
 
-def _ratio(result: Verdict | None) -> str:
-    """Text: the ratio with its interval."""
-    if result is None:
-        return "by an unknown factor"
-    ratio = numbers.short(result.ratio)
-    low, high = (numbers.like(v, ratio) for v in (result.low, result.high))
-    return f"{ratio}x [{low}, {high}]"
-
-
-def is_difference(result: Verdict | None) -> bool:
-    """Whether one is shown to be faster than the other."""
-    return result is not None and result.word in (FASTER, SLOWER)
-
-
-def _undecided(places: list[Place], standings: Standings, claims: Claims) -> None:
-    texts, cells = [], []
+def ties(places: Sequence[Place], standings: Standings) -> list[Tie]:
+    """Pairs behind the leaders without a shown difference; those at most places first."""
+    groups: dict[tuple[str, str], list[tuple[Place, bool]]] = {}
     for place in places:
+        leaders = set(standings.leaders(place))
         for a, b in itertools.combinations(place.cells, 2):
             result = standings.verdict(place.cells[a], place.cells[b])
-            if not is_difference(result):
-                same = result is not None and result.word == verdict.SAME
-                word = "shown to be none" if same else _ratio(result)
-                texts.append(f"{a} and {b} at {place.x} ({word})")
-                cells += [place.cells[a], place.cells[b]]
-    if texts:
-        left = len(texts) - UNDECIDED_NAMED
-        more = f" and {left} more" if left > 0 else ""
-        text = f"a difference between {', '.join(texts[:UNDECIDED_NAMED])}{more}"
-        claims.add(False, text, cells)
-
-
-def speedups(facet: Facet, standings: Standings, claims: Claims) -> None:
-    """The fastest spread-out strategy against both baselines, at the last place that has them."""
-    for baseline in (SERIAL, "simple"):
-        places = [p for p in standings.places(facet) if baseline in p.cells]
-        last = places[-1].cells if places else {}
-        rivals = {n: c for n, c in last.items() if n not in (SERIAL, "simple")}
-        if not rivals:
-            continue
-        best = min(rivals, key=lambda n: rivals[n].median_ms)
-        speedup = standings.verdict(last[baseline], rivals[best])
-        if speedup:
-            text = f"speed-up of {best} against {baseline} at {places[-1].x}: {_ratio(speedup)}"
-            if speedup.ratio < 1:
-                longer = f"{_ratio(speedup.inverted())} as long as {baseline} at {places[-1].x}"
-                text = f"{best}, the fastest that spreads the work, takes {longer}"
-            claims.add(is_difference(speedup), text, [last[baseline], rivals[best]])
+            if not is_difference(result) and not {a, b} <= leaders:
+                same = result is not None and result.word == SAME
+                groups.setdefault((a, b), []).append((place, same))
+    every = [
+        Tie(names, tuple(place for place, _ in at), all(same for _, same in at))
+        for names, at in groups.items()
+    ]
+    return sorted(every, key=lambda tie: -len(tie.places))

@@ -3,7 +3,7 @@
 A comparison is an interval of the ratio of two durations, by Student's t on logarithms: paired
 differences where the two were measured side by side (same launch, same round), Welch's unpaired
 form where they were not. The unit is the launch where both have five or more; else it is the
-round, and the sentence then says "in this launch", since between-launch variation is not in it.
+round, and what is said holds "in this launch", since between-launch variation is not in it.
 
 Multiple comparisons are corrected by Bonferroni: with m comparisons made together every interval
 is taken at 1 - (1 - confidence)/m, so that all of them hold at once with the stated confidence.
@@ -159,14 +159,11 @@ def scope(verdict: Verdict) -> str:
 
 
 def sentence(a: str, b: str, verdict: Verdict | None, threshold: float = NOISE_THRESHOLD) -> str:
-    """Text: who is faster by which factor, with its interval and the launches it holds for."""
+    """Text: which of A and B is how many times as fast; `verdict` is A's against B."""
     if verdict is None:
-        return f"{a} against {b}: too few samples to tell"
+        return "too few samples to tell"
     if verdict.word == SLOWER:
         return sentence(b, a, verdict.inverted(), threshold)
-    figures = f"{1 / verdict.ratio:.2f}x [{1 / verdict.high:.2f}, {1 / verdict.low:.2f}]"
     if verdict.word == FASTER:
-        return f"{a} is faster than {b}, {figures}, {scope(verdict)}"
-    if verdict.word == SAME:
-        return f"{a} and {b} differ by less than {threshold:.0%} {scope(verdict)}"
-    return f"no difference shown between {a} and {b} ({figures}) {scope(verdict)}"
+        return f"{a} is {1 / verdict.ratio:.2f} times as fast"
+    return f"the same (within {threshold:.0%})" if verdict.word == SAME else "no difference shown"

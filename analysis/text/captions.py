@@ -25,17 +25,23 @@ def banners(frame: pd.DataFrame) -> list[str]:
     if not moved.empty:
         waves = {(r.sweep, r.launch, r.wave) for r in moved.itertuples()}
         lines.append(
-            f"DRIFT: the anchor cell changed by {moved['drift'].max():.0%} within a wave "
-            f"({len(waves)} of {_waves(frame)} waves past {DRIFT_THRESHOLD:.0%}): times within a "
-            "wave stay comparable since rounds are in random order; times of different waves do not"
+            f"DRIFT: the machine's speed changed by up to {moved['drift'].max():.0%} during "
+            f"{_of_waves(len(waves), _waves(frame))}. Cells of one wave can still be compared, "
+            "because their rounds are in random order; cells of different waves cannot."
         )
     wrong = frame[frame["outcome"] == "wrong"]
     if not wrong.empty:
         lines.append(
-            f"WRONG: {len(wrong)} of {len(frame)} attempts disagree with the oracle; "
-            "they have no time anywhere"
+            f"WRONG: {len(wrong)} of {len(frame)} attempts did not compute the reference output; "
+            "no time of theirs is used anywhere."
         )
     return lines
+
+
+def _of_waves(count: int, total: int) -> str:
+    if count == total:
+        return "the wave" if total == 1 else f"all {total} waves"
+    return f"{count} of {total} waves"
 
 
 def _waves(frame: pd.DataFrame) -> int:

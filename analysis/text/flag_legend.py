@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 
 class Mark(NamedTuple):
-    """A flag's letter, what it means, and what to do next."""
+    """A flag's letter, what it means, what to do next, and what it means for a verdict: "9 cells
+    have ...", empty where a verdict is not touched or a banner says it. The most serious first."""
 
     letter: str
     about: str
     remedy: str
+    limit: str = ""
 
 
 MARKS = {
@@ -19,6 +21,8 @@ MARKS = {
         "o",
         "oversubscribed: more threads than cores, so waiting for a core is part of the time",
         "use fewer ranks, or backend=mpi, or a machine with more cores",
+        "more threads than cores: waiting for a core is part of the time, which says nothing "
+        "about a machine with a core for every rank",
     ),
     "clamped": Mark(
         "c",
@@ -29,16 +33,19 @@ MARKS = {
         "f",
         "under the floor: a timed block is shorter than ten times what an empty block takes",
         "use longer blocks (measure.block_ms) or a larger layer",
+        "blocks too short for the clock, so their times are uncertain",
     ),
     "start_grows": Mark(
         "s",
         "the start of a block has not levelled off: a part of it may be in the time",
         "use longer blocks (measure.block_ms), or fewer ranks than cores",
+        "a part of the cost of starting a block in their time",
     ),
     "no_steady_state": Mark(
         "w",
         "no steady state was seen in warm-up",
         "raise measure.warmup_max, or look at the sample traces (plot traces)",
+        "not reached a steady time in warm-up",
     ),
     "drift": Mark(
         "d",
@@ -49,17 +56,25 @@ MARKS = {
         "m",
         "stopped by the largest number of samples before the interval was narrow enough",
         "raise measure.samples_max",
+        "wider intervals than asked for: the largest number of samples ended them",
     ),
     "stopped_by_wall": Mark(
         "t",
         "stopped by the wall limit before the interval was narrow enough",
         "raise measure.wall_limit_s",
+        "wider intervals than asked for: the time limit ended them",
     ),
-    "stopped_by_interrupted": Mark("i", "sampling was interrupted", "measure again"),
+    "stopped_by_interrupted": Mark(
+        "i",
+        "sampling was interrupted",
+        "measure again",
+        "fewer samples than asked for: sampling was interrupted",
+    ),
     "some_attempts_failed": Mark(
         "p",
         "some attempts at this cell failed; the others are shown",
         "see analysis status",
+        "attempts that failed; only the others count",
     ),
     "no_interval": Mark("n", "too few rounds for an interval", "raise measure.samples"),
 }

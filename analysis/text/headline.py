@@ -1,4 +1,5 @@
-"""`In short`: which strategy is fastest at how many of the settings, and by how much.
+"""`In short`: which strategy is fastest, whether spreading the layer pays, how sure that is, and
+what limits it most.
 
 A setting is a value of everything but the strategy at which two or more strategies were measured.
 Every sentence has the ids of the cells it rests on.
@@ -6,13 +7,13 @@ Every sentence has the ids of the cells it rests on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
-from analysis import numbers
-from analysis.data.cell_summary import measured, summaries
-from analysis.data.facets import DESCRIBED, grouped, title_of
+from analysis.data.cell_summary import CellSummary, measured, summaries
+from analysis.data.facets import DESCRIBED, Facet, grouped, sort_key, title_of
 from analysis.data.frame import varying
 from analysis.data.series import (
     SERIAL,
@@ -24,9 +25,16 @@ from analysis.data.series import (
 )
 from analysis.stats import findings
 from analysis.stats.comparisons import Place, Standings
-from analysis.stats.findings import Claim, Claims
+from analysis.stats.findings import Lead
+from analysis.stats.verdict import FASTER, MIN_LAUNCHES, SLOWER
+from analysis.text import flag_legend, phrases, sentences
+from analysis.text.phrases import listing, span
+from analysis.text.sentences import Claim, claim
+from moe.spec import PEER
+from runners.records.stats import CONFIDENCE
 
-NAMED = 3  # undecided settings that are written out
+NAMED = 3  # settings that are written out
+NOT_SPREAD = (SERIAL, "simple")  # strategies that compute everything on each of their ranks
 
 
 def meetings(cells: pd.DataFrame) -> list[Place]:
@@ -40,50 +48,208 @@ def meetings(cells: pd.DataFrame) -> list[Place]:
         by_series = dict(zip(part["series"], summaries(part), strict=True))
         for serial in summaries(serial_of(timed, summaries(part)[0])):
             by_series[SERIAL] = serial
-        words = ", ".join(f"{title_of(n)} {value}" for n, value in fixed if n != "host")
+        words = ", ".join(phrases.value(n, [v]) for n, v in fixed if n != "host")
         if len(by_series) > 1:
             order = sorted(by_series, key=series_order)
-            places.append(Place(words, {name: by_series[name] for name in order}))
-    return places
+            named = {name: by_series[name] for name in order}
+            places.append(Place(words, named, fixed))
+    return sorted(places, key=lambda place: [sort_key(value) for _, value in place.fixed])
 
 
-def standing(places: Sequence[Place], standings: Standings) -> Claims:
-    """At how many settings each strategy is fastest, and the settings without a single fastest."""
-    claims = Claims()
-    won: dict[str, list[Place]] = {}
-    open_places: list[tuple[Place, list[str]]] = []
+def claims(
+    cells: pd.DataFrame, places: Sequence[Place], facets: Sequence[Facet], standings: Standings
+) -> list[Claim]:
+    """Who is fastest; whether spreading the layer pays; ours beside other systems."""
+    rows = summaries(measured(cells))
+    if not rows:
+        return [claim("No cell has a time, so there is nothing to compare")]
+    if not places:
+        return [_no_meeting(cells)]
+    every = [_fastest(places, facets, standings)]
+    return every + [c for c in (_spreading(places, standings), _peers(places, standings)) if c]
+
+
+def _no_meeting(cells: pd.DataFrame) -> Claim:
+    timed = measured(cells)
+    names = list(dict.fromkeys(series_names(timed)))
+    if len(names) == 1:
+        text = f"Only {names[0]} was measured, so there is no other strategy to compare it with"
+    else:
+        text = f"{listing(names)} were not measured at the same setting, so they are not compared"
+    return claim(text, summaries(timed))
+
+
+def _fastest(places: Sequence[Place], facets: Sequence[Facet], standings: Standings) -> Claim:
+    """Along the one axis there is, or by how many settings."""
+    if len(facets) == 1:
+        along = standings.places(facets[0])
+        if len(places) == sum(len(place.cells) > 1 for place in along):
+            where = along_axis(facets[0].axis, along)
+            return sentences.standing(along, standings, where)
+    if len(places) == 1:
+        return sentences.standing(places, standings, lambda _: "")
+    if one_axis := _by_one_axis(places, standings):
+        return one_axis
+    leads = sorted(findings.leads(places, standings), key=lambda lead: -len(lead.places))
+    single = [lead for lead in leads if len(lead.leaders) == 1]
+    parts = [_share(lead, len(places), standings) for lead in single]
+    undecided = [place for lead in leads if lead not in single for place in lead.places]
+    if undecided:
+        names = {name for lead in leads if lead not in single for name in lead.leaders}
+        fastest = listing(sorted(names, key=series_order))
+        parts.append(f"{_of(undecided, len(places))} {fastest} lead and are not told apart")
+    return claim("; ".join(parts), [c for lead in leads for c in lead.cells])
+
+
+def along_axis(axis: str, places: Sequence[Place]) -> Callable[[Sequence[object]], str]:
+    """Words for some of the values of the axis at which series meet."""
+    meeting = {place.x for place in places if len(place.cells) > 1}
+    numeric = all(isinstance(x, (int, float)) for x in meeting)
+
+    def where(values: Sequence[object]) -> str:
+        count = len(set(values))
+        if count == len(meeting) and (count > 2 or (numeric and count > 1)):
+            return phrases.every(axis)
+        return phrases.at(axis, list(dict.fromkeys(values)))
+
+    return where
+
+
+def _by_one_axis(places: Sequence[Place], standings: Standings) -> Claim | None:
+    """Where one axis alone decides who is fastest: by its values, whatever the others are."""
+    leaders = {id(place): tuple(standings.leaders(place)) for place in places}
+    if len(set(leaders.values())) < 2 or len(places[0].fixed) < 2:
+        return None
+    for axis, _ in places[0].fixed:
+        by_value: dict[object, set[tuple[str, ...]]] = {}
+        for place in places:
+            by_value.setdefault(dict(place.fixed)[axis], set()).add(leaders[id(place)])
+        if len(by_value) < len(places) and all(len(names) == 1 for names in by_value.values()):
+            others = listing([title_of(n) for n, _ in places[0].fixed if n != axis])
+            along = [replace(place, x=dict(place.fixed)[axis]) for place in places]
+            along_it = sentences.standing(along, standings, along_axis(axis, along), behind=False)
+            return replace(along_it, text=f"Whatever the {others}, {along_it.text}")
+    return None
+
+
+def _of(places: Sequence[Place], total: int) -> str:
+    """ "at 2 of 4 settings (batch size 16; batch size 32)"."""
+    if len(places) == total:
+        return f"at all {total} settings"
+    text = f"at {len(places)} of {total} settings"
+    return text + (f" ({'; '.join(p.x for p in places)})" if len(places) <= NAMED else "")
+
+
+def _share(lead: Lead, total: int, standings: Standings) -> str:
+    ahead = sentences.ahead(lead.leaders[0], lead.places, standings)
+    return f"{lead.leaders[0]} is fastest {_of(lead.places, total)}, {ahead}"
+
+
+def _spreading(places: Sequence[Place], standings: Standings) -> Claim | None:
+    """The fastest way to spread the layer against serial, at the settings that have both."""
+    pairs = []
     for place in places:
-        leaders = standings.leaders(place)
-        if len(leaders) == 1:
-            won.setdefault(leaders[0], []).append(place)
-        else:
-            open_places.append((place, leaders))
-    for name, at in sorted(won.items(), key=lambda item: -len(item[1])):
-        cells = [cell for place in at for cell in place.cells.values()]
-        claims.add(True, _win_text(name, at, len(places), standings), cells)
-    if open_places:
-        claims.not_shown.append(_undecided(open_places, len(places)))
-    return claims
+        ways = [n for n in place.cells if n not in NOT_SPREAD and not n.startswith(PEER)]
+        if SERIAL in place.cells and ways:
+            best = min(ways, key=lambda n: place.cells[n].median_ms)
+            pairs.append((place, best))
+    if not pairs:
+        return None
+    results = [standings.verdict(place.cells[SERIAL], place.cells[best]) for place, best in pairs]
+    slower = [1 / r.ratio for r in results if r and r.word == FASTER]
+    faster = [r.ratio for r in results if r and r.word == SLOWER]
+    best_names = listing(list(dict.fromkeys(best for _, best in pairs)), "or")
+    total = len(pairs)
+    serial = "serial (one process with every core)"
+    if len(slower) == total:
+        text = "Spreading the layer over ranks does not pay here: the fastest way, "
+        text += f"{best_names}, takes {span(slower)} times as long as {serial}"
+    elif len(faster) == total:
+        text = "Spreading the layer over ranks pays: the fastest way, "
+        text += f"{best_names}, is {span(faster)} times as fast as {serial}"
+    elif faster:
+        text = f"Spreading the layer over ranks pays at {len(faster)} of {total} settings: there "
+        text += f"{best_names} is {span(faster)} times as fast as {serial}"
+    else:
+        text = f"No way of spreading the layer over ranks is shown to be faster than {serial}"
+    used = [place.cells[name] for place, best in pairs for name in (SERIAL, best)]
+    detail = "; ".join(
+        f"{SERIAL} / {best} {sentences.interval(result)}{f' at {place.x}' if place.x != '' else ''}"
+        for (place, best), result in zip(pairs, results, strict=True)
+    )
+    return claim(text, used, detail)
 
 
-def _win_text(name: str, at: Sequence[Place], total: int, standings: Standings) -> str:
-    if len(at) == 1:
-        margin = findings.margin(name, at[0], standings)
-        return f"{name} is fastest{_place_text(at[0], total)}: {margin}"
-    leads = sorted(standings.lead(place) for place in at)
-    low, high = (numbers.short(lead) for lead in (leads[0], leads[-1]))
-    where = f"all {total}" if len(at) == total else f"{len(at)} of {total}"
-    return f"{name} is fastest at {where} settings, by {low}x to {high}x over the next"
+def _peers(places: Sequence[Place], standings: Standings) -> Claim | None:
+    """The fastest of ours against the fastest other system, by setting."""
+    ratios, words, used = [], [], []
+    for place in places:
+        sides = [[n for n in place.cells if n.startswith(PEER) == side] for side in (False, True)]
+        if all(sides):
+            ours, theirs = (min(s, key=lambda n: place.cells[n].median_ms) for s in sides)
+            result = standings.verdict(place.cells[theirs], place.cells[ours])
+            words.append(result.word if result else "")
+            ratios.append(place.cells[theirs].median_ms / place.cells[ours].median_ms)
+            used += [place.cells[ours], place.cells[theirs]]
+    if not ratios:
+        return None
+    faster, slower, total = words.count(SLOWER), words.count(FASTER), len(ratios)
+    as_long = f"the other takes {span(ratios)} times as long"
+    if faster == total:
+        where = " at every setting" if total > 1 else ""
+        text = f"Ours is faster than the best other system{where}: {as_long}"
+    elif slower == total:
+        where = " at every setting" if total > 1 else ""
+        text = f"The best other system is faster than ours{where}: "
+        text += f"ours takes {span([1 / ratio for ratio in ratios])} times as long"
+    elif faster or slower:
+        text = f"Ours is faster than the best other system at {faster} of {total} settings and "
+        text += f"slower at {slower}: {as_long}"
+    else:
+        text = f"No difference is shown between ours and the best other system: {as_long}"
+    return claim(text, used)
 
 
-def _place_text(place: Place, total: int) -> str:
-    return f" at 1 of {total} settings ({place.x})" if total > 1 and place.x else ""
+def sureness(cells: Sequence[CellSummary], standings: Standings) -> str:
+    """What the intervals cover, from the cell with the fewest launches; "" without comparisons."""
+    launches = [cell.launches for cell in cells if cell.launches]
+    if not launches or not standings.comparisons:
+        return ""
+    count = standings.comparisons
+    what = f"all {count} comparisons together" if count > 1 else "the comparison"
+    level = f"{CONFIDENCE:.0%} confidence for {what}"
+    noise = f"differences under {standings.threshold:.0%} do not count"
+    fewest = min(launches)
+    if fewest >= MIN_LAUNCHES:
+        return f"{level}, over {fewest} or more launches; {noise}"
+    here = "within this one launch" if fewest == 1 else f"within these {fewest} launches"
+    remedy = f"measure.launches={MIN_LAUNCHES} covers what changes from launch to launch"
+    return f"{level}, {here} ({remedy}); {noise}"
 
 
-def _undecided(places: Sequence[tuple[Place, list[str]]], total: int) -> Claim:
-    texts = [findings.listing(names) + (f" at {p.x}" if p.x else "") for p, names in places[:NAMED]]
-    more = f" and {len(places) - NAMED} more" if len(places) > NAMED else ""
-    count = f"{len(places)} of {total} settings" if total > 1 else "the setting measured"
-    ids = [cell.cell_id for place, _ in places for cell in place.cells.values()]
-    text = f"a single fastest at {count}: among {'; among '.join(texts)}{more}"
-    return Claim(text, tuple(dict.fromkeys(ids)))
+def limit(cells: pd.DataFrame) -> str:
+    """The limit that matters most, and how many others there are; "" for none."""
+    every = summaries(cells)
+    missing = [cell.outcome for cell in every if not cell.measured]
+    texts = []
+    if missing:
+        kinds = [f"{missing.count(kind)} {kind}" for kind in dict.fromkeys(missing)]
+        kinds = kinds if len(kinds) > 1 else missing[:1]
+        texts.append(
+            f"{_cells(len(missing), len(every))} no time ({', '.join(kinds)}): "
+            "python -m analysis status says why"
+        )
+    timed = [cell for cell in every if cell.measured]
+    for flag, mark in flag_legend.MARKS.items():
+        count = sum(flag in cell.flags for cell in timed)
+        if count and mark.limit:
+            texts.append(f"{_cells(count, len(timed))} {mark.limit}")
+    more = f"; {len(texts) - 1} more: python -m analysis check" if len(texts) > 1 else ""
+    return texts[0] + more if texts else ""
+
+
+def _cells(count: int, total: int) -> str:
+    """ "all 9 cells have", "1 of 9 cells has"."""
+    if count == total:
+        return f"all {total} cells have" if total > 1 else "the cell has"
+    return f"{count} of {total} cells {'have' if count > 1 else 'has'}"

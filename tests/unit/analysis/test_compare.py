@@ -27,7 +27,7 @@ def test_compare_sweeps_finds_a_planted_slow_down(tmp_path: Path) -> None:
     found = compare.sweeps(parts[0], parts[1], ("before", "after"), 0.02)
     assert len(found) == 1 and found[0].verdict is not None
     assert found[0].verdict.word == "faster" and found[0].verdict.basis == "launches"
-    assert "before is faster than after" in found[0].row(0.02)[-1]
+    assert "before is 1.09 times as fast" in found[0].row(0.02)[-1]
     with pytest.raises(InputError, match="no cell was measured in both"):
         compare.sweeps(parts[0], parts[1].assign(cell_id="x"), ("a", "b"), 0.02)
 

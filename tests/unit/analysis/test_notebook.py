@@ -58,6 +58,6 @@ def test_tables_pictures_and_words(sweep: Path) -> None:
     assert list(found.columns) == ["serial", "simple", "tp", "ep"]
     assert found.index.tolist() == ["2", "4"] and "[" in found.loc["2", "ep"]
     assert notebook.picture(frame, "crossover")._repr_png_().startswith(b"\x89PNG")
-    assert notebook.verdict(frame).startswith("In short\n  Shown: serial is fastest")
+    assert notebook.verdict(frame).startswith("In short\n  serial is fastest")
     with pytest.raises(InputError, match="weak_scaling"):
         notebook.picture(frame, "weak_scaling")

@@ -93,9 +93,9 @@ def test_drift_stands_above_the_plots_whose_cells_it_touched(tmp_path: Path) -> 
         texts = {name: drawn_text(made) for name, made in plots.figures(scene) if made}
     assert "DRIFT" not in texts["speed_vs_batch"] and "Source: a, b" not in texts["speed_vs_top_k"]
     touched = {"speed_vs_top_k", "throughput_vs_topk", "memory", "phases", "traces"}
-    assert touched <= {name for name, text in texts.items() if "DRIFT: the anchor" in text}
+    assert touched <= {name for name, text in texts.items() if "DRIFT: the machine" in text}
     page = report.page(scene)
-    assert page.index("DRIFT: the anchor cell") < page.index('id="verdict-title"')
+    assert page.index("DRIFT: the machine") < page.index('id="verdict-title"')
 
 
 def test_oversubscribed_cells_are_hollow(scene: PlotData) -> None:
@@ -185,7 +185,7 @@ def test_report_verb_writes_beside_the_records(tmp_path: Path) -> None:
     records = [factory.measured(factory.cell("ep", topk=k)) for k in (2, 4)]
     folder = factory.write_all(tmp_path, records) / "sweep"
     assert cli.main(["report", str(folder)]) == 0
-    assert "Top-k impact" in (folder / "report.html").read_text("utf-8")
+    assert "Top-k (batch size" in (folder / "report.html").read_text("utf-8")
 
 
 def finished(folder: Path, threads: int | None, monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -137,12 +137,13 @@ def test_sentences_claim_no_more_than_they_hold() -> None:
     one = verdict.compare(
         [1.0, 1.01, 0.99, 1.0], [2.0, 2.02, 1.98, 2.0], paired=True, basis="rounds", launches=1
     )
-    assert verdict.sentence("tp", "ep", one).startswith("tp is faster than ep, 2.00x")
-    assert verdict.sentence("tp", "ep", one).endswith("in this launch")
+    assert verdict.sentence("tp", "ep", one) == "tp is 2.00 times as fast"
+    assert one is not None and verdict.scope(one) == "in this launch"
     many = verdict.compare(
         [1.0, 1.1] * 3, [2.0, 2.2] * 3, paired=True, basis="launches", launches=6
     )
-    assert verdict.sentence("ep", "tp", many).endswith("over 6 launches")
+    assert verdict.sentence("ep", "tp", many) == "ep is 2.00 times as fast"
+    assert many is not None and verdict.scope(many) == "over 6 launches"
 
 
 def test_slope_weights_are_least_squares() -> None:

@@ -1,0 +1,816 @@
+"""The verdict in words: a table of situations, and what a reader is told in each."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from analysis.data.frame import to_frame
+from analysis.stats import summarize
+from analysis.text import captions, insights, phrases
+from moe.spec import Cell
+from runners.records import flat_row
+from runners.records.record import Record
+from tests.support import analysis_factory as factory
+
+ROOMY = {**factory.ENVIRONMENT, "cores": 64}
+Records = list[Record]
+
+
+def timed(of: Cell, ms: float, noise: float = 0.002, **options: Any) -> Record:
+    """A measured cell whose step takes about `ms`, on a machine with a core for every rank."""
+    environment = options.pop("environment", ROOMY)
+    scale = ms / factory.truth_ms(of)
+    return factory.measured(of, scale=scale, noise=noise, environment=environment, **options)
+
+
+def swept(name: str, axis: str, times_ms: dict[Any, float], **options: Any) -> Records:
+    """A strategy along one axis of `factory.cell`."""
+    fixed = options.pop("fixed", {})
+    return [timed(factory.cell(name, **{axis: x}, **fixed), ms, **options)
+            for x, ms in times_ms.items()]  # fmt: skip
+
+
+def told(records: Records) -> str:
+    """The lines of `show`, without its tables."""
+    frame = to_frame([flat_row.row(record) for record in records])
+    cells = summarize.summarize(frame)
+    short, others = insights.headline_and_insights(frame, cells)
+    lines = captions.banners(frame) + [line for one in (short, *others) for line in one.lines()]
+    return "\n".join(line.strip() for line in lines)
+
+
+def one_axis() -> Records:
+    by_topk = {"simple": (1.0, 1.02, 1.0), "tp": (2.2, 2.0, 1.9), "ep": (3.0, 3.0, 3.0)}
+    return [r for name, ms in by_topk.items()
+            for r in swept(name, "topk", dict(zip((2, 4, 8), ms, strict=True)))]  # fmt: skip
+
+
+def crossing() -> Records:
+    return [
+        *swept("tp", "batch", {8: 1.0, 32: 2.0, 128: 6.0}),
+        *swept("ep", "batch", {8: 3.0, 32: 3.0, 128: 3.0}),
+    ]
+
+
+def noisy_tie() -> Records:
+    return [r for name in ("tp", "ep") for r in swept(name, "topk", {2: 2.0, 4: 2.0}, noise=0.1)]
+
+
+def exact_tie() -> Records:
+    return [r for name in ("tp", "ep") for r in swept(name, "topk", {2: 2.0, 4: 2.0}, noise=0.001)]
+
+
+def tie_behind() -> Records:
+    slow = [r for n in ("tp", "ep") for r in swept(n, "topk", {2: 4.0, 4: 4.0}, noise=0.06)]
+    return swept("simple", "topk", {2: 1.0, 4: 1.0}) + slow
+
+
+def proportional() -> Records:
+    return swept("ep", "batch", {8: 1.0, 16: 2.0, 32: 4.0}) + swept(
+        "tp", "batch", {8: 2.0, 16: 4.0, 32: 8.0}
+    )
+
+
+def faster_on_more_ranks() -> Records:
+    return [
+        timed(factory.cell(name, ranks=ranks), ms / ranks)
+        for name, ms in (("tp", 8.0), ("ep", 16.0))
+        for ranks in (2, 4, 8)
+    ]
+
+
+def peak() -> Records:
+    return swept("ep", "batch", {8: 1.0, 32: 8.0, 128: 1.0}, noise=0.05)
+
+
+def peak_and_end() -> Records:
+    return swept("ep", "batch", {8: 1.0, 32: 8.0, 128: 2.0})
+
+
+def noisy_growth() -> Records:
+    return swept("ep", "topk", {2: 1.0, 4: 1.0, 8: 1.0}, noise=0.4)
+
+
+def two_axes(lead: Callable[[int, int], tuple[float, float]]) -> Records:
+    return [
+        timed(factory.cell(name, batch=batch, topk=topk), ms)
+        for batch, topk in itertools.product((8, 64), (2, 4))
+        for name, ms in zip(("tp", "ep"), lead(batch, topk), strict=True)
+    ]
+
+
+def one_strategy() -> Records:
+    return swept("ep", "topk", {2: 1.0, 8: 1.3})
+
+
+def one_cell() -> Records:
+    return [timed(factory.cell("ep"), 1.0)]
+
+
+def apart() -> Records:
+    return [timed(factory.cell("tp", batch=8), 1.0), timed(factory.cell("ep", batch=16), 1.0)]
+
+
+def strategies_alone() -> Records:
+    by_name = {"simple": 1.0, "tp": 2.0, "ep": 2.5}
+    return [timed(factory.cell(name), ms) for name, ms in by_name.items()]
+
+
+def oversubscribed() -> Records:
+    crowded = {"environment": factory.ENVIRONMENT}
+    return swept("tp", "topk", {2: 1.0, 4: 1.0}, **crowded) + swept(
+        "ep", "topk", {2: 2.0, 4: 2.0}, **crowded
+    )
+
+
+def some_oversubscribed() -> Records:
+    one = swept("tp", "topk", {2: 1.0}, environment=factory.ENVIRONMENT)
+    return one + swept("ep", "topk", {2: 2.0, 4: 2.0})
+
+
+def drifting() -> Records:
+    moved = {"anchors": factory.anchors(1.0, 1.4)}
+    return swept("tp", "topk", {2: 1.0, 4: 1.0}, **moved) + swept(
+        "ep", "topk", {2: 2.0, 4: 2.0}, **moved
+    )
+
+
+def failed_and_wrong() -> Records:
+    broken = [factory.unmeasured(factory.cell("tp", topk=8), kind) for kind in ("failed",)]
+    broken.append(factory.unmeasured(factory.cell("ep", topk=8), "wrong"))
+    return swept("tp", "topk", {2: 1.0, 4: 1.0}) + swept("ep", "topk", {2: 2.0, 4: 2.0}) + broken
+
+
+def one_failed() -> Records:
+    return [*strategies_alone(), factory.unmeasured(factory.cell("dp"), "failed")]
+
+
+def all_failed() -> Records:
+    return [factory.unmeasured(factory.cell(name), "failed") for name in ("tp", "ep")]
+
+
+def serial_wins() -> Records:
+    others = swept("tp", "topk", {2: 4.0, 4: 4.0}) + swept("ep", "topk", {2: 6.0, 4: 5.0})
+    return swept("serial", "topk", {2: 1.0, 4: 1.0}) + others
+
+
+def spreading_pays() -> Records:
+    others = swept("tp", "topk", {2: 4.0, 4: 4.0}) + swept("ep", "topk", {2: 6.0, 4: 8.0})
+    return swept("serial", "topk", {2: 8.0, 4: 12.0}) + others
+
+
+def spreading_pays_somewhere() -> Records:
+    return swept("serial", "batch", {8: 1.0, 64: 8.0}) + swept("ep", "batch", {8: 3.0, 64: 5.0})
+
+
+def spreading_undecided() -> Records:
+    return [timed(factory.cell(name), 3.0, noise=0.1) for name in ("serial", "ep")]
+
+
+def peer_behind() -> Records:
+    return swept("simple", "batch", {8: 1.0, 64: 2.0}) + swept(
+        "peer_transformers", "batch", {8: 1.5, 64: 2.8}
+    )
+
+
+def peer_ahead() -> Records:
+    return [timed(factory.cell(n), ms) for n, ms in (("ep", 2.0), ("peer_deepspeed", 1.0))]
+
+
+def peers_mixed() -> Records:
+    both = ("batch", {8: 2.0, 64: 2.0})
+    return [
+        *swept("ep", *both),
+        *swept("peer_deepspeed", "batch", {8: 1.0, 64: 3.0}),
+        *swept("peer_transformers", "batch", {8: 4.0, 64: 3.5}),
+    ]
+
+
+def training() -> Records:
+    return swept("tp", "mode", {"forward": 1.0, "train": 3.0}) + swept(
+        "ep", "mode", {"forward": 2.0, "train": 5.0}
+    )
+
+
+def precision() -> Records:
+    return swept("simple", "dtype", {"float32": 2.0, "bfloat16": 1.0})
+
+
+def skewed() -> Records:
+    loads = [("learned", 0.0), ("zipf", 0.6), ("zipf", 1.2)]
+    slow = dict(zip(loads, (2.0, 2.4, 3.6), strict=True))
+    even = dict.fromkeys(loads, 4.0)
+    return swept("ep", "workload", slow) + swept("tp", "workload", even)
+
+
+def sharded() -> Records:
+    return swept("tp", "tokens", {"replicated": 1.3, "sharded": 1.0})
+
+
+def launches(count: int) -> Records:
+    return [record for launch in range(count)
+            for name, ms in (("tp", 1.0), ("ep", 2.0))
+            for record in swept(name, "topk", {2: ms, 4: ms}, launch=launch)]  # fmt: skip
+
+
+def too_few_samples() -> Records:
+    return swept("tp", "topk", {2: 1.0, 4: 1.0}, rounds=1)
+
+
+def experts_follow_ranks() -> Records:
+    return [timed(factory.cell("ep", ranks=r, experts=r), 1.0 * r, noise=0.01) for r in (2, 4, 8)]
+
+
+def dispatchers() -> Records:
+    return [
+        timed(factory.cell("ep", dispatcher=d, topk=k), ms)
+        for d, ms in (("local", 2.0), ("alltoall", 3.0))
+        for k in (2, 4)
+    ]
+
+
+def many_strategies() -> Records:
+    names = ("simple", "dp", "tp", "ep", "ep_tp", "dp_ep", "fsdp")
+    return [r for n, name in enumerate(names)
+            for r in swept(name, "batch", {8: 1.0 + n, 64: 2.0 + 2 * n})]  # fmt: skip
+
+
+SURE = (
+    "How sure: 95% confidence for {}, within this one launch (measure.launches=5 covers what "
+    "changes from launch to launch); differences under 2% do not count."
+)
+NOT_VARIED = r" \(python runners/bench.py (experiment=reference_\w+(, | or )?)+\)\.$"
+# Times are in the functions above; what is said of them is written out here. "How sure" is short
+# for SURE, and the commands after "Not varied" are left out.
+SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
+    "one axis": (
+        one_axis,
+        """
+        In short
+        simple is fastest at every top-k, 1.9 to 2.2 times ahead of tp.
+        How sure: all 15 comparisons together.
+        Not varied: batch size and ranks.
+        Top-k (batch size 8, ranks 8, experts 8)
+        tp is 1.2 times as fast at top-k 8 as at 2.
+        simple and ep: time does not depend on top-k between 2 and 8 (within 5%).
+        """,
+    ),
+    "crossing": (
+        crossing,
+        """
+        In short
+        tp is fastest at batch size 8 and 32, 1.5 to 3.0 times ahead of ep; ep is fastest at batch \
+        size 128, 2.0 times ahead of tp.
+        How sure: all 7 comparisons together.
+        Not varied: top-k and ranks.
+        Batch size (top-k 2, ranks 8, experts 8)
+        tp takes 6.0 times as long at batch size 128 as at 8.
+        ep: time does not depend on the batch size between 8 and 128 (within 2%).
+        """,
+    ),
+    "noisy tie": (
+        noisy_tie,
+        """
+        In short
+        tp and ep lead at every top-k and are not told apart.
+        How sure: all 4 comparisons together.
+        Not varied: batch size and ranks.
+        Top-k (batch size 8, ranks 8, experts 8)
+        tp: time does not depend on top-k between 2 and 4 (within 20%).
+        ep: too noisy to say whether time depends on top-k (it may be 0.93 to 1.3 times that at 2).
+        """,
+    ),
+    "exact tie": (
+        exact_tie,
+        """
+        In short
+        tp and ep lead at every top-k and take the same time (within 2%).
+        How sure: all 4 comparisons together.
+        Not varied: batch size and ranks.
+        Top-k (batch size 8, ranks 8, experts 8)
+        tp and ep: time does not depend on top-k between 2 and 4 (within 2%).
+        """,
+    ),
+    "tie behind": (
+        tie_behind,
+        """
+        In short
+        simple is fastest at every top-k, 3.9 to 4.0 times ahead of the next (ep or tp); tp and ep \
+        are not told apart at any top-k.
+        How sure: all 9 comparisons together.
+        Not varied: batch size and ranks.
+        Top-k (batch size 8, ranks 8, experts 8)
+        simple, tp and ep: time does not depend on top-k between 2 and 4 (within 20%).
+        """,
+    ),
+    "proportional": (
+        proportional,
+        """
+        In short
+        ep is fastest at every batch size, 2.0 times ahead of tp.
+        How sure: all 7 comparisons together.
+        Not varied: top-k and ranks.
+        Batch size (top-k 2, ranks 8, experts 8)
+        tp and ep take 4.0 times as long at batch size 32 as at 8.
+        """,
+    ),
+    "faster on more ranks": (
+        faster_on_more_ranks,
+        """
+        In short
+        tp is fastest at every number of ranks, 2.0 times ahead of ep.
+        How sure: all 7 comparisons together.
+        Not varied: top-k and batch size.
+        Number of ranks (batch size 8, top-k 2, experts 8)
+        tp and ep are 4.0 times as fast on 8 ranks as on 2.
+        """,
+    ),
+    "peak": (
+        peak,
+        """
+        In short
+        Only ep was measured, so there is no other strategy to compare it with.
+        How sure: all 2 comparisons together.
+        Not varied: top-k and ranks.
+        Batch size (top-k 2, ranks 8, experts 8)
+        ep takes 7.9 times as long at batch size 32 as at 8; at 128 no difference is shown.
+        """,
+    ),
+    "peak and end": (
+        peak_and_end,
+        """
+        In short
+        Only ep was measured, so there is no other strategy to compare it with.
+        How sure: all 2 comparisons together.
+        Not varied: top-k and ranks.
+        Batch size (top-k 2, ranks 8, experts 8)
+        ep takes 8.0 times as long at batch size 32 as at 8, and 2.0 times as long at 128.
+        """,
+    ),
+    "noisy growth": (
+        noisy_growth,
+        """
+        In short
+        Only ep was measured, so there is no other strategy to compare it with.
+        How sure: all 2 comparisons together.
+        Not varied: batch size and ranks.
+        Top-k (batch size 8, ranks 8, experts 8)
+        ep: too noisy to say whether time depends on top-k (it may be 0.70 to 2.3 times that at 2).
+        """,
+    ),
+    "two axes, one wins": (
+        lambda: two_axes(lambda batch, topk: (1.0, 2.0)),
+        """
+        In short
+        tp is fastest at all 4 settings, 2.0 times ahead of ep.
+        How sure: all 12 comparisons together.
+        Not varied: ranks.
+        Top-k (batch size 8, ranks 8, experts 8)
+        tp and ep: time does not depend on top-k between 2 and 4 (within 2%).
+        Top-k (batch size 64, ranks 8, experts 8)
+        tp and ep: time does not depend on top-k between 2 and 4 (within 2%).
+        Batch size (top-k 2, ranks 8, experts 8)
+        tp and ep: time does not depend on the batch size between 8 and 64 (within 2%).
+        Batch size (top-k 4, ranks 8, experts 8)
+        tp and ep: time does not depend on the batch size between 8 and 64 (within 2%).
+        """,
+    ),
+    "two axes, crossing": (
+        lambda: two_axes(lambda batch, topk: (1.0, 2.0) if batch == 8 else (4.0, 2.0)),
+        """
+        In short
+        Whatever the top-k, tp is fastest at batch size 8, 2.0 times ahead of ep; ep is fastest at \
+        batch size 64, 2.0 times ahead of tp.
+        How sure: all 12 comparisons together.
+        Not varied: ranks.
+        Top-k (batch size 8, ranks 8, experts 8)
+        tp is fastest at every top-k, 2.0 times ahead of ep.
+        tp and ep: time does not depend on top-k between 2 and 4 (within 2%).
+        Top-k (batch size 64, ranks 8, experts 8)
+        ep is fastest at every top-k, 2.0 times ahead of tp.
+        tp and ep: time does not depend on top-k between 2 and 4 (within 2%).
+        Batch size (top-k 2, ranks 8, experts 8)
+        tp is fastest at batch size 8, 2.0 times ahead of ep; ep is fastest at batch size 64, 2.0 \
+        times ahead of tp.
+        tp takes 4.0 times as long at batch size 64 as at 8.
+        ep: time does not depend on the batch size between 8 and 64 (within 2%).
+        Batch size (top-k 4, ranks 8, experts 8)
+        tp is fastest at batch size 8, 2.0 times ahead of ep; ep is fastest at batch size 64, 2.0 \
+        times ahead of tp.
+        tp takes 4.0 times as long at batch size 64 as at 8.
+        ep: time does not depend on the batch size between 8 and 64 (within 2%).
+        """,
+    ),
+    "two axes, a tie": (
+        lambda: two_axes(lambda batch, topk: (1.0 + (batch + topk == 68), 2.0)),
+        """
+        In short
+        tp is fastest at 3 of 4 settings (top-k 2, batch size 8; top-k 2, batch size 64; top-k 4, \
+        batch size 8), 2.0 times ahead of ep; at 1 of 4 settings (top-k 4, batch size 64) tp and \
+        ep lead and are not told apart.
+        How sure: all 12 comparisons together.
+        Not varied: ranks.
+        Top-k (batch size 8, ranks 8, experts 8)
+        tp is fastest at every top-k, 2.0 times ahead of ep.
+        tp and ep: time does not depend on top-k between 2 and 4 (within 2%).
+        Top-k (batch size 64, ranks 8, experts 8)
+        tp is fastest at top-k 2, 2.0 times ahead of ep; tp and ep lead at top-k 4 and take the \
+        same time (within 2%).
+        tp takes 2.0 times as long at top-k 4 as at 2.
+        ep: time does not depend on top-k between 2 and 4 (within 2%).
+        Batch size (top-k 2, ranks 8, experts 8)
+        tp is fastest at every batch size, 2.0 times ahead of ep.
+        tp and ep: time does not depend on the batch size between 8 and 64 (within 2%).
+        Batch size (top-k 4, ranks 8, experts 8)
+        tp is fastest at batch size 8, 2.0 times ahead of ep; tp and ep lead at batch size 64 and \
+        take the same time (within 2%).
+        tp takes 2.0 times as long at batch size 64 as at 8.
+        ep: time does not depend on the batch size between 8 and 64 (within 2%).
+        """,
+    ),
+    "one strategy": (
+        one_strategy,
+        """
+        In short
+        Only ep was measured, so there is no other strategy to compare it with.
+        How sure: the comparison.
+        Not varied: batch size and ranks.
+        Top-k (batch size 8, ranks 8, experts 8)
+        ep takes 1.3 times as long at top-k 8 as at 2.
+        """,
+    ),
+    "one cell": (
+        one_cell,
+        """
+        In short
+        Only ep was measured, so there is no other strategy to compare it with.
+        Not varied: top-k, batch size and ranks.
+        """,
+    ),
+    "apart": (
+        apart,
+        """
+        In short
+        ep and tp were not measured at the same setting, so they are not compared.
+        Not varied: top-k and ranks.
+        """,
+    ),
+    "strategies alone": (
+        strategies_alone,
+        """
+        In short
+        simple is fastest, 2.0 times ahead of tp.
+        How sure: all 3 comparisons together.
+        Not varied: top-k, batch size and ranks.
+        """,
+    ),
+    "oversubscribed": (
+        oversubscribed,
+        """
+        In short
+        tp is fastest at every top-k, 2.0 times ahead of ep.
+        How sure: all 4 comparisons together.
+        Limit: all 4 cells have more threads than cores: waiting for a core is part of the time, \
+        which says nothing about a machine with a core for every rank.
+        Not varied: batch size and ranks.
+        Top-k (batch size 8, ranks 8, experts 8)
+        tp and ep: time does not depend on top-k between 2 and 4 (within 2%).
+        """,
+    ),
+    "some oversubscribed": (
+        some_oversubscribed,
+        """
+        In short
+        tp is fastest at top-k 2, 2.0 times ahead of ep.
+        How sure: all 2 comparisons together.
+        Limit: 1 of 3 cells has more threads than cores: waiting for a core is part of the time, \
+        which says nothing about a machine with a core for every rank.
+        Not varied: batch size and ranks.
+        Top-k (batch size 8, ranks 8, experts 8)
+        ep: time does not depend on top-k between 2 and 4 (within 2%).
+        """,
+    ),
+    "drifting": (
+        drifting,
+        """
+        DRIFT: the machine's speed changed by up to 40% during the wave. Cells of one wave can \
+        still be compared, because their rounds are in random order; cells of different waves \
+        cannot.
+        In short
+        tp is fastest at every top-k, 2.0 times ahead of ep.
+        How sure: all 4 comparisons together.
+        Not varied: batch size and ranks.
+        Top-k (batch size 8, ranks 8, experts 8)
+        tp and ep: time does not depend on top-k between 2 and 4 (within 2%).
+        """,
+    ),
+    "failed and wrong": (
+        failed_and_wrong,
+        """
+        WRONG: 1 of 6 attempts did not compute the reference output; no time of theirs is used \
+        anywhere.
+        In short
+        tp is fastest at every top-k, 2.0 times ahead of ep.
+        How sure: all 4 comparisons together.
+        Limit: 2 of 6 cells have no time (1 failed, 1 wrong): python -m analysis status says why.
+        Not varied: batch size and ranks.
+        Top-k (batch size 8, ranks 8, experts 8)
+        tp and ep: time does not depend on top-k between 2 and 4 (within 2%).
+        """,
+    ),
+    "one failed": (
+        one_failed,
+        """
+        In short
+        simple is fastest, 2.0 times ahead of tp.
+        How sure: all 3 comparisons together.
+        Limit: 1 of 4 cells has no time (failed): python -m analysis status says why.
+        Not varied: top-k, batch size and ranks.
+        """,
+    ),
+    "all failed": (
+        all_failed,
+        """
+        In short
+        No cell has a time, so there is nothing to compare.
+        Limit: all 2 cells have no time (failed): python -m analysis status says why.
+        """,
+    ),
+    "serial wins": (
+        serial_wins,
+        """
+        In short
+        serial is fastest at every top-k, 4.0 times ahead of tp.
+        Spreading the layer over ranks does not pay here: the fastest way, tp, takes 4.0 times as \
+        long as serial (one process with every core).
+        How sure: all 8 comparisons together.
+        Not varied: batch size and ranks.
+        Top-k (batch size 8, ranks 8, experts 8)
+        ep is 1.2 times as fast at top-k 4 as at 2.
+        tp: time does not depend on top-k between 2 and 4 (within 2%).
+        """,
+    ),
+    "spreading pays": (
+        spreading_pays,
+        """
+        In short
+        tp is fastest at every top-k, 1.5 to 2.0 times ahead of ep.
+        Spreading the layer over ranks pays: the fastest way, tp, is 2.0 to 3.0 times as fast as \
+        serial (one process with every core).
+        How sure: all 8 comparisons together.
+        Not varied: batch size and ranks.
+        Top-k (batch size 8, ranks 8, experts 8)
+        ep takes 1.3 times as long at top-k 4 as at 2.
+        tp: time does not depend on top-k between 2 and 4 (within 2%).
+        """,
+    ),
+    "spreading pays somewhere": (
+        spreading_pays_somewhere,
+        """
+        In short
+        serial is fastest at batch size 8, 3.0 times ahead of ep; ep is fastest at batch size 64, \
+        1.6 times ahead of serial.
+        Spreading the layer over ranks pays at 1 of 2 settings: there ep is 1.6 times as fast as \
+        serial (one process with every core).
+        How sure: all 3 comparisons together.
+        Not varied: top-k and ranks.
+        Batch size (top-k 2, ranks 8, experts 8)
+        ep takes 1.7 times as long at batch size 64 as at 8.
+        """,
+    ),
+    "spreading undecided": (
+        spreading_undecided,
+        """
+        In short
+        serial and ep lead and are not told apart.
+        No way of spreading the layer over ranks is shown to be faster than serial (one process \
+        with every core).
+        How sure: the comparison.
+        Not varied: top-k, batch size and ranks.
+        """,
+    ),
+    "peer behind": (
+        peer_behind,
+        """
+        In short
+        simple is fastest at every batch size, 1.4 to 1.5 times ahead of peer_transformers.
+        Ours is faster than the best other system at every setting: the other takes 1.4 to 1.5 \
+        times as long.
+        How sure: all 4 comparisons together.
+        Not varied: top-k and ranks.
+        Batch size (top-k 2, ranks 8, experts 8)
+        simple takes 2.0 times, peer_transformers 1.9 times as long at batch size 64 as at 8.
+        """,
+    ),
+    "peer ahead": (
+        peer_ahead,
+        """
+        In short
+        peer_deepspeed is fastest, 2.0 times ahead of ep.
+        The best other system is faster than ours: ours takes 2.0 times as long.
+        How sure: the comparison.
+        Not varied: top-k, batch size and ranks.
+        """,
+    ),
+    "peers mixed": (
+        peers_mixed,
+        """
+        In short
+        peer_deepspeed is fastest at batch size 8, 2.0 times ahead of ep; ep is fastest at batch \
+        size 64, 1.5 times ahead of peer_deepspeed.
+        Ours is faster than the best other system at 1 of 2 settings and slower at 1: the other \
+        takes 0.50 to 1.5 times as long.
+        How sure: all 9 comparisons together.
+        Not varied: top-k and ranks.
+        Batch size (top-k 2, ranks 8, experts 8)
+        peer_deepspeed takes 3.0 times as long at batch size 64 as at 8.
+        peer_transformers is 1.1 times as fast at batch size 64 as at 8.
+        ep: time does not depend on the batch size between 8 and 64 (within 2%).
+        """,
+    ),
+    "training": (
+        training,
+        """
+        In short
+        tp is fastest in forward passes and training, 1.7 to 2.0 times ahead of ep.
+        How sure: all 4 comparisons together.
+        Not varied: top-k, batch size and ranks.
+        Mode (batch size 8, top-k 2, ranks 8, experts 8)
+        tp takes 3.0 times, ep 2.5 times as long in training as in forward passes.
+        """,
+    ),
+    "precision": (
+        precision,
+        """
+        In short
+        Only simple was measured, so there is no other strategy to compare it with.
+        How sure: the comparison.
+        Not varied: top-k, batch size and ranks.
+        Dtype (batch size 8, top-k 2, ranks 8, experts 8)
+        simple is 2.0 times as fast in bfloat16 as in float32.
+        """,
+    ),
+    "skewed": (
+        skewed,
+        """
+        In short
+        ep is fastest with every workload, 1.1 to 2.0 times ahead of tp.
+        How sure: all 7 comparisons together.
+        Not varied: top-k, batch size and ranks.
+        Workload (batch size 8, top-k 2, ranks 8, experts 8)
+        ep takes 1.2 times as long with zipf 0.6 and 1.8 times as long with zipf 1.2 as with \
+        learned routing.
+        tp: time does not depend on the workload (within 2%).
+        """,
+    ),
+    "sharded": (
+        sharded,
+        """
+        In short
+        Only tp was measured, so there is no other strategy to compare it with.
+        How sure: the comparison.
+        Not varied: top-k, batch size and ranks.
+        How the tokens are spread (batch size 8, top-k 2, ranks 8, experts 8)
+        tp is 1.3 times as fast with sharded tokens as with replicated.
+        Note: with sharded tokens a rank ends with the outputs of its own tokens, with replicated \
+        tokens with those of all.
+        """,
+    ),
+    "too few samples": (
+        too_few_samples,
+        """
+        In short
+        Only tp was measured, so there is no other strategy to compare it with.
+        How sure: the comparison.
+        Not varied: batch size and ranks.
+        Top-k (batch size 8, ranks 8, experts 8)
+        tp: too few samples to say whether time depends on top-k.
+        """,
+    ),
+    "experts follow ranks": (
+        experts_follow_ranks,
+        """
+        In short
+        Only ep was measured, so there is no other strategy to compare it with.
+        How sure: all 2 comparisons together.
+        Not varied: top-k and batch size.
+        Number of ranks (batch size 8, top-k 2, experts = ranks)
+        ep takes 4.0 times as long on 8 ranks as on 2.
+        Note: experts grow with ranks, so this is neither strong nor weak scaling.
+        """,
+    ),
+    "dispatchers": (
+        dispatchers,
+        """
+        In short
+        ep local is fastest at every top-k, 1.5 times ahead of ep alltoall.
+        How sure: all 4 comparisons together.
+        Not varied: batch size and ranks.
+        Top-k (batch size 8, ranks 8, experts 8)
+        ep alltoall and ep local: time does not depend on top-k between 2 and 4 (within 2%).
+        """,
+    ),
+    "many strategies": (
+        many_strategies,
+        """
+        In short
+        simple is fastest at every batch size, 2.0 times ahead of dp.
+        How sure: all 49 comparisons together.
+        Not varied: top-k and ranks.
+        Batch size (top-k 2, ranks 8, experts 8)
+        simple, dp, tp, ep, ep_tp, dp_ep and fsdp take 2.0 times as long at batch size 64 as at 8.
+        """,
+    ),
+    "3 launches": (
+        lambda: launches(3),
+        """
+        In short
+        tp is fastest at every top-k, 2.0 times ahead of ep.
+        How sure: 95% confidence for all 4 comparisons together, within these 3 launches \
+        (measure.launches=5 covers what changes from launch to launch); differences under 2% do \
+        not count.
+        Not varied: batch size and ranks.
+        Top-k (batch size 8, ranks 8, experts 8)
+        tp and ep: time does not depend on top-k between 2 and 4 (within 2%).
+        """,
+    ),
+    "5 launches": (
+        lambda: launches(5),
+        """
+        In short
+        tp is fastest at every top-k, 2.0 times ahead of ep.
+        How sure: 95% confidence for all 4 comparisons together, over 5 or more launches; \
+        differences under 2% do not count.
+        Not varied: batch size and ranks.
+        Top-k (batch size 8, ranks 8, experts 8)
+        tp and ep: time does not depend on top-k between 2 and 4 (within 2%).
+        """,
+    ),
+}
+
+
+def short(line: str) -> str:
+    """The line as SITUATIONS has it."""
+    before, after = SURE.split("{}")
+    if line.startswith(before) and line.endswith(after):
+        return f"How sure: {line[len(before) : -len(after)]}."
+    return re.sub(NOT_VARIED, ".", line) if line.startswith("Not varied") else line
+
+
+def expected(text: str) -> list[str]:
+    return [re.sub(r" {2,}", " ", line.strip()) for line in text.strip().splitlines()]
+
+
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_what_a_reader_is_told(name: str) -> None:
+    records, text = SITUATIONS[name]
+    assert [short(line) for line in told(records()).splitlines()] == expected(text)
+
+
+SLIPS = (
+    r"  ", r"\bnan\b", r"\binf\b", "None", r"\(\)", r"\[\]", r" [.,;:]", r"[,;:]\.", r"\.\.",
+    r"\b1 (cells|settings|comparisons|pairs)\b", r"\ba?re? is\b", r"\bat at\b", "~", r"\^",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_every_line_reads_as_english(name: str) -> None:
+    """Nothing empty, doubled or without a plural, no exponent; a sentence ends in a full stop."""
+    title_or_sentence = re.compile(r"^(In short|[A-Z][\w -]+ \([^()]*\)|\S.*\.)$")
+    for line in told(SITUATIONS[name][0]()).splitlines():
+        assert title_or_sentence.match(line), line
+        assert not [slip for slip in SLIPS if re.search(slip, line)], line
+
+
+def test_detail_has_the_figures_and_the_cells_of_every_sentence() -> None:
+    frame = to_frame([flat_row.row(record) for record in proportional()])
+    short_one, (batch,) = insights.headline_and_insights(frame, summarize.summarize(frame))
+    lines = [*short_one.lines(detail=True), *batch.lines(detail=True)]
+    (power,) = [line for line in lines if "~ batch size^" in line]
+    assert re.search(
+        r"ep 2\.00x \[[\d., ]+\] at 16, 4\.0\dx \[[\d., ]+\] at 32, ~ batch size\^1\.0", power
+    )
+    assert all("~" not in line for line in batch.lines())
+    ids = [line for line in lines if line.startswith("  Cells: 1 ")]
+    assert len(ids) == 2 and all(cell in ids[1] for cell in batch.cells)
+
+
+@pytest.mark.parametrize(
+    ("factor", "text"),
+    [(1.0, "1.00"), (1.04, "1.04"), (1.096, "1.1"), (1.44, "1.4"), (9.94, "9.9"), (9.96, "10"),
+     (12.3, "12"), (1234.0, "1,234"), (0.5, "0.50")],
+)  # fmt: skip
+def test_factors(factor: float, text: str) -> None:
+    assert phrases.times(factor) == text
+
+
+@pytest.mark.parametrize(
+    ("factor", "text"), [(1.0, "within 2%"), (1.021, "within 5%"), (1.25, "within 25%")]
+)
+def test_bounds(factor: float, text: str) -> None:
+    assert phrases.within(factor) == text
