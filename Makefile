@@ -84,9 +84,13 @@ notebook: setup ## docs/example.ipynb executed on the newest sweep
 	@$(RUN) -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[notebook]'
 	$(RUN) -m benchmarks.docs.notebook
 
-.PHONY: reference-explained
-reference-explained: setup ## the reference's table again, in the reference's style of code and in ours, with what explains it
-	$(RUN) -m benchmarks.reference.explained --write docs/reference-explained.md
+.PHONY: reference-tables
+reference-tables: setup ## the tables of docs/results/reference.md measured again, in the reference's style of code and in ours
+	$(RUN) -m benchmarks.docs.results --measure reference
+
+.PHONY: results
+results: setup ## the pages of docs/results/ again, from the figures in benchmarks/results/
+	$(RUN) -m benchmarks.docs.results
 
 # An environment beside the other: these systems' own requirements would replace torch.
 PEERS := .venv-peers

@@ -1,7 +1,7 @@
 """Reads records; makes tables, plots, verdicts and reports. Starts no ranks, never needs torch.
 
 import analysis
-frame = analysis.load("outputs/latest")     # one row per attempt, schema in docs/analysis.md
+frame = analysis.load("outputs/latest")     # one row per attempt, schema in docs/frame.md
 """
 
 from __future__ import annotations

@@ -91,7 +91,9 @@ class LayerSpec:
 class StrategySpec:
     """How the layer is spread over ranks. Degrees of 0 mean "the strategy's default"."""
 
-    name: str = knob("simple", "name of the strategy, or peer_<name> (docs/peers.md)", STRATEGY)
+    name: str = knob(
+        "simple", "name of the strategy, or peer_<name> (docs/other-systems.md)", STRATEGY
+    )
     dispatcher: str = knob(
         "local", "how tokens reach their experts; auto: local with replicated tokens, else "
         "alltoall", STRATEGY, conf="auto", allowed=("auto", *DISPATCHERS),

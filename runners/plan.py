@@ -31,7 +31,7 @@ class Measure:
         1.2, "a wave stops when rounds took this long", MEASURE, unit="s/cell"
     )
     block: int = knob(
-        0, "steps in every block; auto: two lengths (docs/measuring.md)", MEASURE, conf="auto",
+        0, "steps in every block; auto: two lengths (docs/methodology.md)", MEASURE, conf="auto",
         least=1, words={"auto": 0},
     )  # fmt: skip
     block_floors: float = knob(20.0, "the long block lasts at least this many floors", MEASURE)

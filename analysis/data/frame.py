@@ -108,7 +108,7 @@ def check_column(frame: pd.DataFrame, name: str, option: str) -> str:
         near = difflib.get_close_matches(name, [str(c) for c in frame.columns], 4, 0.4)
         raise InputError(
             f"{option} {name}: no such column; near are {', '.join(near) or 'none'}; "
-            "docs/analysis.md lists all"
+            "docs/frame.md lists all"
         )
     return name
 

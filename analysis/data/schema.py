@@ -1,4 +1,8 @@
-"""The columns of the frame: kind, unit (in the name) and meaning; shown in docs/analysis.md.
+"""The columns of the frame: kind, unit (in the name) and meaning.
+
+    python -m analysis.data.schema
+
+writes docs/frame.md, which has them as a table.
 
 Kinds are text, int, float, bool, list and dict; `list[float]` says what is in it, and so does
 `dict[float]` of its values, whose names are texts.
@@ -8,11 +12,21 @@ from __future__ import annotations
 
 import sys
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from moe.spec import Cell
 from runners.records import flat_row
 
+HEADING = """<!-- Written by `python -m analysis.data.schema`: do not edit. -->
+
+# The frame
+
+What `analysis.load` returns and `python -m analysis export` writes ([analysis](analysis.md)): one
+row per attempt (key, label and launch), with the same columns in the same order from every source.
+Every value survives JSON. Units are in the names. Text that is not known is empty, and such numbers
+are missing. The rows are made by `runners/records/flat_row.py`.
+"""
 KINDS = {bool: "bool", int: "int", float: "float", str: "text", list: "list"}
 WORDS = {
     "text": "a text",
@@ -50,7 +64,7 @@ created text when the record was written, ISO 8601, UTC
 model text name of the layer shape the user asked for
 scale float divisor the model's sizes were asked with
 overrides text the overrides of the command line that gave this cell
-metric text what the times are: steady state, or the mean of a block (docs/measuring.md)
+metric text what the times are: steady state, or the mean of a block (docs/methodology.md)
 median_duration_ms float headline: median over rounds of the round's median time of a step
 median_low_ms float lower end of its order-statistic interval
 median_high_ms float upper end
@@ -212,7 +226,13 @@ def words(kind: str) -> str:
 
 
 def markdown() -> str:
-    """The schema as the table of docs/analysis.md."""
-    lines = ["| column | kind | meaning |", "|---|---|---|"]
+    """docs/frame.md."""
+    lines = [HEADING, "| column | kind | meaning |", "|---|---|---|"]
     lines += [f"| `{c.name}` | {c.kind} | {c.about} |" for c in (*columns(), *SAMPLES)]
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    path = Path(__file__).resolve().parents[2] / "docs" / "frame.md"
+    path.write_text(markdown(), "utf-8")
+    print(path)

@@ -1,13 +1,12 @@
-"""Where each strategy wins: the cell in which it is shown to be faster than most of its rivals.
+"""Where each strategy wins: the cell in which it is faster than most of its rivals.
 
-    python -m benchmarks.cost_model.strategy_wins                    # measures, then writes the
-    table python -m benchmarks.cost_model.strategy_wins --launches 5       # verdicts over whole
-    launches python -m benchmarks.cost_model.strategy_wins --from FOLDER...   # the table of earlier
-    sweeps
+    python -m benchmarks.cost_model.strategy_wins                  # measures, prints the table
+    python -m benchmarks.cost_model.strategy_wins --launches 5     # verdicts over whole launches
+    python -m benchmarks.cost_model.strategy_wins --from FOLDER    # the table of earlier sweeps
 
 Every place is a sweep of its own in which all ways to spread the layer are measured in interleaved
 rounds. A rival is beaten where the analysis says "faster"; all comparisons are corrected together.
-The table replaces what is between the markers in docs/strategies.md.
+The table is a figure of docs/results/strategies.md (`benchmarks/docs/results.py`).
 """
 
 from __future__ import annotations
@@ -34,8 +33,6 @@ from runners.sweep.entry import run_composed
 
 ROOT = Path(__file__).resolve().parents[2]
 
-DOCS = ROOT / "docs" / "strategies.md"
-MARKERS = "<!-- strategy_wins: start -->", "<!-- strategy_wins: end -->"
 FIXED = ["model.dim=128", "model.hidden=256", "model.dim_out=128", "num_experts=8", "tracker=none",
          "report=false", "measure.phases=0", "measure.calibrate=false"]  # fmt: skip
 
@@ -131,7 +128,7 @@ def measure(found: Sequence[list[str]], how: Sequence[str]) -> list[Path]:
                 words = [*FIXED, *place, *overrides, *how, f"label={label}"]
                 asked.append(Composed(plain(compose("config", words)), words))
             folder = ROOT / "outputs" / f"{stamp}_strategy-wins-{number}"
-            print(f"{' '.join(place)} -> {folder.name}", flush=True)
+            print(f"{' '.join(place)} -> {folder.name}", file=sys.stderr, flush=True)
             run_composed(asked, folder, "python -m benchmarks.cost_model.strategy_wins")
             folders.append(folder)
     return folders
@@ -189,24 +186,12 @@ def describe(place: pd.DataFrame, cell: pd.Series[Any]) -> str:
     return ", ".join([*words, *(["train"] if cell["mode"] == "train" else [])])
 
 
-def markdown(rows: Sequence[Row], command: str) -> str:
+def markdown(rows: Sequence[Row]) -> str:
     head = ["strategy", "cell", "ms [interval]", "beaten rivals"]
     lines = [head, ["---"] * len(head), *(row.text() for row in rows)]
     table = ["| " + " | ".join(line) + " |" for line in lines]
     legend = flag_legend.legend(flag for row in rows for flag in row.flags)
-    return "\n".join(
-        [f"Printed by `{command}`:", "", *table, "", *(f"- {line}" for line in legend)]
-    )
-
-
-def write(text: str, path: Path = DOCS) -> None:
-    """Replaces what is between the markers; raises ValueError where they are missing."""
-    old = path.read_text("utf-8")
-    before, start, rest = old.partition(MARKERS[0])
-    _, end, after = rest.partition(MARKERS[1])
-    if not start or not end:
-        raise ValueError(f"{path}: the lines {MARKERS} are missing; put them back")
-    path.write_text(f"{before}{start}\n{text}\n{end}{after}", "utf-8")
+    return "\n".join([*table, "", *(f"- {line}" for line in legend)])
 
 
 def main() -> int:
@@ -218,18 +203,13 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--launches", type=int, default=1)
     parser.add_argument("--tiny", action="store_true", help="two small places, few samples")
-    parser.add_argument("--print", action="store_true", help="leave docs/strategies.md alone")
     parser.add_argument("--from", dest="folders", type=Path, nargs="+")
     args = parser.parse_args()
     how = ["measure=quick"] if args.tiny else []
     how += [f"measure.launches={args.launches}"]
     folders = args.folders or measure(places(args.ranks, args.tiny), how)
     rows = judge(folders)
-    command = " ".join(["python -m benchmarks.cost_model.strategy_wins", *sys.argv[1:]])
-    text = markdown(rows, command)
-    print(text)
-    if not args.print:
-        write(text)
+    print(markdown(rows))
     return 0 if rows else 1
 
 

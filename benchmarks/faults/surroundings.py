@@ -1,5 +1,5 @@
-"""A small sweep among the settings of other programs and on odd machines; docs/reliability.md has
-the table.
+"""A small sweep among the settings of other programs and on odd machines: the table of
+docs/results/reliability.md.
 
     python -m benchmarks.faults.surroundings [--only TEXT]
 

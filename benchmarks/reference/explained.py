@@ -1,10 +1,10 @@
 """The reference's table measured again, in its style of code and in ours, with what explains it.
 
-    python -m benchmarks.reference.explained [--tiny] [--write docs/reference-explained.md]
+    python -m benchmarks.reference.explained [--tiny]
 
 All from records of this project's own sweeps: `peer_reference` is the reference's style behind the
-gate. `--tiny` shows that the command works (2 ranks, few samples); `--write` puts the tables where
-the document has them.
+gate. `--tiny` shows that the command works (2 ranks, few samples). The tables are those of
+docs/results/reference.md; `python -m benchmarks.docs.results --measure reference` replaces them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.store import ROOT, markdown
@@ -24,7 +23,6 @@ from runners.records import record
 from runners.records.stats import median_interval, round_medians_ms, round_ratios
 
 OURS, SEED = "simple,tp,ep", "peer_reference,peer_reference_tp,peer_reference_ep"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 Records = list[record.Record]
 
 
@@ -154,15 +152,8 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="a few quick cells, to try it")
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument("--backend", default="gloo" if unavailable_reason() else "mpi")
-    parser.add_argument("--write", type=Path, help="document whose tables are replaced")
     args = parser.parse_args()
-    text = "\n\n".join(sections(args))
-    print(text)
-    if args.write:
-        whole = args.write.read_text("utf-8")
-        before, _, rest = whole.partition(BEGIN)
-        _, _, after = rest.partition(END)
-        args.write.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", "utf-8")
+    print("\n\n".join(sections(args)))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Ours beside the best peer that runs, cell by cell, in one sweep each: docs/peers.md.
+"""Ours beside the best peer that runs, cell by cell, in one sweep each: docs/results/peers.md.
 
 For every point (mode, ranks, experts, top-k, skew, tokens) all strategies are cells of one wave, so
 that they are timed in turns. Of ours and of theirs the one with the least median of round medians

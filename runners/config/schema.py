@@ -88,7 +88,7 @@ class WorkloadKnobs:
 
 @dataclass(frozen=True)
 class TrackerKnobs:
-    """Where W&B runs go (docs/analysis.md)."""
+    """Where W&B runs go (docs/wandb.md)."""
 
     mode: str = knob(
         "offline", "mode of W&B", TRACKER, allowed=("offline", "online", "disabled", "dryrun")
@@ -137,16 +137,17 @@ ABOUT = {
     ROUTER: "How tokens choose experts",
     STRATEGY: "How the layer is spread over ranks (docs/strategies.md)",
     WORKLOAD: "Which experts the tokens choose (docs/workloads.md)",
-    MEASURE: "How a cell is timed (docs/measuring.md)",
+    MEASURE: "How a cell is timed (docs/methodology.md)",
     TRACKER: "Where runs are logged",
     HOSTS: "One machine or many (docs/clusters.md)",
 }
 NODES = {TOP: (MODEL, STRATEGY, WORKLOAD, MEASURE, TRACKER, HOSTS), MODEL: ("router",)}
-HEADING = """# Configuration
+HEADING = """<!-- Written by `python -m runners.config.schema`: do not edit. -->
+
+# Configuration
 
 Every key that a sweep can set, as `KEY=VALUE` on the command line or in a file of `conf/`, with its
-default. Several values (`topk=2,4,8`, with `-m`) are a sweep. This page is written by
-`python -m runners.config.schema`; a test compares.
+default. Several values (`topk=2,4,8`, with `-m`) are a sweep.
 """
 
 

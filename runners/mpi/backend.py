@@ -1,8 +1,8 @@
 """MPI as a torch process group: `backend=mpi` through mpi4py, for ranks that share few cores.
 
 Over shared memory MPI's collectives cost microseconds where gloo's sockets cost milliseconds; see
-docs/performance.md for figures. `mpiexec` starts the ranks, `init_mpi` joins them, and from then on
-torch.distributed works as usual, sub-groups included.
+docs/results/performance.md for figures. `mpiexec` starts the ranks, `init_mpi` joins them, and from
+then on torch.distributed works as usual, sub-groups included.
 
 Every call blocks and returns a finished work handle (`async_op=True` is accepted, but nothing is
 overlapped), except `isend` and `irecv`. Tensors are moved as bytes. Sums of bfloat16 and float16

@@ -191,7 +191,7 @@ def test_peers_are_swept_beside_ours(tmp_path: Path) -> None:
 
 @pytest.mark.dist
 def test_the_worked_example_of_the_docs_runs(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "peers.md").read_text("utf-8")
+    text = (ROOT / "docs" / "extending.md").read_text("utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
     (tmp_path / "moe_peer_notebook.py").write_text(
         next(b for b in blocks if "moe_peer_notebook" in b)

@@ -1,4 +1,4 @@
-"""The strategy of docs/strategies.md, added to a copy of the project: two files and one of
+"""The strategy of docs/extending.md, added to a copy of the project: two files and one of
 configuration are enough."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ print(json.dumps([
 
 def blocks() -> dict[str, str]:
     """The code blocks of the documentation that begin with the name of their file."""
-    text = (ROOT / "docs" / "strategies.md").read_text("utf-8")
+    text = (ROOT / "docs" / "extending.md").read_text("utf-8")
     return dict(re.findall(r"```\w+\n# (\S+)\n(.*?)```", text, re.S))
 
 

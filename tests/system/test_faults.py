@@ -1,4 +1,4 @@
-"""A representative of every fault, by the same driver as the counts in docs/reliability.md.
+"""A representative of every fault, by the same driver as the counts in docs/results/reliability.md.
 
 One trial is a whole sweep with a fault at a random place, so that a failure names its seed: go on
 with `python -m benchmarks.faults --fault NAME --seed ...`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +13,6 @@ from runners.config import schema
 from runners.errors import ConfigError
 from runners.plan import Measure
 from tests.unit.runners.test_cell import BASE
-
-ROOT = Path(__file__).resolve().parents[3]
-
-
-def test_the_document_is_what_the_command_writes() -> None:
-    assert (ROOT / "docs" / "configuration.md").read_text("utf-8") == schema.markdown()
 
 
 def test_the_config_that_hydra_composes_has_every_knob_and_nothing_else() -> None:
