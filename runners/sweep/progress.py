@@ -31,6 +31,7 @@ class Progress:
     ) -> None:
         self.console, self.clock = Console(file=stream or sys.stderr), clock
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal
+        self.ended = False
         self.total = self.done = 0
         self.estimate: Estimate | None = None
         self.best = BestSoFar([])
@@ -66,11 +67,10 @@ class Progress:
             self._display.start()
 
     def end(self) -> None:
-        """Nothing is shown from here on but lines."""
+        """From here on nothing is shown but cells and lines that are asked for."""
         if self.live:
             self._display.stop()
-            self.live = False
-        self.estimate = None
+        self.ended, self.live = True, False
 
     def print_line(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -84,6 +84,8 @@ class Progress:
 
     def update(self, plan: LaunchPlan, at: RankStage) -> None:
         """Shows what the ranks of a launch do."""
+        if self.ended:
+            return
         if self.estimate:
             self.estimate.update(plan, at)
         if self.live:

@@ -52,8 +52,8 @@ class Screen:
             return Text(words)
         filled = columns * frame.done // max(frame.total, 1)
         done, rest = ASCII_BARS if ascii_only else BARS
-        bar = Text(done * filled, style="green") + Text(rest * (columns - filled), style="dim")
-        return bar + Text(f" {words}", style="default")
+        bar = (done * filled, "green"), (rest * (columns - filled), "dim")
+        return Text.assemble(*bar, f" {words}")
 
 
 def clock_time(seconds: float) -> str:

@@ -175,6 +175,7 @@ class Sweep:
     def save(self, one: Record) -> None:
         """Writes the record first; OSError from a failing disk ends the sweep."""
         sweep_dir = self.settings.sweep_dir
+        self.progress.show_live("writing records")
         call_with_timeout("the sweep's folder", lambda: record.write(sweep_dir, one))
         self.state.add(one)
         self.result.timed_s += stats.timed_ns(one.samples) / 1e9
