@@ -1,8 +1,7 @@
 """How long a sweep will take: before anything is measured, and again as its parts end. Torch-free.
 
-A launch is a chain of parts: start, calibrate, and for each wave prepare, rounds, finish. Each has
-an expected and a largest duration, computed from the settings of the measurement and the constants
-below. What parts took, over what was expected, scales those of their kind that are still ahead.
+The parts of a launch have expected durations (runners/sweep/parts.py). What parts took, over what
+was expected, scales those of their kind that are still ahead.
 """
 
 from __future__ import annotations
@@ -13,110 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from moe.spec import RankLayout
-from runners.plan import LaunchPlan, Measure
+from runners.plan import LaunchPlan
 from runners.sweep.activity import CALIBRATING, STARTING, RankStage, rounds_done, wave_of
+from runners.sweep.parts import ROUND_BLOCKS, LaunchWork, Part, all_parts, parts
 
-START_S = 3.0  # from starting the ranks to their first stage
-START_MOST_S = 30.0
-SETTLE_S = 2.0  # after a calibration, at most
-PREPARE_S = 0.2  # a cell: build, choice of a kernel, check against the reference, phases
-PREPARE_MOST_S = 10.0
-SIZING_BLOCKS = 2.0  # long blocks that finding the length of blocks takes, for each cell
-ROUND_BLOCKS = 1.25  # long blocks in one sample of a cell: the long one and the short one
-FIXED_STEP_S = 0.005  # a step, where the number of steps in a block is given, not its time
-FINISH_S = 0.1  # a cell: check on other tokens, record
-FINISH_MOST_S = 2.0
-TRACKER_S = 3.0  # start of the process that writes a wave's W&B runs
-TRACKED_S = 0.3  # and one of its runs
 PRIOR_S = 3.0  # the constants count as much as parts of this duration that were as expected
 LATE = 1.5  # what takes this many times as long as expected, and GRACE_S, is late
 GRACE_S = 3.0
-
-
-@dataclass(frozen=True)
-class LaunchWork:
-    """What the duration of a launch depends on."""
-
-    measure: Measure
-    placement: RankLayout
-    wave_cells: tuple[int, ...]  # number of cells, by wave
-    calibrates: bool
-
-    @classmethod
-    def of_plan(cls, plan: LaunchPlan) -> LaunchWork:
-        cells = tuple(map(len, plan.waves))
-        return cls(plan.measure, plan.placement, cells, plan.calibrate)
-
-    @property
-    def block_s(self) -> float:
-        """Duration of a long block."""
-        measure, place = self.measure, self.placement
-        if measure.block:
-            return measure.block * FIXED_STEP_S
-        ranks_sleep = place.backend == "gloo" and place.world_size > 1
-        return max(measure.block_ms, measure.block_gloo_ms if ranks_sleep else 0.0) / 1e3
-
-
-class Part(NamedTuple):
-    """A part of a launch."""
-
-    kind: str  # start, calibrate, prepare, rounds or finish
-    wave: int
-    expected_s: float
-    most_s: float
-
-
-def parts(work: LaunchWork, tracked: bool) -> list[Part]:
-    """The parts of a launch in order; `tracked` where W&B runs are written."""
-    chain = [Part("start", 0, START_S, START_MOST_S)]
-    if work.calibrates:
-        limit_s = work.measure.calibration_limit_s
-        chain.append(Part("calibrate", 0, limit_s, limit_s + SETTLE_S))
-    for wave, cells in enumerate(work.wave_cells):
-        chain += [
-            _prepare(work, wave, cells),
-            _rounds(work, wave, cells),
-            _finish(wave, cells, tracked),
-        ]
-    return chain
-
-
-def _prepare(work: LaunchWork, wave: int, cells: int) -> Part:
-    measure, sample_s = work.measure, work.block_s / 4
-    expected_s = PREPARE_S + SIZING_BLOCKS * work.block_s + measure.warmup * sample_s
-    most_s = PREPARE_MOST_S + max(measure.warmup, measure.warmup_max) * sample_s
-    return Part("prepare", wave, cells * expected_s, cells * most_s)
-
-
-def _rounds(work: LaunchWork, wave: int, cells: int) -> Part:
-    """A wave without a fixed number of rounds seldom gets precise before its wall limit."""
-    measure, round_s = work.measure, _round_s(work, cells)
-    least_s, limit_s = measure.rounds_min * round_s, cells * measure.wall_limit_s
-    expected_s = least_s
-    if measure.order == "random":
-        expected_s = min(max(least_s, limit_s), measure.rounds_max * round_s)
-    anchors_s = 3 * measure.anchors * work.block_s
-    most_s = max(limit_s, 2 * least_s) + round_s + 2 * anchors_s
-    return Part("rounds", wave, expected_s + anchors_s, most_s)
-
-
-def _round_s(work: LaunchWork, cells: int) -> float:
-    return cells * work.measure.per_round * ROUND_BLOCKS * work.block_s
-
-
-def _finish(wave: int, cells: int, tracked: bool) -> Part:
-    tracker_s = TRACKER_S + cells * TRACKED_S if tracked else 0.0
-    return Part("finish", wave, cells * FINISH_S + tracker_s, cells * FINISH_MOST_S + 4 * tracker_s)
-
-
-def all_parts(launches: Sequence[LaunchWork], tracked: bool) -> list[Part]:
-    """The parts of several launches. The last one ends with its records: their W&B runs are written
-    while tables are made."""
-    chain = [part for work in launches for part in parts(work, tracked)]
-    if chain:
-        chain[-1] = _finish(chain[-1].wave, launches[-1].wave_cells[-1], tracked=False)
-    return chain
 
 
 def duration(seconds: float) -> str:
@@ -167,18 +69,23 @@ class Estimate:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.launches, self.tracked, self.clock = launches, tracked, clock
-        self.chain = all_parts(launches, tracked)  # the current part, and those ahead
-        self.whole = Span(sum(p.expected_s for p in self.chain), sum(p.most_s for p in self.chain))
-        self.began = clock()
         self.took: dict[str, tuple[float, float]] = {}  # by kind: time that parts took; expected
-        self._enter()
+        self.began = clock()
+        self._begin(launches)
+        ahead = [*self.chain, *self.later]
+        self.whole = Span(sum(p.expected_s for p in ahead), sum(p.most_s for p in ahead))
 
     def begin_launch(self, plan: LaunchPlan, later: int) -> None:
         """A launch begins, before the last `later` of those planned."""
         if self.chain and self.chain[0].kind == "finish":
             self._leave()
-        ahead = list(self.launches[len(self.launches) - later :])
-        self.chain = all_parts([LaunchWork.of_plan(plan), *ahead], self.tracked)
+        planned = self.launches[len(self.launches) - later :]
+        self._begin([LaunchWork.of_plan(plan), *planned])
+
+    def _begin(self, launches: Sequence[LaunchWork]) -> None:
+        chain = all_parts(launches, self.tracked)
+        own = len(parts(launches[0], self.tracked)) if launches else 0
+        self.chain, self.later = chain[:own], chain[own:]  # this launch's current part and on; rest
         self._enter()
 
     def update(self, plan: LaunchPlan, at: RankStage) -> None:
@@ -193,10 +100,10 @@ class Estimate:
             self._refine(plan, at)
 
     def outlook(self) -> Outlook:
-        ends = self.part_began + self.part_s
+        ahead = [*self.chain[1:], *self.later]
         return Outlook(
-            part_ends=ends,
-            after_s=sum(part.expected_s * self._scale(part.kind) for part in self.chain[1:]),
+            part_ends=self.part_began + self.part_s,
+            after_s=sum(part.expected_s * self._scale(part.kind) for part in ahead),
             late_at=GRACE_S
             + min(self.part_began + LATE * self.part_s, self.began + LATE * self.whole.expected_s),
         )

@@ -15,7 +15,8 @@ from runners.records import stats
 from runners.records.record import Record
 from runners.sweep.activity import RankStage, activity
 from runners.sweep.best import BestSoFar
-from runners.sweep.estimate import Estimate, LaunchWork
+from runners.sweep.estimate import Estimate
+from runners.sweep.parts import LaunchWork
 from runners.sweep.screen import Frame, Screen
 from runners.sweep.titles import title
 

@@ -14,8 +14,8 @@ from runners.records import calibrations, record, stats
 from runners.records.record import Record
 from runners.sweep import folder
 from runners.sweep.activity import RankStage
-from runners.sweep.estimate import LaunchWork
 from runners.sweep.launch import Launch, LaunchContext, cached_calibration
+from runners.sweep.parts import LaunchWork
 from runners.sweep.progress import Progress
 from runners.sweep.recover import recover
 from runners.sweep.result import SweepResult

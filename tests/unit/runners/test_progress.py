@@ -18,9 +18,12 @@ from runners.records.record import Record, Samples, cell_key
 from runners.sweep.activity import RankStage, activity, round_text
 from runners.sweep.assemble import RankLines
 from runners.sweep.best import BestSoFar
-from runners.sweep.estimate import Estimate, LaunchWork, all_parts, duration, rounds_left_s
+from runners.sweep.estimate import Estimate, duration, rounds_left_s
+from runners.sweep.parts import LaunchWork, all_parts
 from runners.sweep.progress import PLAIN_EVERY_S, Progress
 from runners.sweep.screen import Frame, Screen, clock_time
+from runners.sweep.settings import Settings
+from runners.sweep.sweep import Sweep
 from runners.sweep.titles import SettingTitles, strategy_title
 
 PLACE = RankLayout(world_size=2)
@@ -175,13 +178,29 @@ def test_a_launch_that_is_made_again_starts_anew_and_teaches_nothing() -> None:
     assert "rounds" not in estimate.took
 
 
-def test_stages_of_no_cell_leave_the_estimate_as_it_is() -> None:
+def test_a_stage_moves_the_estimate_on_within_its_launch_only() -> None:
     clock, plan = FakeClock(), plan_of([[0, 1]])
-    estimate = Estimate([work(2)], clock=clock)
+    estimate = Estimate([work(2), work(2, calibrates=True)], clock=clock)
+    estimate.begin_launch(plan, 1)
     estimate.update(plan, RankStage(1, "check", 0, 6))
-    for stage in ("floor", "unheard of", "start", "calibrate"):
-        estimate.update(plan, RankStage(-1, stage))
-        assert estimate.chain[0].kind == "finish"
+    for cell_index, stage in ((-1, "floor"), (-1, "new"), (-1, "calibrate"), (0, "gate")):
+        estimate.update(plan, RankStage(cell_index, stage))
+        assert [part.kind for part in estimate.chain] == ["finish"]
+    estimate.begin_launch(plan, 0)
+    assert [part.kind for part in estimate.chain] == ["start", "prepare", "rounds", "finish"]
+
+
+def test_the_first_launch_of_ranks_that_are_alike_calibrates(tmp_path: Path) -> None:
+    measure = replace(FIXED, calibrate=True, launches=2, wave_cells=2)
+    four = replace(PLACE, world_size=4)
+    cells = [*CELLS, replace(CELLS[0], placement=four)]
+    shown = io.StringIO()
+    sweep = Sweep([Job(one, measure) for one in cells], Settings(tmp_path), Progress(shown))
+    launches = sweep._work(sweep._launches())
+    assert [one.calibrates for one in launches] == [True, False, True, False]
+    assert [one.wave_cells for one in launches] == [(2, 2), (2, 2), (1,), (1,)]
+    sweep._begin_progress(sweep._launches())
+    assert shown.getvalue().startswith("5 cells in 4 launches: about ")
 
 
 @pytest.mark.parametrize("measure", [FIXED, OPEN, replace(OPEN, order="product", anchors=6)])
