@@ -12,9 +12,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec
+from runners.config.slurm_launcher import Slurm
 from runners.plan import Job, LaunchPlan, Measure
 from runners.records.rank_log import RankLog, RankReader
 from runners.records.record import Record, Samples, cell_key
+from runners.sweep import slurm
 from runners.sweep.activity import RankStage, activity, round_text
 from runners.sweep.assemble import RankLines
 from runners.sweep.best import BestSoFar
@@ -342,7 +344,7 @@ def test_plain_lines_are_few_and_end_with_the_last_cell() -> None:
     ]
 
 
-def test_several_launches_are_numbered_and_jobs_of_a_cluster_are_counted() -> None:
+def test_several_launches_are_numbered() -> None:
     clock, shown = FakeClock(), io.StringIO()
     progress = Progress(shown, clock)
     progress.begin(4, [Job(one, FIXED) for one in CELLS[:2]], [work(2), work(2)])
@@ -350,10 +352,24 @@ def test_several_launches_are_numbered_and_jobs_of_a_cluster_are_counted() -> No
     progress.update(plan_of([[0, 1]]), RankStage())
     assert "2 cells in 2 launches: about 15 s" in shown.getvalue()
     assert "[0/4] starting 2 ranks on gloo, launch 1 of 2, about 15 s left" in shown.getvalue()
-    watched = Progress(cluster := io.StringIO(), clock)
-    watched.begin(2, [])
-    watched.show("jobs: 2 queued or running, 0 ended")
-    assert cluster.getvalue() == "[0/2] jobs: 2 queued or running, 0 ended\n"
+
+
+def test_jobs_of_a_cluster_are_counted_while_they_are_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, polls = io.StringIO(), [{"7", "8"}, {"8"}, set()]
+    clock = FakeClock()
+    monkeypatch.setattr(slurm, "unfinished_jobs", lambda ids: polls.pop(0))
+    monkeypatch.setattr(slurm.time, "sleep", lambda s: setattr(clock, "now_s", clock() + 10))
+    jobs = [Job(one, FIXED) for one in CELLS[:2]]
+    watched = slurm.SlurmSweep(jobs, Settings(tmp_path), Progress(shown, clock), Slurm(), "")
+    watched.progress.begin(2, jobs)
+    watched.queued = {"a": "7", "b": "8"}
+    watched._watch()
+    assert shown.getvalue().splitlines() == [
+        "[0/2] jobs: 2 queued or running, 0 ended",
+        "[0/2] jobs: 1 queued or running, 1 ended",
+    ]
 
 
 # On a terminal.
