@@ -10,7 +10,7 @@ from moe.strategies import rules_of
 from runners.records import flat_row
 
 SHORT = {"topk_requested": "k", "batch_size": "batch", "world_size": "ranks"}  # and come first
-UNSAID = ("topk", "device", "trace_sha256")  # follow from others
+UNSAID = ("topk", "device", "trace_sha256")  # of no use to people
 UNSAID_OF_STRATEGY = ("name", "dispatcher", "expert_order", "variant")
 
 
@@ -52,15 +52,18 @@ def setting_of(cell: Cell) -> Cell:
 
 
 class SettingTitles:
-    """Titles of settings: the values in which not all are alike."""
+    """Titles of settings: the values by which they are told apart."""
 
     def __init__(self, cells: Iterable[Cell]) -> None:
         flat = [flat_row.flat_config(setting) for setting in {setting_of(cell) for cell in cells}]
-        first = flat[0] if flat else {}
-        varied = [n for n in first if n not in UNSAID and any(s[n] != first[n] for s in flat)]
-        self.varied = sorted(
-            varied, key=lambda n: list(SHORT).index(n) if n in SHORT else len(SHORT)
-        )
+        names = flat_row.flat_config(Cell())
+        kinds = 1
+        self.varied: list[str] = []
+        for name in [*SHORT, *(n for n in names if n not in SHORT and n not in UNSAID)]:
+            longer = [*self.varied, name]
+            apart = len({tuple(str(one[n]) for n in longer) for one in flat})
+            if apart > kinds:  # otherwise it follows from the others
+                self.varied, kinds = longer, apart
 
     def title(self, setting: Cell) -> str:
         """Empty where all settings are alike."""

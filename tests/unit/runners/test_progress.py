@@ -295,6 +295,8 @@ def test_names_say_what_differs() -> None:
     wide = replace(CELLS[0], layer=replace(CELLS[0].layer, dim=64))
     assert SettingTitles([*CELLS, wide]).title(wide) == "k=2 dim=64"
     assert SettingTitles([CELLS[0], cell("tp", kernel="loop")]).varied == []
+    alone = replace(CELLS[0], placement=RankLayout(world_size=1, threads=2))  # as serial has it
+    assert SettingTitles([*CELLS, alone]).title(alone) == "k=2 ranks=1"
     assert strategy_title(cell("ep", overlap=2), "a") == "ep local overlap=2 [a]"
 
 
