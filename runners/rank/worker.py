@@ -12,8 +12,9 @@ import gc
 import importlib
 import os
 import signal
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -125,9 +126,9 @@ class Worker:
                 timed.append(cell)
         gc.collect()  # moves what was built to the oldest generation
         if timed:
-            rounds = self._progress_writer(number)
+            report = self._progress_writer(number, timed)
             seed = f"{self.plan.measure.order_seed}:{self.plan.launch}:{number}"
-            rule = self.engine.run(timed, seed, rounds)
+            rule = self.engine.run(timed, seed, report)
             self.log.write("stop", wave=number, rule=rule)
             for cell in timed:
                 self._verify_again(cell)
@@ -142,9 +143,13 @@ class Worker:
         if not cell.resident:
             self.cells.drop([cell.index])
 
-    def _progress_writer(self, wave: int) -> Callable[[int], None]:
+    def _progress_writer(self, wave: int, cells: Sequence[TimedCell]) -> Callable[[int], None]:
+        """Writes, between rounds, how many are done; rank 0 also what they say so far, for people
+        to watch: no record is made of it."""
+
         def write(done: int) -> None:
-            self.log.write("progress", wave=wave, round=done)
+            medians = medians_ms(cells) if self.place.rank == 0 else {}
+            self.log.write("progress", wave=wave, round=done, medians_ms=medians)
 
         return write
 
@@ -197,6 +202,12 @@ class Worker:
                 raise TimeoutError(f"no word from the launcher after wave {wave}")
             time.sleep(GO_POLL_S)
         self.ranks.barrier()
+
+
+def medians_ms(cells: Sequence[TimedCell]) -> dict[int, float]:
+    """Median over the rounds so far of every cell that is correct so far, by its index."""
+    timed = [cell for cell in cells if cell.correct and cell.rounds_ms]
+    return {cell.index: statistics.median(cell.rounds_ms) for cell in timed}
 
 
 def turn_ms(threads: int) -> float:

@@ -6,7 +6,7 @@ import datetime
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from runners.plan import Job, LaunchPlan
 from runners.records import stats
 from runners.records.rank_log import RankReader, rank_path
 from runners.records.record import KINDS, Record, Samples
+from runners.sweep.activity import RankStage
 
 PLACES = ("first", "middle", "last")  # of anchor samples in a wave
 LOST_PEER = re.compile(r"closed by peer|reset by peer|Connection (was )?(closed|reset)", re.I)
@@ -32,11 +33,17 @@ class RankLines:
     launch: dict[str, Any] = field(default_factory=dict)
     waves_ended: dict[int, dict[str, Any]] = field(default_factory=dict)
     stop_rules: dict[int, str] = field(default_factory=dict)
-    rounds: tuple[int, int] = (0, 0)  # wave, rounds done
-    cell: int = -1
-    stage: str = "start"
+    progress: RankStage = field(default_factory=RankStage)
     error: dict[str, Any] | None = None
     exited: bool = False
+
+    @property
+    def cell(self) -> int:
+        return self.progress.cell
+
+    @property
+    def stage(self) -> str:
+        return self.progress.stage
 
     def update(self) -> None:
         for line in self.reader.new_lines():
@@ -55,13 +62,19 @@ class RankLines:
         elif event in ("environment", "calibration", "exchanged", "pinned", "nodes"):
             self.launch[event] = line["value"]
         elif event == "enter":
-            self.cell, self.stage = line["cell"], line["stage"]
+            self.progress = replace(self.progress, cell=line["cell"], stage=line["stage"])
         elif event == "stop":
             self.stop_rules[line["wave"]] = line["rule"]
         elif event == "wave_end":
             self.waves_ended[line["wave"]] = line["after"]
         elif event == "progress":
-            self.rounds = (line["wave"], line["round"])
+            medians = line.get("medians_ms", {})  # rank 0's; absent in older logs
+            self.progress = replace(
+                self.progress,
+                wave=line["wave"],
+                rounds=line["round"],
+                medians_ms={int(index): float(ms) for index, ms in dict(medians).items()},
+            )
         elif event == "error":
             self.error = line
         elif event == "exit":

@@ -22,10 +22,11 @@ from runners.plan import Job
 from runners.records import calibrations
 from runners.sweep import resume, slurm
 from runners.sweep.folder import new_or_resumed
-from runners.sweep.progress import Progress, title
+from runners.sweep.progress import Progress
 from runners.sweep.result import SweepResult
 from runners.sweep.settings import settings_of
 from runners.sweep.sweep import Sweep
+from runners.sweep.titles import title
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # set for ranks by threads=N
 

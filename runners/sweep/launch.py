@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from moe.spec import RankLayout
 from runners.config.memory import fits_together
 from runners.host.timeout import call_with_timeout
 from runners.launch.local import LaunchProcess, Start
@@ -18,6 +19,7 @@ from runners.plan import Job, LaunchPlan, engine_and_ranks, waves
 from runners.records import calibrations, record, routing_trace
 from runners.records.record import Record
 from runners.sweep import failure
+from runners.sweep.activity import RankStage
 from runners.sweep.assemble import Assembler
 
 POLL_S = 0.2
@@ -49,7 +51,7 @@ class RecordSink(Protocol):
 
     def track(self, records: list[Record]) -> None: ...
 
-    def report(self, plan: LaunchPlan, cell: int, stage: str, rounds: tuple[int, int]) -> None: ...
+    def report(self, plan: LaunchPlan, at: RankStage) -> None: ...
 
     def all_measured(self) -> None:
         """Called when the last record of the last launch is on disk."""
@@ -83,14 +85,7 @@ class Launch:
 
     def _cached_calibration(self) -> dict[str, Any] | None:
         place = self.jobs[0].cell.placement
-        return calibrations.load_cached(
-            self.context.calibration_dir,
-            self.context.fingerprint,
-            place.world_size,
-            place.threads,
-            place.backend,
-            place.nodes,
-        )
+        return cached_calibration(self.context.calibration_dir, self.context.fingerprint, place)
 
     def _plan(self) -> LaunchPlan:
         measure, context = self.jobs[0].measure, self.context
@@ -150,8 +145,7 @@ class Launch:
             self._read_lines()
             if before != [rank.reader.offset for rank in self.lines.ranks]:
                 last_line_at = time.monotonic()
-            first = self.lines.ranks[0]
-            self.sink.report(self.plan, first.cell, first.stage, first.rounds)
+            self.sink.report(self.plan, self.lines.ranks[0].progress)
             if self._finish_waves():
                 last_line_at = time.monotonic()
             if time.monotonic() - last_line_at > limit_s:
@@ -234,6 +228,13 @@ class Launch:
             self._fail(one, 0)
             one.samples = record.Samples()
             self.sink.save(one)
+
+
+def cached_calibration(folder: Path, fingerprint: str, place: RankLayout) -> dict[str, Any] | None:
+    """The calibration of ranks like these on this machine, if there is one."""
+    return calibrations.load_cached(
+        folder, fingerprint, place.world_size, place.threads, place.backend, place.nodes
+    )
 
 
 @contextlib.contextmanager

@@ -1,121 +1,133 @@
-"""Progress of a sweep: a live line on a terminal, plain lines elsewhere."""
+"""Progress of a sweep: a live display on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
+from rich.live import Live
 
-from moe.spec import Cell
-from moe.strategies import rules_of
-from runners.plan import LaunchPlan
-from runners.records import flat_row, stats
+from runners.plan import Job, LaunchPlan
+from runners.records import stats
 from runners.records.record import Record
+from runners.sweep.activity import RankStage, activity
+from runners.sweep.best import BestSoFar
+from runners.sweep.estimate import Estimate
+from runners.sweep.parts import LaunchWork
+from runners.sweep.screen import Frame, Screen
+from runners.sweep.titles import title
 
 PLAIN_EVERY_S = 5.0
-
-
-def title(cell: Cell, label: str = "") -> str:
-    """A cell's title in a few words."""
-    work, place = cell.workload, cell.placement
-    words = [cell.strategy.name]
-    words += [cell.strategy.dispatcher] if rules_of(cell.strategy.name).dispatchers else []
-    words += [f"k={cell.layer.topk_requested}", f"batch={work.batch_size}"]
-    words += [f"ranks={place.world_size}", cell.layer.dtype]
-    usual = Cell()
-    for part, normal, names in (
-        (work, usual.workload, ("tokens", "mode", "cache")),
-        (cell.strategy, usual.strategy, ("variant",)),
-    ):
-        words += [getattr(part, n) for n in names if getattr(part, n) != getattr(normal, n)]
-    if work.kind != usual.workload.kind:
-        words.append(flat_row.workload_name(work))
-    if cell.strategy.slowdown:
-        words.append(f"slowdown={cell.strategy.slowdown}")
-    return " ".join(words + ([f"[{label}]"] if label else []))
+REFRESHES_PER_S = 4
 
 
 class Progress:
-    """Shows the cells done, the current cell and round, and the time left of a wave."""
+    """Shows the cells done, what is done now, the time left and, on a terminal, the best so far."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self.console = Console(file=stream or sys.stderr)
-        self.live = self.console.is_terminal
+    def __init__(
+        self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.console, self.clock = Console(file=stream or sys.stderr), clock
+        self.live = self.console.is_terminal and not self.console.is_dumb_terminal
+        self.ended = False
         self.total = self.done = 0
-        self._last_text = ""
-        self._last_text_at = self._wave_at = 0.0
-        self._wave: tuple[int, int] | None = None
-        self._bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
+        self.estimate: Estimate | None = None
+        self.best = BestSoFar([])
+        self._activity = self._launch = self._last_text = ""
+        self._last_text_at = self._began = -PLAIN_EVERY_S
+        self._launches = 0
+        self._screen = Screen(clock)
+        self._display = Live(
+            self._screen,
             console=self.console,
             transient=True,
-            refresh_per_second=2,
+            redirect_stdout=False,  # it may be a file, where stderr is a terminal
+            refresh_per_second=REFRESHES_PER_S,
         )
 
-    def begin(self, total: int) -> None:
-        self.total = total
+    def begin(
+        self,
+        total: int,
+        jobs: Sequence[Job],
+        launches: Sequence[LaunchWork] = (),
+        tracked: bool = False,
+    ) -> None:
+        """`total` counts every launch of a cell; without `launches` nothing is estimated."""
+        self.total, self._launches, self._began = total, len(launches), self.clock()
+        if launches:
+            self.estimate = Estimate(launches, tracked, self.clock)
+            many = "launches" if len(launches) > 1 else "launch"
+            cells = f"{len(jobs)} cell{'s' if len(jobs) > 1 else ''}"
+            self.print_line(f"{cells} in {len(launches)} {many}: {self.estimate.whole}")
         if self.live:
-            self._bars.start()
-            self._task = self._bars.add_task("starting", total=total)
+            self.best = BestSoFar(job.cell for job in jobs)
+            self._refresh("starting")
+            self._display.start()
 
     def end(self) -> None:
+        """From here on nothing is shown but cells and lines that are asked for."""
         if self.live:
-            self._bars.stop()
+            self._display.stop()
+        self.ended, self.live = True, False
 
     def print_line(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def update(
-        self, plan: LaunchPlan, launch: int, cell: int, stage: str, rounds: tuple[int, int]
-    ) -> None:
-        place = plan.placement
-        where = f"launch {launch}: {place.world_size} ranks, {place.backend}"
-        what = f"{where}: {stage}"
-        if cell >= 0 and stage != "round":
-            what += f" {title(plan.cells[cell], plan.labels[cell])}"
-        if stage == "calibrate":
-            what += f" (once for these ranks, at most {plan.measure.calibration_limit_s:g} s)"
-        if stage == "round":
-            number = min(rounds[1] + 1, plan.measure.rounds_max)
-            what = f"{where}: round {number}{self._eta(plan, launch, rounds)}"
-        self._show(what, always=stage == "calibrate")
+    def begin_launch(self, plan: LaunchPlan, later: int) -> None:
+        """A launch begins, before the last `later` of those planned."""
+        if self.estimate:
+            self.estimate.begin_launch(plan, later)
+        number = self._launches - later
+        self._launch = f", launch {number} of {self._launches}" if self._launches > 1 else ""
 
-    def _eta(self, plan: LaunchPlan, launch: int, rounds: tuple[int, int]) -> str:
-        """Time left for the minimum of rounds, at the pace of this wave's rounds so far."""
-        now, wave = time.monotonic(), (launch, rounds[0])
-        if wave != self._wave:
-            self._wave, self._wave_at = wave, now
-        least, most, done = plan.measure.rounds_min, plan.measure.rounds_max, rounds[1]
-        limits = f" of {least}" if least == most else f" of {least} to {most}"
-        if not 0 < done < least:
-            return limits
-        left_s = (now - self._wave_at) / done * (least - done)
-        return f"{limits}, at least {left_s:.0f} s left"
-
-    def _show(self, what: str, always: bool = False) -> None:
-        """On a terminal at once; elsewhere every few seconds, or at once with `always`."""
-        if self.live:
-            self._bars.update(self._task, description=what)
+    def update(self, plan: LaunchPlan, at: RankStage) -> None:
+        """Shows what the ranks of a launch do."""
+        if self.ended:
             return
-        now = time.monotonic()
-        words = what.split(", at least")[0]
-        if words != self._last_text and (always or now - self._last_text_at >= PLAIN_EVERY_S):
-            self._last_text, self._last_text_at = words, now
-            self.print_line(f"[{self.done}/{self.total}] {what}")
+        if self.estimate:
+            self.estimate.update(plan, at)
+        if self.live:
+            self.best.add_rounds(plan, at.medians_ms)
+        self.show(activity(plan, at) + self._launch, at_once=at.stage == "calibrate")
+
+    def show(self, text: str, at_once: bool = False) -> None:
+        """On a terminal at once; elsewhere every few seconds, or at once with `at_once`."""
+        if self.live:
+            self._refresh(text)
+            return
+        now = self.clock()
+        if text != self._last_text and (at_once or now - self._last_text_at >= PLAIN_EVERY_S):
+            self._last_text, self._last_text_at = text, now
+            left = f", {self.estimate.outlook().text(now)}" if self.estimate else ""
+            self.print_line(f"[{self.done}/{self.total}] {text}{left}")
+
+    def show_live(self, text: str) -> None:
+        """Shows what takes moments, on a terminal only."""
+        if self.live:
+            self._refresh(text + self._launch)
+
+    def _refresh(self, text: str) -> None:
+        self._activity = text
+        self._screen.frame = Frame(
+            done=self.done,
+            total=self.total,
+            began=self._began,
+            activity=text,
+            outlook=self.estimate.outlook() if self.estimate else None,
+            best=tuple(self.best.lines()),
+        )
 
     def cell_done(self, record: Record) -> None:
         self.done = min(self.total, self.done + (record.outcome != "interrupted"))
-        if self.live:
-            self._bars.update(self._task, completed=self.done)
         figures = stats.headline(record)
-        result = f"{figures['median_duration_ms']:.3g} ms" if figures else record.outcome
+        median_ms = figures.get("median_duration_ms")
+        if self.live:
+            self.best.add(record.cell, record.label, record.launch, median_ms)
+            self._refresh(self._activity)
+        result = f"{median_ms:.3g} ms" if median_ms is not None else record.outcome
         error = f" ({record.error['message']})" if record.error else ""
         if record.gate and not record.gate["ok"]:
             error = f" ({record.gate.get('detail') or 'disagrees with the oracle'})"

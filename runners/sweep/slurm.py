@@ -200,7 +200,9 @@ class SlurmSweep:
             if self.settings.resume_mode:
                 self._resume(self.settings.resume_mode)
             self.result.warnings += folder.write_plan(self.state.jobs, self.settings)
-            self.progress.begin(sum(self.state.left.values()))
+            left = self.state.left
+            jobs = [job for job in self.state.jobs if left[job.cell_id]]
+            self.progress.begin(sum(left.values()), jobs)
             self._queue()
             self._watch()
         except KeyboardInterrupt:
@@ -255,8 +257,10 @@ class SlurmSweep:
         return {group: job for group, job in job_ids.items() if job in queued}
 
     def _watch(self) -> None:
-        while unfinished_jobs(list(self.queued.values())):
+        while unfinished := unfinished_jobs(list(self.queued.values())):
             self._take_records()
+            ended = len(self.queued) - len(unfinished)
+            self.progress.show(f"jobs: {len(unfinished)} queued or running, {ended} ended")
             time.sleep(POLL_S)
         self._take_records()
 

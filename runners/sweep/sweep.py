@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
+from moe.spec import RankLayout
 from runners.host import environment
 from runners.host.timeout import call_with_timeout
 from runners.launch.local import Start, start
-from runners.plan import Job, LaunchPlan, groups
+from runners.plan import Job, LaunchPlan, groups, waves
 from runners.records import calibrations, record, stats
 from runners.records.record import Record
 from runners.sweep import folder
-from runners.sweep.launch import Launch, LaunchContext
+from runners.sweep.activity import RankStage
+from runners.sweep.launch import Launch, LaunchContext, cached_calibration
+from runners.sweep.parts import LaunchWork
 from runners.sweep.progress import Progress
 from runners.sweep.recover import recover
 from runners.sweep.result import SweepResult
@@ -56,9 +59,10 @@ class Sweep:
             if self.settings.resume_mode:
                 self._resume(self.settings.resume_mode)
             call_with_timeout("the sweep's folder", self.write_plan, BULK_S)
-            self.progress.begin(sum(self.state.left.values()))
-            for jobs, last in self._launches():
-                self._run_group(jobs, last)
+            launches = self._launches()
+            self._begin_progress(launches)
+            for later, jobs in zip(reversed(range(len(launches))), launches, strict=True):
+                self._run_group(jobs, later)
         except KeyboardInterrupt:
             self.result.interrupted = True
         except StopSweep as stop:
@@ -74,16 +78,39 @@ class Sweep:
     def write_plan(self) -> None:
         self.result.warnings += folder.write_plan(self.state.jobs, self.settings)
 
-    def _launches(self) -> Iterator[tuple[list[Job], bool]]:
-        """The jobs of every remaining launch, and whether it is the last."""
-        launches = [
+    def _launches(self) -> list[list[Job]]:
+        """The jobs of every remaining launch."""
+        return [
             jobs
             for group in groups(self.state.jobs, self.settings.isolation)
             for number in range(group.measure.launches)
             if (jobs := [job for job in group.jobs if self.state.left[job.cell_id] > number])
         ]
-        for number, jobs in enumerate(launches, start=1):
-            yield jobs, number == len(launches)
+
+    def _begin_progress(self, launches: list[list[Job]]) -> None:
+        left = self.state.left
+        self.progress.begin(
+            sum(left.values()),
+            [job for job in self.state.jobs if left[job.cell_id]],
+            self._work(launches),
+            tracked=self.settings.tracker.get("mode") != "disabled",
+        )
+
+    def _work(self, launches: list[list[Job]]) -> list[LaunchWork]:
+        """What the duration of the launches depends on; the first of ranks that are alike
+        calibrates."""
+        calibrated: dict[RankLayout, bool] = {}
+        work = []
+        for jobs in launches:
+            measure, place = jobs[0].measure, jobs[0].cell.placement
+            if place not in calibrated:
+                known = cached_calibration(self.calibration_dir, self.fingerprint, place)
+                calibrated[place] = known is not None
+            calibrates = measure.calibrate and not calibrated[place]
+            calibrated[place] |= calibrates
+            cells = tuple(map(len, waves(jobs, measure.wave_cells)))
+            work.append(LaunchWork(measure, place, cells, calibrates))
+        return work
 
     def _resume(self, mode: str) -> None:
         """Takes over the folder's records, after recovering those of a dead launcher."""
@@ -102,13 +129,15 @@ class Sweep:
         """Records made of what a dead launcher's ranks have written."""
         return recover(self.settings.sweep_dir, jobs, self.result.warnings.append)
 
-    def _run_group(self, pending: list[Job], last: bool) -> None:
+    def _run_group(self, pending: list[Job], later: int) -> None:
         """Launches a group, and again when ranks die, each time without the cell that was the
         cause. A launch that was ended for silence is not repeated: it would cost its limit again.
+        `later` launches are still to come.
         """
         blameless = 0
         while pending:
-            launch = Launch(self.context(last), self, pending)
+            launch = Launch(self.context(last=not later), self, pending)
+            self.progress.begin_launch(launch.plan, later)
             outcome = launch.run()
             pending = outcome.pending
             give_up = False
@@ -146,6 +175,7 @@ class Sweep:
     def save(self, one: Record) -> None:
         """Writes the record first; OSError from a failing disk ends the sweep."""
         sweep_dir = self.settings.sweep_dir
+        self.progress.show_live("writing records")
         call_with_timeout("the sweep's folder", lambda: record.write(sweep_dir, one))
         self.state.add(one)
         self.result.timed_s += stats.timed_ns(one.samples) / 1e9
@@ -156,14 +186,16 @@ class Sweep:
         ids = [one.attempt_id for one in records if one.outcome != "interrupted"]
         tracker = self.settings.tracker
         limit_s = float(tracker.get("limit_s", 120))
+        if tracker.get("mode") != "disabled":
+            self.progress.show_live("writing W&B runs")
         done = run_tracker(self.settings.sweep_dir, ids, tracker, limit_s)
         self.result.tracked += done.runs
         self.result.sync_command = done.sync_command or self.result.sync_command
         if done.warning and done.warning not in self.result.warnings:
             self.result.warnings.append(done.warning)
 
-    def report(self, plan: LaunchPlan, cell: int, stage: str, rounds: tuple[int, int]) -> None:
-        self.progress.update(plan, plan.launch, cell, stage, rounds)
+    def report(self, plan: LaunchPlan, at: RankStage) -> None:
+        self.progress.update(plan, at)
 
     def all_measured(self) -> None:
         self.progress.end()  # tables may be printed from here on

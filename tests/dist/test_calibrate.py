@@ -27,6 +27,7 @@ from runners.plan import Measure
 from runners.rank import calibrate, links, probe
 from runners.records import calibrations as limits
 from runners.sweep import entry
+from runners.sweep.activity import RankStage
 from runners.sweep.progress import Progress
 from tests.support import fake_group
 
@@ -348,13 +349,13 @@ def test_a_calibration_is_said_while_it_runs_and_what_bounds_it() -> None:
     said = io.StringIO()
     plan = cast(
         Any, SimpleNamespace(placement=RankLayout(world_size=6, backend="mpi"),
-                             measure=Measure(calibration_limit_s=9.0)),
+                             measure=Measure(calibration_limit_s=9.0), waves=[]),
     )  # fmt: skip
     shown = Progress(said)
     for stage in ("environment", "calibrate", "calibrate", "settle"):
-        shown.update(plan, 0, -1, stage, (0, 0))
-    assert said.getvalue().count("calibrate") == 1
-    assert "6 ranks, mpi: calibrate (once for these ranks, at most 9 s)" in said.getvalue()
+        shown.update(plan, RankStage(stage=stage))
+    assert said.getvalue().count("calibrating") == 1
+    assert "calibrating, once for 6 ranks on mpi, at most 9 s" in said.getvalue()
 
 
 @pytest.mark.dist

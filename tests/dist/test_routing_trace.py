@@ -31,9 +31,10 @@ from runners.records.record import cell_key
 from runners.records.routing_trace import TraceError, read_trace, thaw
 from runners.records.sealed import CHECKSUM, sealed
 from runners.sweep import launch
-from runners.sweep.progress import Progress, title
+from runners.sweep.progress import Progress
 from runners.sweep.settings import Settings
 from runners.sweep.sweep import Sweep
+from runners.sweep.titles import title
 from tests.unit.runners.test_cell import BASE
 
 ROWS = np.array([[3, 0], [1, 2], [2, 3]])

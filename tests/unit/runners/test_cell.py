@@ -20,7 +20,7 @@ from runners.host.machine import NodeResources
 from runners.records import record
 from runners.records.record import Record, cell_from_dict, cell_key
 from runners.records.sealed import RecordError
-from runners.sweep.progress import title
+from runners.sweep.titles import title
 
 ROOT = Path(__file__).resolve().parents[3]
 MACHINE = NodeResources(cores=2)
