@@ -41,6 +41,8 @@ def picture(frame: pd.DataFrame, name: str, group: str = "", metric: str = "") -
         figure = plots.maker(name)(scene)
     if figure is None:
         raise InputError(f"picture {name}: these records have no data for it; allowed are others")
+    if isinstance(figure, str):
+        raise InputError(f"picture {name}: {figure}")
     return Picture(figure)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -15,6 +17,7 @@ from analysis.text import flag_legend
 from moe.strategies import rules_of
 from runners.records.stats import DRIFT_THRESHOLD
 
+MAKERS_WORDS = re.compile(r"\((?:R|TM)\)|\b(?:CPU|Processor|\d+-Core)\b|@.*", re.IGNORECASE)
 BASES = {"one launch": "within one launch", "launches": "over launches"}
 
 
@@ -23,11 +26,11 @@ def banners(frame: pd.DataFrame) -> list[str]:
     lines = []
     moved = frame[frame["drift"] > DRIFT_THRESHOLD]
     if not moved.empty:
-        waves = {(r.sweep, r.launch, r.wave) for r in moved.itertuples()}
         lines.append(
             f"DRIFT: the anchor cell changed by {moved['drift'].max():.0%} within a wave "
-            f"({len(waves)} of {_waves(frame)} waves past {DRIFT_THRESHOLD:.0%}): times within a "
-            "wave stay comparable since rounds are in random order; times of different waves do not"
+            f"({_waves(moved)} of {_waves(frame)} waves past {DRIFT_THRESHOLD:.0%}): times within "
+            "a wave stay comparable since rounds are in random order; times of different waves "
+            "do not"
         )
     wrong = frame[frame["outcome"] == "wrong"]
     if not wrong.empty:
@@ -35,6 +38,21 @@ def banners(frame: pd.DataFrame) -> list[str]:
             f"WRONG: {len(wrong)} of {len(frame)} attempts disagree with the oracle; "
             "they have no time anywhere"
         )
+    return lines
+
+
+def short_banners(frame: pd.DataFrame) -> list[str]:
+    """The banners in a few words, for the space above a picture."""
+    lines = []
+    moved = frame[frame["drift"] > DRIFT_THRESHOLD]
+    if not moved.empty:
+        lines.append(
+            f"DRIFT: the anchor cell changed by {moved['drift'].max():.0%} within a wave "
+            f"({_waves(moved)} of {_waves(frame)} waves)"
+        )
+    wrong = int((frame["outcome"] == "wrong").sum())
+    if wrong:
+        lines.append(f"WRONG: {wrong} of {len(frame)} attempts, which have no time")
     return lines
 
 
@@ -52,21 +70,52 @@ def lines(frame: pd.DataFrame, cells: pd.DataFrame, command: str) -> list[str]:
     ]
 
 
+def source(frame: pd.DataFrame) -> str:
+    """Sweeps and machines in short: "Sweep smoke; AMD EPYC 7B13, 2 cores."."""
+    names = sweeps(frame)
+    listed = f"Sweep {', '.join(names)}" if len(names) < 3 else f"{len(names)} sweeps"
+    hosts = frame.drop_duplicates("host").to_dict("records")
+    words = list(dict.fromkeys(short_machine(row) for row in hosts))
+    more = f" and {len(words) - 1} more" if len(words) > 1 else ""
+    return f"{listed}; {words[0]}{more}." if words else f"{listed}."
+
+
+def short_machine(attempt: Mapping[Hashable, Any]) -> str:
+    """What computed: the GPU, or the processor with its cores, without what its maker adds."""
+    gpu, cpu, cores = (plain(attempt[n]) for n in ("gpu_model", "cpu_model", "cores"))
+    if gpu and attempt["device"] == "cuda":
+        return str(gpu)
+    name = " ".join(MAKERS_WORDS.sub(" ", cpu or "").split()) or "a processor not recorded"
+    return name + (f", {cores} cores" if cores else "")
+
+
 def machine(frame: pd.DataFrame) -> str:
     """Processor, cores and GPU of every machine; the versions of torch and the commits."""
+    software = {f"torch {v}" for v in frame["torch_version"] if v}
+    tail = [*sorted(software), *commits(frame, digits=10)[:3]]
+    return (
+        f"Machine: {' | '.join(machines(frame))}" + (f"; {', '.join(tail)}" if tail else "") + "."
+    )
+
+
+def machines(frame: pd.DataFrame) -> list[str]:
+    """Processor, cores and GPU of every machine."""
     texts = []
     names = ["cpu_model", "cores", "gpu_model"]
-    machines = frame.drop_duplicates(["host", *names])
-    for cpu, cores, gpu in zip(*(map(plain, machines[n]) for n in names), strict=True):
+    hosts = frame.drop_duplicates(["host", *names])
+    for cpu, cores, gpu in zip(*(map(plain, hosts[n]) for n in names), strict=True):
         words = [cpu or "processor not recorded"]
         words += [f"{cores} cores"] if cores else []
         words += [gpu] if gpu else []
         texts.append(", ".join(words))
-    software = {f"torch {v}" for v in frame["torch_version"] if v}
-    revisions = set(zip(frame["git_sha"], frame["git_dirty"], strict=True))
-    commits = sorted({f"{s[:10]}+changes" if dirty else s[:10] for s, dirty in revisions if s})
-    tail = [*sorted(software), *(f"commit {c}" for c in commits[:3])]
-    return f"Machine: {' | '.join(texts)}" + (f"; {', '.join(tail)}" if tail else "") + "."
+    return texts
+
+
+def commits(frame: pd.DataFrame, digits: int = 40) -> list[str]:
+    """ "commit 0123456789", with "+changes" where not all was committed."""
+    revisions = zip(frame["git_sha"], frame["git_dirty"], strict=True)
+    marked = {s[:digits] + ("+changes" if dirty else "") for s, dirty in revisions if s}
+    return [f"commit {one}" for one in sorted(marked)]
 
 
 def engine(frame: pd.DataFrame) -> str:
