@@ -143,6 +143,7 @@ def _without_time(ax: Axes, facet: Facet, metric: Metric) -> list[Text]:
                 x, 0.02, "\n".join(words), transform=ax.get_xaxis_transform(), zorder=6, **look
             )
             label.set_parse_math(False)
+            label.set_in_layout(False)
             labels.append(label)
     return labels
 

@@ -32,7 +32,8 @@ def box(frame: pd.DataFrame, scene: PlotData) -> Box:
         ("System", _each(frame, "os")),
         ("Machine", " | ".join(captions.machines(frame))),
     ]
-    short = [captions.source(frame).removesuffix("."), *captions.commits(frame, digits=10)[:1]]
+    short = [captions.source(frame).removesuffix(".")]
+    short += [f"commit {sha}" for sha in captions.commits(frame, digits=10)[:1]]
     short += [f"{name} {version}" for name, version in facts[2:4] if version]
     measured = sorted(filter(None, status.sweep_commands(scene.sources))) or [NOT_RECORDED]
     verbs = (("The tables", "show"), ("The plots", "plot"), ("This page", "report"))

@@ -92,10 +92,9 @@ def short_machine(attempt: Mapping[Hashable, Any]) -> str:
 def machine(frame: pd.DataFrame) -> str:
     """Processor, cores and GPU of every machine; the versions of torch and the commits."""
     software = {f"torch {v}" for v in frame["torch_version"] if v}
-    tail = [*sorted(software), *commits(frame, digits=10)[:3]]
-    return (
-        f"Machine: {' | '.join(machines(frame))}" + (f"; {', '.join(tail)}" if tail else "") + "."
-    )
+    tail = [*sorted(software), *(f"commit {c}" for c in commits(frame, digits=10)[:3])]
+    text = f"Machine: {' | '.join(machines(frame))}"
+    return text + (f"; {', '.join(tail)}" if tail else "") + "."
 
 
 def machines(frame: pd.DataFrame) -> list[str]:
@@ -112,10 +111,10 @@ def machines(frame: pd.DataFrame) -> list[str]:
 
 
 def commits(frame: pd.DataFrame, digits: int = 40) -> list[str]:
-    """ "commit 0123456789", with "+changes" where not all was committed."""
+    """The commits that ran, with "+changes" where not all was committed."""
     revisions = zip(frame["git_sha"], frame["git_dirty"], strict=True)
     marked = {s[:digits] + ("+changes" if dirty else "") for s, dirty in revisions if s}
-    return [f"commit {one}" for one in sorted(marked)]
+    return sorted(marked)
 
 
 def engine(frame: pd.DataFrame) -> str:
