@@ -38,16 +38,16 @@ class Picture:
 
 
 def pictures(scene: PlotData) -> list[Picture]:
-    """Every plot that the records have data for."""
+    """Every plot that the records have data for; those of one size first."""
     whole = captions.source(scene.frame)
     listed = []
     for name, drawn in plots.figures(scene):
         what = plots.PLOTS[name][1] if name != "axis" else "duration against a further axis"
         if isinstance(drawn, str):
-            listed.append(Picture(name, what, sentence=drawn))
+            listed.append(Picture(name, what, sentence=drawn, wide=True))
         elif drawn is not None:
             listed.append(_picture(name, what, drawn, whole))
-    return listed
+    return sorted(listed, key=lambda picture: picture.wide)
 
 
 def _picture(name: str, what: str, drawing: Drawing, whole: str) -> Picture:
