@@ -196,8 +196,7 @@ def skew(scene: PlotData) -> Drawing | None:
                                    "world_size", "tokens", "expert_placement"])  # fmt: skip
     found = summaries(every)
     most = sorted(range(len(found)), key=lambda i: -(found[i].skew_lambda or 0.0))[:MAX_ROWS]
-    chosen = [i for i in in_order(every) if i in most]
-    if not chosen:
+    if not (chosen := [i for i in in_order(every) if i in most]):
         return None
     cells, shown = every.iloc[chosen], [found[i] for i in chosen]
     widest = max(len(cell.rank_slots) for cell in shown)
