@@ -23,7 +23,7 @@ from analysis.plots.drawing import Account, Drawing, Values
 from analysis.text import captions
 
 CAPTION_SIZE = 7.0
-GAP = 2.0  # pixels around a text that was moved
+GAP = 4.0  # pixels around a text that was moved
 ELLIPSIS = "\u2026"
 WIDTH, HEIGHT = 6.0, 3.6  # inches of a picture of one panel
 DODGE = 0.03  # of the axis between neighbouring series, so that error bars do not hide each other
@@ -166,11 +166,19 @@ def legend(fig: Drawing, axes: Sequence[Axes], extra: Sequence[Any] = ()) -> Non
         handles, labels = ax.get_legend_handles_labels()
         keys |= {label: h for h, label in zip(handles, labels, strict=True) if label not in keys}
     keys |= {handle.get_label(): handle for handle in extra}
-    widest = 0.58 + 0.076 * max((len(name) for name in keys), default=0)
-    columns = max(1, min(len(keys), int(fig.get_figwidth() / widest)))
-    if sum(0.58 + 0.076 * len(name) for name in keys) < fig.get_figwidth():
-        columns = len(keys)
+    widths = [0.58 + 0.076 * len(name) for name in keys]  # inches
+    columns = len(keys) or 1
+    while columns > 1 and _legend_width(widths, columns) >= fig.get_figwidth():
+        columns -= 1
     fig.legend(list(keys.values()), list(keys), loc="outside upper left", ncols=columns)
+
+
+def _legend_width(widths: Sequence[float], columns: int) -> float:
+    """Entries fill the columns from the top, the first columns with one more where some are left."""
+    short, longer = divmod(len(widths), columns)
+    rows = [short + (column < longer) for column in range(columns)]
+    ends = [sum(rows[: column + 1]) for column in range(columns)]
+    return sum(max(widths[end - n : end]) for n, end in zip(rows, ends, strict=True))
 
 
 def number_axis(ax: Axes, values: Sequence[float], which: str = "x", log: bool = True) -> None:
