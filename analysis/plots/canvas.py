@@ -174,7 +174,7 @@ def legend(fig: Drawing, axes: Sequence[Axes], extra: Sequence[Any] = ()) -> Non
 
 
 def _legend_width(widths: Sequence[float], columns: int) -> float:
-    """Entries fill the columns from the top, the first columns with one more where some are left."""
+    """In inches. Entries fill the columns from the top, the first ones with one more if need be."""
     short, longer = divmod(len(widths), columns)
     rows = [short + (column < longer) for column in range(columns)]
     ends = [sum(rows[: column + 1]) for column in range(columns)]

@@ -23,7 +23,7 @@ from analysis.data.facets import (
     x_label,
 )
 from analysis.data.frame import ALIASES, hashable
-from analysis.data.series import SERIAL
+from analysis.data.series import SERIAL, series_order
 from analysis.plots import canvas
 from analysis.plots.bars import bar_names, in_order
 from analysis.plots.canvas import PlotData
@@ -33,7 +33,7 @@ from analysis.stats.skew import always_even
 
 MAX_ROWS = 16
 MAX_WRITTEN = 16  # ranks up to which every tile of the skew map has its number
-TIED = "#D9D9D9"
+TIED, NO_DIFFERENCE = "#D9D9D9", "no difference shown"
 
 
 def crossover(scene: PlotData) -> Drawing | str | None:
@@ -59,7 +59,7 @@ def crossover(scene: PlotData) -> Drawing | str | None:
     width, height = max(6.0, 1.25 * len(columns) + 3.2), 1.5 + 0.62 * len(lines)
     fig = canvas.figure(width=width, height=height)
     ax = fig.subplots()
-    every = sorted({name for facet in lines for name in facet.series})
+    every = sorted({name for facet in lines for name in facet.series}, key=series_order)
     used: dict[str, str] = {}
     for tile in tiles:
         _paint(ax, columns.index(tile.place.x), tile, every, used)
@@ -73,7 +73,8 @@ def crossover(scene: PlotData) -> Drawing | str | None:
     if len(rows) == 1:
         ax.set_ylabel(axis_names[1])
     ax.grid(visible=False)
-    fig.legend(handles=[_key(n, c) for n, c in used.items()], loc="outside upper left", ncols=4)
+    keys = [_key(n, used[n]) for n in (*every, NO_DIFFERENCE) if n in used]
+    fig.legend(handles=keys, loc="outside upper left", ncols=4)
     about = f"Fastest by {' and '.join(axis_names)}, and its lead on the next"
     about += f"; {everywhere}." if (everywhere := shared_setting(lines)) else "."
     notes = [
@@ -153,7 +154,7 @@ def _paint(ax: Axes, x: int, tile: Tile, every: Sequence[str], used: dict[str, s
         return
     first, single = tile.leaders[0], len(tile.leaders) == 1
     color = canvas.fill(first, every) if single else TIED
-    used[first if single else "no difference shown"] = color
+    used[first if single else NO_DIFFERENCE] = color
     hatch = "" if single else "//"
     ax.add_patch(Rectangle(
         (x - 0.48, tile.y - 0.46), 0.96, 0.92, facecolor=color, hatch=hatch, edgecolor="white"
@@ -176,8 +177,8 @@ def _key(name: str, color: str) -> Patch:
 
 def _ink(color: str) -> str:
     """Black or white, whichever can be read on the colour."""
-    red, green, blue = to_rgb(color)
-    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+    red, green, blue = (part**2.2 for part in to_rgb(color))
+    return "black" if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18 else "white"
 
 
 def _row(facet: Facet, names: Sequence[str]) -> str:
