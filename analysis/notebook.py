@@ -32,8 +32,9 @@ class Picture:
         return stream.getvalue()
 
 
-def picture(frame: pd.DataFrame, name: str, group: str = "", metric: str = "") -> Picture:
-    """The plot of this name (see `plot --name`); raises InputError without data for it."""
+def picture(frame: pd.DataFrame, name: str, group: str = "", metric: str = "") -> Picture | str:
+    """The plot of this name (see `plot --name`), or the sentence in its place; raises InputError
+    without data for it."""
     from analysis.plots.canvas import PlotData, styled
 
     scene = PlotData(frame, summarize(frame), metric=metric, group=group)
@@ -41,7 +42,7 @@ def picture(frame: pd.DataFrame, name: str, group: str = "", metric: str = "") -
         figure = plots.maker(name)(scene)
     if figure is None:
         raise InputError(f"picture {name}: these records have no data for it; allowed are others")
-    return Picture(figure)
+    return figure if isinstance(figure, str) else Picture(figure)
 
 
 def table(frame: pd.DataFrame, axis: str = "") -> pd.DataFrame:

@@ -142,18 +142,21 @@ def plot(options: argparse.Namespace) -> int:
     metric = check_column(data.frame, options.metric, "--metric") if options.metric else ""
     folder = Path(options.output) if options.output else _folder(data, "plots")
     picture = scene(data, metric, options.group)
-    paths: Iterable[Path]
+    outputs: Iterable[Path | str]
     if not names:
-        paths = plots.draw_all(picture, folder)
+        outputs = plots.draw_all(picture, folder)
     else:
         drawn = plots.draw(picture, folder, names)
         for name in [name for name, files in drawn.items() if not files]:
             print(f"warning: {name}: these records have no data for it", file=sys.stderr)
-        paths = itertools.chain.from_iterable(drawn.values())
+        outputs = itertools.chain.from_iterable(drawn.values())
     nothing = True
-    for path in paths:
+    for output in outputs:
         nothing = False
-        print(path, flush=True)
+        if isinstance(output, str):
+            print(output, file=sys.stderr)
+        else:
+            print(output, flush=True)
     if nothing:
         raise InputError(
             "plot: nothing to draw; a plot needs two measured cells along an axis; "

@@ -203,6 +203,12 @@ def setting(facet: Facet) -> str:
     return ", ".join(words)
 
 
+def shared_setting(among: Sequence[Facet]) -> str:
+    """The settings that all facets have in common, in words."""
+    first, *others = (setting(facet).split(", ") for facet in among)
+    return ", ".join(word for word in first if all(word in other for other in others))
+
+
 def _pair(name: str, value: Any) -> str:
     return f"{title_of(name)} {value}" if value != "" else f"no {title_of(name)}"
 

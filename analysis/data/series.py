@@ -9,11 +9,11 @@ import pandas as pd
 
 from analysis.data.cell_summary import CellSummary
 from analysis.data.frame import hashable, varying, where
+from analysis.data.looks import place_of
 from moe.spec import Cell, LayerSpec
 from runners.records import flat_row
 
 SERIAL = "serial"
-ORDER = ("serial", "simple", "dp", "tp", "ep", "ep_tp", "dp_ep", "fsdp")
 # Settings of a strategy's form: part of the series' name where they vary.
 VARIANT = (
     *("dispatcher", "ep", "tp", "overlap", "expert_placement", "expert_order", "hot_replicas"),
@@ -30,9 +30,8 @@ SAME_WORK = tuple(
 
 
 def series_order(name: str) -> tuple[int, str]:
-    """Sorts series: by ORDER of their strategies, unknown ones last, then by name."""
-    first = name.split(" ")[0]
-    return (ORDER.index(first) if first in ORDER else len(ORDER), name)
+    """Sorts series: by their strategies (`looks.place_of`), then by name."""
+    return (place_of(name.split(" ")[0]), name)
 
 
 def without_serial(cells: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,5 @@
-"""Every picture by name: a function of a scene that gives a figure, or None without data for it."""
+"""Every picture by name: a function of a scene that gives a drawing, a sentence in its place where
+it would show nothing more, or None without data for it."""
 
 from __future__ import annotations
 
@@ -13,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.errors import InputError
+from analysis.output import harmless
 from runners.host.hardware import usable_cores
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from analysis.plots.canvas import PlotData
+    from analysis.plots.drawing import Drawing
 
 STYLE = Path(__file__).parent / "style.mplstyle"
 # name -> (module, what it shows); modules are imported when drawn, matplotlib is slow to import
@@ -62,7 +63,7 @@ def settle_matplotlib() -> None:
         import matplotlib  # noqa: F401
 
 
-def maker(name: str) -> Callable[[PlotData], Figure | None]:
+def maker(name: str) -> Callable[[PlotData], Drawing | str | None]:
     """The function that draws a plot; raises InputError for an unknown name."""
     if name not in PLOTS:
         near = difflib.get_close_matches(name, PLOTS, 3, 0.4)
@@ -73,12 +74,14 @@ def maker(name: str) -> Callable[[PlotData], Figure | None]:
     from importlib import import_module
 
     module = import_module(f"analysis.plots.{PLOTS[name][0]}")
-    function: Callable[[PlotData], Figure | None] = getattr(module, name)
+    function: Callable[[PlotData], Drawing | str | None] = getattr(module, name)
     return function
 
 
-def figures(scene: PlotData, names: Sequence[str] = ()) -> Iterator[tuple[str, Figure | None]]:
-    """Each plot with its name, in order; None where the records have no data for it."""
+def figures(
+    scene: PlotData, names: Sequence[str] = ()
+) -> Iterator[tuple[str, Drawing | str | None]]:
+    """Each plot with its name, in order."""
     from analysis.plots import canvas
 
     for name, make in [(name, maker(name)) for name in names or PLOTS]:
@@ -86,20 +89,24 @@ def figures(scene: PlotData, names: Sequence[str] = ()) -> Iterator[tuple[str, F
             yield name, make(scene)
 
 
-def draw(scene: PlotData, folder: Path, names: Sequence[str] = ()) -> dict[str, list[Path]]:
-    """Files by name of what could be drawn; names without data have no files."""
+def draw(scene: PlotData, folder: Path, names: Sequence[str] = ()) -> dict[str, list[Path | str]]:
+    """By name the files of what could be drawn, or a note with the sentence in its place; names
+    without data have nothing."""
     from analysis.plots import canvas
 
-    drawn = {}
+    drawn: dict[str, list[Path | str]] = {}
     for name, figure in figures(scene, names):
+        if figure is None or isinstance(figure, str):
+            drawn[name] = [harmless(f"note: {name}: {figure}")] if figure else []
+            continue
         with canvas.styled():
-            drawn[name] = canvas.save(figure, folder, name) if figure else []
+            drawn[name] = [*canvas.save(figure, folder, name)]
     return drawn
 
 
-def draw_all(scene: PlotData, folder: Path) -> Iterator[Path]:
-    """The files of every plot that the records have data for, as they come: as many at a time as
-    there are cores, in forks of this process; lines first, then what takes longest."""
+def draw_all(scene: PlotData, folder: Path) -> Iterator[Path | str]:
+    """The files and notes of every plot that the records have data for, as they come: as many at a
+    time as there are cores, in forks of this process; lines first, then what takes longest."""
     from analysis.plots import canvas  # noqa: F401  # imported before the forks
 
     workers = min(usable_cores(), len(PLOTS))
@@ -131,5 +138,5 @@ def _share(scene: PlotData, folder: Path) -> None:
     SHARED[:] = [(scene, folder)]
 
 
-def _draw_one(name: str) -> list[Path]:
+def _draw_one(name: str) -> list[Path | str]:
     return draw(*SHARED[0], [name])[name]

@@ -7,14 +7,16 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from analysis import numbers
 from analysis.data.cell_summary import CellSummary, load_of, summaries
 from analysis.data.facets import sort_key, title_of
 from analysis.data.frame import hashable, varying
 from analysis.data.series import SERIAL, VARIANT, series_names, series_order, without_serial
 from analysis.plots import canvas
 from analysis.plots.canvas import PlotData
+from analysis.plots.drawing import Drawing, Row, Values
 
 MAX_BARS = 24
 PHASES = {
@@ -35,13 +37,27 @@ NAMED = ("batch_size", "topk", "world_size", "num_experts", "dim", "tokens", "mo
 
 def settings(cells: pd.DataFrame) -> list[str]:
     """What tells cells or attempts apart beside their series: "batch size 8, top-k 2"."""
-    if "load" not in cells:
-        rows = [{str(k): v for k, v in row.items()} for _, row in cells.iterrows()]
-        cells = cells.assign(load=[load_of(row) for row in rows])
+    cells = _with_load(cells)
     tested = without_serial(cells)
     names = [n for n in varying(cells if tested.empty else tested, NAMED) if n not in VARIANT]
     columns = [[f"{title_of(n)} {value}" for value in cells[n]] for n in names]
     return [", ".join(words) for words in zip(*columns, strict=True)] or [""] * len(cells)
+
+
+def _with_load(cells: pd.DataFrame) -> pd.DataFrame:
+    """With the workload's column, which attempts do not have."""
+    if "load" in cells:
+        return cells
+    rows = [{str(k): v for k, v in row.items()} for _, row in cells.iterrows()]
+    return cells.assign(load=[load_of(row) for row in rows])
+
+
+def in_order(cells: pd.DataFrame) -> list[int]:
+    """Positions of cells or attempts by series, then by the values of their settings."""
+    columns = [[sort_key(hashable(v)) for v in column] for column in
+               (_with_load(cells)[name] for name in NAMED)]  # fmt: skip
+    keys = list(zip(map(series_order, series_names(cells)), *columns, strict=True))
+    return sorted(range(len(cells)), key=keys.__getitem__)
 
 
 def bar_names(cells: pd.DataFrame) -> list[str]:
@@ -121,12 +137,24 @@ class Rows:
             )  # fmt: skip
             label.set_parse_math(False)
 
+    def values(self, header: Sequence[str], columns: Sequence[Sequence[float]]) -> Values:
+        """A row for every bar, with its number in each column."""
+        listed = zip(
+            self.names, settings(self.cells), summaries(self.cells),
+            zip(*columns, strict=True), strict=True,
+        )  # fmt: skip
+        rows = [
+            Row((name, where, *(numbers.short(v, 4) for v in row)), (cell.cell_id,))
+            for name, where, cell, row in listed
+        ]
+        return Values(("series", "setting", *header), tuple(rows))
+
     def left_out(self, every: pd.DataFrame) -> list[str]:
         left = len(every) - len(self.cells)
         return [f"{len(self.cells)} of {len(every)} cells; --filter chooses others."] * bool(left)
 
 
-def phases(scene: PlotData) -> Figure | None:
+def phases(scene: PlotData) -> Drawing | None:
     """Phases of a step, mean over ranks, from their own passes; the rest is named."""
     every = scene.cells[[bool(cell.phase_ms) for cell in summaries(scene.cells)]]
     if every.empty:
@@ -136,7 +164,7 @@ def phases(scene: PlotData) -> Figure | None:
     ax = fig.subplots()
     cells = summaries(rows.cells)
     names = list(dict.fromkeys([*PHASES, *(name for cell in cells for name in cell.phase_ms)]))
-    left = [0.0] * len(cells)
+    left, columns = [0.0] * len(cells), {}
     for name in names:
         widths = [float(cell.phase_ms.get(name, 0.0)) for cell in cells]
         if any(widths):
@@ -144,6 +172,7 @@ def phases(scene: PlotData) -> Figure | None:
             ax.barh(rows.places, widths, left=left, color=color, hatch=hatch,
                     edgecolor="white", linewidth=0.4, label=name)  # fmt: skip
             left = [a + b for a, b in zip(left, widths, strict=True)]
+            columns[f"{name} ms"] = widths
     totals = [cell.phase_total_ms or 0.0 for cell in cells]
     rest = [max(0.0, total - a) for total, a in zip(totals, left, strict=True)]
     if any(r > 0.01 * a for r, a in zip(rest, left, strict=True)):
@@ -152,11 +181,14 @@ def phases(scene: PlotData) -> Figure | None:
     rows.label([ax])
     ax.set_xlabel("ms per step, mean over ranks")
     canvas.legend(fig, [ax])
-    text = "Phases from separate, instrumented passes: their sum is not the headline duration."
-    return canvas.finish(fig, scene, "phases", [text, *rows.left_out(every)], rows.cells)
+    about = "Phases of a step, mean over ranks."
+    note = "From separate, instrumented passes: their sum is not the headline duration."
+    values = rows.values([*columns, "all ms"], [*columns.values(), totals])
+    notes = [note, *rows.left_out(every)]
+    return canvas.finish(fig, scene, "phases", about, notes, shown=rows.cells, values=values)
 
 
-def memory(scene: PlotData) -> Figure | None:
+def memory(scene: PlotData) -> Drawing | None:
     """Peak, weights and a step's tensors of the largest rank in MiB, each on an axis of its own."""
     every = scene.cells[[cell.peak_bytes_max is not None for cell in summaries(scene.cells)]]
     if every.empty:
@@ -167,12 +199,16 @@ def memory(scene: PlotData) -> Figure | None:
     columns = (("peak_bytes_max", "peak of the process", "#56B4E9", ""),
                ("weights_bytes_max", "weights", "#D55E00", "//"),
                ("step_bytes_max", "most a step adds", "#009E73", "xx"))  # fmt: skip
-    for ax, (name, title, color, hatch) in zip(axes, columns, strict=True):
-        values = [(cell.value(name) or 0) / 2**20 for cell in summaries(rows.cells)]
+    cells = summaries(rows.cells)
+    sizes = [[(cell.value(name) or 0) / 2**20 for cell in cells] for name, *_ in columns]
+    for ax, values, (_, title, color, hatch) in zip(axes, sizes, columns, strict=True):
+        ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.barh(rows.places, values, color=color, hatch=hatch, edgecolor="white", linewidth=0.4)
         ax.set_title(title)
         ax.set_xlabel("MiB, largest rank")
     rows.label(list(axes))
     methods = sorted({str(m) for m in scene.frame["memory_method"] if m})
-    texts = [f"Peak memory by {', '.join(methods)}.", *rows.left_out(every)]
-    return canvas.finish(fig, scene, "memory", texts, rows.cells)
+    about = f"Memory of the largest rank; peak by {', '.join(methods)}."
+    shown = rows.values([f"{title} MiB" for _, title, *_ in columns], sizes)
+    notes = rows.left_out(every)
+    return canvas.finish(fig, scene, "memory", about, notes, shown=rows.cells, values=shown)

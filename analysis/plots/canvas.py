@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -12,29 +11,21 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.transforms import Bbox
 
 from analysis import numbers
 from analysis.data.facets import Facet
-from analysis.data.series import series_order
+from analysis.data.looks import form_look, form_number, look_of
 from analysis.plots import STYLE
+from analysis.plots.drawing import Account, Drawing, Values
 from analysis.text import captions
 
-# Strategy -> colour, marker, line: each of the three tells them apart on its own.
-LOOKS: dict[str, tuple[str, str, str]] = {
-    "serial": ("#000000", "x", ":"),
-    "simple": ("#E69F00", "o", "-"),
-    "dp": ("#999999", "v", "-."),
-    "tp": ("#0072B2", "s", "--"),
-    "ep": ("#009E73", "^", "-"),
-    "ep_tp": ("#CC79A7", "D", "--"),
-    "dp_ep": ("#D55E00", "P", "-."),
-    "fsdp": ("#56B4E9", "h", ":"),
-}
-SPARE = ("#8C564B", "#7A5195", "#B15928", "#1B4F72", "#6A994E", "#A4133C")
-MARKERS = "*<>pXdH8"
 CAPTION_SIZE = 7.0
+GAP = 4.0  # pixels around a text that was moved
+ELLIPSIS = "\u2026"
+WIDTH, HEIGHT = 6.0, 3.6  # inches of a picture of one panel
 DODGE = 0.03  # of the axis between neighbouring series, so that error bars do not hide each other
 
 
@@ -56,48 +47,75 @@ def styled() -> AbstractContextManager[None]:
 
 
 def look(series: str, among: Sequence[str] = ()) -> dict[str, Any]:
-    """Colour, marker and line of a series; a strategy's first form has the strategy's own."""
-    strategy = series.split(" ")[0]
-    forms = [s for s in sorted(among, key=series_order) if s.split(" ")[0] == strategy]
-    place = forms.index(series) if series in forms else 0
-    if place == 0 and strategy in LOOKS:
-        color, marker, line = LOOKS[strategy]
-    else:
-        color = SPARE[(place + sum(map(ord, strategy))) % len(SPARE)]
-        marker, line = MARKERS[place % len(MARKERS)], ("-", "--", "-.", ":")[place % 4]
-    return {"color": color, "marker": marker, "linestyle": line}
+    """Colour, marker and line of a series; forms of a strategy, told apart from others `among` the
+    series, share its colour."""
+    strategy, number = _numbered(series, among)
+    return dict(zip(("color", "marker", "linestyle"), form_look(strategy, number), strict=True))
 
 
-def figure(columns: int = 1, rows: int = 1, width: float = 0.0, height: float = 3.6) -> Figure:
+def fill(series: str, among: Sequence[str] = ()) -> str:
+    """The colour of an area that stands for a series: forms are shades of the strategy's colour."""
+    strategy, number = _numbered(series, among)
+    target, share = ((0, 0.0), (1, 0.45), (0, 0.35), (1, 0.7))[number % 4]
+    red, green, blue = (c + (target - c) * share for c in to_rgb(look_of(strategy)[0]))
+    return to_hex((red, green, blue))
+
+
+def _numbered(series: str, among: Sequence[str]) -> tuple[str, int]:
+    strategy, _, form = series.partition(" ")
+    names = (name.partition(" ") for name in among)
+    return strategy, form_number(form, {other for one, _, other in names if one == strategy})
+
+
+def figure(columns: int = 1, rows: int = 1, width: float = 0.0, height: float = HEIGHT) -> Drawing:
     """An empty figure; the pixels are Agg's, no display is needed."""
-    size = (width or (6.0 if columns == 1 else 4.2 * columns), height * rows)
-    return Figure(figsize=size, layout="constrained")
+    size = (width or (WIDTH if columns == 1 else 4.2 * columns), height * rows)
+    return Drawing(figsize=size, layout="constrained")
 
 
 def finish(
-    fig: Figure,
+    fig: Drawing,
     scene: PlotData,
     name: str,
-    extra: Sequence[str] = (),
+    about: str,
+    notes: Sequence[str] = (),
     shown: pd.DataFrame | None = None,
-) -> Figure:
-    """Caption below and banners above, outside the plot: saving grows the picture to hold them.
+    values: Values | None = None,
+) -> Drawing:
+    """One line below and one per banner above, outside the plot: saving grows the picture to hold
+    them. All else that is to be known goes into the account.
 
-    Both describe only the cells `shown`, where a plot does not show all of them.
+    It describes only the cells `shown`, where a plot does not show all of them.
     """
-    wide = int(fig.get_figwidth() * 17.5)
     cells = scene.cells if shown is None else shown
     frame = captions.attempts(scene.frame, cells)
-    below = _wrapped(caption_lines(scene, name, extra, frame, cells), wide)
-    above = _wrapped(captions.banners(frame), wide)
+    fig.account = Account(
+        name=name,
+        about=about,
+        source=captions.source(frame),
+        notes=tuple(notes),
+        banners=tuple(captions.short_banners(frame)),
+        provenance=tuple(captions.lines(frame, cells, command(scene, name))),
+        values=values or Values(),
+    )
     _freeze(fig)
-    gap = 0.08 / fig.get_figheight()
-    _outside(fig, -gap, below, "top", {"color": "#444444"})
-    _outside(fig, 1 + gap, above, "bottom", {"color": "#7A0000", "weight": "bold"})
+    _keep_inside(fig)
+    step = CAPTION_SIZE * 1.5 / 72 / fig.get_figheight()
+    gray, red = {"color": "#444444"}, {"color": "#7A0000", "weight": "bold"}
+    _outside(fig, -step / 2, "top", about, fig.account.source, gray)
+    for number, banner in enumerate(reversed(fig.account.banners)):
+        _outside(fig, 1 + step * (number + 0.5), "bottom", banner, "", red)
     return fig
 
 
-def _freeze(fig: Figure) -> None:
+def command(scene: PlotData, name: str) -> str:
+    """The command line that draws this picture again."""
+    chosen = (("--group", scene.group), ("--metric", scene.metric))
+    words = [word for option, value in chosen if value for word in (option, value)]
+    return captions.command("plot", scene.sources, "--name", name, *words, *scene.options)
+
+
+def _freeze(fig: Drawing) -> None:
     """Lays out once and keeps it, so that text outside does not move the legend."""
     fig.draw_without_rendering()
     # set_layout_engine("none") leaves a placeholder, for which savefig lays out once more per file.
@@ -109,22 +127,30 @@ def _freeze(fig: Figure) -> None:
         box.set_bbox_to_anchor((corner[0], corner[1]), transform=fig.transFigure)
 
 
-def _outside(fig: Figure, y: float, lines: Sequence[str], side: str, look: dict[str, Any]) -> None:
-    if lines:
-        text = fig.text(
-            0.01, y, "\n".join(lines), size=CAPTION_SIZE, va=side, linespacing=1.3, **look
-        )  # type: ignore[call-arg]
-        text.set_parse_math(False)  # a "$" in a name is a dollar sign
+def _keep_inside(fig: Drawing) -> None:
+    """Moves each text sideways into its axes, and up where it would lie on another."""
+    placed: list[Bbox] = []
+    for text in fig.kept_inside:
+        frame, box = fig.bbox if text.axes is None else text.axes.bbox, text.get_window_extent()
+        shift = max(frame.x0 + GAP - box.x0, 0) or min(frame.x1 - GAP - box.x1, 0)
+        box = box.translated(shift, 0)
+        while lower := [other for other in placed if other.overlaps(box)]:
+            box = box.translated(0, max(other.y1 for other in lower) + GAP - box.y0)
+        placed.append(box)
+        moved = box.p0 - text.get_window_extent().p0
+        x, y = text.get_transform().transform(text.get_position()) + moved
+        text.set_position(tuple(text.get_transform().inverted().transform((x, y))))
 
 
-def caption_lines(
-    scene: PlotData, name: str, extra: Sequence[str], frame: pd.DataFrame, cells: pd.DataFrame
-) -> list[str]:
-    """The lines below a plot: its own, then machine, engine, statistics, flags, command."""
-    chosen = (("--group", scene.group), ("--metric", scene.metric))
-    words = [word for option, value in chosen if value for word in (option, value)]
-    again = captions.command("plot", scene.sources, "--name", name, *words, *scene.options)
-    return [*extra, *captions.lines(frame, cells, again)]
+def _outside(fig: Drawing, y: float, side: str, text: str, tail: str, look: dict[str, Any]) -> None:
+    """One line as wide as the figure at most: `text` loses words at its end, then `tail` does."""
+    label = fig.text(0.01, y, f"{text} {tail}".strip(), size=CAPTION_SIZE, va=side, **look)  # type: ignore[call-arg]
+    label.set_parse_math(False)  # a "$" in a name is a dollar sign
+    words, ending = text.split(), tail.split()
+    while label.get_window_extent().x1 > fig.bbox.x1 and len(words) + len(ending) > 1:
+        (words if len(words) > 1 else ending).pop()
+        label.set_text(" ".join([" ".join(words).rstrip(",;:.") + ELLIPSIS, *ending]))
+    fig.framing.append(label)
 
 
 def shown_in(facets: Sequence[Facet]) -> pd.DataFrame:
@@ -133,22 +159,26 @@ def shown_in(facets: Sequence[Facet]) -> pd.DataFrame:
     return rows.drop_duplicates(["cell_id", "host", "metric"], ignore_index=True)
 
 
-def _wrapped(lines: Sequence[str], width: int) -> list[str]:
-    return [part for line in lines for part in textwrap.wrap(line, width)]
-
-
-def legend(fig: Figure, axes: Sequence[Axes], extra: Sequence[Any] = ()) -> None:
+def legend(fig: Drawing, axes: Sequence[Axes], extra: Sequence[Any] = ()) -> None:
     """One legend for all facets, above them."""
     keys: dict[str, Any] = {}
     for ax in axes:
         handles, labels = ax.get_legend_handles_labels()
         keys |= {label: h for h, label in zip(handles, labels, strict=True) if label not in keys}
     keys |= {handle.get_label(): handle for handle in extra}
-    widest = 0.58 + 0.076 * max((len(name) for name in keys), default=0)
-    columns = max(1, min(len(keys), int(fig.get_figwidth() / widest)))
-    if sum(0.58 + 0.076 * len(name) for name in keys) < fig.get_figwidth():
-        columns = len(keys)
+    widths = [0.58 + 0.076 * len(name) for name in keys]  # inches
+    columns = len(keys) or 1
+    while columns > 1 and _legend_width(widths, columns) >= fig.get_figwidth():
+        columns -= 1
     fig.legend(list(keys.values()), list(keys), loc="outside upper left", ncols=columns)
+
+
+def _legend_width(widths: Sequence[float], columns: int) -> float:
+    """In inches. Entries fill the columns from the top, the first ones with one more if need be."""
+    short, longer = divmod(len(widths), columns)
+    rows = [short + (column < longer) for column in range(columns)]
+    ends = [sum(rows[: column + 1]) for column in range(columns)]
+    return sum(max(widths[end - n : end]) for n, end in zip(rows, ends, strict=True))
 
 
 def number_axis(ax: Axes, values: Sequence[float], which: str = "x", log: bool = True) -> None:
@@ -172,11 +202,12 @@ def duration_axis(ax: Axes, values: Sequence[float]) -> None:
         ax.set_ylim(bottom=0)
 
 
-def save(fig: Figure, folder: Path, name: str) -> list[Path]:
+def save(fig: Drawing, folder: Path, name: str) -> list[Path]:
     """PNG and SVG; nothing in the files changes when the data do not."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
     whole = fig.get_tightbbox().padded(mpl.rcParams["savefig.pad_inches"])  # once for both
-    fig.savefig(paths[0], bbox_inches=whole)
-    fig.savefig(paths[1], bbox_inches=whole, metadata={"Date": None})
+    known = fig.account.metadata()
+    fig.savefig(paths[0], bbox_inches=whole, metadata=known)
+    fig.savefig(paths[1], bbox_inches=whole, metadata={**known, "Date": None})
     return paths

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from matplotlib.figure import Figure
+import math
 
 from analysis import numbers
+from analysis.data.series import series_order
 from analysis.errors import InputError
 from analysis.plots import canvas
 from analysis.plots.canvas import PlotData
+from analysis.plots.drawing import Drawing, Row, Values
 from analysis.stats import compare
 from analysis.stats.verdict import FASTER, NOISE_THRESHOLD, SLOWER
 
@@ -15,27 +17,28 @@ MAX_ROWS = 30
 LOOKS = {FASTER: ("#D55E00", "s"), SLOWER: ("#0072B2", "o")}
 
 
-def forest(scene: PlotData) -> Figure | None:
+def forest(scene: PlotData) -> Drawing | None:
     """B / A: left of 1, B is faster; hollow where no difference is shown."""
     return _figure(scene, "forest", *_comparisons(scene))
 
 
-def beside(scene: PlotData) -> Figure | None:
+def beside(scene: PlotData) -> Drawing | None:
     """The same of the fastest of ours (A) and the fastest of other systems (B), by setting."""
     try:
         comparisons = compare.beside(scene.frame, scene.cells, NOISE_THRESHOLD)
     except InputError:
         return None
     return _figure(
-        scene, "beside", comparisons, "A: the fastest of ours. B: the fastest other system"
+        scene, "beside", comparisons, "A the fastest of ours, B the fastest other system"
     )
 
 
 def _figure(
     scene: PlotData, name: str, comparisons: list[compare.Comparison], what: str
-) -> Figure | None:
-    every = compare.ratio_rows(comparisons)
-    rows = every[:MAX_ROWS]
+) -> Drawing | None:
+    every = [c for c in comparisons if c.verdict and math.isfinite(c.verdict.ratio)]
+    drawn = sorted(every[:MAX_ROWS], key=lambda c: [series_order(name) for name in c.names])
+    rows = compare.ratio_rows(drawn)
     if not rows:
         return None
     longest = max(len(row[0]) for row in rows)
@@ -56,11 +59,22 @@ def _figure(
         ax.xaxis.set_major_formatter(lambda value, _: numbers.ratio(value))
     ax.set_xlabel("\u2190 B is faster      duration of B / duration of A      A is faster \u2192")
     ax.grid(axis="y", visible=False)
-    text = f"{what}. Rows: B / A. Hollow: no difference shown; grey: within the noise threshold. "
-    text += f"Intervals hold together at 95% (Bonferroni over {len(comparisons)})."
-    left = len(every) - len(rows)
-    text += f" {len(rows)} of {len(every)} comparisons; --filter chooses others." if left else ""
-    return canvas.finish(fig, scene, name, [text])
+    about = f"{what}: rows are B / A; hollow: no difference shown; grey: within the noise."
+    notes = [f"Intervals hold together at 95% (Bonferroni over {len(comparisons)})."]
+    if len(every) > len(rows):
+        notes.append(f"{len(rows)} of {len(every)} comparisons; --filter chooses others.")
+    return canvas.finish(fig, scene, name, about, notes, values=_values(drawn))
+
+
+def _values(drawn: list[compare.Comparison]) -> Values:
+    ends = zip(drawn, compare.ratio_rows(drawn), strict=True)
+    rows = [
+        Row((c.cell, *c.names, *(numbers.short(ms, 4) for ms in c.medians_ms), f"{ratio:.3f}",
+             f"{low:.3f} to {high:.3f}", f"A {word}"), c.cell_ids)
+        for c, (_, ratio, low, high, word) in ends
+    ]  # fmt: skip
+    return Values(("setting", "A", "B", "A ms", "B ms", "B / A", "interval", "verdict"),
+                  tuple(rows))  # fmt: skip
 
 
 def _comparisons(scene: PlotData) -> tuple[list[compare.Comparison], str]:

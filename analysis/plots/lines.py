@@ -7,14 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
+from analysis import numbers
 from analysis.data.cell_summary import summaries
-from analysis.data.facets import Facet, axes, facets, setting, title_of, x_label
+from analysis.data.facets import Facet, axes, facets, shared_setting, title_of, x_label
 from analysis.data.frame import ALIASES
 from analysis.plots import canvas
 from analysis.plots.canvas import PlotData
+from analysis.plots.drawing import Drawing, Row, Values
 from analysis.text.tables import DURATION, THROUGHPUT, Entry, Metric, entry, metric_of
 
 MAX_COLUMNS = 3
@@ -24,7 +26,7 @@ HOLLOW = Line2D(
 )  # fmt: skip
 
 
-def _plot(name: str, axis: str, metric: Metric) -> Callable[[PlotData], Figure | None]:
+def _plot(name: str, axis: str, metric: Metric) -> Callable[[PlotData], Drawing | None]:
     return lambda scene: against(scene, axis, metric, name)
 
 
@@ -36,7 +38,7 @@ throughput_vs_batch = _plot("throughput_vs_batch", "batch_size", THROUGHPUT)
 throughput_vs_total_ranks = _plot("throughput_vs_total_ranks", "world_size", THROUGHPUT)
 
 
-def axis(scene: PlotData) -> Figure | None:
+def axis(scene: PlotData) -> Drawing | None:
     """Any figure against any axis with bands: --group AXIS, --metric COLUMN. Without either the
     first axis that no other plot shows."""
     metric = metric_of(scene.metric) if scene.metric else DURATION
@@ -51,7 +53,7 @@ def axis(scene: PlotData) -> Figure | None:
 
 def against(
     scene: PlotData, axis: str, metric: Metric, name: str, bands: bool = False
-) -> Figure | None:
+) -> Drawing | None:
     """Facets side by side; None where the sweep has nothing along this axis."""
     if metric.column not in scene.cells:
         return None
@@ -63,18 +65,43 @@ def against(
     names = sorted({series for facet in drawn for series in facet.series})
     for ax, facet in zip(grid, drawn, strict=True):
         draw(ax, facet, metric, names, bands)
+        fig.kept_inside += _without_time(ax, facet, metric)
         ax.set_title(difference(facet, drawn))
-    grid[0].set_ylabel(metric.heading.replace("10^3", "10³"))
+    heading = metric.heading.replace("10^3", "10³")
+    grid[0].set_ylabel(heading)
     shown = [entry(cell, metric) for facet in drawn for cell in summaries(facet.cells)]
     _heights(grid[0], shown, metric)
     canvas.legend(fig, grid, _notes(shown))
-    where = "; ".join(setting(facet) for facet in drawn)
+    about = "; ".join(filter(None, [f"{heading} by {title_of(axis)}", shared_setting(drawn)]))
     mean = "median" if metric.column == "median_ms" else "mean" if metric.low else "value"
-    extra = [
-        f"{metric.heading} by {title_of(axis)}; {where}.",
-        f"Shown: {mean} and its interval; lines only guide the eye.",
-    ]
-    return canvas.finish(fig, scene, name, extra, canvas.shown_in(drawn))
+    notes = [f"Shown: {mean} and its interval; lines only guide the eye."]
+    values = _values(drawn, metric, heading)
+    return canvas.finish(
+        fig, scene, name, f"{about}.", notes, shown=canvas.shown_in(drawn), values=values
+    )
+
+
+def _values(drawn: Sequence[Facet], metric: Metric, heading: str) -> Values:
+    """A row for every cell: panels from the left, then series by series along the axis."""
+    panels = [difference(facet, drawn).replace("\n", ", ") for facet in drawn]
+    rows = [
+        Row((*([panel] if any(panels) else []), series, str(x), *entry_texts(point)),
+            (point.cell_id,))
+        for panel, facet in zip(panels, drawn, strict=True)
+        for series in facet.series
+        for x in facet.values
+        if (point := entry(facet.at(x, series), metric)).outcome
+    ]  # fmt: skip
+    header = ("series", title_of(drawn[0].axis), heading, "interval", "outcome")
+    return Values(("panel", *header) if any(panels) else header, tuple(rows))
+
+
+def entry_texts(point: Entry) -> tuple[str, str, str]:
+    """Value, interval and outcome."""
+    value = numbers.short(point.value, 4)
+    ends = (numbers.like(end, value) for end in (point.low, point.high))
+    known = math.isfinite(point.low) or math.isfinite(point.high)
+    return value, " to ".join(ends) if known else "-", point.outcome
 
 
 def _notes(shown: Sequence[Entry]) -> list[Line2D]:
@@ -88,10 +115,8 @@ def _heights(ax: Axes, shown: Sequence[Entry], metric: Metric) -> None:
 
 def draw(ax: Axes, facet: Facet, metric: Metric, names: Sequence[str], bands: bool) -> None:
     """One facet: every series dodged a little, so that error bars stay apart."""
-    values = facet.values
-    numeric = all(isinstance(v, (int, float)) for v in values)
-    places = {v: float(v) if numeric else float(i) for i, v in enumerate(values)}
-    if numeric:
+    values, places = facet.values, _places(facet)
+    if all(isinstance(v, (int, float)) for v in values):
         canvas.number_axis(ax, [places[v] for v in values])
     log = ax.get_xscale() == "log"
     labels = [x_label(facet, v).replace(" (", "\n(").replace(" ran ", "\nran ") for v in values]
@@ -102,18 +127,32 @@ def draw(ax: Axes, facet: Facet, metric: Metric, names: Sequence[str], bands: bo
         x = [_dodged(places[v], shift, log, list(places.values())) for v in values]
         entries = [entry(facet.at(v, series), metric) for v in values]
         _series(ax, x, entries, canvas.look(series, names), series, bands)
-    _without_time(ax, facet, metric, places)
     ax.set_xlabel(title_of(facet.axis))
 
 
-def _without_time(ax: Axes, facet: Facet, metric: Metric, places: dict[Any, float]) -> None:
+def _without_time(ax: Axes, facet: Facet, metric: Metric) -> list[Text]:
     """Cells that failed or were wrong, in words at their place."""
-    for value, x in places.items():
+    labels = []
+    for value, x in _places(facet).items():
         outcomes = [(s, entry(facet.at(value, s), metric).outcome) for s in facet.series]
         words = [f"{s}: {outcome}" for s, outcome in outcomes if outcome not in ("measured", "")]
         if words:
             look: dict[str, Any] = {"size": 7.5, "color": "#7A0000", "ha": "center", "va": "bottom"}
-            ax.text(x, 0.02, "\n".join(words), transform=ax.get_xaxis_transform(), **look)
+            look["bbox"] = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}
+            label = ax.text(
+                x, 0.02, "\n".join(words), transform=ax.get_xaxis_transform(), zorder=6, **look
+            )
+            label.set_parse_math(False)
+            label.set_in_layout(False)
+            labels.append(label)
+    return labels
+
+
+def _places(facet: Facet) -> dict[Any, float]:
+    """Axis value -> place: numbers are their own, others are counted."""
+    values = facet.values
+    numeric = all(isinstance(v, (int, float)) for v in values)
+    return {v: float(v) if numeric else float(i) for i, v in enumerate(values)}
 
 
 def difference(facet: Facet, among: Sequence[Facet]) -> str:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from analysis.data.cell_summary import CellSummary
+from analysis import numbers
+from analysis.data.cell_summary import CellSummary, cells_frame
+from analysis.data.series import series_order
 from analysis.plots import canvas
+from analysis.plots.bars import bar_names, in_order
 from analysis.plots.canvas import PlotData
-from analysis.stats.roofline import bounded, flops, matrix_rate, read_rate, weight_bytes
+from analysis.plots.drawing import Drawing, Row, Values
+from analysis.stats.roofline import Bound, bounded, flops, matrix_rate, read_rate, weight_bytes
 
 
-def roofline(scene: PlotData) -> Figure | None:
+def roofline(scene: PlotData) -> Drawing | None:
     """Cells with a calibration: useful and repeated FLOPs of all ranks over bytes of weights."""
     limited = bounded(scene.cells)
     if not limited:
         return None
-    fig = canvas.figure(height=4.0)
+    fig = canvas.figure()
     ax = fig.subplots()
-    names = sorted({name for name, _, _ in limited})
+    names = sorted({name for name, _, _ in limited}, key=series_order)
     for name in names:
         cells = [cell for series, cell, _ in limited if series == name]
         x = [flops(cell) / weight_bytes(cell) for cell in cells]
@@ -33,8 +37,29 @@ def roofline(scene: PlotData) -> Figure | None:
     ax.set_xlabel("FLOP per byte of weights")
     ax.set_ylabel("FLOP/s, all ranks")
     canvas.legend(fig, [ax])
-    text = "Roofs: calibrated matrix rate and bandwidth of all ranks together on this machine."
-    return canvas.finish(fig, scene, "roofline", [text])
+    about = "Arithmetic rate of a step against its intensity, under the calibrated roofs."
+    notes = ["Roofs: calibrated matrix rate and bandwidth of all ranks together on this machine."]
+    measured = cells_frame(cell for _, cell, _ in limited)
+    return canvas.finish(
+        fig, scene, "roofline", about, notes, shown=measured, values=_values(measured, limited)
+    )
+
+
+def _values(measured: pd.DataFrame, limited: Sequence[tuple[str, CellSummary, Bound]]) -> Values:
+    names = bar_names(measured)
+    rows = [
+        Row((names[position], *(numbers.short(v, 4) for v in _figures(cell)),
+             f"{limit.compute_fraction:.1%}"), (cell.cell_id,))
+        for position, (_, cell, limit) in ((i, limited[i]) for i in in_order(measured))
+    ]  # fmt: skip
+    header = ("cell", "FLOP per byte", "GFLOP/s", "median ms", "of its compute limit")
+    return Values(header, tuple(rows))
+
+
+def _figures(cell: CellSummary) -> tuple[float, float, float]:
+    """Intensity, rate in GFLOP/s, and median time in ms."""
+    rate = flops(cell) / cell.median_ms / 1e6
+    return flops(cell) / weight_bytes(cell), rate, cell.median_ms
 
 
 def _roofs(ax: Axes, cells: Sequence[CellSummary]) -> None:

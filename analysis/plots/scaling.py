@@ -7,20 +7,29 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from analysis import numbers
 from analysis.data.cell_summary import CellSummary, cells_frame, measured, summaries
-from analysis.data.facets import DESCRIBED, Facet, facets, grouped, setting, title_of
+from analysis.data.facets import (
+    DESCRIBED,
+    Facet,
+    facets,
+    grouped,
+    setting,
+    shared_setting,
+    title_of,
+)
 from analysis.data.frame import varying
-from analysis.data.series import SERIAL, VARIANT, series_names, without_serial
+from analysis.data.series import SERIAL, VARIANT, series_names, series_order, without_serial
 from analysis.plots import canvas
 from analysis.plots.canvas import PlotData
+from analysis.plots.drawing import Drawing, Row, Values
 from analysis.plots.lines import HOLLOW, difference
 
 MAX_FACETS = 3
 
 
-def strong_scaling(scene: PlotData) -> Figure | None:
+def strong_scaling(scene: PlotData) -> Drawing | None:
     """Speed-up against the serial cell of the same work, or else against the fewest ranks."""
     drawn = facets(scene.cells, "world_size")[:MAX_FACETS]
     if not drawn:
@@ -35,10 +44,24 @@ def strong_scaling(scene: PlotData) -> Figure | None:
     grid[0].set_ylabel("speed-up")
     canvas.legend(fig, grid, [HOLLOW] if any(map(_oversubscribed, drawn)) else [])
     grows = any("experts = ranks" in setting(facet) for facet in drawn)
-    note = " Experts grow with ranks here, so the work is not the same." if grows else ""
+    notes = ["Experts grow with ranks here, so the work is not the same."] if grows else []
     base = "serial (one rank, every core)" if _serial(drawn[0]) else "its own fewest ranks"
-    text = f"Strong scaling: {setting(drawn[0])}; against {base}.{note}"
-    return canvas.finish(fig, scene, "strong_scaling", [text], canvas.shown_in(drawn))
+    about = f"Speed-up over {base} as ranks grow; {shared_setting(drawn)}."
+    return canvas.finish(
+        fig, scene, "strong_scaling", about, notes, canvas.shown_in(drawn), _speed_values(drawn)
+    )
+
+
+def _speed_values(drawn: Sequence[Facet]) -> Values:
+    rows = [
+        Row((difference(facet, drawn).replace("\n", ", "), name, f"{x:g}",
+             numbers.short(ratio, 4), numbers.short(cell.median_ms, 4)), (cell.cell_id,))
+        for facet in drawn
+        for name, points in speedups(facet).items()
+        for x, ratio in points.items()
+        if (cell := facet.at(int(x), name))
+    ]  # fmt: skip
+    return Values(("panel", "series", "ranks", "speed-up", "median ms"), tuple(rows))
 
 
 def _times(facet: Facet, series: str) -> dict[float, float]:
@@ -106,7 +129,7 @@ def _powers(values: Sequence[float]) -> list[float]:
     return powers
 
 
-def weak_scaling(scene: PlotData) -> Figure | None:
+def weak_scaling(scene: PlotData) -> Drawing | None:
     """Efficiency t(fewest ranks) / t(ranks) of cells whose batch grows as their ranks do."""
     groups = weak_groups(scene.cells)
     if not groups:
@@ -119,15 +142,34 @@ def weak_scaling(scene: PlotData) -> Figure | None:
         times = {float(cell.world_size): cell.median_ms for cell in cells}
         points = {x: times[min(times)] / times[x] for x in sorted(times)}
         marked = {(name, float(cell.world_size)) for cell in cells if cell in waiting}
-        _line(ax, name, points, canvas.look(name, list(groups)), marked)
+        _line(ax, name, points, _look(name, groups), marked)
     ax.axhline(1.0, color="#777777", linewidth=1, label="ideal")
     canvas.number_axis(ax, sorted({float(cell.world_size) for cell in every}))
     ax.set_ylim(bottom=0)
     ax.set_xlabel("ranks (batch grows with them)")
     ax.set_ylabel("efficiency")
     canvas.legend(fig, [ax], [HOLLOW] if waiting else [])
-    text = "Weak scaling: the same tokens per rank; 1 is a duration that does not grow."
-    return canvas.finish(fig, scene, "weak_scaling", [text], cells_frame(every))
+    about = "Weak scaling: the same tokens per rank; 1 is a duration that does not grow."
+    return canvas.finish(
+        fig, scene, "weak_scaling", about, shown=cells_frame(every), values=_weak_values(groups)
+    )
+
+
+def _weak_values(groups: dict[str, list[CellSummary]]) -> Values:
+    rows = [
+        Row((name, str(cell.world_size), numbers.short(cells[0].median_ms / cell.median_ms, 4),
+             numbers.short(cell.median_ms, 4)), (cell.cell_id,))
+        for name, cells in groups.items()
+        for cell in cells
+    ]  # fmt: skip
+    return Values(("series", "ranks", "efficiency", "median ms"), tuple(rows))
+
+
+def _look(name: str, among: Collection[str]) -> dict[str, Any]:
+    """The series' own look where it has one line; its lines are told apart where it has more."""
+    series = name.partition(" (")[0]
+    own = [other for other in among if other.partition(" (")[0] == series]
+    return canvas.look(name, list(among)) if len(own) > 1 else canvas.look(series)
 
 
 def weak_groups(cells: pd.DataFrame) -> dict[str, list[CellSummary]]:
@@ -145,4 +187,4 @@ def weak_groups(cells: pd.DataFrame) -> dict[str, list[CellSummary]]:
         words = [f"{fixed['each']:g} per rank", *(f"{title_of(n)} {fixed[n]}" for n in context)]
         ordered = part.drop_duplicates("world_size").sort_values("world_size")
         named[f"{fixed['series']} ({', '.join(words)})"] = summaries(ordered)
-    return named
+    return dict(sorted(named.items(), key=lambda item: series_order(item[0])))

@@ -21,7 +21,7 @@ from analysis.predict.problem import HERE, PredictionProblem
 from runners.host.project_paths import BENCH
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from analysis.plots.drawing import Drawing
 
 HEADER = ("ranks", "strategy", "ms", "interval", "tokens/s", "how known", "memory a rank",
           "largest phase")  # fmt: skip
@@ -150,7 +150,7 @@ def draw(setup: PredictionProblem, predictions: Sequence[Prediction], folder: Pa
         return canvas.save(_figure(setup, predictions), folder, "predict")
 
 
-def _figure(setup: PredictionProblem, predictions: Sequence[Prediction]) -> Figure:
+def _figure(setup: PredictionProblem, predictions: Sequence[Prediction]) -> Drawing:
     from analysis.plots import canvas
 
     fig = canvas.figure(width=7.0, height=4.2)

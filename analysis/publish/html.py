@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from importlib import resources
 from typing import Any
 
 import pandas as pd
 
-from analysis import plots
 from analysis.data.frame import plain
 from analysis.data.series import series_names
 from analysis.errors import InputError
-from analysis.plots.canvas import PlotData, styled
+from analysis.plots.canvas import PlotData
+from analysis.publish import report_pictures, reproduce
 from analysis.stats import compare, roofline
 from analysis.stats.verdict import NOISE_THRESHOLD
 from analysis.text import captions, diagnosis, insights, render, status, tables
 
-WIDE = 1.8  # width over height from which a picture takes the page's whole width
 CELL_COLUMNS = (
     *("series", "batch_size", "topk", "world_size", "num_experts", "tokens", "mode", "load"),
     *("dtype", "outcome"),
@@ -29,7 +26,7 @@ CELL_COLUMNS = (
 
 
 def page(scene: PlotData, threshold: float = NOISE_THRESHOLD) -> str:
-    """The page as HTML: verdict, tables, plots, insights, problems, provenance."""
+    """The page as HTML: how to reproduce it, verdict, tables, plots, problems, provenance."""
     import jinja2
 
     folder = resources.files("analysis.publish") / "templates"
@@ -63,7 +60,9 @@ def content(scene: PlotData, threshold: float) -> dict[str, Any]:
         "tables": [_table(table) for table in every_table],
         "legend": captions.legend(cells, flags),
         "captions": captions.lines(frame, cells, again),
-        "pictures": pictures(scene),
+        "pictures": report_pictures.pictures(scene),
+        "box": reproduce.box(frame, scene),
+        "source": captions.source(frame),
         "findings": diagnosis.findings(frame, cells),
         "wrong_bounds": roofline.wrong(cells),
         "bounds": roofline.rows(cells),
@@ -75,7 +74,6 @@ def content(scene: PlotData, threshold: float) -> dict[str, Any]:
         "pairs_header": compare.HEADER,
         "pairs": _pairs(frame, threshold),
         "environments": environments(frame),
-        "commands": commands(frame, scene),
     }
 
 
@@ -90,22 +88,6 @@ def _table(table: tables.Table) -> dict[str, Any]:
     rows = [(d, [texts[d, a] for a in across]) for d in down]
     header = [table.corner, *across]
     return {"title": table.title, "header": header, "rows": rows, "notes": table.notes}
-
-
-def pictures(scene: PlotData) -> list[dict[str, str]]:
-    """Every plot that the records have data for, as a PNG inside the page."""
-    images = []
-    for name, figure in plots.figures(scene):
-        if figure is None:
-            continue
-        stream = io.BytesIO()
-        with styled():
-            figure.savefig(stream, format="png", dpi=130, bbox_inches="tight")
-        wide = "wide" if figure.get_figwidth() > WIDE * figure.get_figheight() else ""
-        encoded = base64.b64encode(stream.getvalue()).decode("ascii")
-        about = plots.PLOTS[name][1] if name != "axis" else "duration against a further axis"
-        images.append({"name": name, "about": about, "data": encoded, "wide": wide})
-    return images
 
 
 def _pairs(frame: pd.DataFrame, threshold: float) -> list[list[str]]:
@@ -143,10 +125,3 @@ def environments(frame: pd.DataFrame) -> list[dict[str, str]]:
         if name not in launches:
             launches.append(name)
     return [{"launches": ", ".join(names), "text": text} for text, names in seen.items()]
-
-
-def commands(frame: pd.DataFrame, scene: PlotData) -> list[str]:
-    """Commands that make the sweep, its tables, its plots and this page again."""
-    own = sorted(c for c in status.sweep_commands(scene.sources) if c)
-    verbs = [captions.command(v, scene.sources, *scene.options) for v in ("show", "plot", "report")]
-    return [*own, *verbs]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -15,6 +17,7 @@ from analysis.text import flag_legend
 from moe.strategies import rules_of
 from runners.records.stats import DRIFT_THRESHOLD
 
+MAKERS_WORDS = re.compile(r"\((?:R|TM)\)|\b(?:CPU|Processor|\d+-Core)\b|@.*", re.IGNORECASE)
 BASES = {"one launch": "within one launch", "launches": "over launches"}
 
 
@@ -23,10 +26,9 @@ def banners(frame: pd.DataFrame) -> list[str]:
     lines = []
     moved = frame[frame["drift"] > DRIFT_THRESHOLD]
     if not moved.empty:
-        waves = {(r.sweep, r.launch, r.wave) for r in moved.itertuples()}
         lines.append(
             f"DRIFT: the machine's speed changed by up to {moved['drift'].max():.0%} during "
-            f"{_of_waves(len(waves), _waves(frame))}. Cells of one wave can still be compared, "
+            f"{_of_waves(moved, frame)}. Cells of one wave can still be compared, "
             "because their rounds are in random order; cells of different waves cannot."
         )
     wrong = frame[frame["outcome"] == "wrong"]
@@ -38,7 +40,23 @@ def banners(frame: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _of_waves(count: int, total: int) -> str:
+def short_banners(frame: pd.DataFrame) -> list[str]:
+    """The banners in a few words, for the space above a picture."""
+    lines = []
+    moved = frame[frame["drift"] > DRIFT_THRESHOLD]
+    if not moved.empty:
+        lines.append(
+            f"DRIFT: the machine's speed changed by up to {moved['drift'].max():.0%} during "
+            f"{_of_waves(moved, frame)}"
+        )
+    wrong = int((frame["outcome"] == "wrong").sum())
+    if wrong:
+        lines.append(f"WRONG: {wrong} of {len(frame)} attempts, which have no time")
+    return lines
+
+
+def _of_waves(moved: pd.DataFrame, frame: pd.DataFrame) -> str:
+    count, total = _waves(moved), _waves(frame)
     if count == total:
         return "the wave" if total == 1 else f"all {total} waves"
     return f"{count} of {total} waves"
@@ -58,21 +76,51 @@ def lines(frame: pd.DataFrame, cells: pd.DataFrame, command: str) -> list[str]:
     ]
 
 
+def source(frame: pd.DataFrame) -> str:
+    """Sweeps and machines in short: "Sweep smoke; AMD EPYC 7B13, 2 cores."."""
+    names = sweeps(frame)
+    listed = f"Sweep {', '.join(names)}" if len(names) < 3 else f"{len(names)} sweeps"
+    hosts = frame.drop_duplicates("host").to_dict("records")
+    words = list(dict.fromkeys(short_machine(row) for row in hosts))
+    more = f" and {len(words) - 1} more" if len(words) > 1 else ""
+    return f"{listed}; {words[0]}{more}." if words else f"{listed}."
+
+
+def short_machine(attempt: Mapping[Hashable, Any]) -> str:
+    """What computed: the GPU, or the processor with its cores, without what its maker adds."""
+    gpu, cpu, cores = (plain(attempt[n]) for n in ("gpu_model", "cpu_model", "cores"))
+    if gpu and attempt["device"] == "cuda":
+        return str(gpu)
+    name = " ".join(MAKERS_WORDS.sub(" ", cpu or "").split()) or "a processor not recorded"
+    return name + (f", {cores} cores" if cores else "")
+
+
 def machine(frame: pd.DataFrame) -> str:
     """Processor, cores and GPU of every machine; the versions of torch and the commits."""
+    software = {f"torch {v}" for v in frame["torch_version"] if v}
+    tail = [*sorted(software), *(f"commit {c}" for c in commits(frame, digits=10)[:3])]
+    text = f"Machine: {' | '.join(machines(frame))}"
+    return text + (f"; {', '.join(tail)}" if tail else "") + "."
+
+
+def machines(frame: pd.DataFrame) -> list[str]:
+    """Processor, cores and GPU of every machine."""
     texts = []
     names = ["cpu_model", "cores", "gpu_model"]
-    machines = frame.drop_duplicates(["host", *names])
-    for cpu, cores, gpu in zip(*(map(plain, machines[n]) for n in names), strict=True):
+    hosts = frame.drop_duplicates(["host", *names])
+    for cpu, cores, gpu in zip(*(map(plain, hosts[n]) for n in names), strict=True):
         words = [cpu or "processor not recorded"]
         words += [f"{cores} cores"] if cores else []
         words += [gpu] if gpu else []
         texts.append(", ".join(words))
-    software = {f"torch {v}" for v in frame["torch_version"] if v}
-    revisions = set(zip(frame["git_sha"], frame["git_dirty"], strict=True))
-    commits = sorted({f"{s[:10]}+changes" if dirty else s[:10] for s, dirty in revisions if s})
-    tail = [*sorted(software), *(f"commit {c}" for c in commits[:3])]
-    return f"Machine: {' | '.join(texts)}" + (f"; {', '.join(tail)}" if tail else "") + "."
+    return texts
+
+
+def commits(frame: pd.DataFrame, digits: int = 40) -> list[str]:
+    """The commits that ran, with "+changes" where not all was committed."""
+    revisions = zip(frame["git_sha"], frame["git_dirty"], strict=True)
+    marked = {s[:digits] + ("+changes" if dirty else "") for s, dirty in revisions if s}
+    return sorted(marked)
 
 
 def engine(frame: pd.DataFrame) -> str:

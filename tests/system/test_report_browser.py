@@ -137,6 +137,49 @@ def test_every_picture_is_there(watched: Watched) -> None:
         assert picture.evaluate("image => image.naturalWidth") > 400
 
 
+def test_pictures_side_by_side_have_one_size(watched: Watched) -> None:
+    boxes = [one.bounding_box() for one in watched.page.locator("figure:not(.wide) img").all()]
+    assert len(boxes) >= 2
+    assert len({(round(box["width"]), round(box["height"])) for box in boxes}) == 1
+
+
+def test_numbers_of_a_picture_open_and_lead_to_cells(watched: Watched) -> None:
+    page = watched.page
+    numbers_of = page.locator("details.numbers").first
+    assert not numbers_of.locator("table").is_visible()
+    numbers_of.locator("summary").click()
+    assert numbers_of.locator("tbody tr").count() >= 2
+    target = numbers_of.locator("tbody a").first.get_attribute("href")
+    assert page.locator(target).count() == 1
+
+
+def test_reproduce_is_one_line_until_it_is_opened(watched: Watched) -> None:
+    box = watched.page.locator("#reproduce")
+    assert "torch 2.13.0" in box.inner_text() and not box.locator("pre").first.is_visible()
+    box.locator("summary").click()
+    assert box.locator("pre").last.inner_text().startswith("python -m analysis report")
+
+
+def test_it_prints_black_on_white_whole_and_without_what_paper_cannot_do(
+    watched: Watched,
+) -> None:
+    page = watched.page
+    page.locator("#tables thead button").first.click()
+    page.emulate_media(media="print")
+    colors = page.evaluate(
+        "(({color, backgroundColor}) => [color, backgroundColor])(getComputedStyle(document.body))"
+    )
+    assert colors == ["rgb(0, 0, 0)", "rgb(255, 255, 255)"]
+    assert not page.locator("nav").is_visible() and not page.locator(".hint").first.is_visible()
+    arrow = "getComputedStyle(document.querySelector('[aria-sort] button'), '::after').display"
+    assert page.evaluate(arrow) == "none"
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("details:not([open])").count() == 0
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details[open]").count() == 0
+    page.emulate_media(media="screen")
+
+
 def test_every_link_leads_somewhere_on_the_page(watched: Watched) -> None:
     dead = watched.page.evaluate(
         """() => [...document.querySelectorAll("a")].map(a => a.getAttribute("href"))

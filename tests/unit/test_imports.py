@@ -55,7 +55,7 @@ MAY_IMPORT = {
     "analysis.text": "analysis.stats analysis.data analysis.errors analysis.numbers "
                      "runners.records runners.host moe",
     "analysis.plots": "analysis.text analysis.stats analysis.data analysis.errors "
-                      "analysis.numbers runners.host",
+                      "analysis.numbers analysis.output runners.host",
     "analysis.predict": "analysis.plots analysis.text analysis.stats analysis.data "
                         "analysis.errors analysis.numbers analysis.output runners.records "
                         "runners.host moe",

@@ -9,6 +9,9 @@ function order(a, b) {
   if (typeof a !== typeof b) return typeof a === "number" ? -1 : 1;
   return a < b ? -1 : a > b ? 1 : 0;
 }
+const shut = document.getElementsByTagName("details");
+addEventListener("beforeprint", () => { for (const one of shut) if (!one.open) one.open = one.dataset.printed = true; });
+addEventListener("afterprint", () => { for (const one of shut) if (one.dataset.printed) { one.open = false; delete one.dataset.printed; } });
 for (const table of document.querySelectorAll("table.sortable")) {
   table.querySelectorAll("thead th").forEach((heading, column) => {
     const button = document.createElement("button");

@@ -57,7 +57,9 @@ def test_tables_pictures_and_words(sweep: Path) -> None:
     found = notebook.table(frame, "topk_requested")
     assert list(found.columns) == ["serial", "simple", "tp", "ep"]
     assert found.index.tolist() == ["2", "4"] and "[" in found.loc["2", "ep"]
-    assert notebook.picture(frame, "crossover")._repr_png_().startswith(b"\x89PNG")
+    picture = notebook.picture(frame, "speed_vs_top_k")
+    assert isinstance(picture, notebook.Picture)
+    assert picture._repr_png_().startswith(b"\x89PNG")
     assert notebook.verdict(frame).startswith("In short\n  serial is fastest")
     with pytest.raises(InputError, match="weak_scaling"):
         notebook.picture(frame, "weak_scaling")

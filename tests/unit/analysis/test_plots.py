@@ -13,8 +13,10 @@ import analysis
 from analysis import cli, plots
 from analysis.plots import canvas, heatmaps, lines, scaling
 from analysis.plots.canvas import PlotData
+from analysis.plots.drawing import Drawing
 from analysis.publish import html as report
 from analysis.stats import summarize
+from runners.records.record import Record
 from tests.support import analysis_factory as factory
 
 HOSTILE = "<script>alert('x')</script>\"$x_1$"
@@ -39,9 +41,20 @@ def test_the_seeds_plots_are_files_of_both_kinds(scene: PlotData, tmp_path: Path
 @pytest.mark.parametrize("name", sorted(set(plots.PLOTS) - {"weak_scaling", "beside"}))
 def test_every_plot_draws(scene: PlotData, name: str) -> None:
     with canvas.styled():
-        made = plots.maker(name)(scene)
-    assert made is not None
-    assert any("Imaginary 9000" in text.get_text() for text in made.texts)
+        drawn = plots.maker(name)(scene)
+    assert drawn is not None
+    if isinstance(drawn, str):
+        assert name == "crossover" and drawn.startswith(
+            "serial is fastest at all 3 settings of top-k"
+        )
+        return
+    (caption,) = drawn.framing
+    assert "Imaginary 9000, 2 cores." in caption.get_text() and "\n" not in caption.get_text()
+    assert caption.get_window_extent().x1 <= drawn.bbox.x1, "as wide as the picture at most"
+    assert "torch 2.13.0" in "".join(drawn.account.provenance)
+    assert drawn.account.values.rows
+    assert all(len(row.texts) == len(drawn.account.values.header) and row.cells
+               for row in drawn.account.values.rows)  # fmt: skip
 
 
 def test_plots_without_data_are_none(tmp_path: Path) -> None:
@@ -53,6 +66,18 @@ def test_plots_without_data_are_none(tmp_path: Path) -> None:
 
 def drawn_text(made: Figure) -> str:
     return " ".join(t.get_text() for t in [*made.texts, *made.axes[0].texts])
+
+
+def scene_of(folder: Path, records: list[Record]) -> PlotData:
+    frame = analysis.load(factory.write_all(folder, records), samples=True)
+    return PlotData(frame, summarize.summarize(frame), [str(folder)])
+
+
+def drawing(name: str, scene: PlotData) -> Drawing:
+    with canvas.styled():
+        drawn = plots.maker(name)(scene)
+    assert isinstance(drawn, Drawing), drawn
+    return drawn
 
 
 def test_crossover_is_a_map_of_two_axes(tmp_path: Path) -> None:
@@ -71,7 +96,7 @@ def test_crossover_is_a_map_of_two_axes(tmp_path: Path) -> None:
     assert rows == ["topk_requested"] and [p.axis for p in swapped] == ["batch_size"] * 3
     with canvas.styled():
         made = heatmaps.crossover(PlotData(frame, summarized))
-    assert made is not None
+    assert isinstance(made, Drawing)
     tiles = {t.get_position(): t.get_text() for t in made.axes[0].texts}
     assert tiles[0, 0].startswith("tp\n2.2") and tiles[2, 2].startswith("ep\n2.2")  # 1.5 ** 2
     for (x, y), text in tiles.items():  # columns top-k, rows batch size, both ascending
@@ -90,8 +115,13 @@ def test_drift_stands_above_the_plots_whose_cells_it_touched(tmp_path: Path) -> 
     frame = analysis.load(factory.write_all(tmp_path, records), samples=True)
     scene = PlotData(frame, summarize.summarize(frame))
     with canvas.styled():
-        texts = {name: drawn_text(made) for name, made in plots.figures(scene) if made}
-    assert "DRIFT" not in texts["speed_vs_batch"] and "Source: a, b" not in texts["speed_vs_top_k"]
+        made = {name: one for name, one in plots.figures(scene) if isinstance(one, Drawing)}
+    texts = {name: drawn_text(one) for name, one in made.items()}
+    assert "DRIFT" not in texts["speed_vs_batch"]
+    assert "Sweep a; " in texts["speed_vs_top_k"] and "Sweep b; " in texts["speed_vs_batch"]
+    for one in made.values():
+        assert all("\n" not in t.get_text() and t.get_window_extent().x1 <= one.bbox.x1
+                   for t in one.framing)  # fmt: skip
     touched = {"speed_vs_top_k", "throughput_vs_topk", "memory", "phases", "traces"}
     assert touched <= {name for name, text in texts.items() if "DRIFT: the machine" in text}
     page = report.page(scene)
