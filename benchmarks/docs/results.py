@@ -36,7 +36,7 @@ class Figure:
     """What a benchmark printed, and how to print it again."""
 
     name: str
-    command: str  # in the project's root; `a && b` is two commands
+    command: str  # in the project's root; of `a && b` the second prints the figure
     machine: str  # in words
     measured_on: datetime.date
     minutes: int = 0  # how long the command takes; 0: not noted
@@ -124,13 +124,16 @@ def measure(name: str) -> None:
             f"    {figure.command}\nand edit {figure.path.relative_to(ROOT)}"
         )
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    done = subprocess.run(
-        ["bash", "-c", figure.command], cwd=ROOT, env={**os.environ, "PATH": search},
-        stdout=subprocess.PIPE, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode or not done.stdout.strip():
-        raise SystemExit(f"{figure.command}: exit code {done.returncode}; nothing was stored")
-    figure.path.write_text(done.stdout.strip("\n") + "\n", "utf-8")
+    output = ""
+    for command in figure.command.split(" && "):  # of several, the last one prints the figure
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=ROOT, env={**os.environ, "PATH": search},
+            stdout=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+        output = done.stdout.strip("\n")
+        if done.returncode or not output:
+            raise SystemExit(f"{command}: exit code {done.returncode}; nothing was stored")
+    figure.path.write_text(output + "\n", "utf-8")
     TABLE.write_text(dated(TABLE.read_text("utf-8"), name, datetime.date.today()), "utf-8")
     figures.cache_clear()
     print(f"{figure.path.relative_to(ROOT)}; the machine in {TABLE.name} may be another now")

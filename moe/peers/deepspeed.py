@@ -121,10 +121,10 @@ class Peer(PeerLayer):
         moe = system.deepspeed_moe
         moe.gate = LegacyGate(self)
         for place, expert in enumerate(experts):
-            moe.layer.experts.deepspeed_experts[place] = expert
+            moe.experts.deepspeed_experts[place] = expert
         if size > 1:
             system.set_deepspeed_parallelism()
-        moe.layer.experts.register_forward_pre_hook(self._told)
+        moe.experts.register_forward_pre_hook(self._told)
         return system
 
     def _autoep(self) -> nn.Module:
