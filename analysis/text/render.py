@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import shutil
+import textwrap
 from collections.abc import Sequence
 
 from tabulate import tabulate
@@ -12,6 +14,8 @@ from analysis.text.tables import Table, long_rows
 
 # A table with fewer rows than columns is transposed from this many characters or columns on.
 WIDEST, MOST_COLUMNS = 120, 6
+PIPED_WIDTH = 100  # of sentences where there is no terminal
+LEAST_WIDTH = 40
 
 
 def tables(shown: Sequence[Table], style: str) -> str:
@@ -78,9 +82,20 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def lines(texts: Sequence[str], style: str) -> str:
-    """Plain lines; in Markdown a list; in CSV they are comments."""
+    """Lines wrapped to the terminal's width; in Markdown a list; in CSV they are comments."""
     if style == "markdown":
         return "\n".join(f"- {cell_text(line)}" for line in texts)
     if style == "csv":
         return "\n".join(f"# {' '.join(line.split())}" for line in texts)
-    return "\n".join(texts)
+    width = shutil.get_terminal_size((PIPED_WIDTH, 0)).columns
+    return "\n".join(part for line in texts for part in wrapped(line, width))
+
+
+def wrapped(line: str, width: int) -> list[str]:
+    """The line in parts of at most this width, split at blanks; later parts are indented by two
+    more than the first. A word that is longer keeps a line of its own."""
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.wrap(
+        line, max(width, LEAST_WIDTH), subsequent_indent=indent, break_long_words=False,
+        break_on_hyphens=False, drop_whitespace=True,
+    ) or [""]  # fmt: skip

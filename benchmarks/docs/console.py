@@ -5,9 +5,10 @@
 A fenced block of the kind `console` holds one command after `$ ` and what it prints. Its first line
 may say which part is shown and where a picture goes:
 
-    ```console start="In short" lines=4 picture=plots/speed_vs_batch.png:docs/crossover.png
+    ```console start="In short" paragraphs=1 picture=plots/speed_vs_batch.png:docs/crossover.png
 
-`start`: from the first line that begins so; `lines`: so many, `...` stands for the rest;
+`start`: from the first line that begins so; `lines` or `paragraphs`: so many; `...` stands for the
+rest;
 `picture`: a file of the newest sweep, copied to a path of the project. Blocks of the kind `sh` hold
 commands whose output is not shown; they are not run here. Nothing else of the page is touched.
 """
@@ -101,8 +102,10 @@ def shown(output: str, options: dict[str, str]) -> list[str]:
     lines = [line.rstrip() for line in output.rstrip().splitlines()]
     start = options.get("start", "")
     first = next((n for n, line in enumerate(lines) if line.strip().startswith(start)), 0)
-    count = int(options.get("lines", len(lines)))
-    last = first + count
+    last = first + int(options.get("lines", len(lines)))
+    if "paragraphs" in options:
+        ends = [n for n in range(first, len(lines)) if not lines[n]]
+        last = [*ends, len(lines)][min(int(options["paragraphs"]) - 1, len(ends))]
     return ["..."] * (first > 0) + lines[first:last] + ["..."] * (last < len(lines))
 
 

@@ -61,11 +61,12 @@ def shape(line: str) -> str:
         return f"{len(columns)} rules" if line.strip() else ""
     if len(columns) > 1:
         return f"{columns[0]} and {len(columns) - 1} columns"
-    return "sentence" if line.endswith(".") else line.strip()
+    return "sentence" if line.startswith("  ") else line.strip()
 
 
 def shapes(lines: list[str]) -> list[str]:
-    return [shape(line) for line in lines if line != "..."]
+    """Of all lines but those that go on with the one before."""
+    return [shape(line) for line in lines if line != "..." and not line.startswith("    ")]
 
 
 def sections() -> list[Block]:
@@ -97,23 +98,27 @@ def test_every_command_works_and_prints_what_readme_shows(tmp_path: Path) -> Non
 
 def test_shapes() -> None:
     """What may differ from run to run does not count; a missing column or line does."""
-    assert shape("  simple is fastest at every top-k, 2.0 times ahead of tp.") == "sentence"
+    assert shape("  simple is fastest at every top-k, 2.0 times ahead of tp; tp") == "sentence"
     assert shape("  How sure: 95% confidence for all.") == "How sure"
     assert shape("2        1.31 [0.78, 2.98] (o,t)  5.65 [2.94, 10.90] (o,t)") == "2 and 2 columns"
     assert shape("-------  -----  ---") == "3 rules"
-    assert shapes(["...", "In short", "", "a b."]) == ["In short", "", "sentence"]
+    lines = ["...", "In short", "  a b;", "    c d.", "", "Duration"]
+    assert shapes(lines) == ["In short", "sentence", "", "Duration"]
 
 
 def test_a_page_is_read_and_a_part_of_the_output_is_shown() -> None:
     page = (
         "text\n```sh\nmake a   # words\n\n# more\npython b \\\n  c\n```\n"
-        '```console start="In short" lines=2 picture=x.png:docs/x.png\n$ python d\n'
+        '```console start="In short" lines=2 picture=x.png:docs/crossover.png\n$ python d\n'
         "...\nIn short\n```\n"
     )
     first, second = console.blocks(page)
     assert first.commands == ["make a", "python b c"] and first.output == []
     assert second.commands == ["python d"] and second.output == ["...", "In short"]
-    assert second.options["picture"] == "x.png:docs/x.png"
+    assert second.options["picture"] == "x.png:docs/crossover.png"
     output = "first\nIn short\n  one.\n  two.\n"
     assert console.shown(output, second.options) == ["...", "In short", "  one.", "..."]
     assert console.shown(output, {}) == ["first", "In short", "  one.", "  two."]
+    two = {"start": "b", "paragraphs": "2"}
+    assert console.shown("a\nb\n\nc\n\nd\n", two) == ["...", "b", "", "c", "..."]
+    assert console.shown("b\n\nc\n", two) == ["b", "", "c"]

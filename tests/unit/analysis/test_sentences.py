@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from analysis.data.frame import to_frame
 from analysis.stats import summarize
 from analysis.text import captions, insights, phrases
-from moe.spec import Cell
 from runners.records import flat_row
-from runners.records.record import Record
-from tests.support import analysis_factory as factory
-
-ROOMY = {**factory.ENVIRONMENT, "cores": 64}
-Records = list[Record]
+from tests.support import situations
+from tests.support.situations import Records
 
 
-def timed(of: Cell, ms: float, noise: float = 0.002, **options: Any) -> Record:
-    """A measured cell whose step takes about `ms`, on a machine with a core for every rank."""
-    environment = options.pop("environment", ROOMY)
-    scale = ms / factory.truth_ms(of)
-    return factory.measured(of, scale=scale, noise=noise, environment=environment, **options)
-
-
-def swept(name: str, axis: str, times_ms: dict[Any, float], **options: Any) -> Records:
-    """A strategy along one axis of `factory.cell`."""
-    fixed = options.pop("fixed", {})
-    return [timed(factory.cell(name, **{axis: x}, **fixed), ms, **options)
-            for x, ms in times_ms.items()]  # fmt: skip
-
-
-def told(records: Records) -> str:
+def sentences_of(records: Records) -> str:
     """The lines of `show`, without its tables."""
     frame = to_frame([flat_row.row(record) for record in records])
     cells = summarize.summarize(frame)
@@ -44,212 +24,16 @@ def told(records: Records) -> str:
     return "\n".join(line.strip() for line in lines)
 
 
-def one_axis() -> Records:
-    by_topk = {"simple": (1.0, 1.02, 1.0), "tp": (2.2, 2.0, 1.9), "ep": (3.0, 3.0, 3.0)}
-    return [r for name, ms in by_topk.items()
-            for r in swept(name, "topk", dict(zip((2, 4, 8), ms, strict=True)))]  # fmt: skip
-
-
-def crossing() -> Records:
-    return [
-        *swept("tp", "batch", {8: 1.0, 32: 2.0, 128: 6.0}),
-        *swept("ep", "batch", {8: 3.0, 32: 3.0, 128: 3.0}),
-    ]
-
-
-def noisy_tie() -> Records:
-    return [r for name in ("tp", "ep") for r in swept(name, "topk", {2: 2.0, 4: 2.0}, noise=0.1)]
-
-
-def exact_tie() -> Records:
-    return [r for name in ("tp", "ep") for r in swept(name, "topk", {2: 2.0, 4: 2.0}, noise=0.001)]
-
-
-def tie_behind() -> Records:
-    slow = [r for n in ("tp", "ep") for r in swept(n, "topk", {2: 4.0, 4: 4.0}, noise=0.06)]
-    return swept("simple", "topk", {2: 1.0, 4: 1.0}) + slow
-
-
-def proportional() -> Records:
-    return swept("ep", "batch", {8: 1.0, 16: 2.0, 32: 4.0}) + swept(
-        "tp", "batch", {8: 2.0, 16: 4.0, 32: 8.0}
-    )
-
-
-def faster_on_more_ranks() -> Records:
-    return [
-        timed(factory.cell(name, ranks=ranks), ms / ranks)
-        for name, ms in (("tp", 8.0), ("ep", 16.0))
-        for ranks in (2, 4, 8)
-    ]
-
-
-def peak() -> Records:
-    return swept("ep", "batch", {8: 1.0, 32: 8.0, 128: 1.0}, noise=0.05)
-
-
-def peak_and_end() -> Records:
-    return swept("ep", "batch", {8: 1.0, 32: 8.0, 128: 2.0})
-
-
-def noisy_growth() -> Records:
-    return swept("ep", "topk", {2: 1.0, 4: 1.0, 8: 1.0}, noise=0.4)
-
-
-def two_axes(lead: Callable[[int, int], tuple[float, float]]) -> Records:
-    return [
-        timed(factory.cell(name, batch=batch, topk=topk), ms)
-        for batch, topk in itertools.product((8, 64), (2, 4))
-        for name, ms in zip(("tp", "ep"), lead(batch, topk), strict=True)
-    ]
-
-
-def one_strategy() -> Records:
-    return swept("ep", "topk", {2: 1.0, 8: 1.3})
-
-
-def one_cell() -> Records:
-    return [timed(factory.cell("ep"), 1.0)]
-
-
-def apart() -> Records:
-    return [timed(factory.cell("tp", batch=8), 1.0), timed(factory.cell("ep", batch=16), 1.0)]
-
-
-def strategies_alone() -> Records:
-    by_name = {"simple": 1.0, "tp": 2.0, "ep": 2.5}
-    return [timed(factory.cell(name), ms) for name, ms in by_name.items()]
-
-
-def oversubscribed() -> Records:
-    crowded = {"environment": factory.ENVIRONMENT}
-    return swept("tp", "topk", {2: 1.0, 4: 1.0}, **crowded) + swept(
-        "ep", "topk", {2: 2.0, 4: 2.0}, **crowded
-    )
-
-
-def some_oversubscribed() -> Records:
-    one = swept("tp", "topk", {2: 1.0}, environment=factory.ENVIRONMENT)
-    return one + swept("ep", "topk", {2: 2.0, 4: 2.0})
-
-
-def drifting() -> Records:
-    moved = {"anchors": factory.anchors(1.0, 1.4)}
-    return swept("tp", "topk", {2: 1.0, 4: 1.0}, **moved) + swept(
-        "ep", "topk", {2: 2.0, 4: 2.0}, **moved
-    )
-
-
-def failed_and_wrong() -> Records:
-    broken = [factory.unmeasured(factory.cell("tp", topk=8), kind) for kind in ("failed",)]
-    broken.append(factory.unmeasured(factory.cell("ep", topk=8), "wrong"))
-    return swept("tp", "topk", {2: 1.0, 4: 1.0}) + swept("ep", "topk", {2: 2.0, 4: 2.0}) + broken
-
-
-def one_failed() -> Records:
-    return [*strategies_alone(), factory.unmeasured(factory.cell("dp"), "failed")]
-
-
-def all_failed() -> Records:
-    return [factory.unmeasured(factory.cell(name), "failed") for name in ("tp", "ep")]
-
-
-def serial_wins() -> Records:
-    others = swept("tp", "topk", {2: 4.0, 4: 4.0}) + swept("ep", "topk", {2: 6.0, 4: 5.0})
-    return swept("serial", "topk", {2: 1.0, 4: 1.0}) + others
-
-
-def spreading_pays() -> Records:
-    others = swept("tp", "topk", {2: 4.0, 4: 4.0}) + swept("ep", "topk", {2: 6.0, 4: 8.0})
-    return swept("serial", "topk", {2: 8.0, 4: 12.0}) + others
-
-
-def spreading_pays_somewhere() -> Records:
-    return swept("serial", "batch", {8: 1.0, 64: 8.0}) + swept("ep", "batch", {8: 3.0, 64: 5.0})
-
-
-def spreading_undecided() -> Records:
-    return [timed(factory.cell(name), 3.0, noise=0.1) for name in ("serial", "ep")]
-
-
-def peer_behind() -> Records:
-    return swept("simple", "batch", {8: 1.0, 64: 2.0}) + swept(
-        "peer_transformers", "batch", {8: 1.5, 64: 2.8}
-    )
-
-
-def peer_ahead() -> Records:
-    return [timed(factory.cell(n), ms) for n, ms in (("ep", 2.0), ("peer_deepspeed", 1.0))]
-
-
-def peers_mixed() -> Records:
-    both = ("batch", {8: 2.0, 64: 2.0})
-    return [
-        *swept("ep", *both),
-        *swept("peer_deepspeed", "batch", {8: 1.0, 64: 3.0}),
-        *swept("peer_transformers", "batch", {8: 4.0, 64: 3.5}),
-    ]
-
-
-def training() -> Records:
-    return swept("tp", "mode", {"forward": 1.0, "train": 3.0}) + swept(
-        "ep", "mode", {"forward": 2.0, "train": 5.0}
-    )
-
-
-def precision() -> Records:
-    return swept("simple", "dtype", {"float32": 2.0, "bfloat16": 1.0})
-
-
-def skewed() -> Records:
-    loads = [("learned", 0.0), ("zipf", 0.6), ("zipf", 1.2)]
-    slow = dict(zip(loads, (2.0, 2.4, 3.6), strict=True))
-    even = dict.fromkeys(loads, 4.0)
-    return swept("ep", "workload", slow) + swept("tp", "workload", even)
-
-
-def sharded() -> Records:
-    return swept("tp", "tokens", {"replicated": 1.3, "sharded": 1.0})
-
-
-def launches(count: int) -> Records:
-    return [record for launch in range(count)
-            for name, ms in (("tp", 1.0), ("ep", 2.0))
-            for record in swept(name, "topk", {2: ms, 4: ms}, launch=launch)]  # fmt: skip
-
-
-def too_few_samples() -> Records:
-    return swept("tp", "topk", {2: 1.0, 4: 1.0}, rounds=1)
-
-
-def experts_follow_ranks() -> Records:
-    return [timed(factory.cell("ep", ranks=r, experts=r), 1.0 * r, noise=0.01) for r in (2, 4, 8)]
-
-
-def dispatchers() -> Records:
-    return [
-        timed(factory.cell("ep", dispatcher=d, topk=k), ms)
-        for d, ms in (("local", 2.0), ("alltoall", 3.0))
-        for k in (2, 4)
-    ]
-
-
-def many_strategies() -> Records:
-    names = ("simple", "dp", "tp", "ep", "ep_tp", "dp_ep", "fsdp")
-    return [r for n, name in enumerate(names)
-            for r in swept(name, "batch", {8: 1.0 + n, 64: 2.0 + 2 * n})]  # fmt: skip
-
-
 SURE = (
     "How sure: 95% confidence for {}, within this one launch (measure.launches=5 covers what "
     "changes from launch to launch); differences under 2% do not count."
 )
 NOT_VARIED = r" \(python runners/bench.py (experiment=reference_\w+(, | or )?)+\)\.$"
-# Times are in the functions above; what is said of them is written out here. "How sure" is short
+# Times are in the functions of `situations`; the sentences are written out here. "How sure" is short
 # for SURE, and the commands after "Not varied" are left out.
 SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
     "one axis": (
-        one_axis,
+        situations.one_axis,
         """
         In short
         simple is fastest at every top-k, 1.9 to 2.2 times ahead of tp.
@@ -261,7 +45,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "crossing": (
-        crossing,
+        situations.crossing,
         """
         In short
         tp is fastest at batch size 8 and 32, 1.5 to 3.0 times ahead of ep; ep is fastest at batch \
@@ -274,7 +58,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "noisy tie": (
-        noisy_tie,
+        situations.noisy_tie,
         """
         In short
         tp and ep lead at every top-k and are not told apart.
@@ -286,7 +70,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "exact tie": (
-        exact_tie,
+        situations.exact_tie,
         """
         In short
         tp and ep lead at every top-k and take the same time (within 2%).
@@ -297,7 +81,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "tie behind": (
-        tie_behind,
+        situations.tie_behind,
         """
         In short
         simple is fastest at every top-k, 3.9 to 4.0 times ahead of the next (ep or tp); tp and ep \
@@ -309,7 +93,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "proportional": (
-        proportional,
+        situations.proportional,
         """
         In short
         ep is fastest at every batch size, 2.0 times ahead of tp.
@@ -320,7 +104,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "faster on more ranks": (
-        faster_on_more_ranks,
+        situations.faster_on_more_ranks,
         """
         In short
         tp is fastest at every number of ranks, 2.0 times ahead of ep.
@@ -331,7 +115,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "peak": (
-        peak,
+        situations.peak,
         """
         In short
         Only ep was measured, so there is no other strategy to compare it with.
@@ -342,7 +126,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "peak and end": (
-        peak_and_end,
+        situations.peak_and_end,
         """
         In short
         Only ep was measured, so there is no other strategy to compare it with.
@@ -353,7 +137,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "noisy growth": (
-        noisy_growth,
+        situations.noisy_growth,
         """
         In short
         Only ep was measured, so there is no other strategy to compare it with.
@@ -364,7 +148,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "two axes, one wins": (
-        lambda: two_axes(lambda batch, topk: (1.0, 2.0)),
+        lambda: situations.two_axes(lambda batch, topk: (1.0, 2.0)),
         """
         In short
         tp is fastest at all 4 settings, 2.0 times ahead of ep.
@@ -381,7 +165,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "two axes, crossing": (
-        lambda: two_axes(lambda batch, topk: (1.0, 2.0) if batch == 8 else (4.0, 2.0)),
+        lambda: situations.two_axes(lambda batch, topk: (1.0, 2.0) if batch == 8 else (4.0, 2.0)),
         """
         In short
         Whatever the top-k, tp is fastest at batch size 8, 2.0 times ahead of ep; ep is fastest at \
@@ -407,7 +191,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "two axes, a tie": (
-        lambda: two_axes(lambda batch, topk: (1.0 + (batch + topk == 68), 2.0)),
+        lambda: situations.two_axes(lambda batch, topk: (1.0 + (batch + topk == 68), 2.0)),
         """
         In short
         tp is fastest at 3 of 4 settings (top-k 2, batch size 8; top-k 2, batch size 64; top-k 4, \
@@ -434,7 +218,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "one strategy": (
-        one_strategy,
+        situations.one_strategy,
         """
         In short
         Only ep was measured, so there is no other strategy to compare it with.
@@ -445,7 +229,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "one cell": (
-        one_cell,
+        situations.one_cell,
         """
         In short
         Only ep was measured, so there is no other strategy to compare it with.
@@ -453,7 +237,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "apart": (
-        apart,
+        situations.apart,
         """
         In short
         ep and tp were not measured at the same setting, so they are not compared.
@@ -461,7 +245,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "strategies alone": (
-        strategies_alone,
+        situations.strategies_alone,
         """
         In short
         simple is fastest, 2.0 times ahead of tp.
@@ -470,7 +254,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "oversubscribed": (
-        oversubscribed,
+        situations.oversubscribed,
         """
         In short
         tp is fastest at every top-k, 2.0 times ahead of ep.
@@ -483,7 +267,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "some oversubscribed": (
-        some_oversubscribed,
+        situations.some_oversubscribed,
         """
         In short
         tp is fastest at top-k 2, 2.0 times ahead of ep.
@@ -496,7 +280,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "drifting": (
-        drifting,
+        situations.drifting,
         """
         DRIFT: the machine's speed changed by up to 40% during the wave. Cells of one wave can \
         still be compared, because their rounds are in random order; cells of different waves \
@@ -510,7 +294,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "failed and wrong": (
-        failed_and_wrong,
+        situations.failed_and_wrong,
         """
         WRONG: 1 of 6 attempts did not compute the reference output; no time of theirs is used \
         anywhere.
@@ -524,7 +308,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "one failed": (
-        one_failed,
+        situations.one_failed,
         """
         In short
         simple is fastest, 2.0 times ahead of tp.
@@ -534,7 +318,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "all failed": (
-        all_failed,
+        situations.all_failed,
         """
         In short
         No cell has a time, so there is nothing to compare.
@@ -542,7 +326,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "serial wins": (
-        serial_wins,
+        situations.serial_wins,
         """
         In short
         serial is fastest at every top-k, 4.0 times ahead of tp.
@@ -556,7 +340,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "spreading pays": (
-        spreading_pays,
+        situations.spreading_pays,
         """
         In short
         tp is fastest at every top-k, 1.5 to 2.0 times ahead of ep.
@@ -570,7 +354,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "spreading pays somewhere": (
-        spreading_pays_somewhere,
+        situations.spreading_pays_somewhere,
         """
         In short
         serial is fastest at batch size 8, 3.0 times ahead of ep; ep is fastest at batch size 64, \
@@ -584,7 +368,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "spreading undecided": (
-        spreading_undecided,
+        situations.spreading_undecided,
         """
         In short
         serial and ep lead and are not told apart.
@@ -595,7 +379,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "peer behind": (
-        peer_behind,
+        situations.peer_behind,
         """
         In short
         simple is fastest at every batch size, 1.4 to 1.5 times ahead of peer_transformers.
@@ -608,7 +392,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "peer ahead": (
-        peer_ahead,
+        situations.peer_ahead,
         """
         In short
         peer_deepspeed is fastest, 2.0 times ahead of ep.
@@ -618,7 +402,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "peers mixed": (
-        peers_mixed,
+        situations.peers_mixed,
         """
         In short
         peer_deepspeed is fastest at batch size 8, 2.0 times ahead of ep; ep is fastest at batch \
@@ -634,7 +418,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "training": (
-        training,
+        situations.training,
         """
         In short
         tp is fastest in forward passes and training, 1.7 to 2.0 times ahead of ep.
@@ -645,7 +429,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "precision": (
-        precision,
+        situations.precision,
         """
         In short
         Only simple was measured, so there is no other strategy to compare it with.
@@ -656,7 +440,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "skewed": (
-        skewed,
+        situations.skewed,
         """
         In short
         ep is fastest with every workload, 1.1 to 2.0 times ahead of tp.
@@ -669,7 +453,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "sharded": (
-        sharded,
+        situations.sharded,
         """
         In short
         Only tp was measured, so there is no other strategy to compare it with.
@@ -682,7 +466,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "too few samples": (
-        too_few_samples,
+        situations.too_few_samples,
         """
         In short
         Only tp was measured, so there is no other strategy to compare it with.
@@ -693,7 +477,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "experts follow ranks": (
-        experts_follow_ranks,
+        situations.experts_follow_ranks,
         """
         In short
         Only ep was measured, so there is no other strategy to compare it with.
@@ -705,7 +489,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "dispatchers": (
-        dispatchers,
+        situations.dispatchers,
         """
         In short
         ep local is fastest at every top-k, 1.5 times ahead of ep alltoall.
@@ -716,7 +500,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "many strategies": (
-        many_strategies,
+        situations.many_strategies,
         """
         In short
         simple is fastest at every batch size, 2.0 times ahead of dp.
@@ -727,7 +511,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "3 launches": (
-        lambda: launches(3),
+        lambda: situations.launches(3),
         """
         In short
         tp is fastest at every top-k, 2.0 times ahead of ep.
@@ -740,7 +524,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """,
     ),
     "5 launches": (
-        lambda: launches(5),
+        lambda: situations.launches(5),
         """
         In short
         tp is fastest at every top-k, 2.0 times ahead of ep.
@@ -769,7 +553,7 @@ def expected(text: str) -> list[str]:
 @pytest.mark.parametrize("name", SITUATIONS)
 def test_what_a_reader_is_told(name: str) -> None:
     records, text = SITUATIONS[name]
-    assert [short(line) for line in told(records()).splitlines()] == expected(text)
+    assert [short(line) for line in sentences_of(records()).splitlines()] == expected(text)
 
 
 SLIPS = (
@@ -782,13 +566,13 @@ SLIPS = (
 def test_every_line_reads_as_english(name: str) -> None:
     """Nothing empty, doubled or without a plural, no exponent; a sentence ends in a full stop."""
     title_or_sentence = re.compile(r"^(In short|[A-Z][\w -]+ \([^()]*\)|\S.*\.)$")
-    for line in told(SITUATIONS[name][0]()).splitlines():
+    for line in sentences_of(SITUATIONS[name][0]()).splitlines():
         assert title_or_sentence.match(line), line
         assert not [slip for slip in SLIPS if re.search(slip, line)], line
 
 
 def test_detail_has_the_figures_and_the_cells_of_every_sentence() -> None:
-    frame = to_frame([flat_row.row(record) for record in proportional()])
+    frame = to_frame([flat_row.row(record) for record in situations.proportional()])
     short_one, (batch,) = insights.headline_and_insights(frame, summarize.summarize(frame))
     lines = [*short_one.lines(detail=True), *batch.lines(detail=True)]
     (power,) = [line for line in lines if "~ batch size^" in line]
