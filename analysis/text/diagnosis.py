@@ -29,7 +29,8 @@ class Finding:
     def line(self) -> str:
         """Text: the problem, how many cells have it, some of them, and the remedy."""
         shown = ", ".join(self.cells[:4]) + (" ..." if len(self.cells) > 4 else "")
-        return f"{self.problem}: {len(self.cells)} cells ({shown}); next: {self.remedy}"
+        count = f"{len(self.cells)} cell{'s' * (len(self.cells) != 1)}"
+        return f"{self.problem}: {count} ({shown}); next: {self.remedy}"
 
 
 def findings(frame: pd.DataFrame, cells: pd.DataFrame) -> list[Finding]:

@@ -33,13 +33,13 @@ MARKS = {
         "f",
         "under the floor: a timed block is shorter than ten times what an empty block takes",
         "use longer blocks (measure.block_ms) or a larger layer",
-        "blocks too short for the clock, so their times are uncertain",
+        "blocks too short for the clock, so that the time is uncertain",
     ),
     "start_grows": Mark(
         "s",
         "the start of a block has not levelled off: a part of it may be in the time",
         "use longer blocks (measure.block_ms), or fewer ranks than cores",
-        "a part of the cost of starting a block in their time",
+        "a part of the cost of starting a block in the time",
     ),
     "no_steady_state": Mark(
         "w",

@@ -32,6 +32,7 @@ COPIED = ("moe", "runners", "analysis", "benchmarks", "conf", "docs")
 FILES = ("Makefile", "pyproject.toml", "constraints.txt", "README.md")
 LIMIT_S = 1200.0
 WIDTH = 100
+KEPT = ("PATH", "HOME", "USER", "LANG", "TMPDIR")  # of the surroundings
 BLOCK = re.compile(r"^```(console|sh)\b[ ]*([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"\s{2,}#.*$")
 
@@ -77,7 +78,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     output."""
     words = shlex.split(command)
     settings = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("WANDB_")},
+        **{name: os.environ[name] for name in KEPT if name in os.environ},
         "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": str(WIDTH),
         "WANDB_MODE": "offline",
     }  # fmt: skip

@@ -29,7 +29,7 @@ SURE = (
     "changes from launch to launch); differences under 2% do not count."
 )
 NOT_VARIED = r" \(python runners/bench.py (experiment=reference_\w+(, | or )?)+\)\.$"
-# Times are in the functions of `situations`; the sentences are written out here. "How sure" is short
+# Times are in the functions of `situations`, sentences are written out here. "How sure" is short
 # for SURE, and the commands after "Not varied" are left out.
 SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
     "one axis": (
