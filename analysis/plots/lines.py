@@ -20,6 +20,7 @@ from analysis.plots.drawing import Drawing, Row, Values
 from analysis.text.tables import DURATION, THROUGHPUT, Entry, Metric, entry, metric_of
 
 MAX_COLUMNS = 3
+AXIS_LABELS = {"batch_size": "batch size (tokens)"}  # with the unit
 HOLLOW = Line2D(
     [], [], color="#444444", marker="o", markerfacecolor="white", linestyle="",
     label="hollow: oversubscribed",
@@ -127,7 +128,7 @@ def draw(ax: Axes, facet: Facet, metric: Metric, names: Sequence[str], bands: bo
         x = [_dodged(places[v], shift, log, list(places.values())) for v in values]
         entries = [entry(facet.at(v, series), metric) for v in values]
         _series(ax, x, entries, canvas.look(series, names), series, bands)
-    ax.set_xlabel(title_of(facet.axis))
+    ax.set_xlabel(AXIS_LABELS.get(facet.axis, title_of(facet.axis)))
 
 
 def _without_time(ax: Axes, facet: Facet, metric: Metric) -> list[Text]:

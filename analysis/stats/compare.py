@@ -246,11 +246,15 @@ def summary(comparisons: Sequence[Comparison], threshold: float) -> list[str]:
     listed = ", ".join(f"{words.get(w, w)} in {n}" for w, n in counts.most_common())
     bases = sorted({verdict.scope(c.verdict) for c in comparisons if c.verdict})
     unpaired = sum(not c.verdict.paired for c in comparisons if c.verdict)
+    apart = f"; {unpaired} are of cells that share no launch" if unpaired else ""
     kinds = "/".join(dict.fromkeys(c.metric for c in comparisons))
     return [
         f"Of {len(comparisons)} comparisons of the duration of a step, {kinds}: {listed}.",
-        f"Intervals of the ratio hold together at 95% (Bonferroni over {len(comparisons)}), "
-        f"{' or '.join(bases)}; {unpaired} unpaired; a difference counts from {threshold:.0%}.",
+        "B / A is the geometric mean of the ratios of times in the same round or launch, so it may "
+        "differ from the ratio of the medians.",
+        f"Intervals of B / A hold together at 95% (Bonferroni over {len(comparisons)}), "
+        f"{' or '.join(bases)}{apart}; a difference counts only if it is surely over "
+        f"{threshold:.0%}.",
     ]
 
 

@@ -85,9 +85,10 @@ class Standings:
         return verdict.ranks(list(place.cells), faster)
 
     def lead(self, place: Place) -> float:
-        """The second shortest median over the shortest."""
-        first, second = sorted(cell.median_ms for cell in place.cells.values())[:2]
-        return second / first
+        """The time of the second shortest median over that of the shortest, as verdicts have it."""
+        first, second = sorted(place.cells.values(), key=lambda cell: cell.median_ms)[:2]
+        result = self.verdict(second, first)
+        return result.ratio if result else second.median_ms / first.median_ms
 
     def leaders(self, place: Place) -> list[str]:
         """The series that none is shown to be faster than."""

@@ -34,8 +34,8 @@ def banners(frame: pd.DataFrame) -> list[str]:
     wrong = frame[frame["outcome"] == "wrong"]
     if not wrong.empty:
         lines.append(
-            f"WRONG: {len(wrong)} of {len(frame)} attempts did not compute the reference output; "
-            "no time of theirs is used anywhere."
+            f"WRONG: {len(wrong)} of {len(frame)} attempts computed a wrong output; no time of "
+            "theirs is used anywhere."
         )
     return lines
 

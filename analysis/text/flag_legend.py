@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 
 class Mark(NamedTuple):
-    """A flag's letter, what it means, what to do next, and what it means for a verdict: "9 cells
-    have ...", empty where a verdict is not touched or a banner says it. The most serious first."""
+    """A flag's letter, what it means, what to do next, and what it means for a verdict, after "9
+    cells": a verb in the plural first; empty where no verdict is touched or a banner says it."""
 
     letter: str
     about: str
@@ -21,7 +21,7 @@ MARKS = {
         "o",
         "oversubscribed: more threads than cores, so waiting for a core is part of the time",
         "use fewer ranks, or backend=mpi, or a machine with more cores",
-        "more threads than cores: waiting for a core is part of the time, which says nothing "
+        "have more threads than cores: waiting for a core is part of the time, which says nothing "
         "about a machine with a core for every rank",
     ),
     "clamped": Mark(
@@ -33,19 +33,19 @@ MARKS = {
         "f",
         "under the floor: a timed block is shorter than ten times what an empty block takes",
         "use longer blocks (measure.block_ms) or a larger layer",
-        "blocks too short for the clock, so that the time is uncertain",
+        "have blocks too short for the clock, so that the time is uncertain",
     ),
     "start_grows": Mark(
         "s",
         "the start of a block has not levelled off: a part of it may be in the time",
         "use longer blocks (measure.block_ms), or fewer ranks than cores",
-        "a part of the cost of starting a block in the time",
+        "may have a part of the cost of starting a block in the time",
     ),
     "no_steady_state": Mark(
         "w",
         "no steady state was seen in warm-up",
         "raise measure.warmup_max, or look at the sample traces (plot traces)",
-        "not reached a steady time in warm-up",
+        "did not reach a steady time in warm-up",
     ),
     "drift": Mark(
         "d",
@@ -56,25 +56,25 @@ MARKS = {
         "m",
         "stopped by the largest number of samples before the interval was narrow enough",
         "raise measure.samples_max",
-        "wider intervals than asked for: the largest number of samples ended them",
+        "were stopped by the largest number of samples, with wider intervals than asked for",
     ),
     "stopped_by_wall": Mark(
         "t",
         "stopped by the wall limit before the interval was narrow enough",
         "raise measure.wall_limit_s",
-        "wider intervals than asked for: the time limit ended them",
+        "were stopped by the time limit, with wider intervals than asked for",
     ),
     "stopped_by_interrupted": Mark(
         "i",
         "sampling was interrupted",
         "measure again",
-        "fewer samples than asked for: sampling was interrupted",
+        "were interrupted, with fewer samples than asked for",
     ),
     "some_attempts_failed": Mark(
         "p",
         "some attempts at this cell failed; the others are shown",
         "see analysis status",
-        "attempts that failed; only the others count",
+        "have attempts that failed; only the others count",
     ),
     "no_interval": Mark("n", "too few rounds for an interval", "raise measure.samples"),
 }

@@ -97,7 +97,8 @@ def _fastest(places: Sequence[Place], facets: Sequence[Facet], standings: Standi
     if undecided:
         names = {name for lead in leads if lead not in single for name in lead.leaders}
         fastest = listing(sorted(names, key=series_order))
-        parts.append(f"{_of(undecided, len(places))} {fastest} lead and are not told apart")
+        settings = _of(undecided, len(places))
+        parts.append(f"{fastest} are fastest {settings} and not told apart")
     return claim("; ".join(parts), [c for lead in leads for c in lead.cells])
 
 
@@ -216,9 +217,9 @@ def sureness(cells: Sequence[CellSummary], standings: Standings) -> str:
     if not launches or not standings.comparisons:
         return ""
     count = standings.comparisons
-    what = f"all {count} comparisons together" if count > 1 else "the comparison"
-    level = f"{CONFIDENCE:.0%} confidence for {what}"
-    noise = f"differences under {standings.threshold:.0%} do not count"
+    what = f"all {count} comparisons hold together" if count > 1 else "the comparison holds"
+    level = f"{what} with {CONFIDENCE:.0%} confidence"
+    noise = f"a difference counts only if it is surely over {standings.threshold:.0%}"
     fewest = min(launches)
     if fewest >= MIN_LAUNCHES:
         return f"{level}, over {fewest} or more launches; {noise}"
@@ -231,25 +232,33 @@ def limit(cells: pd.DataFrame) -> str:
     """The limit that matters most, and how many others there are; "" for none."""
     every = summaries(cells)
     missing = [cell.outcome for cell in every if not cell.measured]
-    texts = []
+    texts: list[str] = []
     if missing:
         kinds = [f"{missing.count(kind)} {kind}" for kind in dict.fromkeys(missing)]
         kinds = kinds if len(kinds) > 1 else missing[:1]
         texts.append(
-            f"{_cells(len(missing), len(every))} no time ({', '.join(kinds)}): "
+            f"{_cells(len(missing), len(every), 'have no time')} ({', '.join(kinds)}): "
             "python -m analysis status says why"
         )
     timed = [cell for cell in every if cell.measured]
-    for flag, mark in flag_legend.MARKS.items():
-        count = sum(flag in cell.flags for cell in timed)
-        if count and mark.limit:
-            texts.append(f"{_cells(count, len(timed))} {mark.limit}")
-    more = f"; {len(texts) - 1} more: python -m analysis check" if len(texts) > 1 else ""
-    return texts[0] + more if texts else ""
+    counts = {name: sum(name in cell.flags for cell in timed) for name in flag_legend.MARKS}
+    first = ["oversubscribed"]  # the others by how many cells they touch
+    order = first + sorted(set(counts) - set(first), key=lambda name: -counts[name])
+    texts += [
+        _cells(counts[name], len(timed), flag_legend.MARKS[name].limit)
+        for name in order if counts[name] and flag_legend.MARKS[name].limit
+    ]  # fmt: skip
+    left = len(texts) - 1
+    more = f"; {left} more {'limit' if left == 1 else 'limits'}: python -m analysis check"
+    return texts[0] + (more if left else "") if texts else ""
 
 
-def _cells(count: int, total: int) -> str:
-    """ "all 9 cells have", "1 of 9 cells has"."""
-    if count == total:
-        return f"all {total} cells have" if total > 1 else "the cell has"
-    return f"{count} of {total} cells {'have' if count > 1 else 'has'}"
+def _cells(count: int, total: int, limit: str) -> str:
+    """ "all 9 cells have ...", "1 of 9 cells was ..."."""
+    if count > 1 or count < total:
+        which = f"all {total} cells" if count == total else f"{count} of {total} cells"
+    else:
+        which = "the cell"
+    verb, _, rest = limit.partition(" ")
+    verb = {"have": "has", "were": "was"}.get(verb, verb) if count == 1 else verb
+    return f"{which} {verb} {rest}"

@@ -108,8 +108,9 @@ def _not_varied(by_axis: Mapping[str, object]) -> str:
     if not missing:
         return ""
     names = listing([title_of(axis) for axis in missing])
+    them = "it" if len(missing) == 1 else "them"
     commands = listing([f"experiment={EXPERIMENTS[axis]}" for axis in missing], "or")
-    return f"{names} ({BENCH} {commands})"
+    return f"{names}; to vary {them}: {BENCH} {commands}"
 
 
 def _along(facet: Facet, standings: Standings, winner_said: bool) -> Insight:

@@ -63,8 +63,8 @@ def _lead(lead: Lead, standings: Standings, where: Where) -> str:
     at = _after(where([place.x for place in lead.places]))
     if len(lead.leaders) > 1:
         same = f"take the same time (within {standings.threshold:.0%})"
-        how = same if findings.all_same(lead, standings) else "are not told apart"
-        return f"{listing(lead.leaders)} lead{at} and {how}"
+        how = same if findings.all_same(lead, standings) else "not told apart"
+        return f"{listing(lead.leaders)} are fastest{at} and {how}"
     leader = lead.leaders[0]
     return f"{leader} is fastest{at}, {ahead(leader, lead.places, standings)}"
 

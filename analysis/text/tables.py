@@ -43,7 +43,7 @@ class Metric:
 DURATION = Metric("median_ms", "Duration", "ms", "low_ms", "high_ms", of_step=True)
 MEAN = Metric("mean_ms", "Average duration", "ms", "mean_low_ms", "mean_high_ms", of_step=True)
 THROUGHPUT = Metric(
-    "throughput", "Throughput", "10^3 samples/s", "throughput_low", "throughput_high", 1e-3, True
+    "throughput", "Throughput", "10^3 tokens/s", "throughput_low", "throughput_high", 1e-3, True
 )
 LATENCY = Metric("latency_ms", "Latency", "ms", "latency_low_ms", "latency_high_ms")
 METRICS = {

@@ -48,7 +48,7 @@ def activity(plan: LaunchPlan, at: RankStage) -> str:
     return {
         "settle": "waiting for steady times",
         "floor": "timing the empty block",
-        "gate": f"checking the output of {name} against the reference",
+        "gate": f"checking the output of {name}",
         "warm-up": f"warming up {name}",
         "phases": f"timing the parts of {name}",
         "check": f"checking {name} again, on other tokens",
@@ -63,8 +63,8 @@ def round_text(measure: Measure, done: int) -> str:
     number = min(done + 1, most)
     if least == most:
         return f"round {number} of {least}"
-    limits = f" of {least} to {most}" if number <= least else f", at most {most}"
-    return f"round {number}{limits}"
+    at_least = f", at least {least}" if number < least else ""
+    return f"round {number}{at_least}, at most {most}"
 
 
 def _with_wave(plan: LaunchPlan, at: RankStage, text: str) -> str:

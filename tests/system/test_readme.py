@@ -17,6 +17,13 @@ from benchmarks.docs.console import Block
 
 README = console.ROOT / "README.md"
 BENCH = "python runners/bench.py"
+YOUR_LAYER = (
+    "dtype=bfloat16 tokens=sharded batch_size=4096 model.dim=4096 model.hidden=14336 "
+    "model.dim_out=4096 num_experts=8 topk=2 model.activation=silu_gated model.bias=none"
+)
+MIXTRAL = (
+    "model=mixtral_8x7b model.scale=1 batch_size=4096 tokens=sharded world_size=8 dtype=bfloat16"
+)
 # A command of README -> the form in which it is run here.
 SHORT = {
     # minutes: only what it would do
@@ -31,14 +38,12 @@ SHORT = {
         f"{BENCH} -m strategy=simple,tp,ep topk=2,4,8 measure=quick"
     ),
     # eight GPUs, a cluster, a server, an environment of other systems: the config
-    f"{BENCH} -m strategy=simple,tp,ep model=mixtral_8x7b world_size=8 dtype=bfloat16": (
-        f"{BENCH} strategy=ep model=mixtral_8x7b world_size=8 dtype=bfloat16 --cfg job"
+    f"{BENCH} -m strategy=dp,tp,ep world_size=8 {YOUR_LAYER}": (
+        f"{BENCH} strategy=ep world_size=8 {YOUR_LAYER} --cfg job"
     ),
+    f"{BENCH} -m strategy=tp,ep {MIXTRAL}": f"{BENCH} strategy=ep {MIXTRAL} --cfg job",
     f"{BENCH} -m hydra/launcher=slurm hosts.ranks_per_node=8 world_size=8,16 strategy=tp,ep": (
         f"{BENCH} hydra/launcher=slurm hosts.ranks_per_node=8 world_size=8 strategy=tp --cfg job"
-    ),
-    f"{BENCH} -m strategy=tp,ep world_size=2 tracker.mode=online": (
-        f"{BENCH} strategy=tp world_size=2 tracker.mode=online --cfg job"
     ),
     ".venv-peers/bin/python runners/bench.py experiment=peers_cpu": (
         f"{BENCH} experiment=peers_cpu --cfg job"

@@ -62,7 +62,7 @@ def test_in_short_counts_settings(tmp_path: Path) -> None:
     text = short.claims[0].text
     assert re.match(r"tp is fastest at batch size 8, 2\.0 times ahead of ep; ", text)
     assert re.search(r"; ep is fastest at batch size 16 and 32, 2\.0 to [34]\.\d times ahead", text)
-    assert "; tp and ep lead at batch size 64 and " in text
+    assert "; tp and ep are fastest at batch size 64 and " in text
     assert len(short.claims[0].cells) == 8
 
 

@@ -25,10 +25,12 @@ def sentences_of(records: Records) -> str:
 
 
 SURE = (
-    "How sure: 95% confidence for {}, within this one launch (measure.launches=5 covers what "
-    "changes from launch to launch); differences under 2% do not count."
+    "How sure: {} with 95% confidence, within this one launch (measure.launches=5 covers what "
+    "changes from launch to launch); a difference counts only if it is surely over 2%."
 )
-NOT_VARIED = r" \(python runners/bench.py (experiment=reference_\w+(, | or )?)+\)\.$"
+NOT_VARIED = (
+    r"; to vary (it|them): python runners/bench.py (experiment=reference_\w+(, | or )?)+\.$"
+)
 # Times are in the functions of `situations`, sentences are written out here. "How sure" is short
 # for SURE, and the commands after "Not varied" are left out.
 SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
@@ -37,7 +39,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         simple is fastest at every top-k, 1.9 to 2.2 times ahead of tp.
-        How sure: all 15 comparisons together.
+        How sure: all 15 comparisons hold together.
         Not varied: batch size and ranks.
         Top-k (batch size 8, ranks 8, experts 8)
         tp is 1.2 times as fast at top-k 8 as at 2.
@@ -48,9 +50,10 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         situations.crossing,
         """
         In short
-        tp is fastest at batch size 8 and 32, 1.5 to 3.0 times ahead of ep; ep is fastest at batch \
+        tp is fastest at batch size 8 and 32, 1.5 to 3.0 times ahead of ep; ep is fastest at \
+        batch \
         size 128, 2.0 times ahead of tp.
-        How sure: all 7 comparisons together.
+        How sure: all 7 comparisons hold together.
         Not varied: top-k and ranks.
         Batch size (top-k 2, ranks 8, experts 8)
         tp takes 6.0 times as long at batch size 128 as at 8.
@@ -61,20 +64,21 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         situations.noisy_tie,
         """
         In short
-        tp and ep lead at every top-k and are not told apart.
-        How sure: all 4 comparisons together.
+        tp and ep are fastest at every top-k and not told apart.
+        How sure: all 4 comparisons hold together.
         Not varied: batch size and ranks.
         Top-k (batch size 8, ranks 8, experts 8)
         tp: time does not depend on top-k between 2 and 4 (within 20%).
-        ep: too noisy to say whether time depends on top-k (it may be 0.93 to 1.3 times that at 2).
+        ep: too noisy to say whether time depends on top-k (it may be 0.93 to 1.3 times that at \
+        2).
         """,
     ),
     "exact tie": (
         situations.exact_tie,
         """
         In short
-        tp and ep lead at every top-k and take the same time (within 2%).
-        How sure: all 4 comparisons together.
+        tp and ep are fastest at every top-k and take the same time (within 2%).
+        How sure: all 4 comparisons hold together.
         Not varied: batch size and ranks.
         Top-k (batch size 8, ranks 8, experts 8)
         tp and ep: time does not depend on top-k between 2 and 4 (within 2%).
@@ -84,9 +88,9 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         situations.tie_behind,
         """
         In short
-        simple is fastest at every top-k, 3.9 to 4.0 times ahead of the next (ep or tp); tp and ep \
+        simple is fastest at every top-k, 4.0 times ahead of the next (ep or tp); tp and ep \
         are not told apart at any top-k.
-        How sure: all 9 comparisons together.
+        How sure: all 9 comparisons hold together.
         Not varied: batch size and ranks.
         Top-k (batch size 8, ranks 8, experts 8)
         simple, tp and ep: time does not depend on top-k between 2 and 4 (within 20%).
@@ -97,7 +101,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         ep is fastest at every batch size, 2.0 times ahead of tp.
-        How sure: all 7 comparisons together.
+        How sure: all 7 comparisons hold together.
         Not varied: top-k and ranks.
         Batch size (top-k 2, ranks 8, experts 8)
         tp and ep take 4.0 times as long at batch size 32 as at 8.
@@ -108,7 +112,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         tp is fastest at every number of ranks, 2.0 times ahead of ep.
-        How sure: all 7 comparisons together.
+        How sure: all 7 comparisons hold together.
         Not varied: top-k and batch size.
         Number of ranks (batch size 8, top-k 2, experts 8)
         tp and ep are 4.0 times as fast on 8 ranks as on 2.
@@ -119,7 +123,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         Only ep was measured, so there is no other strategy to compare it with.
-        How sure: all 2 comparisons together.
+        How sure: all 2 comparisons hold together.
         Not varied: top-k and ranks.
         Batch size (top-k 2, ranks 8, experts 8)
         ep takes 7.9 times as long at batch size 32 as at 8; at 128 no difference is shown.
@@ -130,7 +134,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         Only ep was measured, so there is no other strategy to compare it with.
-        How sure: all 2 comparisons together.
+        How sure: all 2 comparisons hold together.
         Not varied: top-k and ranks.
         Batch size (top-k 2, ranks 8, experts 8)
         ep takes 8.0 times as long at batch size 32 as at 8, and 2.0 times as long at 128.
@@ -141,10 +145,11 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         Only ep was measured, so there is no other strategy to compare it with.
-        How sure: all 2 comparisons together.
+        How sure: all 2 comparisons hold together.
         Not varied: batch size and ranks.
         Top-k (batch size 8, ranks 8, experts 8)
-        ep: too noisy to say whether time depends on top-k (it may be 0.70 to 2.3 times that at 2).
+        ep: too noisy to say whether time depends on top-k (it may be 0.70 to 2.3 times that at \
+        2).
         """,
     ),
     "two axes, one wins": (
@@ -152,7 +157,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         tp is fastest at all 4 settings, 2.0 times ahead of ep.
-        How sure: all 12 comparisons together.
+        How sure: all 12 comparisons hold together.
         Not varied: ranks.
         Top-k (batch size 8, ranks 8, experts 8)
         tp and ep: time does not depend on top-k between 2 and 4 (within 2%).
@@ -168,9 +173,10 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         lambda: situations.two_axes(lambda batch, topk: (1.0, 2.0) if batch == 8 else (4.0, 2.0)),
         """
         In short
-        Whatever the top-k, tp is fastest at batch size 8, 2.0 times ahead of ep; ep is fastest at \
+        Whatever the top-k, tp is fastest at batch size 8, 2.0 times ahead of ep; ep is fastest \
+        at \
         batch size 64, 2.0 times ahead of tp.
-        How sure: all 12 comparisons together.
+        How sure: all 12 comparisons hold together.
         Not varied: ranks.
         Top-k (batch size 8, ranks 8, experts 8)
         tp is fastest at every top-k, 2.0 times ahead of ep.
@@ -179,12 +185,14 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         ep is fastest at every top-k, 2.0 times ahead of tp.
         tp and ep: time does not depend on top-k between 2 and 4 (within 2%).
         Batch size (top-k 2, ranks 8, experts 8)
-        tp is fastest at batch size 8, 2.0 times ahead of ep; ep is fastest at batch size 64, 2.0 \
+        tp is fastest at batch size 8, 2.0 times ahead of ep; ep is fastest at batch size 64, \
+        2.0 \
         times ahead of tp.
         tp takes 4.0 times as long at batch size 64 as at 8.
         ep: time does not depend on the batch size between 8 and 64 (within 2%).
         Batch size (top-k 4, ranks 8, experts 8)
-        tp is fastest at batch size 8, 2.0 times ahead of ep; ep is fastest at batch size 64, 2.0 \
+        tp is fastest at batch size 8, 2.0 times ahead of ep; ep is fastest at batch size 64, \
+        2.0 \
         times ahead of tp.
         tp takes 4.0 times as long at batch size 64 as at 8.
         ep: time does not depend on the batch size between 8 and 64 (within 2%).
@@ -194,24 +202,25 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         lambda: situations.two_axes(lambda batch, topk: (1.0 + (batch + topk == 68), 2.0)),
         """
         In short
-        tp is fastest at 3 of 4 settings (top-k 2, batch size 8; top-k 2, batch size 64; top-k 4, \
-        batch size 8), 2.0 times ahead of ep; at 1 of 4 settings (top-k 4, batch size 64) tp and \
-        ep lead and are not told apart.
-        How sure: all 12 comparisons together.
+        tp is fastest at 3 of 4 settings (top-k 2, batch size 8; top-k 2, batch size 64; \
+        top-k 4, batch size 8), 2.0 times ahead of ep; tp and ep are fastest at 1 of 4 settings \
+        (top-k 4, batch size 64) and not told apart.
+        How sure: all 12 comparisons hold together.
         Not varied: ranks.
         Top-k (batch size 8, ranks 8, experts 8)
         tp is fastest at every top-k, 2.0 times ahead of ep.
         tp and ep: time does not depend on top-k between 2 and 4 (within 2%).
         Top-k (batch size 64, ranks 8, experts 8)
-        tp is fastest at top-k 2, 2.0 times ahead of ep; tp and ep lead at top-k 4 and take the \
-        same time (within 2%).
+        tp is fastest at top-k 2, 2.0 times ahead of ep; tp and ep are fastest at top-k 4 and \
+        take the same time (within 2%).
         tp takes 2.0 times as long at top-k 4 as at 2.
         ep: time does not depend on top-k between 2 and 4 (within 2%).
         Batch size (top-k 2, ranks 8, experts 8)
         tp is fastest at every batch size, 2.0 times ahead of ep.
         tp and ep: time does not depend on the batch size between 8 and 64 (within 2%).
         Batch size (top-k 4, ranks 8, experts 8)
-        tp is fastest at batch size 8, 2.0 times ahead of ep; tp and ep lead at batch size 64 and \
+        tp is fastest at batch size 8, 2.0 times ahead of ep; tp and ep are fastest at batch \
+        size 64 and \
         take the same time (within 2%).
         tp takes 2.0 times as long at batch size 64 as at 8.
         ep: time does not depend on the batch size between 8 and 64 (within 2%).
@@ -222,7 +231,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         Only ep was measured, so there is no other strategy to compare it with.
-        How sure: the comparison.
+        How sure: the comparison holds.
         Not varied: batch size and ranks.
         Top-k (batch size 8, ranks 8, experts 8)
         ep takes 1.3 times as long at top-k 8 as at 2.
@@ -249,7 +258,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         simple is fastest, 2.0 times ahead of tp.
-        How sure: all 3 comparisons together.
+        How sure: all 3 comparisons hold together.
         Not varied: top-k, batch size and ranks.
         """,
     ),
@@ -258,7 +267,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         tp is fastest at every top-k, 2.0 times ahead of ep.
-        How sure: all 4 comparisons together.
+        How sure: all 4 comparisons hold together.
         Limit: all 4 cells have more threads than cores: waiting for a core is part of the time, \
         which says nothing about a machine with a core for every rank.
         Not varied: batch size and ranks.
@@ -271,7 +280,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         tp is fastest at top-k 2, 2.0 times ahead of ep.
-        How sure: all 2 comparisons together.
+        How sure: all 2 comparisons hold together.
         Limit: 1 of 3 cells has more threads than cores: waiting for a core is part of the time, \
         which says nothing about a machine with a core for every rank.
         Not varied: batch size and ranks.
@@ -287,7 +296,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         cannot.
         In short
         tp is fastest at every top-k, 2.0 times ahead of ep.
-        How sure: all 4 comparisons together.
+        How sure: all 4 comparisons hold together.
         Not varied: batch size and ranks.
         Top-k (batch size 8, ranks 8, experts 8)
         tp and ep: time does not depend on top-k between 2 and 4 (within 2%).
@@ -296,11 +305,11 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
     "failed and wrong": (
         situations.failed_and_wrong,
         """
-        WRONG: 1 of 6 attempts did not compute the reference output; no time of theirs is used \
+        WRONG: 1 of 6 attempts computed a wrong output; no time of theirs is used \
         anywhere.
         In short
         tp is fastest at every top-k, 2.0 times ahead of ep.
-        How sure: all 4 comparisons together.
+        How sure: all 4 comparisons hold together.
         Limit: 2 of 6 cells have no time (1 failed, 1 wrong): python -m analysis status says why.
         Not varied: batch size and ranks.
         Top-k (batch size 8, ranks 8, experts 8)
@@ -312,7 +321,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         simple is fastest, 2.0 times ahead of tp.
-        How sure: all 3 comparisons together.
+        How sure: all 3 comparisons hold together.
         Limit: 1 of 4 cells has no time (failed): python -m analysis status says why.
         Not varied: top-k, batch size and ranks.
         """,
@@ -330,9 +339,10 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         serial is fastest at every top-k, 4.0 times ahead of tp.
-        Spreading the layer over ranks does not pay here: the fastest way, tp, takes 4.0 times as \
+        Spreading the layer over ranks does not pay here: the fastest way, tp, takes 4.0 times \
+        as \
         long as serial (one process with every core).
-        How sure: all 8 comparisons together.
+        How sure: all 8 comparisons hold together.
         Not varied: batch size and ranks.
         Top-k (batch size 8, ranks 8, experts 8)
         ep is 1.2 times as fast at top-k 4 as at 2.
@@ -346,7 +356,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         tp is fastest at every top-k, 1.5 to 2.0 times ahead of ep.
         Spreading the layer over ranks pays: the fastest way, tp, is 2.0 to 3.0 times as fast as \
         serial (one process with every core).
-        How sure: all 8 comparisons together.
+        How sure: all 8 comparisons hold together.
         Not varied: batch size and ranks.
         Top-k (batch size 8, ranks 8, experts 8)
         ep takes 1.3 times as long at top-k 4 as at 2.
@@ -357,11 +367,12 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         situations.spreading_pays_somewhere,
         """
         In short
-        serial is fastest at batch size 8, 3.0 times ahead of ep; ep is fastest at batch size 64, \
+        serial is fastest at batch size 8, 3.0 times ahead of ep; ep is fastest at batch size \
+        64, \
         1.6 times ahead of serial.
         Spreading the layer over ranks pays at 1 of 2 settings: there ep is 1.6 times as fast as \
         serial (one process with every core).
-        How sure: all 3 comparisons together.
+        How sure: all 3 comparisons hold together.
         Not varied: top-k and ranks.
         Batch size (top-k 2, ranks 8, experts 8)
         ep takes 1.7 times as long at batch size 64 as at 8.
@@ -371,10 +382,10 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         situations.spreading_undecided,
         """
         In short
-        serial and ep lead and are not told apart.
+        serial and ep are fastest and not told apart.
         No way of spreading the layer over ranks is shown to be faster than serial (one process \
         with every core).
-        How sure: the comparison.
+        How sure: the comparison holds.
         Not varied: top-k, batch size and ranks.
         """,
     ),
@@ -385,7 +396,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         simple is fastest at every batch size, 1.4 to 1.5 times ahead of peer_transformers.
         Ours is faster than the best other system at every setting: the other takes 1.4 to 1.5 \
         times as long.
-        How sure: all 4 comparisons together.
+        How sure: all 4 comparisons hold together.
         Not varied: top-k and ranks.
         Batch size (top-k 2, ranks 8, experts 8)
         simple takes 2.0 times, peer_transformers 1.9 times as long at batch size 64 as at 8.
@@ -397,7 +408,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         In short
         peer_deepspeed is fastest, 2.0 times ahead of ep.
         The best other system is faster than ours: ours takes 2.0 times as long.
-        How sure: the comparison.
+        How sure: the comparison holds.
         Not varied: top-k, batch size and ranks.
         """,
     ),
@@ -409,7 +420,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         size 64, 1.5 times ahead of peer_deepspeed.
         Ours is faster than the best other system at 1 of 2 settings and slower at 1: the other \
         takes 0.50 to 1.5 times as long.
-        How sure: all 9 comparisons together.
+        How sure: all 9 comparisons hold together.
         Not varied: top-k and ranks.
         Batch size (top-k 2, ranks 8, experts 8)
         peer_deepspeed takes 3.0 times as long at batch size 64 as at 8.
@@ -422,7 +433,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         tp is fastest in forward passes and training, 1.7 to 2.0 times ahead of ep.
-        How sure: all 4 comparisons together.
+        How sure: all 4 comparisons hold together.
         Not varied: top-k, batch size and ranks.
         Mode (batch size 8, top-k 2, ranks 8, experts 8)
         tp takes 3.0 times, ep 2.5 times as long in training as in forward passes.
@@ -433,7 +444,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         Only simple was measured, so there is no other strategy to compare it with.
-        How sure: the comparison.
+        How sure: the comparison holds.
         Not varied: top-k, batch size and ranks.
         Dtype (batch size 8, top-k 2, ranks 8, experts 8)
         simple is 2.0 times as fast in bfloat16 as in float32.
@@ -444,7 +455,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         ep is fastest with every workload, 1.1 to 2.0 times ahead of tp.
-        How sure: all 7 comparisons together.
+        How sure: all 7 comparisons hold together.
         Not varied: top-k, batch size and ranks.
         Workload (batch size 8, top-k 2, ranks 8, experts 8)
         ep takes 1.2 times as long with zipf 0.6 and 1.8 times as long with zipf 1.2 as with \
@@ -457,11 +468,12 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         Only tp was measured, so there is no other strategy to compare it with.
-        How sure: the comparison.
+        How sure: the comparison holds.
         Not varied: top-k, batch size and ranks.
         How the tokens are spread (batch size 8, top-k 2, ranks 8, experts 8)
         tp is 1.3 times as fast with sharded tokens as with replicated.
-        Note: with sharded tokens a rank ends with the outputs of its own tokens, with replicated \
+        Note: with sharded tokens a rank ends with the outputs of its own tokens, with \
+        replicated \
         tokens with those of all.
         """,
     ),
@@ -470,7 +482,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         Only tp was measured, so there is no other strategy to compare it with.
-        How sure: the comparison.
+        How sure: the comparison holds.
         Not varied: batch size and ranks.
         Top-k (batch size 8, ranks 8, experts 8)
         tp: too few samples to say whether time depends on top-k.
@@ -481,7 +493,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         Only ep was measured, so there is no other strategy to compare it with.
-        How sure: all 2 comparisons together.
+        How sure: all 2 comparisons hold together.
         Not varied: top-k and batch size.
         Number of ranks (batch size 8, top-k 2, experts = ranks)
         ep takes 4.0 times as long on 8 ranks as on 2.
@@ -493,7 +505,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         ep local is fastest at every top-k, 1.5 times ahead of ep alltoall.
-        How sure: all 4 comparisons together.
+        How sure: all 4 comparisons hold together.
         Not varied: batch size and ranks.
         Top-k (batch size 8, ranks 8, experts 8)
         ep alltoall and ep local: time does not depend on top-k between 2 and 4 (within 2%).
@@ -504,7 +516,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         simple is fastest at every batch size, 2.0 times ahead of dp.
-        How sure: all 49 comparisons together.
+        How sure: all 49 comparisons hold together.
         Not varied: top-k and ranks.
         Batch size (top-k 2, ranks 8, experts 8)
         simple, dp, tp, ep, ep_tp, dp_ep and fsdp take 2.0 times as long at batch size 64 as at 8.
@@ -515,9 +527,9 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         tp is fastest at every top-k, 2.0 times ahead of ep.
-        How sure: 95% confidence for all 4 comparisons together, within these 3 launches \
-        (measure.launches=5 covers what changes from launch to launch); differences under 2% do \
-        not count.
+        How sure: all 4 comparisons hold together with 95% confidence, within these 3 launches \
+        (measure.launches=5 covers what changes from launch to launch); a difference counts only \
+        if it is surely over 2%.
         Not varied: batch size and ranks.
         Top-k (batch size 8, ranks 8, experts 8)
         tp and ep: time does not depend on top-k between 2 and 4 (within 2%).
@@ -528,8 +540,8 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         """
         In short
         tp is fastest at every top-k, 2.0 times ahead of ep.
-        How sure: 95% confidence for all 4 comparisons together, over 5 or more launches; \
-        differences under 2% do not count.
+        How sure: all 4 comparisons hold together with 95% confidence, over 5 or more launches; \
+        a difference counts only if it is surely over 2%.
         Not varied: batch size and ranks.
         Top-k (batch size 8, ranks 8, experts 8)
         tp and ep: time does not depend on top-k between 2 and 4 (within 2%).

@@ -59,12 +59,12 @@ def test_the_seeds_tables(loaded: pd.DataFrame) -> None:
     by_ranks = table(found, "Duration (ms) by ranks")
     assert by_ranks.rows == ["2 (top-k 4 ran as 2)", "4", "8"]
     assert "experts = ranks" in by_ranks.title
-    throughput = table(found, "Throughput (10^3 samples/s) by top-k")
-    assert table(found, "Throughput (10^3 samples/s) by ranks").rows == by_ranks.rows
+    throughput = table(found, "Throughput (10^3 tokens/s) by top-k")
+    assert table(found, "Throughput (10^3 tokens/s) by ranks").rows == by_ranks.rows
     cell = summarize.summarize(loaded).set_index("cell_id").loc[by_topk.entries["8", "ep"].cell_id]
     assert throughput.entries["8", "ep"].value == pytest.approx(8 / cell["mean_ms"])
     assert by_topk.entries["8", "ep"].text.endswith("(o)")
-    assert table(found, "Throughput (10^3 samples/s) by batch size").rows == ["8", "16", "32"]
+    assert table(found, "Throughput (10^3 tokens/s) by batch size").rows == ["8", "16", "32"]
 
 
 def test_a_table_names_its_own_sweeps_intervals_and_drift(tmp_path: Path) -> None:

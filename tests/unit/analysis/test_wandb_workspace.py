@@ -46,7 +46,7 @@ def test_a_workspace_has_a_section_for_everything_asked(spec: dict[str, Any]) ->
     ]  # fmt: skip
     titles = [p["config"]["chartTitle"] for p in found["Strategy against each axis"]]
     assert titles[:2] == [
-        "Duration (ms) against batch size", "Throughput (samples/s) against batch size",
+        "Duration (ms) against batch size", "Throughput (tokens/s) against batch size",
     ]  # fmt: skip
     assert "Duration (ms) against workload" in titles and "Duration (ms) against mode" in titles
     phases = [p["config"]["chartTitle"].split(" ")[0] for p in found["Phases"]]
