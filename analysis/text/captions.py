@@ -17,6 +17,7 @@ from analysis.text import flag_legend
 from moe.strategies import rules_of
 from runners.records.stats import DRIFT_THRESHOLD
 
+STAMP = re.compile(r"^\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_(?=.)")  # before a sweep's name
 MAKERS_WORDS = re.compile(r"\((?:R|TM)\)|\b(?:CPU|Processor|\d+-Core)\b|@.*", re.IGNORECASE)
 BASES = {"one launch": "within one launch", "launches": "over launches"}
 
@@ -77,8 +78,10 @@ def lines(frame: pd.DataFrame, cells: pd.DataFrame, command: str) -> list[str]:
 
 
 def source(frame: pd.DataFrame) -> str:
-    """Sweeps and machines in short: "Sweep smoke; AMD EPYC 7B13, 2 cores."."""
-    names = sweeps(frame)
+    """Sweeps, without the time in their names, and machines: "Sweep smoke; AMD EPYC, 2 cores."."""
+    names = [STAMP.sub("", name) for name in sweeps(frame)]
+    if len(set(names)) < len(names):  # told apart by their time alone
+        names = sweeps(frame)
     listed = f"Sweep {', '.join(names)}" if len(names) < 3 else f"{len(names)} sweeps"
     hosts = frame.drop_duplicates("host").to_dict("records")
     words = list(dict.fromkeys(short_machine(row) for row in hosts))

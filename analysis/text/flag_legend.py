@@ -56,13 +56,14 @@ MARKS = {
         "m",
         "stopped by the largest number of samples before the interval was narrow enough",
         "raise measure.samples_max",
-        "were stopped by the largest number of samples, with wider intervals than asked for",
+        "were stopped by the largest number of samples before every interval was as narrow as "
+        "asked for",
     ),
     "stopped_by_wall": Mark(
         "t",
         "stopped by the wall limit before the interval was narrow enough",
         "raise measure.wall_limit_s",
-        "were stopped by the time limit, with wider intervals than asked for",
+        "were stopped by the time limit before every interval was as narrow as asked for",
     ),
     "stopped_by_interrupted": Mark(
         "i",
