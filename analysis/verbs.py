@@ -64,6 +64,11 @@ def run(options: argparse.Namespace) -> int:
 def show(options: argparse.Namespace) -> int:
     data = load(options)
     group = check_column(data.frame, options.group, "--group") if options.group else ""
+    if group and group not in data.cells:
+        raise InputError(
+            f"--group {options.group}: not a setting of a cell; allowed are columns such as topk, "
+            "batch_size, world_size or workload"
+        )
     metric = None
     if options.metric:
         metric = tables.metric_of(check_column(data.frame, options.metric, "--metric"))
@@ -168,7 +173,8 @@ def plot(options: argparse.Namespace) -> int:
 def scene(data: Data, metric: str = "", group: str = "") -> PlotData:
     from analysis.plots.canvas import PlotData
 
-    return PlotData(data.frame, data.cells, data.sources, data.options, metric, group)
+    sources = data.sources or [str(LATEST)]
+    return PlotData(data.frame, data.cells, sources, data.options, metric, group)
 
 
 def _folder(data: Data, name: str) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from moe.spec import DISPATCHERS, PEER
 
-Look = tuple[str, str, str]  # colour, marker, line: each of the three tells strategies apart
+Look = tuple[str, str, str]  # colour, marker, line: colour and marker each tell strategies apart
 LOOKS: dict[str, Look] = {
     "serial": ("#000000", "x", ":"),
     "simple": ("#E69F00", "o", "-"),

@@ -99,7 +99,8 @@ class Tile:
 def _tile(y: int, place: Place, standings: Standings) -> Tile:
     if len(place.cells) < 2:
         return Tile(y, place, (), 1.0)
-    return Tile(y, place, tuple(standings.leaders(place)), standings.lead(place))
+    leaders = tuple(standings.leaders(place))
+    return Tile(y, place, leaders, standings.lead(place, leaders[0]))
 
 
 def _without_map(met: Sequence[Tile], axis_names: Sequence[str]) -> str:

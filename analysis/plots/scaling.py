@@ -45,10 +45,16 @@ def strong_scaling(scene: PlotData) -> Drawing | None:
     canvas.legend(fig, grid, [HOLLOW] if any(map(_oversubscribed, drawn)) else [])
     grows = any("experts = ranks" in setting(facet) for facet in drawn)
     notes = ["Experts grow with ranks here, so the work is not the same."] if grows else []
-    base = "serial (one rank, every core)" if _serial(drawn[0]) else "its own fewest ranks"
-    about = f"Speed-up over {base} as ranks grow; {shared_setting(drawn)}."
+    base = "serial (one process with every core)" if _serial(drawn[0]) else "its own fewest ranks"
+    about = "; ".join(filter(None, [f"Speed-up over {base} as ranks grow", shared_setting(drawn)]))
     return canvas.finish(
-        fig, scene, "strong_scaling", about, notes, canvas.shown_in(drawn), _speed_values(drawn)
+        fig,
+        scene,
+        "strong_scaling",
+        f"{about}.",
+        notes,
+        canvas.shown_in(drawn),
+        _speed_values(drawn),
     )
 
 
@@ -177,7 +183,11 @@ def weak_groups(cells: pd.DataFrame) -> dict[str, list[CellSummary]]:
     rows = measured(without_serial(cells))
     rows = rows.assign(series=series_names(rows), each=rows["batch_size"] / rows["world_size"])
     follow = ("batch_size", "world_size", "threads")
-    names = ["series", "each", *(n for n in varying(rows, (*DESCRIBED, "host")) if n not in follow)]
+    names = [
+        "series",
+        "each",
+        *(n for n in varying(rows, (*DESCRIBED, "host", "metric")) if n not in follow),
+    ]
     groups = [(dict(fixed), part) for fixed, part in grouped(rows, names)]
     groups = [(fixed, part) for fixed, part in groups if part["world_size"].nunique() > 1]
     context = [n for n in names[2:] if n not in VARIANT and n not in ("strategy", "topk")]

@@ -9,6 +9,7 @@ import pandas as pd
 from analysis.plots.canvas import PlotData
 from analysis.text import captions, status
 
+VERSIONED = ("torch", "Python")  # facts that the summary has
 NOT_RECORDED = "# the command of the sweep is not in these records"
 
 
@@ -34,7 +35,7 @@ def box(frame: pd.DataFrame, scene: PlotData) -> Box:
     ]
     short = [captions.source(frame).removesuffix(".")]
     short += [f"commit {sha}" for sha in captions.commits(frame, digits=10)[:1]]
-    short += [f"{name} {version}" for name, version in facts[2:4] if version]
+    short += [f"{name} {version}" for name, version in facts if version and name in VERSIONED]
     measured = sorted(filter(None, status.sweep_commands(scene.sources))) or [NOT_RECORDED]
     verbs = (("The tables", "show"), ("The plots", "plot"), ("This page", "report"))
     lines = [(what, captions.command(v, scene.sources, *scene.options)) for what, v in verbs]

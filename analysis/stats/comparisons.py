@@ -84,15 +84,20 @@ class Standings:
 
         return verdict.ranks(list(place.cells), faster)
 
-    def lead(self, place: Place) -> float:
-        """The time of the second shortest median over that of the shortest, as verdicts have it."""
-        first, second = sorted(place.cells.values(), key=lambda cell: cell.median_ms)[:2]
+    def lead(self, place: Place, leader: str) -> float:
+        """The next one's time over the leader's, as their verdict has it."""
+        first, second = place.cells[leader], place.cells[runner_up(leader, place)]
         result = self.verdict(second, first)
         return result.ratio if result else second.median_ms / first.median_ms
 
     def leaders(self, place: Place) -> list[str]:
         """The series that none is shown to be faster than."""
         return [name for name, rank in self.ranks(place).items() if rank == 1]
+
+
+def runner_up(leader: str, place: Place) -> str:
+    """The series with the shortest median but for the leader."""
+    return min((n for n in place.cells if n != leader), key=lambda n: place.cells[n].median_ms)
 
 
 def _places(facet: Facet) -> list[Place]:

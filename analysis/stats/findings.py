@@ -21,7 +21,8 @@ from runners.records.stats import CONFIDENCE
 
 MISFIT = 1.10  # largest factor between a point and the fitted power at which the power is stated
 POWER_VALUES = 3  # least values of an axis for a power
-FLAT = 1.25  # largest change that an interval may leave where a time is called independent
+FLAT = 1.10  # largest change that an interval may leave where a time is called independent ...
+BOUNDED = 1.25  # ... and up to which the change is called small
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Power:
-    """duration ~ axis^exponent, and the largest factor by which a point lies off that line."""
+    """duration ~ axis^exponent."""
 
     exponent: Estimate
-    misfit: float
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ class Dependence:
         return max(max(high, 1 / low if low > 0 else math.inf) for high, low in ends)
 
     @property
-    def flat(self) -> bool:
-        """Whether the time is shown not to depend on the axis."""
-        return not self.shown and self.bound <= FLAT
+    def bounded(self) -> bool:
+        """Whether the time is shown to change little along the axis, or not at all."""
+        return not self.shown and self.bound <= BOUNDED
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def fit(facet: Facet, standings: Standings, name: str, family: int) -> Power | N
     if slope is None:
         return None
     off = misfit(x, [statistics.fmean(g) for g in y], slope)
-    return Power(slope, off) if off <= MISFIT else None
+    return Power(slope) if off <= MISFIT else None
 
 
 def misfit(x: Sequence[float], y: Sequence[float], slope: Estimate) -> float:
@@ -188,11 +188,6 @@ def all_same(lead: Lead, standings: Standings) -> bool:
     return all(result is not None and result.word == SAME for result in results)
 
 
-def runner_up(leader: str, place: Place) -> str:
-    """The series with the shortest median but for the leader."""
-    return min((n for n in place.cells if n != leader), key=lambda n: place.cells[n].median_ms)
-
-
 def ties(places: Sequence[Place], standings: Standings) -> list[Tie]:
     """Pairs behind the leaders without a shown difference; those at most places first."""
     groups: dict[tuple[str, str], list[tuple[Place, bool]]] = {}
@@ -200,7 +195,9 @@ def ties(places: Sequence[Place], standings: Standings) -> list[Tie]:
         leaders = set(standings.leaders(place))
         for a, b in itertools.combinations(place.cells, 2):
             result = standings.verdict(place.cells[a], place.cells[b])
-            if not is_difference(result) and not {a, b} <= leaders:
+            # A lone leader is ahead of all: of some through others that it is shown to beat.
+            led = len(leaders) == 1 and leaders & {a, b}
+            if not is_difference(result) and not led and not {a, b} <= leaders:
                 same = result is not None and result.word == SAME
                 groups.setdefault((a, b), []).append((place, same))
     every = [

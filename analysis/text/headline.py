@@ -13,7 +13,7 @@ from dataclasses import replace
 import pandas as pd
 
 from analysis.data.cell_summary import CellSummary, measured, summaries
-from analysis.data.facets import DESCRIBED, Facet, grouped, sort_key, title_of
+from analysis.data.facets import COMPANIONS, DESCRIBED, Facet, grouped, sort_key, title_of
 from analysis.data.frame import varying
 from analysis.data.series import (
     SERIAL,
@@ -25,7 +25,6 @@ from analysis.data.series import (
 )
 from analysis.stats import findings
 from analysis.stats.comparisons import Place, Standings
-from analysis.stats.findings import Lead
 from analysis.stats.verdict import FASTER, MIN_LAUNCHES, SLOWER
 from analysis.text import flag_legend, phrases, sentences
 from analysis.text.phrases import listing, span
@@ -34,6 +33,7 @@ from moe.spec import PEER
 from runners.records.stats import CONFIDENCE
 
 NAMED = 3  # settings that are written out
+LEADS = 4  # groups of settings with the same leaders that are written out
 NOT_SPREAD = (SERIAL, "simple")  # strategies that compute everything on each of their ranks
 
 
@@ -42,13 +42,17 @@ def meetings(cells: pd.DataFrame) -> list[Place]:
     timed = measured(cells.assign(series=series_names(cells)))
     tested = without_serial(timed)
     free = ("strategy", "topk", *VARIANT)
-    names = [n for n in varying(tested, (*DESCRIBED, "host")) if n not in free]
+    names = [n for n in varying(tested, (*DESCRIBED, "host", "metric")) if n not in free]
+    hosts = list(dict.fromkeys(tested["host"]))  # ids, which are told by their number
     places = []
     for fixed, part in grouped(tested, names):
         by_series = dict(zip(part["series"], summaries(part), strict=True))
         for serial in summaries(serial_of(timed, summaries(part)[0])):
             by_series[SERIAL] = serial
-        words = ", ".join(phrases.value(n, [v]) for n, v in fixed if n != "host")
+        words = ", ".join(
+            f"machine {hosts.index(v) + 1}" if n == "host" else phrases.value(n, [v])
+            for n, v in fixed
+        )
         if len(by_series) > 1:
             order = sorted(by_series, key=series_order)
             named = {name: by_series[name] for name in order}
@@ -91,15 +95,16 @@ def _fastest(places: Sequence[Place], facets: Sequence[Facet], standings: Standi
     if one_axis := _by_one_axis(places, standings):
         return one_axis
     leads = sorted(findings.leads(places, standings), key=lambda lead: -len(lead.places))
-    single = [lead for lead in leads if len(lead.leaders) == 1]
-    parts = [_share(lead, len(places), standings) for lead in single]
-    undecided = [place for lead in leads if lead not in single for place in lead.places]
-    if undecided:
-        names = {name for lead in leads if lead not in single for name in lead.leaders}
-        fastest = listing(sorted(names, key=series_order))
-        settings = _of(undecided, len(places))
-        parts.append(f"{fastest} are fastest {settings} and not told apart")
-    return claim("; ".join(parts), [c for lead in leads for c in lead.cells])
+    of_all = {place.x: place for place in places}
+
+    def at_settings(words: Sequence[object]) -> str:
+        return _of([of_all[x] for x in words], len(places))
+
+    parts = [sentences.lead_text(lead, standings, at_settings) for lead in leads]
+    left = len(parts) - LEADS
+    more = [f"at {sum(len(lead.places) for lead in leads[LEADS:])} settings it is others"]
+    text = "; ".join([*parts[:LEADS], *(more if left > 0 else [])])
+    return claim(text, [c for lead in leads for c in lead.cells])
 
 
 def along_axis(axis: str, places: Sequence[Place]) -> Callable[[Sequence[object]], str]:
@@ -122,15 +127,31 @@ def _by_one_axis(places: Sequence[Place], standings: Standings) -> Claim | None:
     if len(set(leaders.values())) < 2 or len(places[0].fixed) < 2:
         return None
     for axis, _ in places[0].fixed:
-        by_value: dict[object, set[tuple[str, ...]]] = {}
+        by_value: dict[object, list[Place]] = {}
         for place in places:
-            by_value.setdefault(dict(place.fixed)[axis], set()).add(leaders[id(place)])
-        if len(by_value) < len(places) and all(len(names) == 1 for names in by_value.values()):
-            others = listing([title_of(n) for n, _ in places[0].fixed if n != axis])
+            by_value.setdefault(dict(place.fixed)[axis], []).append(place)
+        others = {value: {_without(place, axis) for place in at} for value, at in by_value.items()}
+        crossed = (
+            min(map(len, others.values())) > 1 and len(set(map(frozenset, others.values()))) == 1
+        )
+        alone = all(len({leaders[id(place)] for place in at}) == 1 for at in by_value.values())
+        if crossed and alone:
             along = [replace(place, x=dict(place.fixed)[axis]) for place in places]
             along_it = sentences.standing(along, standings, along_axis(axis, along), behind=False)
-            return replace(along_it, text=f"Whatever the {others}, {along_it.text}")
+            free = listing([title_of(name) for name in _varied(places, axis)])
+            return replace(along_it, text=f"Whatever the {free}, {along_it.text}")
     return None
+
+
+def _without(place: Place, axis: str) -> tuple[object, ...]:
+    """The other settings of a place, but for those that follow the axis."""
+    return tuple(v for n, v in place.fixed if n != axis and n not in COMPANIONS.get(axis, ()))
+
+
+def _varied(places: Sequence[Place], axis: str) -> list[str]:
+    """The columns that vary beside the axis and do not follow it."""
+    companions = COMPANIONS.get(axis, ())
+    return [n for n, _ in places[0].fixed if n != axis and n not in companions]
 
 
 def _of(places: Sequence[Place], total: int) -> str:
@@ -141,16 +162,16 @@ def _of(places: Sequence[Place], total: int) -> str:
     return text + (f" ({'; '.join(p.x for p in places)})" if len(places) <= NAMED else "")
 
 
-def _share(lead: Lead, total: int, standings: Standings) -> str:
-    ahead = sentences.ahead(lead.leaders[0], lead.places, standings)
-    return f"{lead.leaders[0]} is fastest {_of(lead.places, total)}, {ahead}"
+def _strategy(series: str) -> str:
+    return series.partition(" ")[0]
 
 
 def _spreading(places: Sequence[Place], standings: Standings) -> Claim | None:
     """The fastest way to spread the layer against serial, at the settings that have both."""
     pairs = []
     for place in places:
-        ways = [n for n in place.cells if n not in NOT_SPREAD and not n.startswith(PEER)]
+        ways = [n for n in place.cells if _strategy(n) not in NOT_SPREAD]
+        ways = [n for n in ways if not n.startswith(PEER)]
         if SERIAL in place.cells and ways:
             best = min(ways, key=lambda n: place.cells[n].median_ms)
             pairs.append((place, best))
@@ -159,8 +180,9 @@ def _spreading(places: Sequence[Place], standings: Standings) -> Claim | None:
     results = [standings.verdict(place.cells[SERIAL], place.cells[best]) for place, best in pairs]
     slower = [1 / r.ratio for r in results if r and r.word == FASTER]
     faster = [r.ratio for r in results if r and r.word == SLOWER]
-    best_names = listing(list(dict.fromkeys(best for _, best in pairs)), "or")
     total = len(pairs)
+    paying = [(p, n) for (p, n), r in zip(pairs, results, strict=True) if r and r.word == SLOWER]
+    best_names = listing(list(dict.fromkeys(n for _, n in (paying or pairs))), "or")
     serial = "serial (one process with every core)"
     if len(slower) == total:
         text = "Spreading the layer over ranks does not pay here: the fastest way, "
@@ -169,7 +191,7 @@ def _spreading(places: Sequence[Place], standings: Standings) -> Claim | None:
         text = "Spreading the layer over ranks pays: the fastest way, "
         text += f"{best_names}, is {span(faster)} times as fast as {serial}"
     elif faster:
-        text = f"Spreading the layer over ranks pays at {len(faster)} of {total} settings: there "
+        text = f"Spreading the layer over ranks pays {_of([p for p, _ in paying], total)}: there "
         text += f"{best_names} is {span(faster)} times as fast as {serial}"
     else:
         text = f"No way of spreading the layer over ranks is shown to be faster than {serial}"
@@ -183,32 +205,39 @@ def _spreading(places: Sequence[Place], standings: Standings) -> Claim | None:
 
 def _peers(places: Sequence[Place], standings: Standings) -> Claim | None:
     """The fastest of ours against the fastest other system, by setting."""
-    ratios, words, used = [], [], []
+    pairs = []
     for place in places:
-        sides = [[n for n in place.cells if n.startswith(PEER) == side] for side in (False, True)]
+        names = [n for n in place.cells if n != SERIAL]
+        sides = [[n for n in names if n.startswith(PEER) == side] for side in (False, True)]
         if all(sides):
             ours, theirs = (min(s, key=lambda n: place.cells[n].median_ms) for s in sides)
             result = standings.verdict(place.cells[theirs], place.cells[ours])
-            words.append(result.word if result else "")
-            ratios.append(place.cells[theirs].median_ms / place.cells[ours].median_ms)
-            used += [place.cells[ours], place.cells[theirs]]
-    if not ratios:
+            if result:
+                pairs.append((place, ours, theirs, result))
+    if not pairs:
         return None
-    faster, slower, total = words.count(SLOWER), words.count(FASTER), len(ratios)
+    words = [result.word for *_, result in pairs]
+    ratios = [result.ratio for *_, result in pairs]
+    faster, slower, total = words.count(SLOWER), words.count(FASTER), len(pairs)
     as_long = f"the other takes {span(ratios)} times as long"
+    everywhere = " at every setting" if total > 1 else ""
     if faster == total:
-        where = " at every setting" if total > 1 else ""
-        text = f"Ours is faster than the best other system{where}: {as_long}"
+        text = f"Ours is faster than the best other system{everywhere}: {as_long}"
     elif slower == total:
-        where = " at every setting" if total > 1 else ""
-        text = f"The best other system is faster than ours{where}: "
+        text = f"The best other system is faster than ours{everywhere}: "
         text += f"ours takes {span([1 / ratio for ratio in ratios])} times as long"
     elif faster or slower:
-        text = f"Ours is faster than the best other system at {faster} of {total} settings and "
-        text += f"slower at {slower}: {as_long}"
+        rest = total - faster - slower
+        counts = [f"slower at {slower}"] * bool(slower) + [f"not told apart at {rest}"] * bool(rest)
+        text = f"Ours is faster than the best other system at {faster} of {total} settings"
+        text += f"{', ' if len(counts) > 1 else ' and '}{listing(counts)}: {as_long}"
     else:
         text = f"No difference is shown between ours and the best other system: {as_long}"
-    return claim(text, used)
+    detail = "; ".join(
+        f"{theirs} / {ours} {sentences.interval(result)}{f' at {place.x}' if place.x else ''}"
+        for place, ours, theirs, result in pairs
+    )
+    return claim(text, [p.cells[n] for p, *names, _ in pairs for n in names], detail)
 
 
 def sureness(cells: Sequence[CellSummary], standings: Standings) -> str:
@@ -223,7 +252,7 @@ def sureness(cells: Sequence[CellSummary], standings: Standings) -> str:
     fewest = min(launches)
     if fewest >= MIN_LAUNCHES:
         return f"{level}, over {fewest} or more launches; {noise}"
-    here = "within this one launch" if fewest == 1 else f"within these {fewest} launches"
+    here = f"with {'one launch' if fewest == 1 else f'{fewest} launches'} of each cell"
     remedy = f"measure.launches={MIN_LAUNCHES} covers what changes from launch to launch"
     return f"{level}, {here} ({remedy}); {noise}"
 
@@ -243,7 +272,7 @@ def limit(cells: pd.DataFrame) -> str:
     timed = [cell for cell in every if cell.measured]
     counts = {name: sum(name in cell.flags for cell in timed) for name in flag_legend.MARKS}
     first = ["oversubscribed"]  # the others by how many cells they touch
-    order = first + sorted(set(counts) - set(first), key=lambda name: -counts[name])
+    order = first + sorted((n for n in counts if n not in first), key=lambda n: -counts[n])
     texts += [
         _cells(counts[name], len(timed), flag_legend.MARKS[name].limit)
         for name in order if counts[name] and flag_legend.MARKS[name].limit

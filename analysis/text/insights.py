@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -88,7 +88,9 @@ def headline_and_insights(
     }
     used = sorted({cell for claim in claims for cell in claim.cells})
     short = Insight("In short", claims, _known(notes), used)
-    winner_said = len(every) == 1 or _one_wins(claims)
+    leads = findings.leads(meetings, standings)
+    one_wins = len(leads) == 1 and len(leads[0].leaders) == 1
+    winner_said = len(every) == 1 or one_wins
     paragraphs = [_along(facet, standings, winner_said) for facet in every]
     return short, [paragraph for paragraph in paragraphs if paragraph.claims]
 
@@ -97,20 +99,14 @@ def _known(notes: Mapping[str, str]) -> dict[str, str]:
     return {name: text for name, text in notes.items() if text}
 
 
-def _one_wins(claims: Sequence[Claim]) -> bool:
-    """Whether the headline names one strategy that is fastest at all settings."""
-    return " is fastest at all " in claims[0].text and ";" not in claims[0].text
-
-
 def _not_varied(by_axis: Mapping[str, object]) -> str:
     """The axes that people ask for and that were not swept, with the commands that sweep them."""
     missing = [axis for axis in EXPERIMENTS if axis not in by_axis]
     if not missing:
         return ""
     names = listing([title_of(axis) for axis in missing])
-    them = "it" if len(missing) == 1 else "them"
     commands = listing([f"experiment={EXPERIMENTS[axis]}" for axis in missing], "or")
-    return f"{names}; to vary {them}: {BENCH} {commands}"
+    return f"{names}; next: {BENCH} {commands}"
 
 
 def _along(facet: Facet, standings: Standings, winner_said: bool) -> Insight:
@@ -123,7 +119,8 @@ def _along(facet: Facet, standings: Standings, winner_said: bool) -> Insight:
     claims += sentences.along(facet, standings)
     ids = list(dict.fromkeys(cell.cell_id for cell in summaries(facet.cells)))
     title = phrases.of_axis(facet.axis).removeprefix("the ")
-    title = f"{title[0].upper()}{title[1:]} ({setting(facet)})"
+    title = f"{title[0].upper()}{title[1:]}"
+    title += f" ({words})" if (words := setting(facet)) else ""
     return Insight(title, claims, _known({"Note": _note(facet)}), ids)
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from analysis.data.facets import title_of
 
-BOUNDS = (0.02, 0.05, 0.10, 0.15, 0.20, 0.25)  # "within 5%"
+BOUNDS = (0.02, 0.05, 0.10, 0.15, 0.20, 0.25)  # of a change, as they are told
 COUNTED = {"world_size": "ranks", "num_experts": "experts"}  # axes whose values count things
 NAMES = {"train": "training", "forward": "forward passes", "learned": "learned routing"}
 PREPOSITIONS = {"world_size": "on", "mode": "in", "dtype": "in"}
 AT = ("topk_requested", "topk", "batch_size", "dim", "hidden", "dim_out", "workload_parameter")
-BARE = ("mode", "dtype", "load", "model")  # axes whose values say what they are
+BARE = ("mode", "dtype", "load", "model", "metric")  # axes whose values say what they are
 
 
 def times(factor: float) -> str:
@@ -29,11 +28,9 @@ def span(factors: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def within(factor: float) -> str:
-    """The percentage of BOUNDS that covers a change by this factor, up or down: "within 5%"."""
-    change = factor - 1
-    bound = next((b for b in BOUNDS if change <= b), math.ceil(change * 20) / 20)
-    return f"within {bound:.0%}"
+def percent(factor: float) -> str:
+    """The least of BOUNDS that covers a change by this factor, up or down: "5%"."""
+    return f"{next((b for b in BOUNDS if factor - 1 <= b), BOUNDS[-1]):.0%}"
 
 
 def listing(words: Sequence[str], last: str = "and") -> str:

@@ -11,7 +11,7 @@ from analysis.data.cell_summary import CellSummary
 from analysis.data.facets import Facet, title_of
 from analysis.data.series import series_order
 from analysis.stats import findings
-from analysis.stats.comparisons import Place, Standings
+from analysis.stats.comparisons import Place, Standings, runner_up
 from analysis.stats.findings import Change, Dependence, Lead, Tie
 from analysis.stats.verdict import Verdict
 from analysis.text import phrases
@@ -52,14 +52,15 @@ def standing(
 ) -> Claim:
     """Who is fastest where and by how much and, with `behind`, which of the others are not told
     apart."""
-    parts = [_lead(lead, standings, where) for lead in findings.leads(places, standings)]
+    parts = [lead_text(lead, standings, where) for lead in findings.leads(places, standings)]
     if behind:
         parts += _ties(findings.ties(places, standings), where, standings.threshold)
     cells = [cell for place in places for cell in place.cells.values()]
     return claim("; ".join(parts), cells, _margins(places, standings))
 
 
-def _lead(lead: Lead, standings: Standings, where: Where) -> str:
+def lead_text(lead: Lead, standings: Standings, where: Where) -> str:
+    """ "simple is fastest at every top-k, 1.9 to 2.2 times ahead of tp"."""
     at = _after(where([place.x for place in lead.places]))
     if len(lead.leaders) > 1:
         same = f"take the same time (within {standings.threshold:.0%})"
@@ -70,10 +71,11 @@ def _lead(lead: Lead, standings: Standings, where: Where) -> str:
 
 
 def ahead(leader: str, places: Sequence[Place], standings: Standings) -> str:
-    """ "1.9 to 2.2 times ahead of tp", by the medians."""
-    nearest = list(dict.fromkeys(findings.runner_up(leader, place) for place in places))
+    """ "1.9 to 2.2 times ahead of tp"."""
+    nearest = list(dict.fromkeys(runner_up(leader, place) for place in places))
     rivals = nearest[0] if len(nearest) == 1 else f"the next ({listing(nearest, 'or')})"
-    return f"{span([standings.lead(place) for place in places])} times ahead of {rivals}"
+    factors = [standings.lead(place, leader) for place in places]
+    return f"{span(factors)} times ahead of {rivals}"
 
 
 def _after(where: str) -> str:
@@ -85,19 +87,21 @@ def _ties(ties: Sequence[Tie], where: Where, threshold: float) -> list[str]:
     groups: dict[tuple[int, ...], list[Tie]] = {}
     for tie in ties:
         groups.setdefault((tie.same, *(id(place) for place in tie.places)), []).append(tie)
-    parts = []
+    parts: list[tuple[str, int]] = []  # words, and how many pairs they are about
     for group in groups.values():
         names = list(dict.fromkeys(name for tie in group for name in tie.names))
         complete = len(group) == len(names) * (len(names) - 1) // 2
-        words = [listing(names)] if complete else [listing(tie.names) for tie in group]
         at = _after(where([place.x for place in group[0].places]))
-        how = f"are not told apart{at}".replace(" every ", " any ")
+        how = f"are not told apart{at.replace(' every ', ' any ')}"
         if group[0].same:
             how = f"take the same time (within {threshold:.0%}){at}"
-        parts += [f"{pair} {how}" for pair in words]
-    left = len(parts) - MOST_TIES
-    more = [f"{left} more {'pair is' if left == 1 else 'pairs are'} not told apart"] * (left > 0)
-    return [*parts[:MOST_TIES], *more]
+        if complete:
+            parts.append((f"{listing(names)} {how}", len(group)))
+        else:
+            parts += [(f"{listing(tie.names)} {how}", 1) for tie in group]
+    left = sum(count for _, count in parts[MOST_TIES:])
+    more = [f"{left} more {'pair shows' if left == 1 else 'pairs show'} no difference"]
+    return [*(words for words, _ in parts[:MOST_TIES]), *(more if left else [])]
 
 
 def _margins(places: Sequence[Place], standings: Standings) -> str:
@@ -106,7 +110,7 @@ def _margins(places: Sequence[Place], standings: Standings) -> str:
     for place in places:
         leaders = standings.leaders(place)
         if len(place.cells) > 1 and len(leaders) == 1:
-            rival = findings.runner_up(leaders[0], place)
+            rival = runner_up(leaders[0], place)
             lead = standings.verdict(place.cells[rival], place.cells[leaders[0]])
             at = f" at {place.x}" if place.x != "" else ""
             texts.append(f"{rival} / {leaders[0]} {interval(lead)}{at}")
@@ -125,8 +129,17 @@ def along(facet: Facet, standings: Standings) -> list[Claim]:
         claims += [_with_peak(d, axis) for d in dependences if d.shown and d not in to_end]
     else:
         claims += [_named(d, axis) for d in dependences if d.shown]
-    claims += _flat([d for d in dependences if d.flat], axis)
-    return claims + _unknown([d for d in dependences if not d.shown and not d.flat], axis)
+    claims += _bounded([d for d in dependences if d.bounded], axis)
+    unknown = [d for d in dependences if not d.shown and not d.bounded]
+    return claims + [c for group in _by_ends(unknown).values() for c in _unknown(group, axis)]
+
+
+def _by_ends(group: Sequence[Dependence]) -> dict[tuple[Any, Any], list[Dependence]]:
+    """Those measured from the same first to the same last value."""
+    by_ends: dict[tuple[Any, Any], list[Dependence]] = {}
+    for dependence in group:
+        by_ends.setdefault((dependence.first, dependence.changes[-1].x), []).append(dependence)
+    return by_ends
 
 
 def _ratio(change: Change) -> float:
@@ -141,6 +154,14 @@ def _how(change: Change) -> str:
     return "long" if _ratio(change) > 1 else "fast"
 
 
+def _verb(change: Change) -> str:
+    return "takes" if _ratio(change) > 1 else "is"
+
+
+def _times_as(change: Change) -> str:
+    return f"{times(_factor(change))} times as {_how(change)}"
+
+
 def _peak(dependence: Dependence) -> Change:
     """The last change, or the largest one if it is well past it or the last is not shown."""
     last = dependence.changes[-1]
@@ -153,11 +174,8 @@ def _peak(dependence: Dependence) -> Change:
 def _ends(group: Sequence[Dependence], axis: str) -> list[Claim]:
     """ "tp takes 1.4 times, ep and dp 1.2 times as long at top-k 8 as at 2": the last value against
     the first, all slower or all faster there."""
-    by_ends: dict[tuple[Any, Any], list[Dependence]] = {}
-    for dependence in group:
-        by_ends.setdefault((dependence.first, dependence.changes[-1].x), []).append(dependence)
     claims = []
-    for (first, last), members in by_ends.items():
+    for (first, last), members in _by_ends(group).items():
         change = members[0].changes[-1]
         end = f"as {_how(change)} {phrases.at(axis, [last])} as {phrases.short_at(axis, first)}"
         cells = [cell for d in members for cell in d.cells]
@@ -181,12 +199,11 @@ def _by_factor(group: Sequence[Dependence]) -> str:
 def _with_peak(dependence: Dependence, axis: str) -> Claim:
     """ "ep takes 8.0 times as long at batch size 32 as at 8, and 2.0 times as long at 128"."""
     peak, last = _peak(dependence), dependence.changes[-1]
-    verb = "takes" if _ratio(peak) > 1 else "is"
-    text = f"{dependence.series} {verb} {times(_factor(peak))} times as {_how(peak)} "
+    text = f"{dependence.series} {_verb(peak)} {_times_as(peak)} "
     text += f"{phrases.at(axis, [peak.x])} as {phrases.short_at(axis, dependence.first)}"
     if last.shown:
-        text += f", and {times(_factor(last))} times as {_how(last)}"
-        text += f" {phrases.short_at(axis, last.x)}"
+        verb = "" if _how(last) == _how(peak) else f"{_verb(last)} "
+        text += f", and {verb}{_times_as(last)} {phrases.short_at(axis, last.x)}"
     elif last is not peak:
         text += f"; {phrases.short_at(axis, last.x)} no difference is shown"
     return claim(text, dependence.cells, _details([dependence], axis))
@@ -196,21 +213,32 @@ def _named(dependence: Dependence, axis: str) -> Claim:
     """ "ep takes 1.3 times as long with zipf 0.6 and 1.8 times as long with zipf 1.2 as ..."."""
     largest = sorted(dependence.shown, key=_factor)[-MOST_CHANGES:]
     kept = [change for change in dependence.shown if change in largest]
-    words = [f"{times(_factor(c))} times as {_how(c)} {phrases.at(axis, [c.x])}" for c in kept]
-    verb = "takes" if _ratio(kept[0]) > 1 else "is"
-    text = f"{dependence.series} {verb} {listing(words)} "
-    text += f"as {phrases.at(axis, [dependence.first])}"
+    words, verb = [], ""
+    for change in kept:
+        again = _verb(change) != verb
+        verb = _verb(change)
+        at = phrases.at(axis, [change.x])
+        words.append(f"{verb} {_times_as(change)} {at}" if again else f"{_times_as(change)} {at}")
+    first = phrases.at(axis, [dependence.first])
+    text = f"{dependence.series} {listing(words)} as {first}"
     return claim(text, dependence.cells, _details([dependence], axis))
 
 
-def _flat(group: Sequence[Dependence], axis: str) -> list[Claim]:
-    """ "ep: time does not depend on top-k between 2 and 8 (within 5%)"."""
-    if not group:
-        return []
-    bound = phrases.within(max(d.bound for d in group))
-    what = f"{phrases.of_axis(axis)}{_between(group)}"
-    text = f"{listing([d.series for d in group])}: time does not depend on {what} ({bound})"
-    return [claim(text, [c for d in group for c in d.cells], _details(group, axis))]
+def _bounded(group: Sequence[Dependence], axis: str) -> list[Claim]:
+    """ "ep: time does not depend on top-k between 2 and 8 (within 5%)", or "changes by at most 20%
+    between top-k 2 and 8"."""
+    alike: dict[tuple[Any, ...], list[Dependence]] = {}
+    for d in group:
+        alike.setdefault((d.first, d.changes[-1].x, phrases.percent(d.bound)), []).append(d)
+    claims = []
+    for (_, _, bound), members in alike.items():
+        what, between = phrases.of_axis(axis), _between(members)
+        text = f"time does not depend on {what}{between} (within {bound})"
+        if members[0].bound > findings.FLAT:
+            text = f"time changes by at most {bound} with {what}{between}"
+        text = f"{listing([d.series for d in members])}: {text}"
+        claims.append(claim(text, [c for d in members for c in d.cells], _details(members, axis)))
+    return claims
 
 
 def _between(group: Sequence[Dependence]) -> str:

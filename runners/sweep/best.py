@@ -24,6 +24,9 @@ class BestSoFar:
     def add_rounds(self, plan: LaunchPlan, medians_ms: Mapping[int, float]) -> None:
         """Takes over the medians of the rounds so far, by index into the plan's cells. Their
         settings are then the latest, the first of the plan last."""
+        wave = next((w for w in plan.waves if set(medians_ms) & set(w)), [])
+        for index in set(wave) - set(medians_ms):  # found wrong since
+            self.add(plan.cells[index], plan.labels[index], plan.launch, None)
         for index in sorted(medians_ms, reverse=True):
             setting = setting_of(plan.cells[index])
             self._ms[setting] = self._ms.pop(setting, {})

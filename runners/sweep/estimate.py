@@ -39,7 +39,8 @@ class Span(NamedTuple):
     most_s: float
 
     def __str__(self) -> str:
-        return f"about {duration(self.expected_s)}, at most {duration(self.most_s)}"
+        most = f"at most {duration(self.most_s)} unless steps are long"
+        return f"about {duration(self.expected_s)}, {most}"
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ class Estimate:
 
     def update(self, plan: LaunchPlan, at: RankStage) -> None:
         """Takes over what the ranks do now."""
-        here = _place(plan, at, self.chain[0]) if self.chain else None
+        if not self.chain:
+            return
+        here = _place(plan, at, self.chain[0])
         places = [(part.kind, part.wave) for part in self.chain]
         if here in places and here != places[0]:
             self._leave()

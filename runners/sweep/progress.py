@@ -13,7 +13,7 @@ from rich.live import Live
 from runners.plan import Job, LaunchPlan
 from runners.records import stats
 from runners.records.record import Record
-from runners.sweep.activity import RankStage, activity
+from runners.sweep.activity import RankStage, activity, rounds_done
 from runners.sweep.best import BestSoFar
 from runners.sweep.estimate import Estimate
 from runners.sweep.parts import LaunchWork
@@ -31,7 +31,8 @@ class Progress:
         self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.console, self.clock = Console(file=stream or sys.stderr), clock
-        self.live = self.console.is_terminal and not self.console.is_dumb_terminal
+        # Not `is_terminal`, which variables such as FORCE_COLOR make true for a file.
+        self.live = self.console.file.isatty() and not self.console.is_dumb_terminal
         self.ended = False
         self.total = self.done = 0
         self.estimate: Estimate | None = None
@@ -89,7 +90,7 @@ class Progress:
             return
         if self.estimate:
             self.estimate.update(plan, at)
-        if self.live:
+        if self.live and at.stage == "round" and rounds_done(plan, at):
             self.best.add_rounds(plan, at.medians_ms)
         self.show(activity(plan, at) + self._launch, at_once=at.stage == "calibrate")
 

@@ -208,7 +208,8 @@ class SlurmSweep:
         except KeyboardInterrupt:
             self.result.interrupted = True
             self._print_attach_commands()
-        self.progress.end()
+        finally:
+            self.progress.end()
         self._collect_results()
         self.result.wall_s = time.monotonic() - began
         return self.result

@@ -70,8 +70,9 @@ class Sweep:
         except OSError as error:
             self.result.broken = True
             self.result.warnings.append(f"{error}; the sweep stops, earlier records are kept")
+        finally:
+            self.progress.end()
         self.state.close()
-        self.progress.end()
         self.result.wall_s = time.monotonic() - began
         return self.result
 

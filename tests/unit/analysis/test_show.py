@@ -248,6 +248,7 @@ def test_show_formats(sweeps: Path, style: str, capsys: pytest.CaptureFixture[st
         ["show", "SWEEPS", "--filter", "nonsense=1"],
         ["show", "SWEEPS", "--filter", "topk"],
         ["show", "SWEEPS", "--group", "nonsense"],
+        ["show", "SWEEPS", "--group", "created"],
         ["show", "SWEEPS", "--metric", "strategy"],
         ["compare", "SWEEPS"],
         ["compare", "SWEEPS", "--group", "git_sha"],
