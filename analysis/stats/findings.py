@@ -183,9 +183,18 @@ def leads(places: Sequence[Place], standings: Standings) -> list[Lead]:
 
 def all_same(lead: Lead, standings: Standings) -> bool:
     """Whether all leaders are shown to take the same time at all of the places."""
+    return all(v is not None and v.word == SAME for v in _among(lead, standings))
+
+
+def too_few_samples(lead: Lead, standings: Standings) -> bool:
+    """Whether some leaders have too few samples for a verdict."""
+    return any(v is None for v in _among(lead, standings))
+
+
+def _among(lead: Lead, standings: Standings) -> list[Verdict | None]:
+    """The verdicts between every two leaders at every place."""
     pairs = list(itertools.combinations(lead.leaders, 2))
-    results = [standings.verdict(p.cells[a], p.cells[b]) for p in lead.places for a, b in pairs]
-    return all(result is not None and result.word == SAME for result in results)
+    return [standings.verdict(p.cells[a], p.cells[b]) for p in lead.places for a, b in pairs]
 
 
 def ties(places: Sequence[Place], standings: Standings) -> list[Tie]:

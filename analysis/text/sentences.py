@@ -63,6 +63,8 @@ def lead_text(lead: Lead, standings: Standings, where: Where) -> str:
     """ "simple is fastest at every top-k, 1.9 to 2.2 times ahead of tp"."""
     at = _after(where([place.x for place in lead.places]))
     if len(lead.leaders) > 1:
+        if findings.too_few_samples(lead, standings):
+            return f"{listing(lead.leaders)} have too few samples to be compared{at}"
         same = f"take the same time (within {standings.threshold:.0%})"
         how = same if findings.all_same(lead, standings) else "not told apart"
         return f"{listing(lead.leaders)} are fastest{at} and {how}"

@@ -222,3 +222,17 @@ def many_strategies() -> Records:
     names = ("simple", "dp", "tp", "ep", "ep_tp", "dp_ep", "fsdp")
     return [r for n, name in enumerate(names)
             for r in swept(name, "batch", {8: 1.0 + n, 64: 2.0 + 2 * n})]  # fmt: skip
+
+
+def two_machines() -> Records:
+    """tp is faster on one machine, ep on the other."""
+    records = []
+    for host, times_ms in (("a" * 12, (1.0, 2.0)), ("b" * 12, (2.0, 1.0))):
+        environment = {**ROOMY, "host": host}
+        for name, ms in zip(("tp", "ep"), times_ms, strict=True):
+            records.append(timed(factory.cell(name), ms, environment=environment, sweep=host))
+    return records
+
+
+def one_sample() -> Records:
+    return [timed(factory.cell(name), ms, rounds=1) for name, ms in (("tp", 1.0), ("ep", 9.0))]

@@ -529,8 +529,8 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         In short
         tp is fastest at every top-k, 2.0 times ahead of ep.
         How sure: all 4 comparisons hold together with 95% confidence, with 3 launches of each \
-        cell (measure.launches=5 covers what changes from launch to launch); a difference counts only \
-        if it is surely over 2%.
+        cell (measure.launches=5 covers what changes from launch to launch); a difference counts \
+        only if it is surely over 2%.
         Not varied: batch size and ranks.
         Top-k (batch size 8, ranks 8, experts 8)
         tp and ep: time does not depend on top-k between 2 and 4 (within 2%).
@@ -546,6 +546,25 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], str]] = {
         Not varied: batch size and ranks.
         Top-k (batch size 8, ranks 8, experts 8)
         tp and ep: time does not depend on top-k between 2 and 4 (within 2%).
+        """,
+    ),
+    "two machines": (
+        situations.two_machines,
+        """
+        In short
+        tp is fastest at 1 of 2 settings (machine 1), 2.0 times ahead of ep; ep is fastest at 1 of \
+        2 settings (machine 2), 2.0 times ahead of tp.
+        How sure: all 2 comparisons hold together.
+        Not varied: top-k, batch size and ranks.
+        """,
+    ),
+    "one sample": (
+        situations.one_sample,
+        """
+        In short
+        tp and ep have too few samples to be compared.
+        How sure: the comparison holds.
+        Not varied: top-k, batch size and ranks.
         """,
     ),
 }
