@@ -102,7 +102,7 @@ def _fastest(places: Sequence[Place], facets: Sequence[Facet], standings: Standi
 
     parts = [sentences.lead_text(lead, standings, at_settings) for lead in leads]
     left = len(parts) - LEADS
-    more = [f"at {sum(len(lead.places) for lead in leads[LEADS:])} settings it is others"]
+    more = [f"others at {sum(len(lead.places) for lead in leads[LEADS:])} settings"]
     text = "; ".join([*parts[:LEADS], *(more if left > 0 else [])])
     return claim(text, [c for lead in leads for c in lead.cells])
 
