@@ -33,14 +33,13 @@ def duration(seconds: float) -> str:
 
 
 class Span(NamedTuple):
-    """Expected and largest duration, in s."""
+    """Expected duration, and the largest where steps are short, in s."""
 
     expected_s: float
     most_s: float
 
     def __str__(self) -> str:
-        most = f"at most {duration(self.most_s)} unless steps are long"
-        return f"about {duration(self.expected_s)}, {most}"
+        return f"about {duration(self.expected_s)}, perhaps {duration(self.most_s)}"
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def test_before_anything_is_measured_the_settings_say_how_long_it_takes() -> Non
     expected_s = 3 + 2 * (0.2 + 2 * 0.1 + 2 * 0.025) + 6 * 2 * 0.125 + 2 * 0.1
     most_s = 30 + 2 * (10 + 8 * 0.025) + (2 * 6 + 1) * 2 * 0.125 + 2 * 2
     assert estimate.whole == pytest.approx((expected_s, most_s))
-    assert str(estimate.whole) == "about 6 s, at most 60 s unless steps are long"
+    assert str(estimate.whole) == "about 6 s, perhaps 60 s"
     assert estimate.outlook().text(clock()) == "about 6 s left"
     clock.now_s += 2
     assert estimate.outlook().text(clock()) == "about 4 s left"
@@ -337,7 +337,7 @@ def test_plain_lines_are_few_and_end_with_the_last_cell() -> None:
     progress.update(plan, RankStage(1, "check", 0, 6))
     progress.show_live("writing W&B runs")
     assert shown.getvalue().splitlines() == [
-        "2 cells in 1 launch: about 6 s, at most 60 s unless steps are long",
+        "2 cells in 1 launch: about 6 s, perhaps 60 s",
         "[0/2] starting 2 ranks on gloo, about 6 s left",
         "[0/2] round 1 of 6, about 2 s left",
         "[0/2] round 3 of 6, longer than expected, about 15 s left",
