@@ -196,11 +196,11 @@ def skew(scene: PlotData) -> Drawing | None:
     every = scene.cells[_skewed(scene.cells)]
     every = every.drop_duplicates(["strategy", "dispatcher", "load", "batch_size", "topk",
                                    "world_size", "tokens", "expert_placement"])  # fmt: skip
-    found = summaries(every)
-    most = sorted(range(len(found)), key=lambda i: -(found[i].skew_lambda or 0.0))[:MAX_ROWS]
+    uneven = summaries(every)
+    most = sorted(range(len(uneven)), key=lambda i: -(uneven[i].skew_lambda or 0.0))[:MAX_ROWS]
     if not (chosen := [i for i in in_order(every) if i in most]):
         return None
-    cells, shown = every.iloc[chosen], [found[i] for i in chosen]
+    cells, shown = every.iloc[chosen], [uneven[i] for i in chosen]
     widest = max(len(cell.rank_slots) for cell in shown)
     table = [
         [v * len(slots) / sum(slots) for v in slots] + [float("nan")] * (widest - len(slots))
@@ -222,9 +222,9 @@ def skew(scene: PlotData) -> Drawing | None:
     ax.set_xlabel("rank")
     ax.grid(visible=False)
     fig.colorbar(image, ax=ax, label="slots / mean")
-    left_out = len(found) - len(shown)
+    left_out = len(uneven) - len(shown)
     about = "Slots of a rank over the mean of the ranks; λ is the busiest rank's"
-    about += f"; the {len(shown)} most uneven of {len(found)} cells." if left_out else "."
+    about += f"; the {len(shown)} most uneven of {len(uneven)} cells." if left_out else "."
     texts = [" ".join(f"{v:.2f}" for v in row if v == v) for row in table]
     values = Values(("cell", "λ", "slots / mean, rank by rank"), tuple(
         Row((name, f"{cell.skew_lambda:.2f}", text), (cell.cell_id,))

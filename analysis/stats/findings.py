@@ -40,13 +40,6 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Power:
-    """duration ~ axis^exponent."""
-
-    exponent: Estimate
-
-
-@dataclass(frozen=True)
 class Dependence:
     """How the time of a series changes along an axis, each value against the first."""
 
@@ -54,7 +47,7 @@ class Dependence:
     first: Any
     first_cell: CellSummary
     changes: tuple[Change, ...]
-    power: Power | None  # only where at least POWER_VALUES values support it
+    exponent: Estimate | None  # of duration ~ axis^exponent, where POWER_VALUES values support it
 
     @property
     def cells(self) -> list[CellSummary]:
@@ -116,8 +109,8 @@ def dependences(facet: Facet, standings: Standings) -> list[Dependence]:
             Change(p.x, standings.verdict(p.cells[name], first.cells[name]), p.cells[name])
             for p in places[1:]
         )
-        power = fit(facet, standings, name, len(names))
-        every.append(Dependence(name, first.x, first.cells[name], changes, power))
+        exponent = fit(facet, standings, name, len(names))
+        every.append(Dependence(name, first.x, first.cells[name], changes, exponent))
     return every
 
 
@@ -133,7 +126,7 @@ def is_numeric(facet: Facet) -> bool:
     return all(_positive(x) for x in facet.values)
 
 
-def fit(facet: Facet, standings: Standings, name: str, family: int) -> Power | None:
+def fit(facet: Facet, standings: Standings, name: str, family: int) -> Estimate | None:
     """Least-squares slope of log duration on log axis; its interval, one of `family` that hold
     together, covers noise only.
 
@@ -151,7 +144,7 @@ def fit(facet: Facet, standings: Standings, name: str, family: int) -> Power | N
     if slope is None:
         return None
     off = misfit(x, [statistics.fmean(g) for g in y], slope)
-    return Power(slope) if off <= MISFIT else None
+    return slope if off <= MISFIT else None
 
 
 def misfit(x: Sequence[float], y: Sequence[float], slope: Estimate) -> float:

@@ -25,12 +25,10 @@ BASES = {"one launch": "within one launch", "launches": "over launches"}
 def banners(frame: pd.DataFrame) -> list[str]:
     """Warnings that stand above everything else: the machine drifted, or cells were wrong."""
     lines = []
-    moved = frame[frame["drift"] > DRIFT_THRESHOLD]
-    if not moved.empty:
+    if drift := _drift(frame):
         lines.append(
-            f"DRIFT: the machine's speed changed by up to {moved['drift'].max():.0%} during "
-            f"{_of_waves(moved, frame)}. Cells of one wave can still be compared, "
-            "because their rounds are in random order; cells of different waves cannot."
+            f"{drift}. Cells of one wave can still be compared, because their rounds are in random "
+            "order; cells of different waves cannot."
         )
     wrong = frame[frame["outcome"] == "wrong"]
     if not wrong.empty:
@@ -43,24 +41,24 @@ def banners(frame: pd.DataFrame) -> list[str]:
 
 def short_banners(frame: pd.DataFrame) -> list[str]:
     """The banners in a few words, for the space above a picture."""
-    lines = []
-    moved = frame[frame["drift"] > DRIFT_THRESHOLD]
-    if not moved.empty:
-        lines.append(
-            f"DRIFT: the machine's speed changed by up to {moved['drift'].max():.0%} during "
-            f"{_of_waves(moved, frame)}"
-        )
+    lines = list(filter(None, [_drift(frame)]))
     wrong = int((frame["outcome"] == "wrong").sum())
     if wrong:
         lines.append(f"WRONG: {wrong} of {len(frame)} attempts, which have no time")
     return lines
 
 
-def _of_waves(moved: pd.DataFrame, frame: pd.DataFrame) -> str:
+def _drift(frame: pd.DataFrame) -> str:
+    """How far and in which waves the machine drifted; empty where it did not."""
+    moved = frame[frame["drift"] > DRIFT_THRESHOLD]
+    if moved.empty:
+        return ""
     count, total = _waves(moved), _waves(frame)
+    waves = f"{count} of {total} waves"
     if count == total:
-        return "the wave" if total == 1 else f"all {total} waves"
-    return f"{count} of {total} waves"
+        waves = "the wave" if total == 1 else f"all {total} waves"
+    largest = moved["drift"].max()
+    return f"DRIFT: the machine's speed changed by up to {largest:.0%} during {waves}"
 
 
 def _waves(frame: pd.DataFrame) -> int:

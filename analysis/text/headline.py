@@ -170,10 +170,12 @@ def _spreading(places: Sequence[Place], standings: Standings) -> Claim | None:
     """The fastest way to spread the layer against serial, at the settings that have both."""
     pairs = []
     for place in places:
-        ways = [n for n in place.cells if _strategy(n) not in NOT_SPREAD]
-        ways = [n for n in ways if not n.startswith(PEER)]
-        if SERIAL in place.cells and ways:
-            best = min(ways, key=lambda n: place.cells[n].median_ms)
+        spread = [
+            series for series in place.cells
+            if _strategy(series) not in NOT_SPREAD and not series.startswith(PEER)
+        ]  # fmt: skip
+        if SERIAL in place.cells and spread:
+            best = min(spread, key=lambda n: place.cells[n].median_ms)
             pairs.append((place, best))
     if not pairs:
         return None
@@ -196,10 +198,7 @@ def _spreading(places: Sequence[Place], standings: Standings) -> Claim | None:
     else:
         text = f"No way of spreading the layer over ranks is shown to be faster than {serial}"
     used = [place.cells[name] for place, best in pairs for name in (SERIAL, best)]
-    detail = "; ".join(
-        f"{SERIAL} / {best} {sentences.interval(result)}{f' at {place.x}' if place.x != '' else ''}"
-        for (place, best), result in zip(pairs, results, strict=True)
-    )
+    detail = "; ".join(sentences.ratio_at(p, SERIAL, best, standings) for p, best in pairs)
     return claim(text, used, detail)
 
 
@@ -233,10 +232,7 @@ def _peers(places: Sequence[Place], standings: Standings) -> Claim | None:
         text += f"{', ' if len(counts) > 1 else ' and '}{listing(counts)}: {as_long}"
     else:
         text = f"No difference is shown between ours and the best other system: {as_long}"
-    detail = "; ".join(
-        f"{theirs} / {ours} {sentences.interval(result)}{f' at {place.x}' if place.x else ''}"
-        for place, ours, theirs, result in pairs
-    )
+    detail = "; ".join(sentences.ratio_at(p, b, a, standings) for p, a, b, _ in pairs)
     return claim(text, [p.cells[n] for p, *names, _ in pairs for n in names], detail)
 
 

@@ -47,6 +47,12 @@ def interval(result: Verdict | None) -> str:
     return f"{ratio}x [{low}, {high}]"
 
 
+def ratio_at(place: Place, a: str, b: str, standings: Standings) -> str:
+    """A's time over B's with its interval: "tp / simple 2.00x [1.98, 2.02] at 4"."""
+    at = f" at {place.x}" if place.x != "" else ""
+    return f"{a} / {b} {interval(standings.verdict(place.cells[a], place.cells[b]))}{at}"
+
+
 def standing(
     places: Sequence[Place], standings: Standings, where: Where, behind: bool = True
 ) -> Claim:
@@ -113,9 +119,7 @@ def _margins(places: Sequence[Place], standings: Standings) -> str:
         leaders = standings.leaders(place)
         if len(place.cells) > 1 and len(leaders) == 1:
             rival = runner_up(leaders[0], place)
-            lead = standings.verdict(place.cells[rival], place.cells[leaders[0]])
-            at = f" at {place.x}" if place.x != "" else ""
-            texts.append(f"{rival} / {leaders[0]} {interval(lead)}{at}")
+            texts.append(ratio_at(place, rival, leaders[0], standings))
     return "; ".join(texts)
 
 
@@ -133,7 +137,7 @@ def along(facet: Facet, standings: Standings) -> list[Claim]:
         claims += [_named(d, axis) for d in dependences if d.shown]
     claims += _bounded([d for d in dependences if d.bounded], axis)
     unknown = [d for d in dependences if not d.shown and not d.bounded]
-    return claims + [c for group in _by_ends(unknown).values() for c in _unknown(group, axis)]
+    return claims + [_unknown(group, axis) for group in _by_ends(unknown).values()]
 
 
 def _by_ends(group: Sequence[Dependence]) -> dict[tuple[Any, Any], list[Dependence]]:
@@ -251,10 +255,8 @@ def _between(group: Sequence[Dependence]) -> str:
     return f" between {min(values):g} and {max(values):g}"
 
 
-def _unknown(group: Sequence[Dependence], axis: str) -> list[Claim]:
+def _unknown(group: Sequence[Dependence], axis: str) -> Claim:
     """Series whose intervals are too wide to say anything."""
-    if not group:
-        return []
     verdicts = [c.verdict for d in group for c in d.changes if c.verdict]
     little = "too noisy" if verdicts else "too few samples"
     names = listing([d.series for d in group])
@@ -264,7 +266,7 @@ def _unknown(group: Sequence[Dependence], axis: str) -> list[Claim]:
     if low > 1 / TOO_WIDE and high < TOO_WIDE:
         first = phrases.short_at(axis, group[0].first)
         text += f" (it may be {times(low)} to {times(high)} times that {first})"
-    return [claim(text, [c for d in group for c in d.cells], _details(group, axis))]
+    return claim(text, [c for d in group for c in d.cells], _details(group, axis))
 
 
 def _details(group: Sequence[Dependence], axis: str) -> str:
@@ -274,8 +276,7 @@ def _details(group: Sequence[Dependence], axis: str) -> str:
         ratios = [
             f"{interval(c.verdict)} {phrases.short_at(axis, c.x)}" for c in dependence.changes
         ]
-        if dependence.power:
-            slope = dependence.power.exponent
+        if slope := dependence.exponent:
             power = f"{slope.center:.2f} [{slope.low:.2f}, {slope.high:.2f}]"
             ratios.append(f"~ {title_of(axis)}^{power}")
         texts.append(f"{dependence.series} {', '.join(ratios)}")

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.docs import console
 
-
+ROOT = console.ROOT
 FOLDERS = ("moe", "runners", "analysis", "conf", "docs")
 
 
 def copy_project(folder: Path) -> Path:
     """The project's code, configs and docs as they are here, in a folder of their own."""
-    copy = folder / "copy"
-    for name in FOLDERS:
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, copy / name, ignore=ignored)
-    return copy
+    return console.copy_project(folder, FOLDERS, ())
 
 
 def changed_files(copy: Path) -> set[str]:

@@ -19,24 +19,12 @@ from analysis.data.series import series_names, series_order
 from analysis.plots import canvas
 from analysis.plots.canvas import PlotData
 from analysis.plots.drawing import Drawing
-from analysis.stats import summarize
 from analysis.text import captions
 from runners.records.record import Record
 from tests.support import analysis_factory as factory
+from tests.support.pictures import drawing, scene_of
 
 PEERS = ("peer_transformers", "peer_deepspeed", "peer_torchtitan", "peer_reference")
-
-
-def scene_of(folder: Path, records: Sequence[Record]) -> PlotData:
-    frame = analysis.load(factory.write_all(folder, records), samples=True)
-    return PlotData(frame, summarize.summarize(frame), [str(folder)])
-
-
-def drawing(name: str, scene: PlotData) -> Drawing:
-    with canvas.styled():
-        drawn = plots.maker(name)(scene)
-    assert isinstance(drawn, Drawing), drawn
-    return drawn
 
 
 def swept(strategies: Sequence[str], **options: str) -> list[Record]:

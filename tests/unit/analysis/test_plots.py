@@ -16,7 +16,6 @@ from analysis.plots.canvas import PlotData
 from analysis.plots.drawing import Drawing
 from analysis.publish import html as report
 from analysis.stats import summarize
-from runners.records.record import Record
 from tests.support import analysis_factory as factory
 
 HOSTILE = "<script>alert('x')</script>\"$x_1$"
@@ -66,18 +65,6 @@ def test_plots_without_data_are_none(tmp_path: Path) -> None:
 
 def drawn_text(made: Figure) -> str:
     return " ".join(t.get_text() for t in [*made.texts, *made.axes[0].texts])
-
-
-def scene_of(folder: Path, records: list[Record]) -> PlotData:
-    frame = analysis.load(factory.write_all(folder, records), samples=True)
-    return PlotData(frame, summarize.summarize(frame), [str(folder)])
-
-
-def drawing(name: str, scene: PlotData) -> Drawing:
-    with canvas.styled():
-        drawn = plots.maker(name)(scene)
-    assert isinstance(drawn, Drawing), drawn
-    return drawn
 
 
 def test_crossover_is_a_map_of_two_axes(tmp_path: Path) -> None:
