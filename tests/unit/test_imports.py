@@ -19,14 +19,14 @@ TORCH_FREE = ["moe", "moe.spec", "moe.peers", "moe.cost", "moe.strategies", "moe
 TOPS = ("moe", "runners", "analysis")
 # What each package may import beside itself; `moe` stands for all of it.
 MAY_IMPORT = {
-    "moe": "", "moe.knob": "", "moe.phases": "",
+    "moe": "", "moe.knob": "", "moe.phases": "", "moe.waits": "",
     "moe.spec": "moe.knob",
     "moe.weights": "moe.spec",
-    "moe.parallel": "moe.spec moe.phases",
+    "moe.parallel": "moe.spec moe.phases moe.waits",
     "moe.workload": "moe.parallel moe.spec moe.weights",
-    "moe.layer": "moe.workload moe.parallel moe.spec moe.weights moe.phases",
+    "moe.layer": "moe.workload moe.parallel moe.spec moe.weights moe.phases moe.waits",
     "moe.strategies": "moe.layer moe.workload moe.parallel moe.spec moe.weights moe.phases "
-                      "moe.knob",
+                      "moe.knob moe.waits",
     "moe.cost": "moe.strategies moe.workload moe.parallel moe.spec",
     "moe.peers": "moe.strategies moe.layer moe.parallel moe.spec moe.weights moe.phases moe.cost",
     "moe.build": "moe",
