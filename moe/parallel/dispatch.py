@@ -133,7 +133,7 @@ def _leaving(x_SD: Tensor, rows: Exchanged) -> Tensor:
 
 def _computed(x_ND: Tensor, rows: Exchanged, compute: Compute) -> Tensor:
     """Runs the experts on rows in (source, expert) order; results are in the same order."""
-    counts = RowCounts(rows.of_experts)
+    counts = RowCounts(rows.of_experts, rows.counts_GP.sum(0))
     with phase("permute"):
         order_N = expert_order(rows.counts_GP, len(x_ND))
         if not x_ND.is_cuda:
@@ -141,8 +141,6 @@ def _computed(x_ND: Tensor, rows: Exchanged, compute: Compute) -> Tensor:
         else:
             back_N = bags.inverse(order_N)
             x_ND = bags.reorder(x_ND, order_N, back_N)
-            ends_P = rows.counts_GP.sum(0).cumsum(0).to(torch.int32)
-            counts = RowCounts(rows.of_experts, ends_P)
     y_NO = compute(x_ND, counts)
     with phase("unpermute"):
         if not y_NO.is_cuda:
@@ -185,7 +183,7 @@ def overlapped(
 def dedup(x_TD: Tensor, places_TK: Tensor, gates_TK: Tensor, way: Way, compute: Compute) -> Tensor:
     """[T, O]: a token travels once to every member that holds one of its experts, with its gates
     there; the member returns the gated sum over them."""
-    group, tokens, places = way.group, x_TD.shape[0], way.per_rank
+    group, size, places = way.group, way.group.size, way.per_rank
     with phase("permute"):
         gates_TGP = _gates_by_place(places_TK, gates_TK, way)
         used_TGP = gates_TGP != 0
@@ -193,10 +191,8 @@ def dedup(x_TD: Tensor, places_TK: Tensor, gates_TK: Tensor, way: Way, compute: 
         sent_GX = torch.cat([crossing_TG.sum(0).unsqueeze(1), used_TGP.sum(0)], 1)
     with phase("dispatch"):
         received_GX = announce(sent_GX, group)
-        flat = waits.to_host(
-            torch.cat([sent_GX[:, 0], received_GX[:, 0], received_GX[:, 1:].sum(0)])
-        )
-        size = group.size
+        counts_P = received_GX[:, 1:].sum(0)
+        flat = waits.to_host(torch.cat([sent_GX[:, 0], received_GX[:, 0], counts_P]))
         sent, received, counts = flat[:size], flat[size : 2 * size], flat[2 * size :]
     with phase("permute"):
         token = _Pairs(crossing_TG, sum(sent))
@@ -209,7 +205,7 @@ def dedup(x_TD: Tensor, places_TK: Tensor, gates_TK: Tensor, way: Way, compute: 
     with phase("permute"):
         pair = _Pairs(gates_NP != 0, sum(counts))
         x_SD = pair.gather(x_ND)
-    y_SO = compute(x_SD, RowCounts(counts))
+    y_SO = compute(x_SD, RowCounts(counts, counts_P))
     with phase("unpermute"):
         y_NO = pair.total(y_SO, gates_NP)
     with phase("combine"):
@@ -231,9 +227,9 @@ class _Pairs:
 
     def gather(self, x_AD: Tensor) -> Tensor:
         """[S, D]: the row of x of each pair."""
-        return (
-            x_AD.index_select(0, self.row_S) if self.bags is None else bags.gather(x_AD, self.bags)
-        )
+        if self.bags is not None:
+            return bags.gather(x_AD, self.bags)
+        return x_AD.index_select(0, self.row_S)
 
     def total(self, y_SO: Tensor, gates_AB: Tensor | None) -> Tensor:
         """[A, O]: the sum over each row's pairs, times their gates."""

@@ -86,9 +86,8 @@ def test_unpermute_is_the_gated_sum_over_slots_that_are_here(found: tuple[Tensor
     tokens, topk = local_TK.shape
     x_TD, gates_TK = rows(tokens), rows(tokens, topk)
     slots = sort_slots(local_TK, places)
-    factor = torch.tensor(range(1, places + 1)).repeat_interleave(
-        torch.tensor(slots.counts.on_host)
-    )
+    counts = torch.tensor(slots.counts.on_host)
+    factor = torch.arange(1, places + 1).repeat_interleave(counts)
     out = unpermute(permute(x_TD, slots) * factor.unsqueeze(1), gates_TK, slots)
     for token in range(tokens):
         want = torch.zeros(3)
