@@ -38,18 +38,20 @@ class Bags:
     def sums(self, rows_SO: Tensor, weights_N: Tensor | None = None) -> Tensor:
         """[A, O]: the weighted sum of each bag's rows. With fewer rows than entries, the weights
         of what is missing must be 0."""
-        bags = len(self.row_N) if self.starts_A is None else len(self.starts_A)
+        starts_A = self.starts_A
+        if starts_A is None:
+            starts_A = numbers(len(self.row_N), rows_SO.device, self.row_N.shape[1])
         if not rows_SO.shape[0] or not self.row_N.numel():
-            return rows_SO.new_zeros((bags, rows_SO.shape[1]))
-        row_N = self.row_N
+            return rows_SO.new_zeros((len(starts_A), rows_SO.shape[1]))
+        row_N = self.row_N.reshape(-1)
         if self.padding is None and len(rows_SO) < row_N.numel():
             row_N = row_N.clamp(max=len(rows_SO) - 1)
         if self.mask_N is not None:
             ones = self.mask_N.to(rows_SO.dtype)
             weights_N = ones if weights_N is None else weights_N * ones
         return F.embedding_bag(
-            row_N, rows_SO, self.starts_A, mode="sum", per_sample_weights=weights_N,
-            padding_idx=self.padding,
+            row_N, rows_SO, starts_A, mode="sum", padding_idx=self.padding,
+            per_sample_weights=None if weights_N is None else weights_N.reshape(-1),
         )  # fmt: skip
 
 

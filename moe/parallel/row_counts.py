@@ -15,10 +15,10 @@ from moe import waits
 
 
 @functools.lru_cache(maxsize=256)
-def numbers(count: int, device: torch.device) -> Tensor:
-    """0 .. count - 1, int64; kept, so do not change it."""
+def numbers(count: int, device: torch.device, step: int = 1) -> Tensor:
+    """0, step, 2 step ..., `count` of them, int64; kept, so do not change it."""
     with torch.inference_mode(False):
-        return torch.arange(count, device=device)
+        return torch.arange(0, count * step, step, device=device)
 
 
 class RowCounts:
