@@ -53,7 +53,7 @@ test-browser: setup ## the report in headless Chromium, which must be installed
 
 .PHONY: test-full
 test-full: setup ## every accepted way to spread the layer against the oracle, the whole product
-	$(RUN) -m pytest -q -m slow tests/dist/test_agree.py
+	$(RUN) -m pytest -q -m slow tests/dist/test_agree.py tests/dist/test_gpu.py
 
 .PHONY: faults
 faults: setup ## every fault 20 times, 50 killed launchers, bad input (hours; some faults need root)

@@ -26,6 +26,7 @@ SCOPES = ("rank", "global")
 DROPS = ("position", "first_choices", "probability")
 BACKENDS = ("gloo", "nccl", "mpi")
 TOP, MODEL, ROUTER, STRATEGY, WORKLOAD = "", "model", "model.router", "strategy", "workload"
+MEASURE = "measure"
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -114,6 +115,10 @@ class StrategySpec:
     kernel: str = knob("auto", "kernel of the experts' products", STRATEGY, allowed=KERNELS)
     slowdown: float = knob(0.0, "planted busy work, fraction of a step, for tests", STRATEGY)
     variant: str = knob("", "which of a peer's own ways", STRATEGY)
+    graph: str = knob(
+        "off", "steps are replays of a CUDA graph; both: a cell of each", MEASURE,
+        allowed=("off", "on", "both"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from moe.knob import knob
-from moe.spec import Cell, RankLayout, shard_bounds
+from moe.spec import MEASURE, Cell, RankLayout, shard_bounds
 from runners.errors import ConfigError
 from runners.records.record import cell_from_dict, cell_key
 from runners.records.routing_trace import Trace
 from runners.records.sealed import RecordError, read_sealed, sealed, write_atomic
-
-MEASURE = "measure"  # the section of the config
 
 
 @dataclass(frozen=True)

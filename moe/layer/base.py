@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from moe import weights
 from moe.layer import kernel_choice
 from moe.layer.capacity import Scope, extents, places_per_expert
-from moe.layer.experts import Experts
+from moe.layer.experts import WITHOUT_COUNTS, Experts
 from moe.layer.router import Router, Routing
 from moe.parallel import collectives, dispatch
 from moe.parallel.comm import Comm, RankGroup
@@ -64,7 +64,7 @@ class MoELayer(nn.Module):
         self.shard_sizes = [len(range(*batches.own_rows(cell, rank))) for rank in range(size)]
         self.tp, self.ep, self.dp = (comm.group(shape) for shape in self.rules.groups(cell))
         self.seen: ForwardTrace | None = None
-        self.wait_free = False  # at any price: for CUDA graphs, which cannot wait
+        self.wait_free = cell.strategy.graph == "on"  # at any price: a capture allows no wait
         self.dispatches = self.rules.dispatches(cell)
         self.rows = self.routed_rows()
         self.shared_rows = self.rules.shared_rows(cell, comm.rank)
@@ -229,13 +229,15 @@ class MoELayer(nn.Module):
 
     def _spare(self, routing: Routing) -> Spare:
         """What becomes of rows of slots that are elsewhere, on a GPU."""
-        elsewhere = routing.gates_TK.numel() - self.expected_slots(routing.gates_TK.shape[0])
-        if elsewhere == 0:
-            return "kept"
+        if routing.kept_TK is None and len(self.experts.ids) == len(self.places.experts):
+            return "kept"  # there are none
+        if self.experts.counts_on_host:
+            return "cut"
+        tokens, slots = routing.gates_TK.shape
+        elsewhere = tokens * slots - self.expected_slots(tokens)
         width = self.experts.fc1.shape[1] + self.layer.dim + self.layer.dim_out
         large = elsewhere * width * self.experts.fc1.element_size() > SPARE_BYTES
-        large = large and not self.wait_free
-        return "cut" if large or self.experts.counts_on_host else "padded"
+        return "cut" if large and not self.wait_free else "padded"
 
     def expected_slots(self, tokens: int) -> int:
         """Slots of `tokens` tokens that this rank's experts are given if all have equally many."""
@@ -311,6 +313,8 @@ class MoELayer(nn.Module):
         """Chooses the kernel for strategy.kernel; collective, and runs one forward where there is a
         choice. Returns {name, how, candidates_ms}."""
         names = self.experts.variants(self.cell.strategy.kernel, x_TD.dtype)
+        if self.wait_free:
+            names = [name for name in names if name in WITHOUT_COUNTS]
         if len(names) == 1:
             self.use(names[0])
             return {"name": names[0], "how": "asked for", "candidates_ms": {}}

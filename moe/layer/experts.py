@@ -237,8 +237,8 @@ class Experts(nn.Module):
     def _of_rows(self, bias_PN: Tensor, counts: RowCounts, rows: int) -> Tensor:
         """[rows, N]: each row's bias."""
         if bias_PN.is_cuda:
-            expert_S = counts.expert_of_rows(rows, bias_PN.device).clamp(max=len(bias_PN) - 1)
-            return bias_PN.index_select(0, expert_S)
+            expert_S = counts.expert_of_rows(rows, bias_PN.device)
+            return F.pad(bias_PN, (0, 0, 0, 1)).index_select(0, expert_S)
         counts_P = counts.per_expert(bias_PN.device)
         return bias_PN.repeat_interleave(counts_P, dim=0, output_size=rows)
 

@@ -60,7 +60,7 @@ def _sorted_on_gpu(local_TK: Tensor, num_local: int, spare: Spare) -> Slots:
     ends_P = torch.searchsorted(local_S, last_P, right=True, out_int32=True)
     counts = RowCounts(ends_P=ends_P)
     row_TK, padding, mask_TK = inverse(order_S).view(tokens, topk), None, None
-    if spare == "padded":
+    if spare == "padded" and order_S.numel():
         padding = order_S.numel()
         row_TK = row_TK.masked_fill(row_TK >= ends_P[-1:], padding)
         order_S = F.pad(order_S, (0, 1))

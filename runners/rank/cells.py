@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe import build, phases
+from moe import build, phases, waits
 from moe.parallel.comm import Comm
 from moe.spec import Cell
 from moe.step import Rotation, Step
@@ -42,6 +43,14 @@ class Built:
     def last(self) -> Step:
         """The step that ran last."""
         return self.call.last if isinstance(self.call, Rotation) else self.steps[0]
+
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """No step is a graph's replay in the block."""
+        with ExitStack() as stack:
+            for step in self.steps:
+                stack.enter_context(step.eager())
+            yield
 
 
 class CellRunner:
@@ -162,16 +171,22 @@ class CellRunner:
         return self.ranks.broadcast(min(sets, COLD_SETS_MAX))
 
     def inspect(self, index: int) -> None:
-        """Logs bytes sent, peak memory and phases, each from passes of its own."""
+        """Logs bytes sent, waits for a GPU, peak memory and phases, each from passes of its own;
+        those of a CUDA graph's cell run kernel by kernel."""
         step = self.built[index].call
-        with self.comm.counting() as rows:
-            step()
-        self.compare(index, "when bytes were counted")
-        self.log.write("info", cell=index, name="traffic", value=rows)
-        self.log.write("info", cell=index, name="memory", value=self._memory(index))
-        self.compare(index, "when memory was counted")
-        if self.plan.measure.phases:
-            self.log.write("info", cell=index, name="phases", value=self._phases(index))
+        waited = waits.count(step, self.comm.device)
+        self.compare(index, "when waits were counted")
+        if waited is not None:
+            self.log.write("info", cell=index, name="host_waits", value=waited)
+        with self.built[index].eager():
+            with self.comm.counting() as rows:
+                step()
+            self.compare(index, "when bytes were counted")
+            self.log.write("info", cell=index, name="traffic", value=rows)
+            self.log.write("info", cell=index, name="memory", value=self._memory(index))
+            self.compare(index, "when memory was counted")
+            if self.plan.measure.phases:
+                self.log.write("info", cell=index, name="phases", value=self._phases(index))
 
     def _memory(self, index: int) -> dict[str, object]:
         peak = environment.peak_memory_bytes(self.comm.device.type)

@@ -77,6 +77,7 @@ class Record:
     memory: list[dict[str, Any]] | None = None
     skew: dict[str, Any] | None = None
     kernel: dict[str, Any] | None = None
+    host_waits: list[int | None] | None = None  # of one step on every rank; None on a CPU
     # Every record of a wave carries the wave's anchor samples, so that drift can be told from any
     # single record, and anchors are no W&B runs of their own.
     anchors: dict[str, Any] | None = None
@@ -108,6 +109,8 @@ def _key(cell: Cell, redefined: dict[str, str]) -> str:
     content = cell_to_dict(cell)
     if content["placement"]["nodes"] == 1:
         del content["placement"]["nodes"]  # keys from before there were nodes stay as they are
+    if content["strategy"]["graph"] == "off":
+        del content["strategy"]["graph"]  # nor from before there were graphs
     name = content["strategy"]["name"]
     content["strategy"]["name"] = FORMER_NAMES.get(name, name)  # a new name is no new cell
     if redefined:

@@ -146,6 +146,7 @@ class Assembler:
             memory=self._per_rank(index, "memory"),
             skew=info.get("skew"),
             kernel=info.get("kernel"),
+            host_waits=self._per_rank(index, "host_waits"),
             anchors=self._anchors(wave),
             meta=dict(job.meta),
             measure=asdict(measure),

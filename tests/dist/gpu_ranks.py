@@ -14,11 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from moe import spec, waits
-from moe.build import build
+from moe import waits
+from moe.build import build, supports
 from moe.parallel import comm as comm_module
 from moe.parallel.comm import Comm
-from moe.spec import Cell, RankLayout
+from moe.spec import Cell, RankLayout, Unsupported
 from moe.step import Step
 from moe.verify.verifier import Verifier
 from moe.workload import batches
@@ -27,7 +27,8 @@ from tests.support.covering import Row
 from tests.support.fake_cuda import DEVICE, FakeCuda, nccl_only
 from tests.support.ranks import prepare as prepare
 
-WITHOUT_COUNTS = ("grouped", "dense")
+SHARE = 5
+MANY = 64  # numbers, more than the counts that the host has to know
 HIDDEN = 64  # a quarter of it has 16 bytes, which F.grouped_mm asks for
 
 
@@ -36,27 +37,41 @@ def cell_of(row: Row, ranks: int) -> Cell:
     return replace(
         cell,
         layer=replace(cell.layer, hidden=HIDDEN),
+        strategy=replace(cell.strategy, graph=row.get("graph", "off")),
         placement=RankLayout(ranks, "nccl", "cuda", 1),
     )
 
 
+def accepted(row: Row, ranks: int) -> bool:
+    if row["core"][0] == "serial" and ranks > 1:
+        return False
+    try:
+        supports(cell_of(row, ranks))
+    except Unsupported:
+        return False
+    return True
+
+
 def every_form(ranks: int) -> list[Row]:
-    """Every strategy, dispatcher, distribution of tokens and mode by kernels without counts, with
-    and without overlap; everything else plain."""
-    rows = []
+    """Every strategy, dispatcher, distribution of tokens and mode in bfloat16, by kernels that need
+    no counts, with overlap and in CUDA graphs; everything else plain."""
     plain = [row for row in agree_ranks.every_core(ranks) if row["dtype"] == "bfloat16"]
-    for row in plain:
-        for kernel in WITHOUT_COUNTS:
-            rows.append({**row, "kernel": kernel, "bias": "none"})
-        rows.append({**row, "kernel": "grouped", "spread": "overlap"})
-    return [row for row in rows if agree_ranks.accepted(row, ranks)]
+    forms = ({"kernel": "grouped"}, {"kernel": "dense"}, {"kernel": "grouped", "spread": "overlap"},
+             {"kernel": "grouped", "graph": "on"}, {"kernel": "dense", "graph": "on"})  # fmt: skip
+    rows = [{**row, "bias": "none", **form} for row in plain for form in forms]
+    return [row for row in rows if accepted(row, ranks)]
+
+
+def mixed(ranks: int) -> list[Row]:
+    """Some rows of the covering array: all values of its factors occur, not all pairs."""
+    return agree_ranks.covering(ranks)[0][:: SHARE * max(1, ranks // 2)]
 
 
 def check(cell: Cell, comm: Comm, gpu: FakeCuda) -> dict[str, Any]:
     step = Step(cell, build(cell, comm), batches.inputs(cell, comm.rank, DEVICE))
     verifier = Verifier(cell, comm)
     proven = verifier.prove([step], 0)
-    with gpu.watching(rows=cell.workload.batch_size * cell.layer.topk):
+    with gpu.watching(rows=max(MANY, cell.workload.batch_size * cell.layer.topk)):
         step()
     noted, on_host = [": ".join(one) for one in gpu.waits], gpu.host_operations
     counted = waits.count(step, DEVICE)

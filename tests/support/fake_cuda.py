@@ -22,12 +22,12 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import itertools
 import os
 import traceback
 import types
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -38,7 +38,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("cuda", 0)
-HERE = os.path.basename(__file__)
+HERE = Path(__file__).name
 VIEWS = {
     "view", "_unsafe_view", "t", "transpose", "permute", "slice", "select", "expand", "unsqueeze",
     "squeeze", "detach", "alias", "as_strided", "split", "split_with_sizes", "unbind", "narrow",
@@ -182,7 +182,7 @@ class Graph:
         self.operations.append((call, out, fresh))
 
     def replay(self) -> None:
-        with torch.no_grad(), torch._C._DisableTorchDispatch():
+        with simulating(), torch.inference_mode():
             for call, out, fresh in self.operations:
                 again = call()
                 if fresh:
@@ -197,6 +197,7 @@ class Graph:
 class Stream:
     """torch.cuda.Stream: everything is in order here, so there is nothing to wait for."""
 
+    def __init__(self, *rest: Any, **named: Any) -> None: ...
     def wait_stream(self, other: Any) -> None: ...
     def wait_event(self, event: Any) -> None: ...
     def synchronize(self) -> None:
@@ -383,9 +384,8 @@ class FakeCuda:
             if kwargs.get("device") is not None:
                 target = torch.device(kwargs["device"])
         named = {k: v for k, v in kwargs.items() if k not in ("device", "non_blocking", "copy")}
-        if target is None or (target.type == "cuda") == isinstance(x, OnDevice) != (
-            target.type == "meta"
-        ):
+        present = "cuda" if isinstance(x, OnDevice) else x.device.type
+        if target is None or target.type == present:
             return func(x, *rest, **named) if func is Tensor.to and (rest or named) else x
         if target.type == "meta":
             return torch.empty(x.shape, dtype=x.dtype, device="meta")
@@ -405,7 +405,7 @@ class FakeCuda:
         name = func._schema.name.split("::")[1]
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         self._check_devices(name, args, [x for x in tensors if not isinstance(x, OnDevice)])
-        self._note_waits(name, args, kwargs)
+        self._note_waits(name, func._schema.overload_name, args, kwargs)
         values, named = raw(args), dict(raw(kwargs))
         if named.get("device") is not None and torch.device(named["device"]).type == "cuda":
             named["device"] = torch.device("cpu")
@@ -413,12 +413,14 @@ class FakeCuda:
             self.kernels[name] += 1
         if name == "copy_" and self._copied_to_pinned(args, kwargs):
             return args[0]
-        if name == "mm" and "out_dtype" in func._schema.overload_name + str(func._schema):
+        if name == "mm" and func._schema.overload_name == "dtype":
             return self._wide_product(values)
-        call = lambda: func(*values, **named)  # noqa: E731
+
+        def call() -> Any:
+            out = func(*values, **named)
+            return _undefined(values, named, out) if name == "_grouped_mm" else out
+
         out = call()
-        if name == "_grouped_mm":
-            self._leave_undefined(values, named, out)
         known = {id(x.value): x for x in tensors if isinstance(x, OnDevice)}
         storages = {
             x.untyped_storage().data_ptr() for x in tree_leaves((values, named))
@@ -452,7 +454,7 @@ class FakeCuda:
             shapes = [tuple(x.shape) for x in host]
             raise MixedDevices(f"{name}: tensors on cuda:0 and cpu, {shapes} at {_line()}")
 
-    def _note_waits(self, name: str, args: Any, kwargs: dict[str, Any]) -> None:
+    def _note_waits(self, name: str, overload: str, args: Any, kwargs: dict[str, Any]) -> None:
         if name == "_local_scalar_dense":
             wait("item")
         elif name in WAIT_FOR_SIZE:
@@ -461,9 +463,11 @@ class FakeCuda:
             wait("bincount: minimum")
             wait("bincount: maximum")
         elif name == "repeat_interleave" and kwargs.get("output_size") is None:
-            wait("repeat_interleave without output_size")
+            if overload != "self_int":  # that one is an expanded copy
+                wait("repeat_interleave without output_size")
         elif name in INDEXING:
-            if any(isinstance(i, Tensor) and i.dtype == torch.bool for i in args[1] if i is not None):
+            masks = [i for i in args[1] if isinstance(i, Tensor) and i.dtype == torch.bool]
+            if masks:
                 wait("index by a mask")
 
     def _copied_to_pinned(self, args: Any, kwargs: dict[str, Any]) -> bool:
@@ -490,10 +494,13 @@ class FakeCuda:
         assert left.dtype == right.dtype != torch.float32 == out_dtype
         return self._made(lambda: left.float() @ right.float())
 
-    def _leave_undefined(self, values: Any, named: dict[str, Any], out: Tensor) -> None:
-        ends = named.get("offs", values[2] if len(values) > 2 else None)
-        if out.dim() == 2 and ends is not None and values[0].dim() == 2 and self.graph is None:
-            out[int(ends[-1]) :] = torch.nan
+
+def _undefined(values: Any, named: dict[str, Any], out: Tensor) -> Tensor:
+    """The result of F.grouped_mm, with NaN in rows behind the last offset."""
+    ends = named.get("offs", values[2] if len(values) > 2 else None)
+    if out.dim() == 2 and ends is not None and values[0].dim() == 2:
+        out[int(ends[-1]) :] = torch.nan
+    return out
 
 
 class _Up(torch.autograd.Function):
@@ -528,7 +535,7 @@ def nccl_only(comm_module: Any) -> Iterator[collections.Counter[str]]:
             assert _gpu is not None
             if _gpu.graph is not None:
                 _gpu.graph.note(lambda: call(*values, **named), None, False)
-            with torch._C.DisableTorchFunction():
+            with simulating():
                 return call(*values, **named)
 
         run.__name__ = call.__name__
@@ -551,9 +558,3 @@ def nccl_only(comm_module: Any) -> Iterator[collections.Counter[str]]:
         mock.patch.object(comm_module, "_all_gather", gathered),
     ):
         yield calls
-
-
-def combinations(**choices: Any) -> Iterator[dict[str, Any]]:
-    """Every combination of the choices."""
-    for values in itertools.product(*choices.values()):
-        yield dict(zip(choices, values, strict=True))
