@@ -77,7 +77,7 @@ class Record:
     memory: list[dict[str, Any]] | None = None
     skew: dict[str, Any] | None = None
     kernel: dict[str, Any] | None = None
-    host_waits: list[int | None] | None = None  # of one step on every rank; None on a CPU
+    host_waits: list[int] | None = None  # for the GPU in one step, on every rank; None on a CPU
     # Every record of a wave carries the wave's anchor samples, so that drift can be told from any
     # single record, and anchors are no W&B runs of their own.
     anchors: dict[str, Any] | None = None
