@@ -51,12 +51,13 @@ class TorchRanks:
         self._on_gloo = placement.backend != "mpi"  # nccl too: its control group is gloo
         timeout = datetime.timedelta(seconds=limit_s)
         self._control: dist.ProcessGroup | None = None
-        bound: torch.device | None = None  # NCCL then need not guess it
+        bound: torch.device | None = None  # for NCCL, which connects ranks at once if it knows it
         if placement.device == "cuda":
             index = device_index(place.local_rank, torch.cuda.device_count())
             self.device = torch.device("cuda", index)
             torch.cuda.set_device(self.device)
-            bound = self.device if placement.backend == "nccl" else None
+            if placement.backend == "nccl" and place.world_size > 1:
+                bound = self.device
         if placement.backend == "mpi":
             from runners.mpi.backend import init_mpi
 

@@ -15,6 +15,8 @@ import runners.bench  # noqa: F401 registers the resolver that conf/ uses
 from moe.build import supports
 from moe.spec import Unsupported
 from runners.config.cell import job_of
+from runners.config.resolution import Composed
+from runners.config.validate import validate
 from runners.errors import ConfigError
 from runners.host import project_paths
 from runners.host.machine import NodeResources
@@ -200,6 +202,20 @@ def test_devices_and_backends_that_do_not_go_together_are_refused(
     with pytest.raises(ConfigError) as caught:
         job_of({**BASE, **overrides}, NodeResources(2, cuda_devices=gpus))
     assert str(caught.value) == words
+
+
+def test_a_layer_that_the_gpu_cannot_hold_is_refused_with_all_other_errors() -> None:
+    overrides = ("model=mixtral_8x7b", "model.scale=1", "world_size=1", "dtype=bfloat16")
+    composed = [Composed(config(*overrides, f"strategy={name}"), []) for name in ("simple", "ep")]
+    small, large = (NodeResources(2, 1, gpu_memory_bytes=gib << 30) for gib in (4, 80))
+    jobs, errors = validate(composed, small)
+    assert not jobs
+    assert [words.split(" GiB of GPU memory")[0] for words in errors.values()] == [
+        "model.scale=1: with simple a rank takes 5.4", "model.scale=1: with ep a rank takes 5.4"
+    ]  # fmt: skip
+    jobs, errors = validate(composed, large)
+    assert not errors
+    assert {job.cell.placement.device for job in jobs.values()} == {"cuda"}
 
 
 def test_another_systems_own_messages_do_not_go_through_the_host() -> None:

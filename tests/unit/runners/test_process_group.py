@@ -26,11 +26,19 @@ def test_a_rank_without_a_device_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "bound", "groups"),
-    [("nccl", torch.device("cuda", 1), ["gloo"]), ("gloo", None, [])],
+    ("backend", "size", "bound", "groups"),
+    [
+        ("nccl", 4, torch.device("cuda", 1), ["gloo"]),
+        ("nccl", 1, None, ["gloo"]),  # sends nothing, and connects to nobody
+        ("gloo", 4, None, []),
+    ],
 )
 def test_nccl_is_told_the_ranks_device_and_gloo_is_not(
-    backend: str, bound: torch.device | None, groups: list[str], monkeypatch: pytest.MonkeyPatch
+    backend: str,
+    size: int,
+    bound: torch.device | None,
+    groups: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told: dict[str, Any] = {}
     made: list[str] = []
@@ -41,7 +49,7 @@ def test_nccl_is_told_the_ranks_device_and_gloo_is_not(
     )
     monkeypatch.setattr(dist, "new_group", lambda **how: made.append(how["backend"]))
     monkeypatch.setattr(process_group.TorchRanks, "_check_members", lambda self, token: None)
-    place = RankPlace(rank=3, world_size=4, local_rank=3, local_ranks=4)
-    ranks = TorchRanks(place, RankLayout(4, backend, "cuda"), 60.0)
-    assert ranks.device == told["set"] == torch.device("cuda", 1)
+    place = RankPlace(rank=size - 1, world_size=size, local_rank=size - 1, local_ranks=size)
+    ranks = TorchRanks(place, RankLayout(size, backend, "cuda"), 60.0)
+    assert ranks.device == told["set"] == torch.device("cuda", 1 if size > 1 else 0)
     assert (told["backend"], told["device_id"], made) == (backend, bound, groups)
