@@ -120,8 +120,10 @@ def kernel_key(cell: Cell) -> str:
 
 
 def engine_and_ranks(cell: Cell) -> tuple[str, int]:
-    """Key of the choice of collective algorithms, made once per sweep: engine, number of ranks."""
-    return cell.placement.backend, cell.placement.world_size
+    """Key of the choice of collective algorithms, made once per sweep: engine, number of ranks.
+    Messages from GPUs are never timed, so nothing is chosen by them for others."""
+    place = cell.placement
+    return f"{place.backend} staged" if place.staged else place.backend, place.world_size
 
 
 def unique(jobs: Sequence[Job]) -> list[Job]:

@@ -59,7 +59,7 @@ launch int number of the start of the ranks within the sweep
 wave int number of the set of interleaved cells within the launch
 cell_id text key, and label where there is one
 attempt_id text cell_id and launch
-outcome text measured, wrong, failed or interrupted
+outcome text measured, wrong, failed, interrupted, or checked (right, and not to be timed)
 created text when the record was written, ISO 8601, UTC
 model text name of the layer shape the user asked for
 scale float divisor the model's sizes were asked with

@@ -55,6 +55,7 @@ class Experts(nn.Module):
         self.layer, self.ids, self.columns = layer, tuple(ids), columns
         self.device = device
         self.kernel = "loop"
+        self.transposed = [False, False]  # fc1, fc2; as `kernel` says, unless a switch has failed
         self.wide: Tensor | None = None  # buffer for one matrix in float32
         self.packed: Packed | None = None  # replaces fc1 and fc2, which then use no memory
         self.room = GradientBuffers()  # gradient memory of kernel `loop`
@@ -80,16 +81,18 @@ class Experts(nn.Module):
         return self.kernel not in WITHOUT_COUNTS
 
     def use(self, kernel: str) -> None:
-        """Switches kernel and, where needed, the weights' layout."""
+        """Switches kernel and, where needed, the weights' layout. If memory runs out on the way,
+        the next switch puts the layout right; nothing else may be called before it."""
         if self.packed is not None:
             self._hold(*self.packed.plain())
             self.packed = None
-        before, after = (TRANSPOSED.get(k, (False, False)) for k in (self.kernel, kernel))
-        for name, old, new in zip(("fc1", "fc2"), before, after, strict=True):
-            if old != new:
+        for place, new in enumerate(TRANSPOSED.get(kernel, (False, False))):
+            if self.transposed[place] != new:
+                name = ("fc1", "fc2")[place]
                 parameter = getattr(self, name)
                 data = parameter.data.transpose(1, 2).contiguous()
                 setattr(self, name, nn.Parameter(data, parameter.requires_grad))
+                self.transposed[place] = new
         self.kernel = kernel
         self.wide, self.room = None, GradientBuffers()
         if kernel == "wide":  # made here, because what inference mode makes cannot be reused

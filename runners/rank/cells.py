@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from moe import build, phases, waits
+from moe.layer.out_of_memory import free_cached
 from moe.parallel.comm import Comm
 from moe.spec import Cell
 from moe.step import Rotation, Step
@@ -61,6 +62,7 @@ class CellRunner:
         self.built: dict[int, Built] = {}
         self.verifiers: dict[int, Verifier] = {}
         self.changed: set[int] = set()  # cells of which this rank has logged a difference
+        self.failed: set[int] = set()  # cells that ran out of a GPU's memory
         self.kernels = dict(plan.kernels)
         self.chosen: set[int] = set()
         self.traces: dict[str, Tensor] = {}
@@ -185,7 +187,7 @@ class CellRunner:
             self.log.write("info", cell=index, name="traffic", value=rows)
             self.log.write("info", cell=index, name="memory", value=self._memory(index))
             self.compare(index, "when memory was counted")
-            if self.plan.measure.phases:
+            if self.plan.measure.phases and not self.plan.placement.staged:
                 self.log.write("info", cell=index, name="phases", value=self._phases(index))
 
     def _memory(self, index: int) -> dict[str, object]:
@@ -222,12 +224,16 @@ class CellRunner:
         median_pass = passes[totals.index(median_ns)]  # one real pass, so that its parts add up
         return {"passes": len(passes), "per_phase_ns": median_pass, "total_ns": median_ns}
 
+    def fail(self, index: int, why: str) -> None:
+        """Logs that a cell has failed on this rank, which goes on with others."""
+        self.failed.add(index)
+        self.log.write("info", cell=index, name="failed", value=why)
+
     def drop(self, indices: Iterable[int]) -> None:
         """Frees weights and inputs; the state of the verification stays."""
         for index in indices:
             self.built.pop(index, None)
-        if self.comm.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_cached(self.comm.device)
 
     def discard(self, indices: Iterable[int]) -> None:
         """Frees weights, inputs and the state of the verification."""

@@ -32,8 +32,9 @@ READABLE = (2, *COMPARABLE)  # older ones are refused by name
 FORMER_NAMES = {"reference": "seed", "peer_reference": "peer_seed"}  # until schema 3
 KINDS = ("warmup", "short", "long", "latency", "fixed")
 # interrupted: there are samples, but of fewer rounds than the minimum; they are kept and count for
-# nothing.
-OUTCOMES = ("measured", "wrong", "failed", "interrupted")
+# nothing. checked: proven right, and not to be timed, as ranks on GPUs send through the host.
+OUTCOMES = ("measured", "wrong", "failed", "interrupted", "checked")
+GOOD = ("measured", "checked")  # nothing is left to do for the cell
 
 
 @dataclass

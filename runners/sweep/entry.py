@@ -109,6 +109,11 @@ def announce(jobs: Sequence[Job], progress: Progress, cores: int, calibration_di
     for job in jobs:
         for note in job.notes:
             progress.print_line(f"note: {title(job.cell, job.label)}: {note}")
+    if any(job.cell.placement.staged for job in jobs):
+        progress.print_line(
+            "note: ranks on GPUs with backend=gloo send their messages through the host: their "
+            "cells are checked, not timed"
+        )
     places = {job.cell.placement for job in jobs if job.cell.placement.device == "cpu"}
     crowded = [p for p in places if p.ranks_per_node * p.threads > cores]
     if crowded:
