@@ -17,9 +17,13 @@ BEGAN_S = time.monotonic()  # importing torch takes seconds of the budget
 
 import argparse  # noqa: E402
 import datetime  # noqa: E402
+import os  # noqa: E402
 import shlex  # noqa: E402
+import signal  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
+import threading  # noqa: E402
+from collections.abc import Callable, Sequence  # noqa: E402
+from functools import partial  # noqa: E402
 from importlib import import_module  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, NoReturn  # noqa: E402
@@ -27,7 +31,8 @@ from typing import Any, NoReturn  # noqa: E402
 from benchmarks.gpu.parts import BUDGET_S, PARTS, deadlines  # noqa: E402
 from benchmarks.gpu.rows import Part, Rows, error_of  # noqa: E402
 
-LEAST_BUDGET_S = 10.0
+LEAST_BUDGET_S = 20.0
+LAST_S = 8.0  # before the end of the budget, a run that stands still is packed
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,12 +78,13 @@ def main(arguments: Sequence[str]) -> int:
         refuse("--out: missing; allowed is a folder; name one for the results")
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         refuse(f"--out={options.out}: allowed is an empty or a new folder; name another")
-    if not options.dry_run:
-        import torch
+    import torch
 
-        if not torch.cuda.is_available():
-            refuse("device=cpu: allowed is a CUDA GPU that torch can use; run this on a machine "
-                   "that has one, or add --dry-run for tiny sizes on the CPU")  # fmt: skip
+    if options.dry_run:
+        torch.set_num_threads(1)  # the sizes are too small for more
+    elif not torch.cuda.is_available():
+        refuse("device=cpu: allowed is a CUDA GPU that torch can use; run this on a machine "
+               "that has one, or add --dry-run for tiny sizes on the CPU")  # fmt: skip
     return whole_run(options.out, budget_s, names, options.dry_run, list(arguments))
 
 
@@ -106,17 +112,39 @@ def seconds(text: str) -> float:
 def whole_run(
     folder: Path, budget_s: float, names: Sequence[str], tiny: bool, arguments: list[str]
 ) -> int:
+    """Runs the parts and packs; returns the exit code."""
     rows = Rows(folder, BEGAN_S)
+    command = shlex.join(["python", "-m", "benchmarks.gpu", *arguments])
+    finish = partial(packed, rows, folder, budget_s, tiny, command)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # packs, too
+    watchdog = threading.Timer(budget_s - rows.used_s() - LAST_S, give_up, [rows, finish])
+    watchdog.daemon = True
+    watchdog.start()
     try:
         for name, end_s in deadlines(names, budget_s).items():
             one_part(Part(name, rows, BEGAN_S + end_s, folder, tiny))
     except KeyboardInterrupt:
         print("interrupted: what there is will be packed", flush=True)
+    finally:
+        watchdog.cancel()
+    return finish()
+
+
+def give_up(rows: Rows, finish: Callable[[], int]) -> None:
+    """Ends a run that stands still: packs what there is, and exits from any thread."""
+    rows.add("end", {"ok": False, "cut": True, "error": "a part stood still"})
+    finish()
+    sys.stdout.flush()
+    os._exit(1)
+
+
+def packed(rows: Rows, folder: Path, budget_s: float, tiny: bool, command: str) -> int:
+    """Packs the results and says where they are; returns the exit code."""
     from benchmarks.gpu import pack
 
     about: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": shlex.join(["python", "-m", "benchmarks.gpu", *arguments]),
+        "command": command,
         "dry_run": tiny,
         "budget_s": budget_s,
         "wall_s": round(rows.used_s(), 1),
@@ -130,11 +158,14 @@ def whole_run(
 
 def one_part(part: Part) -> None:
     """Runs a part; an error in it is a row, and the next part runs all the same."""
+    from benchmarks.gpu.facts import release
+
     began_s, before = part.rows.used_s(), part.rows.path.stat().st_size
     try:
         import_module(f"benchmarks.gpu.{part.name}").run(part)
     except Exception as error:
         part.add(ok=False, error=error_of(error))
+    release(part.tiny)
     with part.rows.path.open("rb") as file:
         file.seek(before)
         cut = any(b'"cut": true' in line for line in file)

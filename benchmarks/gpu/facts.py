@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -26,6 +27,13 @@ def device_of(tiny: bool) -> torch.device:
 def sync(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def release(tiny: bool) -> None:
+    """Gives freed memory of the GPU back, for other processes on it."""
+    gc.collect()
+    if not tiny:
+        torch.cuda.empty_cache()
 
 
 def block_ms(step: Callable[[], object], steps: int, device: torch.device) -> float:

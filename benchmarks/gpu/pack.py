@@ -33,7 +33,8 @@ def pack(folder: Path, about: dict[str, Any]) -> list[str]:
     made = summary.summary_of(rows.read(folder / rows.NAME), about)
     text = json.dumps(made, indent=1) + "\n"
     (target / summary.file_name(made)).write_text(text, "utf-8")
-    sweeps = sorted(path.parent for path in (folder / SWEEPS).glob("*/plan.json"))
+    plans = (folder / SWEEPS).glob("*/plan.json")
+    sweeps = sorted(path.parent for path in plans if not path.parent.is_symlink())  # not latest
     whole = target / f"{SWEEPS}.tar.gz"
     if sweeps:
         write(whole, sweeps, folder)

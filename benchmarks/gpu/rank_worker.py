@@ -36,8 +36,9 @@ def main(arguments: list[str]) -> int:
     dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=max(left_s, 0) + 5))
     comm = Comm(device, world_size, rank)
     placement = RankLayout(world_size, "gloo", device.type, 1)
-    layer = layer_of(tiny=device.type == "cpu")
-    for form in ranks.forms()[int(first) : int(last)]:
+    tiny = device.type == "cpu"
+    layer = layer_of(tiny)
+    for form in ranks.forms(tiny)[int(first) : int(last)]:
         if over(time.monotonic() > float(end_s)):
             break
         row = {**form.labels(), **check(form.cell(layer, placement), comm, count=False)}

@@ -24,21 +24,21 @@ WORLD_SIZES = (2, 4)
 SHARES = {2: 0.4, 4: 1.0}  # of the part's time that is left when they begin
 WORKER = "benchmarks.gpu.rank_worker"
 GRACE_S = 3.0  # to end after the deadline, by themselves and by SIGTERM
+STRIDE = 3  # a dry run takes every third form
 STILL_S = 30.0  # without a row: longer than to start 4 ranks on a GPU
-KERNELS = ("grouped", "bmm")
 
 
-def forms() -> list[Form]:
-    """Every strategy and mode by a kernel that needs no counts on the host; then by one that
-    does."""
-    return [
-        Form(replace(strategy, kernel=kernel), tokens, "bfloat16", mode)
-        for kernel, mode, (strategy, tokens) in itertools.product(KERNELS, MODES, PLACES)
+def forms(tiny: bool) -> list[Form]:
+    """Every strategy, dispatcher and mode; in a dry run every third."""
+    every = [
+        Form(replace(strategy, kernel="grouped"), tokens, "bfloat16", mode)
+        for mode, (strategy, tokens) in itertools.product(MODES, PLACES)
     ]
+    return every[:: STRIDE if tiny else 1]
 
 
 def run(part: Part) -> None:
-    count = len(forms()) // (len(KERNELS) if part.tiny else 1)
+    count = len(forms(part.tiny))
     for world_size in WORLD_SIZES:
         end_s = time.monotonic() + part.left_s() * SHARES[world_size]
         first = 0
@@ -64,7 +64,7 @@ def one_launch(part: Part, world_size: int, span: tuple[int, int], seconds: floa
         launch.end()
     _add(part, launch)
     if launch.failure and not launch.last_row_failed and launch.following < span[1]:
-        form = forms()[launch.following]
+        form = forms(part.tiny)[launch.following]
         part.add(world_size=world_size, **form.labels(), ok=False, error=launch.failure)
         return launch.following + 1
     return launch.following

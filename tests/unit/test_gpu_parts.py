@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 import torch
 
 from benchmarks.gpu import bench, budget, forms, page, parts, rows, summary, waits
+from moe.parallel.comm import Comm
+from moe.spec import Unsupported
 
 RUN: dict[str, Any] = {
     "date": "2030-01-02", "command": "python -m benchmarks.gpu --out x", "dry_run": False,
@@ -76,9 +80,12 @@ def test_the_budget_of_waits(strategy: str, dispatcher: str, kernel: str, most: 
 
 def test_the_forms_cross_what_they_name() -> None:
     every = forms.forms()
-    assert len(every) == 14 * 4 * 3 * 2 + 3 * 2 * 6
+    assert len(every) == (14 + 11 + 11) * 4 * 2 + 3 * 2 * 6
     dry = every[:: forms.STRIDE]
-    assert {(f.strategy, f.tokens) for f in dry} == {(f.strategy, f.tokens) for f in every}
+    for group in (dry, every):
+        assert {f.strategy.kernel for f in group} == {"grouped", "loop", "bmm", "dense"}
+    places = [{(f.strategy.name, f.strategy.dispatcher) for f in group} for group in (dry, every)]
+    assert places[0] == places[1]
     assert {(f.dtype, f.mode) for f in dry} == {(f.dtype, f.mode) for f in every}
     assert {f.router for f in dry} == {f.router for f in every}
     assert {most for _, most in waits.limited()} == {0, 1, 2}
@@ -109,6 +116,45 @@ def test_a_row_is_on_disk_at_once_and_a_torn_one_is_left_out(tmp_path: Path) -> 
     assert (part.left_s(), part.is_over()) == (4.0, False)
     time_s = 9.5
     assert (part.left_s(), part.is_over()) == (0.0, True)
+
+
+def graph_module(captured: Any) -> types.ModuleType:
+    module = types.ModuleType("moe.graph")
+    module.captured = captured  # type: ignore[attr-defined]
+    return module
+
+
+class Zeros:
+    """A graph that computes something else."""
+
+    def __init__(self, step: Any) -> None:
+        self.output = torch.zeros_like(step.output)
+
+    def __call__(self) -> None: ...
+
+
+def cannot(step: Any) -> Any:
+    raise Unsupported("measure.graph", "on", "off for this form", "set measure.graph=off")
+
+
+def test_a_graph_is_timed_where_it_gives_the_steps_output(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    form, comm = waits.GRAPH_FORMS[0], Comm(torch.device("cpu"), 1, 0)
+    monkeypatch.setattr(waits, "GRAPH_LAYER", forms.layer_of(tiny=True))
+    monkeypatch.setattr(waits, "one_rank", lambda tiny: forms.one_rank(tiny=True))
+    monkeypatch.setattr(waits, "median_ms", lambda step, device, seconds: step() or 0.5)
+    rows_of = {}
+    for name, captured in (("same", lambda step: step), ("other", Zeros), ("none", cannot)):
+        monkeypatch.setitem(sys.modules, "moe.graph", graph_module(captured))
+        rows_of[name] = waits.graph_row(form, 4, comm)
+    assert rows_of["same"] == {"ok": True, "eager_ms": 0.5, "graph_ms": 0.5}
+    assert rows_of["other"]["ok"] is False
+    assert rows_of["none"] == {
+        "refused": "measure.graph=on: allowed is off for this form; set measure.graph=off"
+    }
+    monkeypatch.setitem(sys.modules, "moe.graph", None)  # as where it does not exist
+    assert waits.graph_row(form, 4, comm) == {"left_out": "this version has no CUDA graphs"}
 
 
 def test_a_step_over_its_budget_fails(monkeypatch: pytest.MonkeyPatch) -> None:
