@@ -112,6 +112,14 @@ $(PEERS)/.ready: $(VENV)/.ready Makefile
 peers: setup $(PEERS)/.ready ## torchtitan and DeepSpeed for real, in .venv-peers: fails where they cannot run
 	$(PEERS)/bin/python -m pytest -q tests/system/peers_installed.py
 
+# Pure wheels for a machine without Hydra and without a network: benchmarks/gpu/bench.py unpacks them.
+GPU_WHEELS := .cache/gpu-wheels
+.PHONY: gpu-wheels
+gpu-wheels: setup ## wheels that python -m benchmarks.gpu brings to a bare GPU machine, in .cache/gpu-wheels
+	rm -rf $(GPU_WHEELS)
+	$(RUN) -m pip wheel --disable-pip-version-check --no-deps -c constraints.txt -w $(GPU_WHEELS) \
+	  hydra-core omegaconf antlr4-python3-runtime
+
 .PHONY: check
 check: setup ## lint, formatting, types, and known vulnerabilities where they can be asked for
 	$(RUN) -m ruff check .
