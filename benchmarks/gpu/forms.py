@@ -20,6 +20,7 @@ from moe.spec import (
     WorkloadSpec,
 )
 from moe.step import Step
+from moe.strategies.checks import GRAPH_KERNELS, WAITING_DISPATCHERS
 from moe.verify.verifier import Verifier
 from moe.workload import batches
 
@@ -75,13 +76,15 @@ class Form:
         names = {"strategy": self.strategy.name, "dispatcher": self.strategy.dispatcher}
         if self.strategy.overlap > 1:
             names["overlap"] = str(self.strategy.overlap)
+        if self.strategy.graph == "on":
+            names["graph"] = "on"
         return {**names, "kernel": self.strategy.kernel, "dtype": self.dtype, "mode": self.mode,
                 "router": self.router}  # fmt: skip
 
 
 def forms() -> list[Form]:
-    """Every strategy, kernel, dtype and mode with the plain router, the most used dtype first;
-    then the other routers."""
+    """Every strategy, kernel, dtype and mode with the plain router, the most used dtype first; then
+    CUDA graphs, then the other routers."""
     plain = [
         Form(replace(strategy, kernel=kernel), tokens, dtype, mode)
         for dtype in DTYPES
@@ -94,7 +97,12 @@ def forms() -> list[Form]:
         for router, mode, (strategy, tokens) in itertools.product(ROUTERS, MODES, PLACES)
         if router != PLAIN and strategy.name in ROUTED
     ]
-    return plain + routed
+    graphs = [
+        Form(replace(strategy, kernel=kernel, graph="on"), tokens, "bfloat16", mode)
+        for mode, (strategy, tokens), kernel in itertools.product(MODES, PLACES, GRAPH_KERNELS[1:])
+        if strategy.dispatcher not in WAITING_DISPATCHERS
+    ]
+    return plain + graphs + routed
 
 
 def layer_of(tiny: bool) -> LayerSpec:

@@ -14,6 +14,7 @@ from moe.layer import kernel_choice
 from moe.layer.experts import Experts
 from moe.layer.out_of_memory import is_out_of_memory, out_of_memory_text
 from moe.parallel.comm import Comm
+from moe.parallel.row_counts import RowCounts
 from moe.spec import Cell, LayerSpec, StrategySpec, WorkloadSpec
 from moe.strategies.simple.layer import Simple
 from moe.workload import batches
@@ -146,7 +147,7 @@ def test_weights_are_right_after_a_change_of_layout_that_had_no_memory(
     fails_at: int, then: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experts = Experts(LAYER, range(4), (0, 16), CPU)
-    x_SD, counts = torch.randn(6, 8), [1, 2, 0, 3]
+    x_SD, counts = torch.randn(6, 8), RowCounts([1, 2, 0, 3])
     want = experts.rows(x_SD, counts).detach()
     copied, real = 0, Tensor.contiguous
 
