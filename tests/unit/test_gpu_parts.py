@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,8 @@ import torch
 
 from benchmarks.gpu import bench, budget, forms, page, parts, rows, summary, waits
 from moe.parallel.comm import Comm
-from moe.spec import Unsupported
+from moe.spec import RankLayout
+from tests.support import fake_cuda
 
 RUN: dict[str, Any] = {
     "date": "2030-01-02", "command": "python -m benchmarks.gpu --out x", "dry_run": False,
@@ -69,8 +68,8 @@ def good_rows() -> list[dict[str, Any]]:
     ("simple", "local", "grouped", 0), ("dp", "local", "dense", 0), ("tp", "local", "grouped", 0),
     ("fsdp", "local", "dense", 0), ("ep", "local", "grouped", 0), ("ep", "allgather", "dense", 0),
     ("ep", "alltoall", "grouped", 1), ("dp_ep", "alltoall", "dense", 1),
-    ("ep_tp", "alltoall", "grouped", 1), ("ep", "dedup", "grouped", 2),
-    ("ep_tp", "dedup", "dense", 2),
+    ("ep_tp", "alltoall", "grouped", 1), ("ep", "dedup", "grouped", 1),
+    ("ep_tp", "dedup", "dense", 1),
     ("simple", "local", "loop", None), ("ep", "alltoall", "bmm", None),
     ("peer_transformers", "local", "grouped", None),
 ])  # fmt: skip
@@ -80,7 +79,7 @@ def test_the_budget_of_waits(strategy: str, dispatcher: str, kernel: str, most: 
 
 def test_the_forms_cross_what_they_name() -> None:
     every = forms.forms()
-    assert len(every) == (14 + 11 + 11) * 4 * 2 + 3 * 2 * 6
+    assert len(every) == (14 + 11 + 11) * 4 * 2 + 8 * 2 * 2 + 3 * 2 * 6
     dry = every[:: forms.STRIDE]
     for group in (dry, every):
         assert {f.strategy.kernel for f in group} == {"grouped", "loop", "bmm", "dense"}
@@ -118,43 +117,27 @@ def test_a_row_is_on_disk_at_once_and_a_torn_one_is_left_out(tmp_path: Path) -> 
     assert (part.left_s(), part.is_over()) == (0.0, True)
 
 
-def graph_module(captured: Any) -> types.ModuleType:
-    module = types.ModuleType("moe.graph")
-    module.captured = captured  # type: ignore[attr-defined]
-    return module
-
-
-class Zeros:
-    """A graph that computes something else."""
-
-    def __init__(self, step: Any) -> None:
-        self.output = torch.zeros_like(step.output)
-
-    def __call__(self) -> None: ...
-
-
-def cannot(step: Any) -> Any:
-    raise Unsupported("measure.graph", "on", "off for this form", "set measure.graph=off")
-
-
 def test_a_graph_is_timed_where_it_gives_the_steps_output(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    form, comm = waits.GRAPH_FORMS[0], Comm(torch.device("cpu"), 1, 0)
+    form = waits.GRAPH_FORMS[0]
     monkeypatch.setattr(waits, "GRAPH_LAYER", forms.layer_of(tiny=True))
-    monkeypatch.setattr(waits, "one_rank", lambda tiny: forms.one_rank(tiny=True))
     monkeypatch.setattr(waits, "median_ms", lambda step, device, seconds: step() or 0.5)
-    rows_of = {}
-    for name, captured in (("same", lambda step: step), ("other", Zeros), ("none", cannot)):
-        monkeypatch.setitem(sys.modules, "moe.graph", graph_module(captured))
-        rows_of[name] = waits.graph_row(form, 4, comm)
-    assert rows_of["same"] == {"ok": True, "eager_ms": 0.5, "graph_ms": 0.5}
-    assert rows_of["other"]["ok"] is False
-    assert rows_of["none"] == {
-        "refused": "measure.graph=on: allowed is off for this form; set measure.graph=off"
-    }
-    monkeypatch.setitem(sys.modules, "moe.graph", None)  # as where it does not exist
-    assert waits.graph_row(form, 4, comm) == {"left_out": "this version has no CUDA graphs"}
+    monkeypatch.setattr(waits, "one_rank", lambda tiny: forms.one_rank(tiny=True))
+    row = waits.graph_row(form, 4, Comm(torch.device("cpu"), 1, 0))
+    assert row["refused"].startswith("measure.graph=on: allowed is off but on GPUs")
+    monkeypatch.setattr(waits, "one_rank", lambda tiny: RankLayout(1, "nccl", "cuda", 1))
+    with fake_cuda.FakeCuda():
+        row = waits.graph_row(form, 4, Comm(fake_cuda.DEVICE, 1, 0))
+        assert row == {"ok": True, "eager_ms": 0.5, "graph_ms": 0.5}
+        right = fake_cuda.Graph.replay
+
+        def wrong(self: fake_cuda.Graph) -> None:
+            right(self)
+            self.operations[-1][1].zero_()
+
+        monkeypatch.setattr(fake_cuda.Graph, "replay", wrong)
+        assert waits.graph_row(form, 4, Comm(fake_cuda.DEVICE, 1, 0))["ok"] is False
 
 
 def test_a_step_over_its_budget_fails(monkeypatch: pytest.MonkeyPatch) -> None:
