@@ -21,6 +21,7 @@ from moe.layer import kernel_choice
 from moe.layer.capacity import Scope, extents, places_per_expert
 from moe.layer.experts import WITHOUT_COUNTS, Experts
 from moe.layer.router import Router, Routing
+from moe.layer.weight_store import Matrices
 from moe.parallel import collectives, dispatch
 from moe.parallel.comm import Comm, RankGroup
 from moe.parallel.expert_placement import order_for, places_of
@@ -305,6 +306,11 @@ class MoELayer(nn.Module):
             yield self.seen
         finally:
             self.seen = None
+
+    @property
+    def held(self) -> Matrices | None:
+        """On a GPU the experts' matrices, which other layers may hold too."""
+        return self.experts.held
 
     def use(self, kernel: str) -> None:
         self.experts.use(kernel)

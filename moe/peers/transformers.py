@@ -42,8 +42,9 @@ class Peer(PeerLayer, Simple):
             block: Any = MixtralSparseMoeBlock(config)
         block.gate = MixtralGate(self)
         experts = range(layer.num_experts)
-        self.held = weight_store.matrices(layer, experts, (0, layer.hidden), self.comm.device)
-        state = {"experts.gate_up_proj": self.held.fc1, "experts.down_proj": self.held.fc2}
+        held = weight_store.matrices(layer, experts, (0, layer.hidden), self.comm.device)
+        self.experts.held = held
+        state = {"experts.gate_up_proj": held.fc1, "experts.down_proj": held.fc2}
         block.load_state_dict(state, assign=True)
         return block
 

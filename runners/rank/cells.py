@@ -16,8 +16,9 @@ from torch import Tensor
 from moe import build, phases, waits
 from moe.layer.base import MoELayer
 from moe.layer.out_of_memory import free_cached
+from moe.layer.weight_store import Matrices
 from moe.parallel.comm import Comm
-from moe.spec import Cell
+from moe.spec import Cell, LayerSpec
 from moe.step import Rotation, Step
 from moe.verify.faults import CheckResult
 from moe.verify.twin import twin_of
@@ -64,6 +65,7 @@ class CellRunner:
         self.verifiers: dict[int, Verifier] = {}
         self.changed: set[int] = set()  # cells of which this rank has logged a difference
         self.failed: set[int] = set()  # cells that ran out of a GPU's memory
+        self.kept_weights: tuple[LayerSpec, Matrices] | None = None
         self.kernels = dict(plan.kernels)
         self.chosen: set[int] = set()
         self.traces: dict[str, Tensor] = {}
@@ -130,9 +132,7 @@ class CellRunner:
         cell = self.plan.cells[index]
         x_TD = batches.inputs(cell, self.comm.rank, self.comm.device)
         if self.comm.device.type == "cuda":
-            layer = build.build(cell, self.comm, self.trace(cell))
-            layer.use(self._kernel(index, x_TD, layer))
-            layer.experts.keep_only_used()
+            layer = self._built_on_gpu(index, x_TD)
         else:
             kernel = self._kernel(index, x_TD)
             layer = build.build(cell, self.comm, self.trace(cell))
@@ -143,6 +143,19 @@ class CellRunner:
                 x_copy = x_TD.detach().clone().requires_grad_(x_TD.requires_grad)
                 steps.append(Step(cell, layer.clone(), x_copy))
         self.built[index] = Built(steps, steps[0] if len(steps) == 1 else Rotation(steps))
+
+    def _built_on_gpu(self, index: int, x_TD: Tensor) -> MoELayer:
+        """The layer, with its kernel. Its weights are kept until those of another layer are made:
+        the cells of a wave that has no room for all are built again in every round."""
+        cell = self.plan.cells[index]
+        if self.kept_weights and self.kept_weights[0] != cell.layer:
+            self.kept_weights = None
+        layer = build.build(cell, self.comm, self.trace(cell))
+        if layer.held is not None:
+            self.kept_weights = cell.layer, layer.held
+        layer.use(self._kernel(index, x_TD, layer))
+        layer.experts.keep_only_used()
+        return layer
 
     def trace(self, cell: Cell) -> Tensor | None:
         """[N, K] expert ids for workload.kind=trace, read once per launch; else None."""
@@ -184,9 +197,8 @@ class CellRunner:
         """Logs bytes sent, waits for a GPU, peak memory and phases, each from passes of its own;
         those of a CUDA graph's cell run kernel by kernel."""
         step = self.built[index].call
-        waited = waits.count(step, self.comm.device)
-        self.compare(index, "when waits were counted")
-        if waited is not None:
+        if (waited := waits.count(step, self.comm.device)) is not None:
+            self.compare(index, "when waits were counted")
             self.log.write("info", cell=index, name="host_waits", value=waited)
         with self.built[index].eager():
             with self.comm.counting() as rows:
@@ -235,6 +247,7 @@ class CellRunner:
     def fail(self, index: int, why: str) -> None:
         """Logs that a cell has failed on this rank, which goes on with others."""
         self.failed.add(index)
+        self.kept_weights = None
         self.log.write("info", cell=index, name="failed", value=why)
 
     def drop(self, indices: Iterable[int]) -> None:

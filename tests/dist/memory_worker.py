@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from moe.layer.experts import Experts
+from moe.parallel.row_counts import RowCounts
 from moe.spec import RankLayout
 from moe.step import Step
 from runners.rank import worker
@@ -26,7 +27,7 @@ prepare = worker.prepare
 rows, step, made = Experts.rows, Step.__call__, Step.__init__
 
 
-def scarce_rows(self: Experts, x_SD: Tensor, counts: list[int]) -> Tensor:
+def scarce_rows(self: Experts, x_SD: Tensor, counts: RowCounts) -> Tensor:
     if self.kernel == "bmm":
         raise torch.OutOfMemoryError(TEXT)
     return rows(self, x_SD, counts)

@@ -9,6 +9,7 @@ import time
 from torch import Tensor
 
 from moe.layer.experts import Experts
+from moe.parallel.row_counts import RowCounts
 from runners.rank import worker
 
 SLEEP_S = 0.05
@@ -19,7 +20,7 @@ rows, dense = Experts.rows, Experts.dense
 prepare = worker.prepare
 
 
-def sleepy_rows(self: Experts, x_SD: Tensor, counts: list[int]) -> Tensor:
+def sleepy_rows(self: Experts, x_SD: Tensor, counts: RowCounts) -> Tensor:
     time.sleep(SLEEP_S)
     return rows(self, x_SD, counts)
 
