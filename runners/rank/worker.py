@@ -25,7 +25,7 @@ import torch
 from moe.parallel import algorithms
 from moe.parallel.comm import Comm
 from moe.strategies import names
-from runners.host import environment, isolation
+from runners.host import environment, gpu_monitor, isolation
 from runners.host.hardware import usable_cores
 from runners.mpi.start import export_environment
 from runners.plan import LaunchPlan, load
@@ -83,12 +83,29 @@ class Worker:
         self._log_environment()
         gc.collect()
         gc.freeze()  # otherwise every wave's collection would scan all imports, for 80 ms
-        for number, wave in enumerate(self.plan.waves):
-            self._wave(number, wave)
-            self.log.write("wave_end", wave=number, after=environment.snapshot())
-            if number + 1 < len(self.plan.waves):
-                self._wait_for_launcher(number)
+        with self._monitored() as gpu_readings:
+            for number, wave in enumerate(self.plan.waves):
+                gpu_readings()  # those from before the wave
+                self._wave(number, wave)
+                after = {**environment.snapshot(), **gpu_readings()}
+                self.log.write("wave_end", wave=number, after=after)
+                if number + 1 < len(self.plan.waves):
+                    self._wait_for_launcher(number)
         disarm_watchdog()
+
+    @contextmanager
+    def _monitored(self) -> Iterator[Callable[[], dict[str, Any]]]:
+        """Yields what sums up the GPUs' readings since its last call; on a node's first rank, with
+        GPUs. Elsewhere it gives nothing."""
+        monitor = None
+        if self.comm.device.type == "cuda" and self.place.local_rank == 0:
+            path = self.launch_dir / f"gpus-{self.place.node}.csv"
+            monitor = gpu_monitor.start(path, gpu_ids(self.place.local_ranks))
+        try:
+            yield lambda: {"gpus": monitor.summary()} if monitor else {}
+        finally:
+            if monitor:
+                monitor.end()
 
     def _log_environment(self) -> None:
         """Logs the environment; calibrates where the machine's limits are not known yet."""
@@ -202,6 +219,15 @@ class Worker:
                 raise TimeoutError(f"no word from the launcher after wave {wave}")
             time.sleep(GO_POLL_S)
         self.ranks.barrier()
+
+
+def gpu_ids(ranks: int) -> tuple[str, ...]:
+    """nvidia-smi's ids of the GPUs of this node's ranks; none where torch does not know them."""
+    try:
+        devices = range(min(ranks, torch.cuda.device_count()))
+        return tuple(f"GPU-{torch.cuda.get_device_properties(d).uuid}" for d in devices)
+    except AttributeError:  # torch before 2.4
+        return ()
 
 
 def medians_ms(cells: Sequence[TimedCell]) -> dict[int, float]:
