@@ -138,7 +138,8 @@ def communication_s(summary: CellSummary) -> float:
 def least_s(points: Sequence[Sequence[float]], sent: float) -> float:
     """Least time in s of one call that sends so many bytes, by the timed [bytes, median, minimum]:
     of the largest that is not larger, and at the best rate of all."""
-    smaller = [least for size, _, least in sorted(points) if size <= sent]
+    by_size = sorted(points, key=lambda point: point[0])
+    smaller = [least for size, _, least in by_size if size <= sent]
     rates = [size / least for size, _, least in points if size]
     return max([*smaller[-1:], sent / max(rates) if rates else 0.0])
 

@@ -84,9 +84,9 @@ def device_costs(probe: Probe, until_s: float) -> dict[str, float]:
         return number.add_(1.0).item()
 
     free = hardware.memory_bytes().get("MemAvailable", 8 << 30)
-    size = max(ROW_BYTES, min(PINNED_BYTES, free // 16))
-    host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-    device = torch.empty(size, dtype=torch.uint8, device=probe.device)
+    size = max(ROW_BYTES, min(PINNED_BYTES, free // 16)) // 4 * 4
+    host = torch.empty(size // 4, pin_memory=True)
+    device = torch.empty(size // 4, device=probe.device)
     steps: Sequence[tuple[Step, int]] = (
         (launch, LAUNCHES),
         (wait, WAITS),

@@ -45,15 +45,20 @@ CPU_MESSAGES = Messages(ENDS_BYTES, BETWEEN_BYTES)
 
 def message_sizes(group: RankGroup) -> Messages:
     """Those that are timed in the group; on GPUs as far as half of the least free memory of all
-    ranks allows, with an all-gather's output in it. Every rank calls it."""
+    ranks allows. Every rank calls it."""
     device = group.comm.device
     if device.type != "cuda":
         return CPU_MESSAGES
     free = torch.tensor([gpu.free_bytes(device)], dtype=torch.int64, device=device)
-    room = int(group.comm.world.combine_(free, "min").item()) // 2
-    largest = max(2 * GPU_ENDS_BYTES[0], min(GPU_ENDS_BYTES[1], room // (group.size + 2)))
+    return gpu_messages(group.size, int(group.comm.world.combine_(free, "min").item()) // 2)
+
+
+def gpu_messages(ranks: int, room_bytes: int) -> Messages:
+    """Up to a size of which an all-gather's message and output, and one message more, have room."""
+    least, largest = GPU_ENDS_BYTES
+    largest = max(2 * least, min(largest, room_bytes // (ranks + 2)))
     between = tuple(size for size in GPU_BETWEEN_BYTES if size < largest)
-    return Messages((GPU_ENDS_BYTES[0], largest), between)
+    return Messages((least, largest), between)
 
 
 def from_rank0(comm: Comm, value: float) -> float:
