@@ -53,7 +53,7 @@ test-browser: setup ## the report in headless Chromium, which must be installed
 
 .PHONY: test-full
 test-full: setup ## every accepted way to spread the layer against the oracle, the whole product
-	$(RUN) -m pytest -q -m slow tests/dist/test_agree.py
+	$(RUN) -m pytest -q -m slow tests/dist/test_agree.py tests/dist/test_gpu.py
 
 .PHONY: faults
 faults: setup ## every fault 20 times, 50 killed launchers, bad input (hours; some faults need root)
@@ -111,6 +111,14 @@ $(PEERS)/.ready: $(VENV)/.ready Makefile
 .PHONY: peers
 peers: setup $(PEERS)/.ready ## torchtitan and DeepSpeed for real, in .venv-peers: fails where they cannot run
 	$(PEERS)/bin/python -m pytest -q tests/system/peers_installed.py
+
+# Pure wheels for a machine without Hydra and without a network: benchmarks/gpu/bench.py unpacks them.
+GPU_WHEELS := .cache/gpu-wheels
+.PHONY: gpu-wheels
+gpu-wheels: setup ## wheels that python -m benchmarks.gpu brings to a bare GPU machine, in .cache/gpu-wheels
+	rm -rf $(GPU_WHEELS)
+	$(RUN) -m pip wheel --disable-pip-version-check --no-deps -c constraints.txt -w $(GPU_WHEELS) \
+	  hydra-core omegaconf antlr4-python3-runtime
 
 .PHONY: check
 check: setup ## lint, formatting, types, and known vulnerabilities where they can be asked for

@@ -25,7 +25,9 @@ CHOOSERS = ("token_choice", "expert_choice")
 SCOPES = ("rank", "global")
 DROPS = ("position", "first_choices", "probability")
 BACKENDS = ("gloo", "nccl", "mpi")
+DEVICES = ("cpu", "cuda")
 TOP, MODEL, ROUTER, STRATEGY, WORKLOAD = "", "model", "model.router", "strategy", "workload"
+MEASURE = "measure"
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -114,6 +116,10 @@ class StrategySpec:
     kernel: str = knob("auto", "kernel of the experts' products", STRATEGY, allowed=KERNELS)
     slowdown: float = knob(0.0, "planted busy work, fraction of a step, for tests", STRATEGY)
     variant: str = knob("", "which of a peer's own ways", STRATEGY)
+    graph: str = knob(
+        "off", "steps are replays of a CUDA graph; both: a cell of each", MEASURE,
+        allowed=("off", "on", "both"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -145,7 +151,11 @@ class RankLayout:
         "gloo", "communication backend; auto: nccl with enough GPUs, else gloo", TOP, conf="auto",
         allowed=("auto", *BACKENDS),
     )  # fmt: skip
-    device: str = knob("cpu", "device: cuda with backend=nccl, else cpu")
+    device: str = knob(
+        "cpu", "where ranks compute; auto: cuda with backend=nccl, else cpu; cuda with several "
+        "ranks on gloo: checks alone (docs/clusters.md)",
+        TOP, conf="auto", allowed=("auto", *DEVICES),
+    )  # fmt: skip
     threads: int = knob(
         1, "threads of each rank; auto: cores // ranks, at least 1", TOP, conf="auto", least=1,
         words={"auto": 0},
@@ -155,6 +165,12 @@ class RankLayout:
     @property
     def ranks_per_node(self) -> int:
         return self.world_size // self.nodes
+
+    @property
+    def staged(self) -> bool:
+        """Whether ranks on GPUs send their messages through the host, over gloo: such cells are
+        checked, never timed."""
+        return self.device == "cuda" and self.backend == "gloo" and self.world_size > 1
 
 
 @dataclass(frozen=True)

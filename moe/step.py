@@ -1,10 +1,15 @@
-"""One step of a cell. The same object is checked and timed."""
+"""One step of a cell. The same object is checked and timed.
+
+With `strategy.graph` it is captured in a CUDA graph, and a call replays it: one launch in place of
+one for each kernel.
+"""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -13,6 +18,8 @@ from moe.layer.base import MoELayer
 from moe.phases import phase
 from moe.spec import Cell
 from moe.workload import batches
+
+CAPTURE_WARM_UP = 3  # calls before a capture, as torch's documentation advises
 
 
 class Step:
@@ -34,10 +41,26 @@ class Step:
         if cell.strategy.slowdown:
             call = _slowed(call, cell.strategy.slowdown, layer.comm.device)
         self._call = call
+        self._replay: Callable[[], Tensor] | None = None
+        if cell.strategy.graph == "on":
+            self._replay = _captured(call, [x_TD, *layer.parameters()], layer.comm.device)
+
+    @property
+    def captured(self) -> bool:
+        return self._replay is not None
 
     def __call__(self) -> None:
         self.output = None  # frees it before the next output is allocated
-        self.output = self._call()
+        self.output = self._call() if self._replay is None else self._replay()
+
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Calls in the block run kernel by kernel, so that what they do can be watched."""
+        replay, self._replay = self._replay, None
+        try:
+            yield
+        finally:
+            self._replay = replay
 
 
 class Rotation:
@@ -76,6 +99,34 @@ def _train(layer: MoELayer, x_TD: Tensor, cotangent_TO: Tensor) -> Callable[[], 
         return y_TO.detach()
 
     return call
+
+
+def _captured(
+    call: Callable[[], Tensor], leaves: Sequence[Tensor], device: torch.device
+) -> Callable[[], Tensor]:
+    """Replays `call`, which reads and writes the memory of its capture: inputs and weights, the
+    output, and the gradients of `leaves`.
+
+    Raises RuntimeError where the call makes the host wait, which no capture allows.
+    """
+    aside = torch.cuda.Stream(device)
+    aside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(aside):
+        for _ in range(CAPTURE_WARM_UP):  # libraries choose algorithms and allocate
+            call()
+    torch.cuda.current_stream(device).wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = call()
+    gradients = [(leaf, leaf.grad) for leaf in leaves if leaf.grad is not None]
+
+    def replay() -> Tensor:
+        graph.replay()
+        for leaf, gradient in gradients:  # an eager call in between has left its own
+            leaf.grad = gradient
+        return output
+
+    return replay
 
 
 def _slowed(

@@ -1,8 +1,8 @@
 """The sweep: python runners/bench.py -m strategy=simple,tp,ep topk=2,4,8
 
 The only Hydra program of the project. It validates all cells before anything starts, passes them to
-the launches, and shows tables and plots at the end. Exit codes: 0 all measured, 1 some cell failed
-or was wrong, 2 bad input, 130 interrupted.
+the launches, and shows tables and plots at the end. Exit codes: 0 all measured (or checked, where
+nothing is to be timed), 1 some cell failed or was wrong, 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from runners.config.schema import safe_name
 from runners.errors import ConfigError
 from runners.host import project_paths
 from runners.host.streams import reader_may_leave
+from runners.records.record import GOOD
 from runners.sweep import resume
 from runners.sweep.entry import run_composed
 from runners.sweep.result import SweepResult
@@ -151,7 +152,7 @@ class Report:
 
 def show_report(result: SweepResult, early: Report | None) -> None:
     """Waits for the report that was started when all was measured, or makes one now."""
-    if "measured" not in result.outcomes.values():
+    if not set(GOOD) & set(result.outcomes.values()):
         return
     try:
         warning = (early or Report(result.sweep_dir)).wait()

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from moe.knob import knob
-from moe.spec import Cell, RankLayout, shard_bounds
+from moe.spec import MEASURE, Cell, RankLayout, shard_bounds
 from runners.errors import ConfigError
 from runners.records.record import cell_from_dict, cell_key
 from runners.records.routing_trace import Trace
 from runners.records.sealed import RecordError, read_sealed, sealed, write_atomic
-
-MEASURE = "measure"  # the section of the config
 
 
 @dataclass(frozen=True)
@@ -122,8 +120,10 @@ def kernel_key(cell: Cell) -> str:
 
 
 def engine_and_ranks(cell: Cell) -> tuple[str, int]:
-    """Key of the choice of collective algorithms, made once per sweep: engine, number of ranks."""
-    return cell.placement.backend, cell.placement.world_size
+    """Key of the choice of collective algorithms, made once per sweep: engine, number of ranks.
+    Messages from GPUs are never timed, so nothing is chosen by them for others."""
+    place = cell.placement
+    return f"{place.backend} staged" if place.staged else place.backend, place.world_size
 
 
 def unique(jobs: Sequence[Job]) -> list[Job]:

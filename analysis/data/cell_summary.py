@@ -92,6 +92,11 @@ class CellSummary:
         return self.outcome == "measured"
 
     @property
+    def checked(self) -> bool:
+        """Whether it was proven right and is not to be timed: that it has no time is no fault."""
+        return self.outcome == "checked"
+
+    @property
     def strategy(self) -> str:
         return self.cell.strategy.name
 

@@ -59,7 +59,7 @@ launch int number of the start of the ranks within the sweep
 wave int number of the set of interleaved cells within the launch
 cell_id text key, and label where there is one
 attempt_id text cell_id and launch
-outcome text measured, wrong, failed or interrupted
+outcome text measured, wrong, failed, interrupted, or checked (right, and not to be timed)
 created text when the record was written, ISO 8601, UTC
 model text name of the layer shape the user asked for
 scale float divisor the model's sizes were asked with
@@ -110,6 +110,7 @@ warmup_steady bool whether a steady state was seen
 drift float largest over smallest anchor median of the wave, minus 1
 anchor_medians_ms dict[float] median of the wave's anchor cell: first, middle, last
 kernel_ran text expert kernel that ran
+host_waits_max int waits of the host for the GPU in one step, the most of any rank
 skew_lambda float slots of the busiest rank over the mean of the ranks
 expert_skew_lambda float slots of the busiest expert over the mean of the experts
 rank_slots list[float] slots per rank

@@ -4,6 +4,7 @@ it would show nothing more, or None without data for it."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import multiprocessing
 import os
@@ -81,12 +82,14 @@ def maker(name: str) -> Callable[[PlotData], Drawing | str | None]:
 def figures(
     scene: PlotData, names: Sequence[str] = ()
 ) -> Iterator[tuple[str, Drawing | str | None]]:
-    """Each plot with its name, in order."""
+    """Each plot with its name, in order. Cells that were checked and not timed are in none."""
     from analysis.plots import canvas
 
+    cells = scene.cells[scene.cells["outcome"] != "checked"]
+    scene = dataclasses.replace(scene, cells=cells)
     for name, make in [(name, maker(name)) for name in names or PLOTS]:
         with canvas.styled():
-            yield name, make(scene)
+            yield name, None if cells.empty else make(scene)
 
 
 def draw(scene: PlotData, folder: Path, names: Sequence[str] = ()) -> dict[str, list[Path | str]]:

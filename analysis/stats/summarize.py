@@ -19,7 +19,7 @@ NO_TIME = (
     "(measure.block_ms) or a quieter machine"
 )
 # Worst first: a cell that was wrong once has no time anywhere.
-SEVERITY = ("wrong", "measured", "failed", "interrupted")
+SEVERITY = ("wrong", "measured", "checked", "failed", "interrupted")
 LATENCY = ("latency_ms", "latency_low_ms", "latency_high_ms", "start_ms")
 USED = (
     *("median_duration_ms", "median_low_ms", "median_high_ms", "avg_duration_ms"),

@@ -47,6 +47,8 @@ def findings(frame: pd.DataFrame, cells: pd.DataFrame) -> list[Finding]:
 
 def _of_cell(cell: CellSummary, frame: pd.DataFrame) -> list[tuple[str, str]]:
     """(problem, remedy) of everything that limits this cell's figures."""
+    if cell.checked:
+        return []
     if not cell.measured:
         return [(f"no time: {cell.outcome}", "see python -m analysis status")]
     attempts = frame.iloc[cell.index]

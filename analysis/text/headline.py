@@ -256,7 +256,7 @@ def sureness(cells: Sequence[CellSummary], standings: Standings) -> str:
 def limit(cells: pd.DataFrame) -> str:
     """The limit that matters most, and how many others there are; "" for none."""
     every = summaries(cells)
-    missing = [cell.outcome for cell in every if not cell.measured]
+    missing = [cell.outcome for cell in every if not (cell.measured or cell.checked)]
     texts: list[str] = []
     if missing:
         kinds = [f"{missing.count(kind)} {kind}" for kind in dict.fromkeys(missing)]

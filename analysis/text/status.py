@@ -13,9 +13,10 @@ import pandas as pd
 from analysis.data.frame import plain
 from runners.host import project_paths
 from runners.records import sweep_folder
+from runners.records.record import GOOD
 
-HEADER = (*("sweep", "planned", "measured", "wrong", "failed", "other", "missing", "launches"),
-          "timed s")  # fmt: skip
+COUNTED = ("measured", "checked", "wrong", "failed")  # outcomes with a column of their own
+HEADER = ("sweep", "planned", *COUNTED, "other", "missing", "launches", "timed s")
 HINTS = {
     "missing": "resume={folder} measures it",
     "stale": "measured by other code, versions or machine; resume_mode=stale measures it anew",
@@ -29,12 +30,12 @@ def rows(frame: pd.DataFrame, sources: Sequence[str | Path]) -> list[list[str]]:
     for sweep, part in frame.groupby("sweep", sort=False):
         best = _best(part)
         counts = Counter(best.values())
-        other = sum(counts.values()) - sum(counts[o] for o in ("measured", "wrong", "failed"))
+        other = sum(counts.values()) - sum(counts[o] for o in COUNTED)
         wanted = plans.get(str(sweep))
         missing = "-" if wanted is None else str(len(wanted - set(best)))
         lines.append([
             str(sweep), "-" if wanted is None else str(len(wanted)),
-            *(str(counts[o]) for o in ("measured", "wrong", "failed")), str(other), missing,
+            *(str(counts[o]) for o in COUNTED), str(other), missing,
             str(part["launch"].nunique()), f"{part['timed_seconds'].sum():.1f}",
         ])  # fmt: skip
     return lines
@@ -98,9 +99,9 @@ def unfinished(sources: Sequence[str | Path]) -> list[tuple[str, str]]:
 
 
 def failures(frame: pd.DataFrame) -> list[str]:
-    """One line per attempt without a time: what, why, where to look."""
+    """One line per attempt that lacks a time: what, why, where to look."""
     lines = []
-    broken: list[Any] = list(frame[frame["outcome"] != "measured"].itertuples())
+    broken: list[Any] = list(frame[~frame["outcome"].isin(GOOD)].itertuples())
     for row in broken:
         why = row.error_message or _gate_text(row)
         log = f"; log {row.error_log}" if row.error_log else ""

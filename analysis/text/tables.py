@@ -18,6 +18,9 @@ from analysis.text import captions, flag_legend
 MAX_FACETS = 6  # of one axis in `show`; --filter chooses among more
 
 
+OUTCOME_WORDS = {"checked": "checked, not timed"}  # others say it themselves
+
+
 @dataclass(frozen=True)
 class Metric:
     """What a table shows: columns of the summarized cells, and the words for it."""
@@ -74,7 +77,7 @@ class Entry:
     @property
     def text(self) -> str:
         if self.outcome != "measured":
-            return self.outcome
+            return OUTCOME_WORDS.get(self.outcome, self.outcome)
         body = numbers.with_interval(self.value, self.low, self.high)
         return body + flag_legend.letters(self.flags)
 

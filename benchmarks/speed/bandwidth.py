@@ -20,6 +20,7 @@ from benchmarks.speed.alternating import Step, call_ms
 from moe import build, spec
 from moe.layer.experts import Experts
 from moe.parallel.comm import Comm
+from moe.parallel.row_counts import RowCounts
 from runners.host.hardware import llc_bytes, usable_cores
 from runners.rank.probe import products
 
@@ -97,7 +98,7 @@ def turning(ways: list[Callable[[], object]]) -> Step:
 def fastest(sets: list[Experts], rows: int) -> tuple[str, Step]:
     """The kernel whose median over cold calls is least, and a call with it."""
     x_SD = torch.randn(NUM * rows, DIM).to(sets[0].fc1.dtype)
-    counts = [rows] * NUM
+    counts = RowCounts([rows] * NUM)
     step = turning([lambda e=e: e.rows(x_SD, counts) for e in sets])  # type: ignore[misc]
     found: dict[str, float] = {}
     for name in sets[0].variants("auto", x_SD.dtype):

@@ -7,6 +7,8 @@ ranks of the group that splits the experts, P experts on each of them.
 
 from __future__ import annotations
 
+import math
+
 from moe.parallel.traffic import Load, group_rows
 from moe.spec import Cell
 from moe.strategies import degrees, rules_of
@@ -58,6 +60,13 @@ def expected(cell: Cell, rank: int = 0, skew: float = 1.0) -> Load:
     others = (_rows_per_token(cell, (topk - per_token) / (members - 1))) * (members - 1)
     rows = batch * share
     return Load(slots, rows, tokens * others, rows - tokens * share, touched, copied)
+
+
+def fullest(slots: float, experts: float) -> float:
+    """Expected slots of the fullest of `experts` experts that share `slots`, drawn evenly: the
+    largest of E counts of mean and variance m is about m + sqrt(2 m ln E)."""
+    mean = slots / experts
+    return min(slots, mean + math.sqrt(2.0 * mean * math.log(experts)) if experts > 1 else mean)
 
 
 def dispatched_tokens(cell: Cell, rank: int) -> int:

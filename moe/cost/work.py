@@ -12,7 +12,7 @@ K top-k, R ranks, U = H / tp hidden units here, F = U or (gated) 2U.
 
 from __future__ import annotations
 
-from moe.cost.load import dispatches, routed_tokens
+from moe.cost.load import dispatches, fullest, routed_tokens
 from moe.parallel.rules import first_width
 from moe.parallel.traffic import INDEX_BYTES, ROUTER_BYTES, Load
 from moe.spec import DTYPE_BYTES, Cell, LayerSpec
@@ -86,7 +86,7 @@ def activation_bytes(cell: Cell, load: Load, rank: int = 0) -> float:
         router    + T (4 E + 32 K), and 4 T D where the dtype is not float32
 
     h = 1 for relu and identity, 2 for gelu, 4 (kernel=loop: 3) for silu_gated: the tensors of U
-    columns that autograd keeps. Kernels that pad (bmm) keep more.
+    columns that autograd keeps. Kernels that pad keep more: `padded_bytes`.
     """
     layer, size = cell.layer, DTYPE_BYTES[cell.layer.dtype]
     units, train = layer.hidden // degrees(cell).tp, cell.workload.mode == "train"
@@ -117,3 +117,23 @@ def peak_bytes(cell: Cell, load: Load, rank: int = 0) -> float:
         units = layer.hidden // degrees(cell).tp
         total += kept + load.slots * first_width(layer, units) * DTYPE_BYTES[layer.dtype]
     return total + (2 if train else 1) * rules_of(cell.strategy.name).gathered_bytes(cell)
+
+
+def padded_bytes(cell: Cell, load: Load, rank: int = 0) -> float:
+    """What a kernel that was asked for by name keeps beyond `activation_bytes`, because it computes
+    more rows than there are slots. P experts are here, M rows reach the fullest of them.
+
+        bmm    P M (D + F + U + O)   every expert's rows are padded to the fullest expert's
+        dense  P T (F + U)           every expert computes every row that is here
+    """
+    layer, (ep, tp, _) = cell.layer, degrees(cell)
+    experts, units = layer.num_experts / ep, layer.hidden // tp
+    hidden = first_width(layer, units) + units
+    if cell.strategy.kernel == "bmm":
+        rows, width = fullest(load.slots, experts), layer.dim + hidden + layer.dim_out
+    elif cell.strategy.kernel == "dense":
+        rows = load.slots if dispatches(cell) else float(routed_tokens(cell, rank))
+        width = hidden
+    else:
+        return 0.0
+    return experts * rows * width * DTYPE_BYTES[layer.dtype]

@@ -18,7 +18,8 @@ def activate(h_F: Tensor, name: str) -> Tensor:
         return F.gelu(h_F)
     if name == "silu_gated":
         first, second = h_F.chunk(2, dim=-1)
-        return F.silu(first) * second
+        gate_H = F.silu(first)
+        return gate_H * second if torch.is_grad_enabled() else gate_H.mul_(second)
     return h_F
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from moe import weights
-from moe.layer.capacity import Scope
+from moe.layer.capacity import Scope, slots_of_experts
 from moe.spec import LayerSpec, RouterSpec
 
 BIAS_SLOTS = 256  # per expert; with fewer, the bias would fit the noise of the sample
@@ -35,7 +35,7 @@ def shares(layer: LayerSpec, scope: Scope, indices_TK: Tensor) -> Tensor:
     A row of f sums to K."""
 
     def share(indices: Tensor) -> Tensor:
-        counts_E = torch.bincount(indices.reshape(-1), minlength=layer.num_experts)
+        counts_E = slots_of_experts(indices.reshape(-1), layer.num_experts)
         each = counts_E * (layer.num_experts / max(indices.shape[0], 1))
         return each.float().expand(indices.shape[0], -1)
 

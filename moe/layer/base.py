@@ -18,18 +18,22 @@ from torch import Tensor, nn
 
 from moe import weights
 from moe.layer import kernel_choice
-from moe.layer.capacity import Scope, extents
-from moe.layer.experts import Experts
+from moe.layer.capacity import Scope, extents, places_per_expert
+from moe.layer.experts import WITHOUT_COUNTS, Experts
 from moe.layer.router import Router, Routing
 from moe.parallel import collectives, dispatch
 from moe.parallel.comm import Comm, RankGroup
 from moe.parallel.expert_placement import order_for, places_of
-from moe.parallel.permute import permute, sort_slots, unpermute
+from moe.parallel.permute import Spare, permute, sort_slots, unpermute
+from moe.parallel.row_counts import RowCounts
 from moe.parallel.rules import StrategyRules
 from moe.parallel.traffic import GroupShape
 from moe.phases import phase
 from moe.spec import Cell, shard_bounds
 from moe.workload import batches
+
+# Bytes of rows that are not needed, above which a GPU moves them for longer than a wait takes.
+SPARE_BYTES = 32 << 20
 
 
 @dataclass
@@ -60,6 +64,7 @@ class MoELayer(nn.Module):
         self.shard_sizes = [len(range(*batches.own_rows(cell, rank))) for rank in range(size)]
         self.tp, self.ep, self.dp = (comm.group(shape) for shape in self.rules.groups(cell))
         self.seen: ForwardTrace | None = None
+        self.wait_free = cell.strategy.graph == "on"  # at any price: a capture allows no wait
         self.dispatches = self.rules.dispatches(cell)
         self.rows = self.routed_rows()
         self.shared_rows = self.rules.shared_rows(cell, comm.rank)
@@ -215,11 +220,32 @@ class MoELayer(nn.Module):
             here, total = len(experts.ids), len(self.places.experts)
             if here < total:  # shifts this rank's places to 0 .. here - 1
                 places_TK = (places_TK - self.first) % total
-            slots = sort_slots(without_dropped(places_TK, routing, total), here)
+            places_TK = without_dropped(places_TK, routing, total)
+            slots = sort_slots(places_TK, here, self._spare(routing))
             x_SD = permute(x_TD, slots)
         y_SO = self.compute(x_SD, slots.counts)
         with phase("unpermute"):
             return unpermute(y_SO, routing.gates_TK, slots)
+
+    def _spare(self, routing: Routing) -> Spare:
+        """What becomes of rows of slots that are elsewhere, on a GPU."""
+        if routing.kept_TK is None and len(self.experts.ids) == len(self.places.experts):
+            return "kept"  # there are none
+        if self.experts.counts_on_host:
+            return "cut"
+        tokens, slots = routing.gates_TK.shape
+        elsewhere = tokens * slots - self.expected_slots(tokens)
+        width = self.experts.fc1.shape[1] + self.layer.dim + self.layer.dim_out
+        large = elsewhere * width * self.experts.fc1.element_size() > SPARE_BYTES
+        return "cut" if large and not self.wait_free else "padded"
+
+    def expected_slots(self, tokens: int) -> int:
+        """Slots of `tokens` tokens that this rank's experts are given if all have equally many."""
+        layer, share = self.layer, len(self.experts.ids) / len(self.places.experts)
+        if layer.router.capacity_factor or layer.router.kind == "expert_choice":
+            kept = places_per_expert(layer, tokens) * layer.num_experts
+            return int(share * min(kept, tokens * layer.topk))
+        return int(share * tokens * layer.topk)
 
     def _mix_dense(self, x_TD: Tensor, routing: Routing, places_TK: Tensor) -> Tensor:
         total, first = len(self.places.experts), self.first
@@ -238,7 +264,7 @@ class MoELayer(nn.Module):
     def dispatched(self, x_TD: Tensor, routing: Routing) -> Tensor:
         """[T, O]: gated sum over all experts; sends slots to the ranks of `ep` that hold them."""
         strategy, total = self.cell.strategy, len(self.places.experts)
-        way = dispatch.Way(self.ep, total, self.wire)
+        way = dispatch.Way(self.ep, total, self.wire, routing.kept_TK is not None)
         places_TK = self.places.locate(routing.indices_TK, self.rows[0])
         places_TK = without_dropped(places_TK, routing, total)
         if strategy.dispatcher == "dedup":
@@ -261,10 +287,10 @@ class MoELayer(nn.Module):
             part = self.shared.dense(x_TD[start:end], None)
             return y_TO + nn.functional.pad(part, (0, 0, start, y_TO.shape[0] - end))
 
-    def compute(self, x_SD: Tensor, counts: list[int]) -> Tensor:
+    def compute(self, x_SD: Tensor, counts: RowCounts) -> Tensor:
         """Runs the experts on rows in expert order; `counts` rows for each."""
         if self.seen is not None:
-            self.seen.slots += x_SD.shape[0]
+            self.seen.slots += sum(counts.on_host)
             self.seen.stage = self.seen.stage or partial(self.compute, x_SD, counts)
         with phase("experts"):
             return self.experts.rows(x_SD, counts)
@@ -287,6 +313,8 @@ class MoELayer(nn.Module):
         """Chooses the kernel for strategy.kernel; collective, and runs one forward where there is a
         choice. Returns {name, how, candidates_ms}."""
         names = self.experts.variants(self.cell.strategy.kernel, x_TD.dtype)
+        if self.wait_free:
+            names = [name for name in names if name in WITHOUT_COUNTS]
         if len(names) == 1:
             self.use(names[0])
             return {"name": names[0], "how": "asked for", "candidates_ms": {}}

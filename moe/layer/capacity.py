@@ -84,12 +84,20 @@ def keep_first(
         assert weight_TK is not None
         by = torch.sort(weight_TK.reshape(-1), descending=True, stable=True)[1]
     order = by[torch.argsort(flat_S[by], stable=True)]
-    counts_E = torch.bincount(flat_S, minlength=experts)
+    counts_E = slots_of_experts(flat_S, experts)
     start_E = counts_E.cumsum(0) - counts_E
     position = torch.arange(order.numel(), device=order.device) - start_E[flat_S[order]]
     kept_S = torch.empty_like(order, dtype=torch.bool)
     kept_S[order] = position < places
     return kept_S.view_as(indices_TK)
+
+
+def slots_of_experts(experts_S: Tensor, experts: int) -> Tensor:
+    """[E] int64: how often each expert occurs. torch.bincount makes the host wait for a GPU."""
+    if not experts_S.is_cuda:
+        return torch.bincount(experts_S, minlength=experts)
+    counts_E = experts_S.new_zeros(experts)
+    return counts_E.scatter_add(0, experts_S, torch.ones_like(experts_S))
 
 
 def take_best(scores_TE: Tensor, places: int) -> Tensor:

@@ -37,7 +37,10 @@ class GradientBuffers:
         return GradientBuffers()
 
     def like(self, name: str, weight: Tensor) -> Tensor:
-        """An uninitialised tensor of the weight's shape, dtype and device."""
+        """An uninitialised tensor of the weight's shape, dtype and device. On a GPU torch keeps
+        freed memory by itself."""
+        if weight.is_cuda:
+            return torch.empty_like(weight)
         kept = self._kept.get(name)
         if kept is None or kept.nbytes() != weight.nbytes or _held_elsewhere(kept):
             buffer = torch.empty_like(weight)

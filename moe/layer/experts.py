@@ -28,12 +28,14 @@ from moe import weights
 from moe.layer.activations import activate
 from moe.layer.expert_autograd import GradientBuffers, PerExpertFunction
 from moe.layer.onednn import Packed, runs
+from moe.parallel.row_counts import RowCounts
 from moe.spec import LayerSpec
 
 TRANSPOSED = {"bmm_t": (True, True), "dense": (False, True)}
 VARIANTS = {"loop": ("loop", "loop_wx", "packed", "wide"), "bmm": ("bmm", "bmm_t"),
             "dense": ("dense",), "grouped": ("grouped",)}  # fmt: skip
 
+WITHOUT_COUNTS = ("dense", "grouped")  # kernels that do not need the counts on the host
 FEW_ROWS = 32  # up to this many rows, W @ x.T beats x @ W.T in float32
 
 
@@ -53,6 +55,7 @@ class Experts(nn.Module):
         self.layer, self.ids, self.columns = layer, tuple(ids), columns
         self.device = device
         self.kernel = "loop"
+        self.transposed = [False, False]  # fc1, fc2; as `kernel` says, unless a switch has failed
         self.wide: Tensor | None = None  # buffer for one matrix in float32
         self.packed: Packed | None = None  # replaces fc1 and fc2, which then use no memory
         self.room = GradientBuffers()  # gradient memory of kernel `loop`
@@ -72,17 +75,24 @@ class Experts(nn.Module):
         """Whether the kernel computes all experts on all tokens at once, gates included."""
         return self.kernel == "dense"
 
+    @property
+    def counts_on_host(self) -> bool:
+        """Whether the host has to know how many rows each expert has."""
+        return self.kernel not in WITHOUT_COUNTS
+
     def use(self, kernel: str) -> None:
-        """Switches kernel and, where needed, the weights' layout."""
+        """Switches kernel and, where needed, the weights' layout. If memory runs out on the way,
+        the next switch puts the layout right; nothing else may be called before it."""
         if self.packed is not None:
             self._hold(*self.packed.plain())
             self.packed = None
-        before, after = (TRANSPOSED.get(k, (False, False)) for k in (self.kernel, kernel))
-        for name, old, new in zip(("fc1", "fc2"), before, after, strict=True):
-            if old != new:
+        for place, new in enumerate(TRANSPOSED.get(kernel, (False, False))):
+            if self.transposed[place] != new:
+                name = ("fc1", "fc2")[place]
                 parameter = getattr(self, name)
                 data = parameter.data.transpose(1, 2).contiguous()
                 setattr(self, name, nn.Parameter(data, parameter.requires_grad))
+                self.transposed[place] = new
         self.kernel = kernel
         self.wide, self.room = None, GradientBuffers()
         if kernel == "wide":  # made here, because what inference mode makes cannot be reused
@@ -133,11 +143,13 @@ class Experts(nn.Module):
         sizes = (self.layer.dim, width, self.layer.dim_out)
         return hasattr(F, "grouped_mm") and all(n * dtype.itemsize % 16 == 0 for n in sizes)
 
-    def rows(self, x_SD: Tensor, counts: list[int]) -> Tensor:
-        """[S, D] rows in expert order, `counts` of each expert -> [S, O] in the same order."""
+    def rows(self, x_SD: Tensor, counts: RowCounts) -> Tensor:
+        """[S, D] rows in expert order, `counts` of each expert -> [S, O] in the same order. Rows
+        behind the last expert's are left undefined by the kernels WITHOUT_COUNTS; others accept
+        none."""
         if not x_SD.shape[0]:  # an empty product, so that every rank has the same graph
-            return self._loop(x_SD, counts)
-        kernels: dict[str, Callable[[Tensor, list[int]], Tensor]] = {
+            return self._loop(x_SD, RowCounts([0] * len(self.ids)))
+        kernels: dict[str, Callable[[Tensor, RowCounts], Tensor]] = {
             "loop": self._loop, "loop_wx": self._loop, "wide": self._loop, "packed": self._loop,
             "bmm": self._bmm, "bmm_t": self._bmm, "grouped": self._grouped, "dense": self._one_hot,
         }  # fmt: skip
@@ -177,7 +189,8 @@ class Experts(nn.Module):
         fc1, fc2 = self.fc1[e], self.fc2[e]
         return fc1.T if first else fc1, fc2.T if second else fc2
 
-    def _loop(self, x_SD: Tensor, counts: list[int]) -> Tensor:
+    def _loop(self, x_SD: Tensor, rows: RowCounts) -> Tensor:
+        counts = rows.on_host
         if torch.is_grad_enabled() and self.fc1.requires_grad and self.kernel == "loop":
             result: Tensor = PerExpertFunction.apply(
                 x_SD, self.fc1, self.b1, self.fc2, self.b2, counts, self.layer.activation, self.room
@@ -195,13 +208,14 @@ class Experts(nn.Module):
             y_MO.copy_(self._expert(x_MD, e))  # while it is in the cache
         return y_SO
 
-    def _bmm(self, x_SD: Tensor, counts: list[int]) -> Tensor:
+    def _bmm(self, x_SD: Tensor, rows: RowCounts) -> Tensor:
+        counts = rows.on_host
         most = max(counts)
         even = min(counts) == most
         if even:
             x_PMD = x_SD.view(len(counts), most, -1)
         else:
-            place = _padded_places(counts, most, x_SD.device)
+            place = _padded_places(rows.per_expert(x_SD.device), most, x_SD.shape[0])
             flat = x_SD.new_zeros((len(counts) * most, x_SD.shape[1]))
             x_PMD = flat.index_copy(0, place, x_SD).view(len(counts), most, -1)
         stored = TRANSPOSED.get(self.kernel, (False, False))
@@ -213,22 +227,33 @@ class Experts(nn.Module):
         y = y_PMO.reshape(len(counts) * most, -1)
         return y if even else y.index_select(0, place)
 
-    def _grouped(self, x_SD: Tensor, counts: list[int]) -> Tensor:
-        counts_P = torch.tensor(counts, device=x_SD.device)
-        ends = counts_P.cumsum(0).to(torch.int32)
+    def _grouped(self, x_SD: Tensor, counts: RowCounts) -> Tensor:
+        ends = counts.ends(x_SD.device)
         h = F.grouped_mm(x_SD, self.fc1.transpose(1, 2), offs=ends)
         if self.b1 is not None:
-            h = h + self.b1.repeat_interleave(counts_P, dim=0, output_size=x_SD.shape[0])
+            h = h + self._of_rows(self.b1, counts, x_SD.shape[0])
         y = F.grouped_mm(activate(h, self.layer.activation), self.fc2.transpose(1, 2), offs=ends)
         if self.b2 is not None:
-            y = y + self.b2.repeat_interleave(counts_P, dim=0, output_size=x_SD.shape[0])
+            y = y + self._of_rows(self.b2, counts, x_SD.shape[0])
         return y
 
-    def _one_hot(self, x_SD: Tensor, counts: list[int]) -> Tensor:
-        expert_S = torch.arange(len(counts), device=x_SD.device).repeat_interleave(
-            torch.tensor(counts, device=x_SD.device), output_size=x_SD.shape[0]
+    def _of_rows(self, bias_PN: Tensor, counts: RowCounts, rows: int) -> Tensor:
+        """[rows, N]: each row's bias."""
+        if bias_PN.is_cuda:
+            expert_S = counts.expert_of_rows(rows, bias_PN.device)
+            return F.pad(bias_PN, (0, 0, 0, 1)).index_select(0, expert_S)
+        counts_P = counts.per_expert(bias_PN.device)
+        return bias_PN.repeat_interleave(counts_P, dim=0, output_size=rows)
+
+    def _one_hot(self, x_SD: Tensor, counts: RowCounts) -> Tensor:
+        experts, rows = len(self.ids), x_SD.shape[0]
+        if x_SD.is_cuda:
+            expert_S = counts.expert_of_rows(rows, x_SD.device)
+            return self.dense(x_SD, F.one_hot(expert_S, experts + 1)[:, :-1])
+        expert_S = torch.arange(experts).repeat_interleave(
+            counts.per_expert(x_SD.device), output_size=rows
         )
-        return self.dense(x_SD, F.one_hot(expert_S, len(counts)))
+        return self.dense(x_SD, F.one_hot(expert_S, experts))
 
     def dense(self, x_TD: Tensor, gates_TP: Tensor | None) -> Tensor:
         """Sum over experts of gate * expert(x), in two products: [T, D] -> [T, O]. Gates of None
@@ -259,11 +284,8 @@ def _batched(x_PMI: Tensor, weight_PIJ: Tensor, bias_PJ: Tensor | None) -> Tenso
     return torch.baddbmm(bias_PJ.unsqueeze(1), x_PMI, weight_PIJ)
 
 
-def _padded_places(counts: list[int], most: int, device: torch.device) -> Tensor:
-    """Index of each row when every expert is padded to `most` rows."""
-    counts_P = torch.tensor(counts, device=device)
-    skipped = (most * torch.arange(len(counts), device=device)) - (counts_P.cumsum(0) - counts_P)
-    total = sum(counts)
-    return torch.arange(total, device=device) + skipped.repeat_interleave(
-        counts_P, output_size=total
-    )
+def _padded_places(counts_P: Tensor, most: int, rows: int) -> Tensor:
+    """Index of each of `rows` rows when every expert is padded to `most` rows."""
+    device = counts_P.device
+    skipped = (most * torch.arange(len(counts_P), device=device)) - (counts_P.cumsum(0) - counts_P)
+    return torch.arange(rows, device=device) + skipped.repeat_interleave(counts_P, output_size=rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from moe.layer.experts import Experts
+from moe.layer.out_of_memory import free_cached, is_out_of_memory
 from moe.layer.router import Routing
 from moe.parallel.comm import Comm
 
@@ -28,21 +30,29 @@ def choose(
     names: Sequence[str], call: Callable[[], None], use: Callable[[str], None], comm: Comm
 ) -> dict[str, Any]:
     """Times `call` with each kernel, leaves the fastest in use, and returns {name, how,
-    candidates_ms: {name: ms}}.
+    candidates_ms: {name: ms}}, and out_of_memory: [names] where a GPU's memory was not enough for
+    all kernels. Raises torch.OutOfMemoryError where it was enough for none.
 
     Collective: all ranks time their own parts at the same time, and the slowest rank's median
     counts, so all choose alike. After a short look at each kernel, those near the best are timed
     longer, twice, in both orders: otherwise noise would pick different kernels in different
-    launches, which changes a cell's time by more than the effects a sweep compares.
+    launches, which changes a cell's time by more than the effects a sweep compares. A kernel that
+    runs out of memory on one rank takes infinitely long there, and so is out of the choice on all.
     """
+    too_large: set[str] = set()
 
     def time_ms(candidates: Sequence[str], budget_ns: int) -> dict[str, float]:
         times_ms = torch.zeros(len(candidates), device=comm.device)
         for i, name in enumerate(candidates):
-            use(name)
-            times_ms[i] = _median_ms(call, comm.device, budget_ns)
+            times_ms[i] = _median_ms(partial(use, name), call, comm.device, budget_ns)
         comm.world.combine_(times_ms, "max")
-        return dict(zip(candidates, times_ms.tolist(), strict=True))
+        times = dict(zip(candidates, times_ms.tolist(), strict=True))
+        too_large.update(name for name, ms in times.items() if math.isinf(ms))
+        if too_large.issuperset(names):
+            raise torch.OutOfMemoryError(
+                f"a GPU's memory is not enough for any kernel: {', '.join(names)}"
+            )
+        return times
 
     times = time_ms(names, _LOOK_NS)
     for again, limit in enumerate(_NEAR):
@@ -51,9 +61,12 @@ def choose(
             break
         for name, ms in time_ms(near if again else near[::-1], _BUDGET_NS).items():
             times[name] = min(ms, times[name]) if again else ms
+        times |= dict.fromkeys(too_large, math.inf)
     best = next(name for name in names if times[name] <= _TIE * min(times.values()))
     use(best)
-    return {"name": best, "how": "measured", "candidates_ms": times}
+    finite = {name: ms for name, ms in times.items() if name not in too_large}
+    choice = {"name": best, "how": "measured", "candidates_ms": finite}
+    return choice | ({"out_of_memory": sorted(too_large)} if too_large else {})
 
 
 def replay(
@@ -78,9 +91,11 @@ def replay(
         with torch.set_grad_enabled(train):
             y = stage()
             if train and y.requires_grad:
-                y.backward(torch.ones_like(y))
-                for leaf in (*inputs, *experts.parameters()):  # a kernel may replace its own
-                    leaf.grad = None
+                try:
+                    y.backward(torch.ones_like(y))
+                finally:
+                    for leaf in (*inputs, *experts.parameters()):  # a kernel may replace its own
+                        leaf.grad = None
 
     rows = 0 if stage is None else stage.args[0].shape[0] * len(experts.ids)
     work = rows * experts.fc1.shape[1:].numel()
@@ -90,7 +105,21 @@ def replay(
     return call, {"dense"} if anywhere.item() else set()
 
 
-def _median_ms(call: Callable[[], None], device: torch.device, budget_ns: int) -> float:
+def _median_ms(
+    use: Callable[[], None], call: Callable[[], None], device: torch.device, budget_ns: int
+) -> float:
+    """Of `call` after `use`; infinite where the GPU's memory is not enough for them."""
+    try:
+        use()
+        return _timed_ms(call, device, budget_ns)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    free_cached(device)  # when the error, and what it kept, have gone
+    return math.inf
+
+
+def _timed_ms(call: Callable[[], None], device: torch.device, budget_ns: int) -> float:
     times = []
     begin = time.monotonic_ns()
     for turn in range(_MAX_CALLS + 1):

@@ -6,6 +6,7 @@ Shape letters: T tokens the router sees, E experts, K top-k.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +60,28 @@ def _ordered_keys(scores_TE: Tensor) -> Tensor:
     return bits.to(torch.int64) * experts - torch.arange(experts, device=scores_TE.device)
 
 
+class _HalfLogits(torch.autograd.Function):
+    """Logits of half-precision tokens without a float32 copy of them, on a GPU. The weight's values
+    are those of the tokens' dtype, so the products are the same; they are summed in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, weight_ED: Tensor) -> Tensor:
+        ctx.save_for_backward(x_TD, weight_ED)
+        return torch.mm(x_TD, weight_ED.to(x_TD.dtype).T, out_dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, grad_TE: Tensor) -> tuple[Tensor, Tensor]:
+        x_TD, weight_ED = ctx.saved_tensors
+        return (grad_TE @ weight_ED).to(x_TD.dtype), grad_TE.T @ x_TD.float()
+
+
+def logits(x_TD: Tensor, weight_ED: Tensor) -> Tensor:
+    """[T, E] float32 logits of tokens in the layer's dtype."""
+    if x_TD.is_cuda and x_TD.dtype != torch.float32:
+        return _HalfLogits.apply(x_TD, weight_ED)  # type: ignore[no-any-return]
+    return nn.functional.linear(x_TD.float(), weight_ED)
+
+
 def probabilities(logits_TE: Tensor, score: str) -> Tensor:
     return logits_TE.sigmoid() if score == "sigmoid" else logits_TE.softmax(dim=1)
 
@@ -86,7 +109,7 @@ class Router(nn.Module):
             self.bias_E = balance_loss.selection_bias(layer).to(device)
 
     def forward(self, x_TD: Tensor) -> Routing:
-        logits_TE = nn.functional.linear(x_TD.float(), self.weight_ED)
+        logits_TE = logits(x_TD, self.weight_ED)
         if not torch.is_grad_enabled() and self._simple() and _sorts(logits_TE, self.layer.topk):
             return self._sorted(logits_TE)
         if self.rule.kind == "expert_choice":

@@ -58,6 +58,8 @@ class Limits:
         _one_of(cell, "mode", work.mode, self.modes)
         _one_of(cell, "tokens", work.tokens, self.tokens)
         _one_of(cell, "backend", place.backend, self.backends)
+        if place.staged:  # its messages are its own, and do not go through the host
+            _one_of(cell, "device", place.device, ("cpu",))
         _one_of(cell, "model.shared_experts", layer.shared_experts, (0,))
         _one_of(cell, "router.kind", layer.router.kind, ("token_choice",))
         _one_of(cell, "router.capacity_factor", layer.router.capacity_factor, (0.0,))

@@ -8,6 +8,9 @@ from moe.parallel.refusals import at_least_0, one_of, whole
 from moe.spec import Cell, Unsupported
 from moe.workload.checks import check_workload
 
+WAITING_DISPATCHERS = ("alltoall", "dedup")
+GRAPH_KERNELS = ("auto", "grouped", "dense")
+
 
 def check_fields(cell: Cell) -> None:
     """Raises Unsupported, naming field, value, what is allowed and what to do."""
@@ -28,6 +31,30 @@ def check_fields(cell: Cell) -> None:
                           "lower topk, raise num_experts or set topk_overflow=clamp")  # fmt: skip
     _router(cell)
     check_workload(cell)
+    if cell.strategy.graph != "off":
+        _graph(cell)
+
+
+def _graph(cell: Cell) -> None:
+    """Refuses what a CUDA graph cannot capture: whatever makes the host wait for the GPU."""
+    strategy, off = cell.strategy, "set measure.graph=off"
+    one_of("measure.graph of one cell", strategy.graph, ("off", "on"))
+    if cell.placement.device != "cuda" or cell.placement.backend != "nccl":
+        raise Unsupported("measure.graph", "on", "off but on GPUs with backend=nccl", off)
+    if strategy.slowdown:
+        raise Unsupported("measure.graph", "on", "off with strategy.slowdown, which waits for the "
+                          "GPU to know how long a step took", off)  # fmt: skip
+    if strategy.dispatcher in WAITING_DISPATCHERS:
+        raise Unsupported(
+            "measure.graph", "on", f"off with strategy.dispatcher={strategy.dispatcher}, where the "
+            "host waits for the number of rows to send", f"{off} or another dispatcher",
+        )  # fmt: skip
+    if strategy.kernel not in GRAPH_KERNELS:
+        raise Unsupported(
+            "measure.graph", "on", f"off with strategy.kernel={strategy.kernel}, where the host "
+            "waits for the rows of each expert",
+            f"{off} or strategy.kernel={'|'.join(GRAPH_KERNELS)}",
+        )  # fmt: skip
 
 
 def _router(cell: Cell) -> None:

@@ -147,6 +147,8 @@ class Verifier:
         _write(step, self._own(x_BD))
         with step.layer.watching() as seen:
             self.done = _counted(step)
+        if step.captured:
+            step()  # what is judged is the replay
         return seen
 
     def _works(self, step: Step, seen: ForwardTrace) -> bool:
@@ -172,6 +174,8 @@ class Verifier:
         _write(step, self.proven.x_TD)
         for _ in range(2):
             collector.require(_counted(step) == self.done, faults.WORK)
+        if step.captured:
+            step()
         collector.require(self.proven.difference(step) is None, faults.LATER)
 
     def _judge(self, step: Step, x_BD: Tensor, seed: int, collector: FaultCollector) -> CheckResult:
@@ -303,8 +307,9 @@ def _apart(steps: Sequence[Step]) -> bool:
 
 
 def _counted(step: Step) -> Done:
-    """Runs the step and returns what it did on this rank."""
-    with Work() as work, step.layer.comm.counting() as rows, _backward(step) as reached:
+    """Runs the step, kernel by kernel, and returns what it did on this rank."""
+    comm = step.layer.comm
+    with step.eager(), Work() as work, comm.counting() as rows, _backward(step) as reached:
         step()
     sent = tuple(tuple(row.values()) for row in rows)
     return Done(work.calls, work.multiplications, sent, reached)

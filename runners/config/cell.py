@@ -164,20 +164,13 @@ def _placement(config: Mapping[str, Any], machine: NodeResources, notes: list[st
         world_size = 1
     nodes = _nodes(config, world_size, machine)
     on_node = world_size // nodes
-    backend = _backend(config, on_node, machine)
-    if backend == "nccl" and machine.cuda_devices < on_node:
-        raise ConfigError(
-            f"backend=nccl: allowed with at least {on_node} CUDA devices per node for "
-            f"world_size={world_size}, here are {machine.cuda_devices}; lower world_size or set "
-            "backend=gloo"
-        )
+    backend, device = _engine(config, world_size, on_node, machine)
     if backend == "mpi" and nodes > 1:
         raise ConfigError(
             f"backend=mpi: allowed on one node, world_size={world_size} takes {nodes}; "
             "set backend=gloo or hosts.ranks_per_node=auto"
         )
     threads = value(config, "threads") or max(1, machine.cores // on_node)
-    device = "cuda" if backend == "nccl" else "cpu"
     return RankLayout(world_size, backend, device, threads, nodes)
 
 
@@ -201,11 +194,46 @@ def _nodes(config: Mapping[str, Any], world_size: int, machine: NodeResources) -
     return nodes
 
 
-def _backend(config: Mapping[str, Any], on_node: int, machine: NodeResources) -> str:
-    backend = str(value(config, "backend"))
+def _engine(
+    config: Mapping[str, Any], world_size: int, on_node: int, machine: NodeResources
+) -> tuple[str, str]:
+    """(backend, device). A single rank on a GPU sends nothing and has nccl."""
+    backend, device = str(value(config, "backend")), str(value(config, "device"))
+    gpus = machine.cuda_devices
+    if device == "cuda":
+        _check_cuda(backend, gpus)
+        if world_size == 1:
+            return "nccl", "cuda"
     reason = unavailable_reason() if backend == "mpi" else None
     if reason:
         raise ConfigError(f"backend=mpi: allowed where MPI is installed; {reason}")
-    if backend != "auto":
-        return backend
-    return "nccl" if 0 < on_node <= machine.cuda_devices else "gloo"
+    if backend == "nccl" and device == "cpu":
+        raise ConfigError(
+            "device=cpu: allowed with backend=nccl is cuda; set device=auto, or backend=gloo"
+        )
+    enough = 0 < on_node <= gpus
+    if backend == "nccl" and not enough:
+        check = "; device=cuda backend=gloo checks it, without timing it, on fewer GPUs"
+        raise ConfigError(
+            f"backend=nccl: allowed with at least {on_node} CUDA devices per node for "
+            f"world_size={world_size}, here are {gpus}; lower world_size or set backend=gloo"
+            + (check if gpus else "")
+        )
+    if backend == "auto":
+        backend = "nccl" if enough and device != "cpu" else "gloo"
+    if device == "auto":
+        device = "cuda" if backend == "nccl" else "cpu"
+    return backend, device
+
+
+def _check_cuda(backend: str, gpus: int) -> None:
+    """Raises ConfigError where device=cuda is impossible."""
+    if backend == "mpi":
+        raise ConfigError(
+            "device=cuda: allowed with backend=mpi is cpu; set backend=auto, or device=cpu"
+        )
+    if not gpus:
+        raise ConfigError(
+            "device=cuda: allowed with at least one CUDA device per node, here are 0; set "
+            "device=cpu"
+        )

@@ -90,4 +90,5 @@ def node_of(config: Mapping[str, Any], machine: NodeResources) -> NodeResources:
         cuda_devices=machine.cuda_devices if gpus is None else gpus,
         nodes=max(machine.nodes, value(config, "hosts.nnodes")),
         memory_bytes=machine.memory_bytes if gib is None else int(gib * 2**30),
+        gpu_memory_bytes=machine.gpu_memory_bytes,
     )

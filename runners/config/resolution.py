@@ -15,6 +15,18 @@ class Composed(NamedTuple):
     overrides: list[str]
 
 
+def of_one_cell(composed: Composed) -> list[Composed]:
+    """The config itself, or two of it for measure.graph=both: without CUDA graphs and with."""
+    config, overrides = composed
+    measure = config.get("measure")
+    if not isinstance(measure, dict) or measure.get("graph") != "both":
+        return [composed]
+    return [
+        Composed({**config, "measure": {**measure, "graph": graph}}, overrides)
+        for graph in ("off", "on")
+    ]
+
+
 REFERENCE = re.compile(r"\$\{(\w+)\.(\w+)\}")
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from moe.knob import Knob, knob, knobs
 from moe.spec import (
+    MEASURE,
     MODEL,
     ROUTER,
     STRATEGY,
@@ -34,7 +35,7 @@ from moe.spec import (
 )
 from runners.errors import ConfigError
 from runners.host.project_paths import BENCH, CODE, CONF
-from runners.plan import MEASURE, Measure
+from runners.plan import Measure
 from runners.records.record import current_name
 
 MAX_SIZE = 2**31 - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from moe import peers
 from moe.build import supports
@@ -31,7 +32,7 @@ def validate(
             job = job_of(config, node, overrides)
             peers.check_installed(job.cell)
             supports(job.cell)
-            check_memory(job, node.memory_bytes or here_bytes)
+            check_memory(job, replace(node, memory_bytes=node.memory_bytes or here_bytes))
             jobs[number] = job
         except (ConfigError, Unsupported) as error:
             errors[number] = str(error)

@@ -23,7 +23,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ HARMFUL = {
     0x80: "hardware power brake",
 }
 THROTTLED_SHARE = 0.01  # of a wave's readings of a GPU, above which its records are flagged
+
+Readings = Callable[[], dict[str, Any]]
 
 
 class GpuMonitor:
@@ -103,6 +105,18 @@ def start(path: Path, ids: Sequence[str] = ()) -> GpuMonitor | None:
         with contextlib.suppress(OSError):  # otherwise it would run on this rank's own core
             os.sched_setaffinity(process.pid, launch_affinity())
     return GpuMonitor(process, path, list(names))
+
+
+@contextlib.contextmanager
+def watching(path: Path, ids: Sequence[str] = ()) -> Iterator[Readings]:
+    """As `start`, until the block ends. Yields a function of {"gpus": summary of the readings since
+    its last call}, of {} where nothing was started."""
+    monitor = start(path, ids)
+    try:
+        yield lambda: {"gpus": monitor.summary()} if monitor else {}
+    finally:
+        if monitor:
+            monitor.end()
 
 
 def summarize(readings: Iterable[Mapping[str, str]]) -> list[dict[str, Any]]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from moe import build, phases
+from moe import build, phases, waits
+from moe.layer.out_of_memory import free_cached
 from moe.parallel.comm import Comm
 from moe.spec import Cell
 from moe.step import Rotation, Step
@@ -44,6 +45,14 @@ class Built:
         """The step that ran last."""
         return self.call.last if isinstance(self.call, Rotation) else self.steps[0]
 
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """No step is a graph's replay in the block."""
+        with ExitStack() as stack:
+            for step in self.steps:
+                stack.enter_context(step.eager())
+            yield
+
 
 class CellRunner:
     """Builds, verifies and drops cells; every rank makes the same calls."""
@@ -54,6 +63,7 @@ class CellRunner:
         self.verifiers: dict[int, Verifier] = {}
         self.reached: dict[int, float] = {}  # share of the experts that a cell's step reads
         self.changed: set[int] = set()  # cells of which this rank has logged a difference
+        self.failed: set[int] = set()  # cells that ran out of a GPU's memory
         self.kernels = dict(plan.kernels)
         self.chosen: set[int] = set()
         self.traces: dict[str, Tensor] = {}
@@ -166,24 +176,31 @@ class CellRunner:
         return self.ranks.broadcast(min(sets, COLD_SETS_MAX))
 
     def inspect(self, index: int) -> None:
-        """Logs bytes sent, peak memory and phases, each from passes of its own."""
+        """Logs bytes sent, waits for a GPU, peak memory and phases, each from passes of its own;
+        those of a CUDA graph's cell run kernel by kernel."""
         step = self.built[index].call
-        with self.comm.counting() as rows:
-            step()
-        self.compare(index, "when bytes were counted")
-        self.log.write("info", cell=index, name="traffic", value=rows)
-        self.log.write("info", cell=index, name="memory", value=self._memory(index))
-        self.compare(index, "when memory was counted")
-        if self.plan.measure.phases:
-            self.log.write("info", cell=index, name="phases", value=self._phases(index))
+        waited = waits.count(step, self.comm.device)
+        self.compare(index, "when waits were counted")
+        if waited is not None:
+            self.log.write("info", cell=index, name="host_waits", value=waited)
+        with self.built[index].eager():
+            with self.comm.counting() as rows:
+                step()
+            self.compare(index, "when bytes were counted")
+            self.log.write("info", cell=index, name="traffic", value=rows)
+            self.log.write("info", cell=index, name="memory", value=self._memory(index))
+            self.compare(index, "when memory was counted")
+            if self.plan.measure.phases and not self.plan.placement.staged:
+                self.log.write("info", cell=index, name="phases", value=self._phases(index))
 
     def _memory(self, index: int) -> dict[str, object]:
         peak = environment.peak_memory_bytes(self.comm.device.type)
         built = self.built[index]
         built.last.output = None  # otherwise it would be freed in the step that is counted
         cold = self.plan.cells[index].workload.cache == "cold"
-        on_gpu = cold and self.comm.device.type == "cuda"
-        cache = cold_sets.read_times(built.steps, self.reached[index]) if on_gpu else None
+        on_gpu = self.comm.device.type == "cuda" and not self.plan.placement.staged
+        judged = cold and on_gpu
+        cache = cold_sets.read_times(built.steps, self.reached[index]) if judged else None
         return {
             **peak,
             "restarted": self._restarted,
@@ -215,12 +232,16 @@ class CellRunner:
         median_pass = passes[totals.index(median_ns)]  # one real pass, so that its parts add up
         return {"passes": len(passes), "per_phase_ns": median_pass, "total_ns": median_ns}
 
+    def fail(self, index: int, why: str) -> None:
+        """Logs that a cell has failed on this rank, which goes on with others."""
+        self.failed.add(index)
+        self.log.write("info", cell=index, name="failed", value=why)
+
     def drop(self, indices: Iterable[int]) -> None:
         """Frees weights and inputs; the state of the verification stays."""
         for index in indices:
             self.built.pop(index, None)
-        if self.comm.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_cached(self.comm.device)
 
     def discard(self, indices: Iterable[int]) -> None:
         """Frees weights, inputs and the state of the verification."""

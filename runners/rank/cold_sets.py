@@ -41,11 +41,11 @@ def reached(expert_slots: Sequence[int], cell: Cell) -> float:
 
 def row(step: Step, cell: Cell, place: tuple[int, int]) -> list[int]:
     """What `count` must know of this rank: bytes that a step reads, the cache of its GPU, how many
-    sets its memory holds (this one, and others in half of what is free), and `place`, its node and
-    GPU."""
+    sets its memory holds (two as runners/config/memory.py counts, more in half of what is free),
+    and `place`, its node and GPU."""
     device, weights = step.x_TD.device, step.layer.weights_bytes()
     used = int(reached_share(cell) * weights) + step.x_TD.nbytes
-    room = 1 + gpu.free_bytes(device) // 2 // max(1, weights + step.x_TD.nbytes)
+    room = 1 + max(1, gpu.free_bytes(device) // 2 // max(1, weights + step.x_TD.nbytes))
     return [used, gpu.l2_bytes(device), room, *place]
 
 

@@ -51,15 +51,19 @@ class TorchRanks:
         self._on_gloo = placement.backend != "mpi"  # nccl too: its control group is gloo
         timeout = datetime.timedelta(seconds=limit_s)
         self._control: dist.ProcessGroup | None = None
+        bound: torch.device | None = None  # for NCCL, which connects ranks at once if it knows it
         if placement.device == "cuda":
-            self.device = torch.device("cuda", place.local_rank)
+            index = device_index(place.local_rank, torch.cuda.device_count())
+            self.device = torch.device("cuda", index)
             torch.cuda.set_device(self.device)
+            if placement.backend == "nccl" and place.world_size > 1:
+                bound = self.device
         if placement.backend == "mpi":
             from runners.mpi.backend import init_mpi
 
             init_mpi()
             return
-        dist.init_process_group(placement.backend, timeout=timeout)
+        dist.init_process_group(placement.backend, timeout=timeout, device_id=bound)
         if placement.backend == "nccl":
             self._control = dist.new_group(backend="gloo", timeout=timeout)
         self._check_members(os.environ.get(TOKEN, ""))
@@ -105,6 +109,17 @@ class TorchRanks:
 
     def close(self) -> None:
         dist.destroy_process_group()
+
+
+def device_index(local_rank: int, visible: int) -> int:
+    """The CUDA device of a rank: ranks of a host take the visible devices in turn. Launchers that
+    show each rank its own device alone leave it the first. Raises RuntimeError without any."""
+    if not visible:
+        raise RuntimeError(
+            f"local rank {local_rank} sees no CUDA device; check the driver and "
+            "CUDA_VISIBLE_DEVICES, or set device=cpu"
+        )
+    return local_rank % visible
 
 
 def _mark(token: str, rank: int) -> int:

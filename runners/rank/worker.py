@@ -15,13 +15,14 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 
+from moe.layer.out_of_memory import is_out_of_memory, out_of_memory_text
 from moe.parallel import algorithms
 from moe.parallel.comm import Comm
 from moe.strategies import names
@@ -29,9 +30,11 @@ from runners.host import environment, gpu_monitor, isolation
 from runners.host.hardware import usable_cores
 from runners.mpi.start import export_environment
 from runners.plan import LaunchPlan, load
+from runners.rank import gpu
 from runners.rank.cells import CellRunner
-from runners.rank.engine import Engine, Sample, TimedCell, empty_step
+from runners.rank.engine import Sample, TimedCell, empty_step
 from runners.rank.process_group import RankPlace, TorchRanks
+from runners.rank.stoppable_engine import StoppableEngine
 from runners.records.rank_log import RankLog, rank_path
 
 GO_POLL_S = 0.05
@@ -40,6 +43,9 @@ DUMP_S = 10.0  # to write the stacks after the limit, before the kernel's timer 
 SLICE_MS = 3.0  # time slice of Linux's scheduler
 YOUNG = 1  # generation of the garbage collector: objects since the last full collection
 REBUILT_STEPS = 2  # unmeasured steps after a heavy cell was built again
+UNTIMED_STEPS = 3  # of a cell that is checked and not timed, between its two checks
+
+T = TypeVar("T")
 
 
 class Worker:
@@ -63,6 +69,7 @@ class Worker:
         if plan.placement.nodes > 1:
             self.engine.node_of = tuple(row[0] for row in self.ranks.gather([place.node]))
         self.cells = CellRunner(plan, self.comm, self.ranks, log)
+        self.engine.outlives = self.outlives
 
     def emit(self, sample: Sample) -> None:
         if sample.kind != "sizing":
@@ -93,19 +100,13 @@ class Worker:
                     self._wait_for_launcher(number)
         disarm_watchdog()
 
-    @contextmanager
-    def _monitored(self) -> Iterator[Callable[[], dict[str, Any]]]:
-        """Yields what sums up the GPUs' readings since its last call; on a node's first rank, with
-        GPUs. Elsewhere it gives nothing."""
-        monitor = None
-        if self.comm.device.type == "cuda" and self.place.local_rank == 0:
-            path = self.launch_dir / f"gpus-{self.place.node}.csv"
-            monitor = gpu_monitor.start(path, gpu_ids(self.place.local_ranks))
-        try:
-            yield lambda: {"gpus": monitor.summary()} if monitor else {}
-        finally:
-            if monitor:
-                monitor.end()
+    def _monitored(self) -> AbstractContextManager[gpu_monitor.Readings]:
+        """Of what sums up the GPUs' readings since its last call, on a node's first rank."""
+        timed = self.comm.device.type == "cuda" and not self.plan.placement.staged
+        if not timed or self.place.local_rank:
+            return nullcontext(dict)
+        path = self.launch_dir / f"gpus-{self.place.node}.csv"
+        return gpu_monitor.watching(path, gpu.ids(self.place.local_ranks))
 
     def _log_environment(self) -> None:
         """Logs the environment; calibrates where the machine's limits are not known yet."""
@@ -134,12 +135,15 @@ class Worker:
             self.log.write("exchanged", value=self.comm.exchanged)
 
     def _wave(self, number: int, wave: list[int]) -> None:
+        if self.plan.placement.staged:
+            self._check_untimed(wave)
+            return
         self.enter_stage(-1, "floor")
         gc.collect()  # garbage of the last wave
         self.engine.measure_floor()
         resident, timed = self.plan.resident[number], []
         for index in wave:
-            if cell := self._prepare(index, resident):
+            if cell := self.within_memory(index, partial(self._prepare, index, resident)):
                 timed.append(cell)
         gc.collect()  # moves what was built to the oldest generation
         if timed:
@@ -148,8 +152,43 @@ class Worker:
             rule = self.engine.run(timed, seed, report)
             self.log.write("stop", wave=number, rule=rule)
             for cell in timed:
-                self._verify_again(cell)
+                self.outlives(cell, partial(self._verify_again, cell))
         self.cells.discard(wave)
+
+    def _check_untimed(self, wave: list[int]) -> None:
+        """Verifies every cell, takes some steps, and verifies it again on other tokens."""
+        for index in wave:
+            self.enter_stage(index, "gate")
+            if self.cells.verify(index):
+                self.enter_stage(index, "check")
+                self.cells.inspect(index)
+                for _ in range(UNTIMED_STEPS):
+                    self.cells.built[index].call()
+                    self.cells.compare(index, "after a step that was not timed")
+                self.cells.verify_again(index)
+            self.cells.discard([index])
+
+    def within_memory(self, index: int, call: Callable[[], T]) -> T | None:
+        """What `call` returns; None, and the cell has failed, where it ran out of a GPU's memory.
+        With several ranks the launch ends instead, since the others may wait for a message."""
+        try:
+            return call()
+        except RuntimeError as error:
+            if self.place.world_size > 1 or not is_out_of_memory(error):
+                raise
+            self.cells.fail(index, out_of_memory_text(error))
+        gc.collect()  # the error has gone; a cell's step is in a cycle
+        self.cells.discard([index])
+        return None
+
+    def outlives(self, cell: TimedCell, call: Callable[[], T]) -> T | None:
+        """The same for a cell that was prepared; nothing of it is called again."""
+        failed = self.cells.failed
+        result = None if cell.index in failed else self.within_memory(cell.index, call)
+        if cell.index in failed:
+            cell.step, cell.check, cell.correct_here = empty_step, None, False
+            self.cells.discard([cell.index])
+        return result
 
     def _verify_again(self, cell: TimedCell) -> None:
         """Verifies on other tokens after the last round, unless the cell is already wrong."""
@@ -198,13 +237,16 @@ class Worker:
         if resident:
             yield
             return
+        self.outlives(timed, partial(self._rebuild, timed))
+        yield
+        self._release(timed)
+
+    def _rebuild(self, timed: TimedCell) -> None:
         self.cells.build(timed.index)
         timed.step = self.cells.built[timed.index].call
         for _ in range(REBUILT_STEPS):
             timed.step()
             self.cells.compare(timed.index, "when it was built again")
-        yield
-        self._release(timed)
 
     def _release(self, timed: TimedCell) -> None:
         timed.step = empty_step
@@ -219,15 +261,6 @@ class Worker:
                 raise TimeoutError(f"no word from the launcher after wave {wave}")
             time.sleep(GO_POLL_S)
         self.ranks.barrier()
-
-
-def gpu_ids(ranks: int) -> tuple[str, ...]:
-    """nvidia-smi's ids of the GPUs of this node's ranks; none where torch does not know them."""
-    try:
-        devices = range(min(ranks, torch.cuda.device_count()))
-        return tuple(f"GPU-{torch.cuda.get_device_properties(d).uuid}" for d in devices)
-    except AttributeError:  # torch before 2.4
-        return ()
 
 
 def medians_ms(cells: Sequence[TimedCell]) -> dict[int, float]:
@@ -253,20 +286,9 @@ def control_step(device: torch.device) -> Callable[[], None]:
     return step
 
 
-class StoppableEngine(Engine):
-    """Ends a wave after the round in which the launcher's stop file appears."""
-
-    def __init__(self, *arguments: Any) -> None:
-        *rest, self.stop_file = arguments
-        super().__init__(*rest)
-
-    def interrupted(self) -> bool:
-        return bool(self.stop_file.exists())
-
-
 def arm_watchdog(limit_s: float) -> None:
-    """Arms the watchdog: after `limit_s` every thread's stack goes to stderr and the process ends.
-    Where even stderr hangs, a timer of the kernel ends it."""
+    """After `limit_s` every thread's stack goes to stderr and the process ends. Where even stderr
+    hangs, a timer of the kernel ends it."""
     faulthandler.dump_traceback_later(limit_s, exit=True)
     signal.setitimer(signal.ITIMER_REAL, limit_s + DUMP_S)
 
@@ -304,7 +326,10 @@ def main(arguments: list[str]) -> int:
         worker.run()
         worker.ranks.close()
     except BaseException as error:
-        log.write("error", message=f"{type(error).__name__}: {error}", clock_ns=time.monotonic_ns())
+        text = f"{type(error).__name__}: {error}"
+        if is_out_of_memory(error):
+            text = out_of_memory_text(error)
+        log.write("error", message=text, clock_ns=time.monotonic_ns())
         raise
     log.write("exit")
     log.close()

@@ -208,6 +208,7 @@ def _trust(record: Record) -> dict[str, Any]:
         "drift": stats.drift(record),
         "anchor_medians_ms": stats.anchor_medians_ms(record),
         "kernel_ran": _text((record.kernel or {}).get("name")),
+        "host_waits_max": max(record.host_waits or [], default=None),
     }
 
 

@@ -32,8 +32,9 @@ READABLE = (2, *COMPARABLE)  # older ones are refused by name
 FORMER_NAMES = {"reference": "seed", "peer_reference": "peer_seed"}  # until schema 3
 KINDS = ("warmup", "short", "long", "latency", "fixed")
 # interrupted: there are samples, but of fewer rounds than the minimum; they are kept and count for
-# nothing.
-OUTCOMES = ("measured", "wrong", "failed", "interrupted")
+# nothing. checked: proven right, and not to be timed, as ranks on GPUs send through the host.
+OUTCOMES = ("measured", "wrong", "failed", "interrupted", "checked")
+GOOD = ("measured", "checked")  # nothing is left to do for the cell
 
 
 @dataclass
@@ -77,6 +78,7 @@ class Record:
     memory: list[dict[str, Any]] | None = None
     skew: dict[str, Any] | None = None
     kernel: dict[str, Any] | None = None
+    host_waits: list[int] | None = None  # for the GPU in one step, on every rank; None on a CPU
     # Every record of a wave carries the wave's anchor samples, so that drift can be told from any
     # single record, and anchors are no W&B runs of their own.
     anchors: dict[str, Any] | None = None
@@ -108,6 +110,8 @@ def _key(cell: Cell, redefined: dict[str, str]) -> str:
     content = cell_to_dict(cell)
     if content["placement"]["nodes"] == 1:
         del content["placement"]["nodes"]  # keys from before there were nodes stay as they are
+    if content["strategy"]["graph"] == "off":
+        del content["strategy"]["graph"]  # nor from before there were graphs
     name = content["strategy"]["name"]
     content["strategy"]["name"] = FORMER_NAMES.get(name, name)  # a new name is no new cell
     if redefined:

@@ -125,14 +125,15 @@ def _launches(folder: Path, cell_id: str) -> int:
 
 
 def state(attempts: Sequence[Record], version: Version, launches: int) -> str:
-    """missing | failed | wrong | stale | measured, by the newest attempts."""
+    """missing | failed | wrong | stale | measured | checked, by the newest attempts."""
     ended = [one for one in attempts if one.outcome != "interrupted"]
     if not ended:
         return "missing"
-    measured = [one for one in ended if one.outcome == "measured"]
-    if not measured:
+    good = [one for one in ended if one.outcome in record.GOOD]
+    if not good:
         return ended[-1].outcome
-    current = [one for one in measured if is_current(one, version)]
-    if len(current) < len(measured):
-        return "measured" if len(current) >= launches else "stale"
-    return "measured" if len(measured) >= launches else "missing"
+    done = good[-1].outcome
+    current = [one for one in good if is_current(one, version)]
+    if len(current) < len(good):
+        return done if len(current) >= launches else "stale"
+    return done if len(good) >= launches else "missing"

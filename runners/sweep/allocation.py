@@ -32,7 +32,8 @@ SETTINGS = ("isolation", "on_error", "tracker", "command", "pass_env")
 def group_name(placement: RankLayout) -> str:
     """Name of the allocation that cells share: its shape, and the backend."""
     p = placement
-    return f"{p.nodes}x{p.ranks_per_node}-{p.backend}-{p.threads}threads"
+    device = "-cuda" if p.staged else ""  # which the backend does not tell
+    return f"{p.nodes}x{p.ranks_per_node}-{p.backend}{device}-{p.threads}threads"
 
 
 def by_allocation(jobs: Sequence[Job]) -> dict[str, list[Job]]:

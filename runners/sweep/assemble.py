@@ -18,6 +18,7 @@ from runners.records.record import KINDS, Record, Samples
 from runners.sweep.activity import RankStage
 
 PLACES = ("first", "middle", "last")  # of anchor samples in a wave
+STAGED = "messages were staged through the host: checked, not timed"
 LOST_PEER = re.compile(r"closed by peer|reset by peer|Connection (was )?(closed|reset)", re.I)
 
 
@@ -113,20 +114,26 @@ class Assembler:
                 del rank.samples[key]
 
     def record(self, index: int, wave: int, calibration: dict[str, Any] | None) -> Record:
-        """The record of one cell from the lines so far; outcome measured, wrong or interrupted (the
-        caller knows of failures)."""
+        """The record of one cell from the lines so far. Of failures it knows only those that did
+        not end the launch."""
         job, measure, first = self.jobs[index], self.plan.measure, self.ranks[0]
         info = first.info[index]
         samples = self._samples(index)
         rounds = len(stats.round_medians_ms(samples))
         rule = first.stop_rules.get(wave, "interrupted")
         verification, notes = self._verification(index), [*job.notes, *self._damage_notes()]
+        checked_twice = "after" in (verification or {})
         outcome = "measured" if rounds >= measure.rounds_min else "interrupted"
         wrong = self._wrong(index)
-        if wrong:
-            outcome, samples = "wrong", Samples()
-        elif outcome == "measured" and "after" not in (verification or {}):
+        error = None if wrong else self._failure(index)
+        if wrong or error:
+            outcome, samples = "wrong" if wrong else "failed", Samples()
+        elif self.plan.placement.staged:
+            outcome, samples = "checked" if checked_twice else "interrupted", Samples()
+            notes.append(STAGED)
+        elif outcome == "measured" and not checked_twice:
             notes.append("it ended before it was checked again on other tokens")
+        stop = {"rule": rule, "rounds": rounds, "target": measure.precision}
         return Record(
             key=job.key,
             cell=job.cell,
@@ -136,16 +143,18 @@ class Assembler:
             sweep=self.sweep,
             outcome=outcome,
             notes=notes,
+            error=error,
             gate=verification,
             samples=samples,
             floor=asdict(self._columns(["floor"], -1)),
-            stop={"rule": rule, "rounds": rounds, "target": measure.precision},
+            stop=None if error or self.plan.placement.staged else stop,
             warmup=info.get("warmup"),
-            phases=None if wrong else self._phases(index),
+            phases=None if wrong or error else self._phases(index),
             traffic=self._per_rank(index, "traffic"),
             memory=self._per_rank(index, "memory"),
             skew=info.get("skew"),
             kernel=info.get("kernel"),
+            host_waits=self._per_rank(index, "host_waits"),
             anchors=self._anchors(wave),
             meta=dict(job.meta),
             measure=asdict(measure),
@@ -164,7 +173,8 @@ class Assembler:
         if after:
             check["after"] = after
             if not after["ok"]:
-                check |= {"ok": False, "detail": f"checked again after timing: {after['detail']}"}
+                when = "" if self.plan.placement.staged else " after timing"
+                check |= {"ok": False, "detail": f"checked again{when}: {after['detail']}"}
         for number, rank in enumerate(self.ranks):
             if changed := rank.info[index].get("changed"):
                 text = f"{changed['text']} on rank {number}, {changed['when']}"
@@ -175,6 +185,14 @@ class Assembler:
     def _wrong(self, index: int) -> bool:
         verification = self._verification(index)
         return verification is not None and not verification["ok"]
+
+    def _failure(self, index: int) -> dict[str, Any] | None:
+        """What ended this cell alone, on the first rank that says so."""
+        for number, rank in enumerate(self.ranks):
+            if message := rank.info[index].get("failed"):
+                log = f"launches/{self.plan.launch}/logs"
+                return {"message": f"rank {number} {message}", "rank": number, "log": log}
+        return None
 
     def _damage_notes(self) -> list[str]:
         damaged = [(n, rank.reader.damaged) for n, rank in enumerate(self.ranks)]
@@ -204,7 +222,7 @@ class Assembler:
         """Of the cell that was the anchor most often: a wrong one is replaced during the wave."""
         anchors: dict[str, Any] = {}
         for index in self.plan.waves[wave]:
-            if self._wrong(index):
+            if self._wrong(index) or self._failure(index):
                 continue
             columns = {place: self._columns([f"anchor-{place}"], index) for place in PLACES}
             taken = {place: asdict(part) for place, part in columns.items() if part.round}

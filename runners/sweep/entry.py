@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 
 from moe.spec import RankLayout
 from runners.config.hosts import hosts_of, node_of
-from runners.config.resolution import Composed
+from runners.config.resolution import Composed, of_one_cell
 from runners.config.schema import check_shape, value
 from runners.config.validate import format_errors, validate
 from runners.errors import ConfigError
@@ -46,6 +47,8 @@ def run_composed(
     scheduler, when all records are on disk and their W&B runs are still to be written.
     """
     progress = Progress()
+    given = [of_one_cell(one) for one in composed]
+    composed = [cell for cells in given for cell in cells]
     for config, _ in composed:
         check_shape(config)
     first = composed[0].config
@@ -61,7 +64,7 @@ def run_composed(
     if hosts.node_rank:
         on_begin()
         outcome = "measured" if join(sweep_dir, hosts) else "failed"
-        return SweepResult(sweep_dir, {"host": outcome}, joined=True), ["joined"] * len(composed)
+        return SweepResult(sweep_dir, {"host": outcome}, joined=True), ["joined"] * len(given)
     cores = node_of(first, machine).cores
     runnable = list(jobs.values())
     announce(runnable, progress, cores, calibrations.folder_of(sweep_dir))
@@ -86,7 +89,13 @@ def run_composed(
     result.skipped = len(errors)
     outcomes = dict.fromkeys(errors, "invalid")
     outcomes |= {n: result.outcomes.get(job.cell_id, "interrupted") for n, job in jobs.items()}
-    return result, [outcomes[number] for number in range(len(composed))]
+    following = iter(outcomes[number] for number in range(len(composed)))
+    return result, [worst(list(itertools.islice(following, len(cells)))) for cells in given]
+
+
+def worst(outcomes: Sequence[str]) -> str:
+    """Of the cells of one config: the first outcome that is not measured, if there is one."""
+    return next((outcome for outcome in outcomes if outcome != "measured"), "measured")
 
 
 def not_passed(variables: Mapping[str, str], pass_env: Sequence[str]) -> list[str]:
@@ -100,6 +109,11 @@ def announce(jobs: Sequence[Job], progress: Progress, cores: int, calibration_di
     for job in jobs:
         for note in job.notes:
             progress.print_line(f"note: {title(job.cell, job.label)}: {note}")
+    if any(job.cell.placement.staged for job in jobs):
+        progress.print_line(
+            "note: ranks on GPUs with backend=gloo send their messages through the host: their "
+            "cells are checked, not timed"
+        )
     places = {job.cell.placement for job in jobs if job.cell.placement.device == "cpu"}
     crowded = [p for p in places if p.ranks_per_node * p.threads > cores]
     if crowded:

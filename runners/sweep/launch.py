@@ -15,7 +15,7 @@ from moe.spec import RankLayout
 from runners.config.memory import fits_together
 from runners.host.timeout import call_with_timeout
 from runners.launch.local import LaunchProcess, Start
-from runners.plan import Job, LaunchPlan, engine_and_ranks, waves
+from runners.plan import Job, LaunchPlan, Measure, engine_and_ranks, waves
 from runners.records import calibrations, record, routing_trace
 from runners.records.record import Record
 from runners.sweep import failure
@@ -99,7 +99,7 @@ class Launch:
             labels=[job.label for job in self.jobs],
             waves=split,
             resident=[fits_together([self.jobs[index] for index in wave]) for wave in split],
-            calibrate=measure.calibrate and self.calibration is None,
+            calibrate=to_calibrate(measure, self.jobs[0].cell.placement, self.calibration),
             kernels=context.kernels,
             git=context.git,
             calibration=self.calibration,
@@ -126,7 +126,7 @@ class Launch:
                 started.end()
         self.outcome.interrupted = stop_requested() or self.context.interrupted()
         self._read_lines()
-        self._finish_waves()
+        self._finish_waves(started)
         self._record_unfinished(started)
         self.outcome.recorded, self.outcome.silent = bool(self.recorded), self.silent_s > 0
         return self.outcome
@@ -146,7 +146,7 @@ class Launch:
             if before != [rank.reader.offset for rank in self.lines.ranks]:
                 last_line_at = time.monotonic()
             self.sink.report(self.plan, self.lines.ranks[0].progress)
-            if self._finish_waves():
+            if self._finish_waves(started):
                 last_line_at = time.monotonic()
             if time.monotonic() - last_line_at > limit_s:
                 self.silent_s = limit_s
@@ -154,7 +154,7 @@ class Launch:
             if stop_requested() and not self.lines.has_samples():
                 started.end()
 
-    def _finish_waves(self) -> bool:
+    def _finish_waves(self, started: LaunchProcess) -> bool:
         """Records and tracks every wave that has ended, then lets the ranks continue."""
         finished = False
         for number, wave in enumerate(self.plan.waves):
@@ -162,7 +162,7 @@ class Launch:
                 continue
             self.recorded.add(number)
             self._store_calibration()
-            records = [self.lines.record(index, number, self.calibration) for index in wave]
+            records = [self._record(index, number, started) for index in wave]
             self._save(records)
             if self.context.last and len(self.recorded) == len(self.plan.waves):
                 self.sink.all_measured()
@@ -203,21 +203,33 @@ class Launch:
             self.outcome.failed_cell = cause.cell
         records = []
         for number, index in unrecorded:
-            one = self.lines.record(index, number, self.calibration)
-            if index == self.outcome.failed_cell:
+            one = self._record(index, number, started)
+            if index == self.outcome.failed_cell and not one.error:
                 self._fail(one, cause.rank)
             elif one.outcome == "interrupted":
                 self.outcome.pending.append(self.jobs[index])
-            if one.samples.round or one.outcome in ("failed", "wrong"):
+            if one.samples.round or one.outcome != "interrupted":
                 records.append(one)
         self._save(records)
         self.sink.track(records)
 
+    def _record(self, index: int, wave: int, started: LaunchProcess) -> Record:
+        """The record of a cell; one that failed without ending the launch is among the failures."""
+        one = self.lines.record(index, wave, self.calibration)
+        if one.error:
+            rank = one.error["rank"]
+            self._name_failure(one, one.error["message"], rank, started.log_path(rank))
+        return one
+
     def _fail(self, one: Record, rank: int) -> None:
-        sweep_dir, message = self.context.sweep_dir, self.outcome.message
+        """The cell ended the launch."""
         assert self.outcome.log is not None
-        log = str(self.outcome.log.relative_to(sweep_dir.resolve()))
         one.outcome = "failed"
+        self._name_failure(one, self.outcome.message, rank, self.outcome.log)
+
+    def _name_failure(self, one: Record, message: str, rank: int, path: Path) -> None:
+        sweep_dir = self.context.sweep_dir
+        log = str(path.relative_to(sweep_dir.resolve()))
         one.error = {"message": message, "rank": rank, "log": log}
         self.outcome.failures.append((one.cell_id, message, str(sweep_dir / log)))
 
@@ -232,9 +244,16 @@ class Launch:
 
 def cached_calibration(folder: Path, fingerprint: str, place: RankLayout) -> dict[str, Any] | None:
     """The calibration of ranks like these on this machine, if there is one."""
+    if place.staged:
+        return None
     return calibrations.load_cached(
         folder, fingerprint, place.world_size, place.threads, place.backend, place.nodes
     )
+
+
+def to_calibrate(measure: Measure, place: RankLayout, known: Mapping[str, Any] | None) -> bool:
+    """Whether a launch calibrates: never for cells that are checked and not timed."""
+    return measure.calibrate and known is None and not place.staged
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ def of_launch(
     for number, wave in enumerate(plan.waves):
         for index in wave:
             record = lines.record(index, number, plan.calibration)
-            if not record.samples.round and record.outcome != "wrong":
+            if not record.samples.round and record.outcome == "interrupted":
                 continue
             if not record_path(sweep_dir, record).exists():
                 record.environment["git"] = plan.git

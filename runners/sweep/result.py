@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runners.records.record import OUTCOMES
+from runners.records.record import GOOD, OUTCOMES
 
 
 @dataclass
@@ -32,7 +32,7 @@ class SweepResult:
 
     @property
     def exit_code(self) -> int:
-        good = all(outcome == "measured" for outcome in self.outcomes.values())
+        good = all(outcome in GOOD for outcome in self.outcomes.values())
         return 130 if self.interrupted else 0 if good and not self.broken else 1
 
 
@@ -40,4 +40,4 @@ def worst(known: str | None, new: str) -> str:
     """Of several attempts at a cell: a bad outcome stays, anything replaces interrupted."""
     if known in (None, "interrupted"):
         return new
-    return known if known != "measured" else new if new != "interrupted" else known
+    return known if known not in GOOD else new if new != "interrupted" else known

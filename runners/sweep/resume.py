@@ -17,6 +17,7 @@ from runners.config.schema import up_to_date
 from runners.errors import ConfigError
 from runners.host.project_paths import LATEST
 from runners.plan import Job
+from runners.records.record import GOOD
 from runners.records.sweep_folder import (
     PLAN,
     Past,
@@ -69,7 +70,7 @@ def launches_left(jobs: Sequence[Job], past: Past, version: Version, mode: str) 
         attempts = past.records.get(job.cell_id, [])
         launches = job.measure.launches
         status = state(attempts, version, launches)
-        done = [one for one in attempts if one.outcome == "measured"]
+        done = [one for one in attempts if one.outcome in GOOD]
         current = [one for one in done if is_current(one, version)]
         redone = {"failed": ("failed", "wrong"), "stale": ("stale",)}.get(mode, ())
         if mode == "force" or status in redone:

@@ -125,7 +125,7 @@ def executor_parameters(slurm: Slurm, jobs: Sequence[Job], settings: Settings) -
     if slurm.exclusive:
         options["exclusive"] = True
     if place.device == "cuda":
-        options["gpus_per_node"] = place.ranks_per_node
+        options["gpus_per_node"] = 1 if place.staged else place.ranks_per_node
     for name in ("partition", "account", "qos", "constraint", "nodelist"):
         if getattr(slurm, name):
             options[name] = getattr(slurm, name)

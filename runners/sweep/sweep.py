@@ -14,7 +14,7 @@ from runners.records import calibrations, record, stats
 from runners.records.record import Record
 from runners.sweep import folder
 from runners.sweep.activity import RankStage
-from runners.sweep.launch import Launch, LaunchContext, cached_calibration
+from runners.sweep.launch import Launch, LaunchContext, cached_calibration, to_calibrate
 from runners.sweep.parts import LaunchWork
 from runners.sweep.progress import Progress
 from runners.sweep.recover import recover
@@ -116,7 +116,7 @@ class Sweep:
                 fingerprint = self.fingerprint(place.device)
                 known = cached_calibration(self.calibration_dir, fingerprint, place)
                 calibrated[place] = known is not None
-            calibrates = measure.calibrate and not calibrated[place]
+            calibrates = to_calibrate(measure, place, {} if calibrated[place] else None)
             calibrated[place] |= calibrates
             cells = tuple(map(len, waves(jobs, measure.wave_cells)))
             work.append(LaunchWork(measure, place, cells, calibrates))

@@ -10,7 +10,7 @@ from moe.strategies import rules_of
 from runners.records import flat_row
 
 SHORT = {"topk_requested": "k", "batch_size": "batch", "world_size": "ranks"}  # and come first
-UNSAID = ("topk", "device", "trace_sha256")  # of no use to people
+UNSAID = ("topk", "trace_sha256")  # of no use to people
 UNSAID_OF_STRATEGY = ("name", "dispatcher", "expert_order", "variant")
 
 

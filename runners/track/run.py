@@ -17,7 +17,7 @@ from typing import Any
 
 from moe.strategies import rules_of
 from runners.records import flat_row
-from runners.records.record import Record
+from runners.records.record import GOOD, Record
 
 # Row names outside the cell that are known before anything is measured.
 KNOWN_BEFORE = (
@@ -53,18 +53,18 @@ def run_of(record: Record, sweep: str) -> Run:
     known = {*KNOWN_BEFORE, *flat_row.flat_config(record.cell)}
     history = samples(record)
     summary = {name: value for name, value in row.items() if name not in known}
-    good = record.outcome == "measured"
+    marks = [] if record.outcome == "measured" else [record.outcome]
     return Run(
         id=run_id(record, sweep),
         name=_name(record),
         group=row["sweep"],
         job_type=record.cell.strategy.name,
-        tags=tuple(t[:TAG_LIMIT] for t in (*row["flags"], *([] if good else [record.outcome]))),
+        tags=tuple(t[:TAG_LIMIT] for t in (*row["flags"], *marks)),
         notes="; ".join(row["notes"]),
         config=_with_exact({name: value for name, value in row.items() if name in known}),
         summary={**_with_exact(summary), ROWS_FIELD: len(history)},
         history=history,
-        exit_code=0 if good else 1,
+        exit_code=0 if record.outcome in GOOD else 1,
     )
 
 

@@ -17,6 +17,7 @@ from runners.rank import calibrate, gpu, gpu_probe, links, probe
 from runners.rank.gpu_probe import GpuMemory
 from runners.records import calibrations as limits
 from tests.dist.test_calibrate import COSTS, Clock, calibration, on_ranks
+from tests.support.ranks import run_ranks
 
 CUDA = torch.device("cuda", 0)
 GIB, MIB, KIB = 1 << 30, 1 << 20, 1 << 10
@@ -320,3 +321,30 @@ def test_the_cache_keeps_the_lower_cost_and_the_higher_rate(tmp_path: Path) -> N
 def test_a_damaged_cost_is_refused(tmp_path: Path, damage: object) -> None:
     with pytest.raises(ValueError, match="wait_s"):
         limits.store(tmp_path, calibration(**{**OF_A_GPU, "wait_s": damage}))
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_calibrating_two_ranks_on_simulated_gpus(tmp_path: Path, nodes: int) -> None:
+    """With 256 MiB free: half of it, over two ranks' all-gather and a message more, is 32 MiB."""
+    found = run_ranks("calibrate_gpu_ranks", 2, "4", str(nodes))
+    limits.store(tmp_path, found)
+    assert found["device"] == "cuda"
+    assert found["read_bytes_per_s"] >= found["copy_bytes_per_s"] > 0
+    assert found["l2_bytes"] == MIB
+    sizes = [64 * KIB, 256 * KIB, 512 * KIB, MIB, 2 * MIB, 4 * MIB]
+    assert list(found["read_warm_bytes_per_s"]) == [str(size) for size in sizes]
+    assert found["wait_s"] > 0
+    assert found["launch_s"] > 0
+    assert found["shared"]["read_bytes_per_s"] >= 2 * found["read_bytes_per_s"]
+    for dtype, rates in found["matmul_flops_per_s"].items():
+        assert "1x8192x8192" in rates
+        assert found["shared"]["matmul_flops_per_s"][dtype] >= 2 * rates["peak"]
+    tiers = [fits for fits in found.get("tiers", {}).values() if fits]
+    assert len(tiers) == nodes - 1  # of two nodes with one rank each: between them
+    sent = {int(point[0]) for fits in [found["collectives"], *tiers]
+            for point in fits.get("all_to_all", {"points": []})["points"]}  # fmt: skip
+    assert sent <= {512, 32 * KIB, 512 * KIB, 8 * MIB, 16 * MIB}  # half stays on the rank
+    missing = sum(int(text.split()[0]) for text in found["left_out"] if "sizes of" in text)
+    timed = sum(len(fit["points"]) for fit in found["collectives"].values())
+    assert timed + missing == 1 + 4 * 5

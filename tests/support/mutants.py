@@ -29,6 +29,8 @@ from moe.layer.router import Router, Routing
 from moe.parallel import collectives, dispatch
 from moe.parallel.collectives import add_up
 from moe.parallel.expert_placement import Places
+from moe.parallel.permute import Slots
+from moe.parallel.row_counts import RowCounts
 from moe.spec import Cell, LayerSpec, RankLayout, RouterSpec, StrategySpec, WorkloadSpec
 from moe.strategies.ep.layer import Ep
 from moe.strategies.simple.layer import Simple
@@ -368,9 +370,9 @@ def imbalance_that_is_even() -> list[Patch]:
 
 @fault("dispatch", cell("ep", "alltoall"))
 def rows_left_in_arrival_order() -> list[Patch]:
-    def computed(x_ND: Tensor, counts_GP: Tensor, compute: Any) -> Tensor:
-        order = dispatch.expert_order(counts_GP)
-        return compute(x_ND.index_select(0, order), counts_GP.sum(0).tolist())
+    def computed(x_ND: Tensor, rows: dispatch.Exchanged, compute: Any) -> Tensor:
+        order = dispatch.expert_order(rows.counts_GP, len(x_ND))
+        return compute(x_ND.index_select(0, order), RowCounts(rows.of_experts))
 
     return [(dispatch, "_computed", computed)]
 
@@ -378,7 +380,7 @@ def rows_left_in_arrival_order() -> list[Patch]:
 @fault("dispatch", cell("ep", "alltoall"))
 def rows_of_two_sources_mixed() -> list[Patch]:
     right = dispatch.expert_order
-    return [(dispatch, "expert_order", lambda counts: right(counts.flip(0)))]
+    return [(dispatch, "expert_order", lambda counts, rows: right(counts.flip(0), rows))]
 
 
 @fault("dispatch", cell("ep", "dedup"))
@@ -882,13 +884,13 @@ def output_given_again_while_nobody_has_looked() -> list[Patch]:
 
 @fault("state", cell("ep", "alltoall"))
 def counts_exchanged_once_for_a_content() -> list[Patch]:
-    kept: dict[Any, Tensor] = {}
+    kept: dict[Any, list[dispatch.Exchanged]] = {}
     right = dispatch.exchange_counts
 
-    def remembered(counts: list[int], group: Any) -> Tensor:
-        key = (group.comm.rank, tuple(counts))
+    def remembered(slots: list[Slots], way: dispatch.Way) -> list[dispatch.Exchanged]:
+        key = (way.group.comm.rank, *(tuple(one.counts.on_host) for one in slots))
         if key not in kept:
-            kept[key] = right(counts, group)
+            kept[key] = right(slots, way)
         return kept[key]
 
     return [(dispatch, "exchange_counts", remembered)]
@@ -937,10 +939,10 @@ def choice_sorted_once_for_a_content() -> list[Patch]:
     kept: dict[Any, Any] = {}
     right = layer_module.sort_slots
 
-    def remembered(places: Tensor, held: int) -> Any:
+    def remembered(places: Tensor, held: int, spare: Any) -> Any:
         key = (held, tuple(places.reshape(-1).tolist()))
         if key not in kept:
-            kept[key] = right(places, held)
+            kept[key] = right(places, held, spare)
         return kept[key]
 
     return [(layer_module, "sort_slots", remembered)]

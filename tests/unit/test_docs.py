@@ -10,6 +10,7 @@ import pytest
 
 from analysis.data import schema as frame_schema
 from benchmarks.docs import results
+from benchmarks.gpu import page as gpu_page
 from runners.config import record_fields
 from runners.config import schema as config_schema
 from tests.support import docs
@@ -23,6 +24,7 @@ OUTPUTS = ("tour.md", "getting-started.md")  # of commands, as long as they are
 GENERATED: dict[str, Callable[[], str]] = {
     "docs/configuration.md": config_schema.markdown,
     "docs/frame.md": frame_schema.markdown,
+    "docs/gpu.md": gpu_page.markdown,
     **{str(path.relative_to(ROOT)): (lambda text=text: text) for path, text in results.pages()},
 }
 ELSEWHERE = frozenset({

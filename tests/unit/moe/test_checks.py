@@ -54,6 +54,10 @@ def cell(changes: dict[str, Any]) -> Cell:
 
 SIMPLE = {"strategy.name": "simple", "strategy.dispatcher": "local"}
 TP = {"strategy.name": "tp", "strategy.dispatcher": "local"}
+GRAPH = {
+    "strategy.graph": "on", "strategy.dispatcher": "local", "placement.device": "cuda",
+    "placement.backend": "nccl",
+}  # fmt: skip
 CHOICE = {"router.kind": "expert_choice"}
 GROUPS = {"router.groups": 4, "router.group_topk": 2}
 
@@ -114,6 +118,25 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     (
         {**GROUPS, "layer.topk": 5},
         ("topk=5", "at most 4, the experts of router.group_topk=2 groups"),
+    ),
+    # CUDA graphs
+    ({**GRAPH, "placement.device": "cpu"}, ("measure.graph=on", "on GPUs with backend=nccl")),
+    ({**GRAPH, "strategy.graph": "both"}, ("measure.graph=both", "off|on", "of one cell")),
+    (
+        {**GRAPH, "strategy.slowdown": 0.1},
+        ("measure.graph=on", "off with strategy.slowdown", "waits"),
+    ),
+    (
+        {**GRAPH, "strategy.dispatcher": "dedup"},
+        ("measure.graph=on", "strategy.dispatcher=dedup", "number of rows", "another dispatcher"),
+    ),
+    (
+        {**GRAPH, "strategy.kernel": "bmm"},
+        ("measure.graph=on", "strategy.kernel=bmm", "strategy.kernel=auto|grouped|dense"),
+    ),
+    (
+        {**GRAPH, "strategy.name": "peer_transformers"},
+        ("measure.graph=on", "off with strategy=peer_transformers", "measure.graph=off"),
     ),
     # how experts are spread
     (
@@ -232,6 +255,7 @@ ACCEPTED: list[dict[str, Any]] = [
     {**TP, "strategy.tp": 4},
     {**SIMPLE, "placement.world_size": 3, "layer.num_experts": 5, "layer.hidden": 7},
     {"workload.batch_size": 1},
+    GRAPH,
 ]
 
 

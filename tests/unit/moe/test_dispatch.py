@@ -15,6 +15,7 @@ from torch import Tensor
 
 from moe.parallel import dispatch
 from moe.parallel.dispatch import Way, expert_order
+from moe.parallel.row_counts import RowCounts
 from tests.support.fake_group import FakeGroup, on_ranks
 
 WAYS = ("alltoall", "dedup", "overlapped 1", "overlapped 2", "overlapped 3", "overlapped 4")
@@ -93,8 +94,9 @@ def step(case: Case, way: str, group: FakeGroup) -> Outcome:
     x_TD, places_TK, gates_TK = inputs(case, group.index)
     computed: list[tuple[int, int]] = []
 
-    def compute(x_SD: Tensor, counts: list[int]) -> Tensor:
+    def compute(x_SD: Tensor, rows: RowCounts) -> Tensor:
         """f_place(x) = (place + 1) * x, noted down."""
+        counts = rows.on_host
         assert len(counts) == case.per_rank and sum(counts) == len(x_SD)
         places = torch.arange(case.per_rank) + group.index * case.per_rank
         place_S = places.repeat_interleave(torch.tensor(counts))
@@ -181,7 +183,8 @@ def test_alltoall_by_hand() -> None:
 def test_dedup_by_hand() -> None:
     first, second = outcomes(SMALL, "dedup")
     counts, rows, gates, back = first.group.sent
-    assert [part.tolist() for part in counts] == [[[1]], [[2]]]
+    # rows, and the slots that they have at each of the member's two places
+    assert [part.tolist() for part in counts] == [[[1, 1, 0]], [[2, 2, 1]]]
     assert ids(rows) == [[0], [0, 1]]  # token 1 has two slots there and crosses once
     assert gates[1].tolist() == [[0.5, 0], [0.5, 0.25]]
     assert back[1].tolist() == [[(1 * 1 + 0.5 * 2) * 2, 1 * 1 + 0.5 * 2]]  # token 2, gated sum
@@ -201,7 +204,7 @@ def test_dedup_sends_a_token_once_to_each_rank_that_has_a_slot_of_it(case: Case)
                 if any(p // case.per_rank == member for p in row if p < case.total)
             ]
             assert ids(rows)[member] == want
-            assert counts[member].tolist() == [[len(want)]]
+            assert counts[member][0, 0] == len(want)
 
 
 @given(case=cases().filter(lambda case: case.ranks > 1), chunks=st.integers(1, 4))
@@ -217,13 +220,13 @@ def test_counts_that_are_sent_are_those_of_the_rows(case: Case, chunks: int) -> 
 
 def test_rows_are_brought_into_expert_order_by_hand() -> None:
     # source 0 sends 1 row for expert 0 and 2 for expert 1; source 1 sends 2 and 1
-    assert expert_order(torch.tensor([[1, 2], [2, 1]])).tolist() == [0, 3, 4, 1, 2, 5]
+    assert expert_order(torch.tensor([[1, 2], [2, 1]]), 6).tolist() == [0, 3, 4, 1, 2, 5]
 
 
 def test_a_mutant_that_leaves_rows_in_source_order_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dispatch, "expert_order", lambda counts: torch.arange(int(counts.sum())))
+    monkeypatch.setattr(dispatch, "expert_order", lambda counts, rows: torch.arange(rows))
     crossed = Case(2, (((1, 3),), ((0, 2),)))  # what comes later is for the earlier place
     with pytest.raises(AssertionError):
         examine(crossed, "alltoall")

@@ -12,6 +12,7 @@ from moe import build, weights
 from moe.layer import onednn
 from moe.layer.experts import Experts
 from moe.parallel.comm import Comm
+from moe.parallel.row_counts import RowCounts
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
 
 CPU = torch.device("cpu")
@@ -43,7 +44,7 @@ def test_all_variants_agree(activation: str, bias: str, dtype: str) -> None:
         for name in [*names, *names[::-1]]:
             experts.use(name)
             with torch.inference_mode():
-                y_SO = experts.rows(part, counts).double()
+                y_SO = experts.rows(part, RowCounts(counts)).double()
             assert y_SO.shape == (sum(counts), 8)
             error = (y_SO - wanted).norm() / wanted.norm().clamp(min=1e-9)
             assert error < LIMIT[dtype], (name, counts)
@@ -81,7 +82,8 @@ def test_packed_weights_come_back_bit_by_bit(dtype: torch.dtype) -> None:
     assert sum(p.nbytes for p in experts.parameters()) == nbytes
     other = copy.deepcopy(experts)
     x_SD = torch.randn(4, 16).to(dtype)
-    assert torch.equal(other.rows(x_SD, [1] * 4), experts.rows(x_SD, [1] * 4))
+    one_each = RowCounts([1] * 4)
+    assert torch.equal(other.rows(x_SD, one_each), experts.rows(x_SD, one_each))
     for made in (experts, other):
         made.use("loop")
         assert all(torch.equal(a, b) for a, b in zip(before, made.parameters(), strict=True))
@@ -121,7 +123,7 @@ def test_every_variant_trains_as_float64_would(activation: str, bias: str, dtype
             for _ in range(2):  # the second time in memory that has been used
                 experts.zero_grad()
                 part.grad = None
-                experts.rows(part, counts).backward(dy_SO)
+                experts.rows(part, RowCounts(counts)).backward(dy_SO)
                 assert off(part.grad, wanted[0]) < LIMIT[dtype], (name, counts)
                 grads = {n: p.grad for n, p in experts.named_parameters()}
                 for found, want in zip(flat(experts, grads), of_experts, strict=True):
@@ -143,7 +145,7 @@ def test_gradients_are_written_where_the_last_were_unless_somebody_has_them() ->
 
     def step() -> torch.Tensor:
         experts.zero_grad()
-        experts.rows(x_SD, [2] * 4).sum().backward()
+        experts.rows(x_SD, RowCounts([2] * 4)).sum().backward()
         assert experts.fc1.grad is not None
         return experts.fc1.grad
 
@@ -156,7 +158,7 @@ def test_gradients_are_written_where_the_last_were_unless_somebody_has_them() ->
     assert other.data_ptr() != place
     assert torch.equal(kept, before)
     assert not torch.equal(other, before)
-    experts.rows(x_SD, [2] * 4).sum().backward()  # added to what is there
+    experts.rows(x_SD, RowCounts([2] * 4)).sum().backward()  # added to what is there
     assert torch.allclose(experts.fc1.grad, 2 * step())  # type: ignore[arg-type]
 
 

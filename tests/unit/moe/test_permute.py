@@ -21,7 +21,7 @@ def rows(tokens: int, width: int = 3) -> Tensor:
 def test_slots_of_three_tokens_by_hand() -> None:
     # flat slots 0..5 name experts 2 0 | 0 1 | 2 0
     slots = sort_slots(torch.tensor([[2, 0], [0, 1], [2, 0]]), 3)
-    assert slots.counts == [3, 1, 2]
+    assert slots.counts.on_host == [3, 1, 2]
     assert slots.order_S.tolist() == [1, 2, 5, 3, 0, 4]
     assert slots.token_S.tolist() == [0, 1, 2, 1, 0, 2]
     assert permute(torch.tensor([[10.0], [20.0], [30.0]]), slots).flatten().tolist() == [
@@ -39,7 +39,7 @@ def test_gates_weigh_each_slot_once_by_hand() -> None:
 
 def test_dropped_slots_vanish_by_hand() -> None:
     slots = sort_slots(torch.tensor([[1, ELSEWHERE], [ELSEWHERE, ELSEWHERE], [0, 1]]), 2)
-    assert slots.counts == [1, 2]
+    assert slots.counts.on_host == [1, 2]
     assert slots.token_S.tolist() == [2, 0, 2]
     y_SO = torch.tensor([[1.0], [2.0], [3.0]])
     assert unpermute(y_SO, torch.ones(3, 2), slots).flatten().tolist() == [2, 0, 1 + 3]
@@ -74,7 +74,7 @@ def test_every_slot_that_is_here_is_in_one_row(found: tuple[Tensor, int]) -> Non
     flat = local_TK.flatten().tolist()
     here = [slot for slot, place in enumerate(flat) if place < places]
     assert sorted(slots.order_S.tolist()) == here
-    assert slots.counts == [flat.count(place) for place in range(places)]
+    assert slots.counts.on_host == [flat.count(place) for place in range(places)]
     assert [flat[slot] for slot in slots.order_S.tolist()] == sorted(flat[slot] for slot in here)
     assert permute(rows(len(local_TK)), slots).shape == (len(here), 3)
 
@@ -86,7 +86,8 @@ def test_unpermute_is_the_gated_sum_over_slots_that_are_here(found: tuple[Tensor
     tokens, topk = local_TK.shape
     x_TD, gates_TK = rows(tokens), rows(tokens, topk)
     slots = sort_slots(local_TK, places)
-    factor = torch.tensor(range(1, places + 1)).repeat_interleave(torch.tensor(slots.counts))
+    counts = torch.tensor(slots.counts.on_host)
+    factor = torch.arange(1, places + 1).repeat_interleave(counts)
     out = unpermute(permute(x_TD, slots) * factor.unsqueeze(1), gates_TK, slots)
     for token in range(tokens):
         want = torch.zeros(3)

@@ -13,7 +13,10 @@ from omegaconf import OmegaConf
 
 import runners.bench  # noqa: F401 registers the resolver that conf/ uses
 from moe.build import supports
+from moe.spec import Unsupported
 from runners.config.cell import job_of
+from runners.config.resolution import Composed
+from runners.config.validate import validate
 from runners.errors import ConfigError
 from runners.host import project_paths
 from runners.host.machine import NodeResources
@@ -149,6 +152,79 @@ def test_nccl_without_enough_gpus_is_refused_and_auto_takes_it_only_with_enough(
     assert job_of(BASE, NodeResources(2, cuda_devices=4)).cell.placement.backend == "gloo"
     place = job_of(BASE, NodeResources(2, cuda_devices=8)).cell.placement
     assert (place.backend, place.device) == ("nccl", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "found"),
+    [
+        ({}, 8, ("nccl", "cuda")),
+        ({}, 4, ("gloo", "cpu")),
+        ({"device": "cpu"}, 8, ("gloo", "cpu")),
+        ({"device": "cuda"}, 8, ("nccl", "cuda")),
+        ({"device": "cuda"}, 1, ("gloo", "cuda")),
+        ({"device": "cuda", "backend": "gloo"}, 8, ("gloo", "cuda")),
+        ({"device": "cpu", "backend": "gloo"}, 0, ("gloo", "cpu")),
+        ({"backend": "gloo"}, 8, ("gloo", "cpu")),
+        ({"world_size": 1, "device": "cuda", "backend": "gloo"}, 1, ("nccl", "cuda")),
+        ({"world_size": 1, "device": "cuda"}, 1, ("nccl", "cuda")),
+        ({"world_size": 1, "backend": "gloo"}, 1, ("gloo", "cpu")),
+    ],
+)
+def test_where_ranks_compute_and_by_what_they_send(
+    overrides: dict[str, Any], gpus: int, found: tuple[str, str]
+) -> None:
+    place = job_of({**BASE, **overrides}, NodeResources(2, cuda_devices=gpus)).cell.placement
+    assert (place.backend, place.device) == found
+    assert place.staged is (found == ("gloo", "cuda"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "words"),
+    [
+        ({"device": "cuda"}, 0, "device=cuda: allowed with at least one CUDA device per node, here "
+         "are 0; set device=cpu"),
+        ({"device": "cuda", "backend": "mpi"}, 8, "device=cuda: allowed with backend=mpi is cpu; "
+         "set backend=auto, or device=cpu"),
+        ({"device": "cpu", "backend": "nccl"}, 8, "device=cpu: allowed with backend=nccl is cuda; "
+         "set device=auto, or backend=gloo"),
+        ({"device": "cuda", "backend": "nccl"}, 1, "backend=nccl: allowed with at least 8 CUDA "
+         "devices per node for world_size=8, here are 1; lower world_size or set backend=gloo; "
+         "device=cuda backend=gloo checks it, without timing it, on fewer GPUs"),
+        ({"backend": "nccl"}, 0, "backend=nccl: allowed with at least 8 CUDA devices per node for "
+         "world_size=8, here are 0; lower world_size or set backend=gloo"),
+        ({"device": "tpu"}, 0, "device='tpu': allowed are auto, cpu, cuda; set device to one of "
+         "them"),
+    ],
+)  # fmt: skip
+def test_devices_and_backends_that_do_not_go_together_are_refused(
+    overrides: dict[str, Any], gpus: int, words: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        job_of({**BASE, **overrides}, NodeResources(2, cuda_devices=gpus))
+    assert str(caught.value) == words
+
+
+def test_a_layer_that_the_gpu_cannot_hold_is_refused_with_all_other_errors() -> None:
+    overrides = ("model=mixtral_8x7b", "model.scale=1", "world_size=1", "dtype=bfloat16")
+    composed = [Composed(config(*overrides, f"strategy={name}"), []) for name in ("simple", "ep")]
+    small, large = (NodeResources(2, 1, gpu_memory_bytes=gib << 30) for gib in (4, 80))
+    jobs, errors = validate(composed, small)
+    assert not jobs
+    assert [words.split(" GiB of GPU memory")[0] for words in errors.values()] == [
+        "model.scale=1: with simple a rank takes 5.4", "model.scale=1: with ep a rank takes 5.4"
+    ]  # fmt: skip
+    jobs, errors = validate(composed, large)
+    assert not errors
+    assert {job.cell.placement.device for job in jobs.values()} == {"cuda"}
+
+
+def test_another_systems_own_messages_do_not_go_through_the_host() -> None:
+    overrides = ("strategy=peer_torchtitan", "model=mixtral_8x7b", "dtype=bfloat16", "device=cuda",
+                 "tokens=sharded", "world_size=2")  # fmt: skip
+    cell = job_of(config(*overrides), NodeResources(2, cuda_devices=1)).cell
+    with pytest.raises(Unsupported, match=r"device=cuda: allowed is cpu for strategy=peer_tor"):
+        supports(cell)
+    supports(job_of(config(*overrides), NodeResources(2, cuda_devices=2)).cell)
 
 
 def test_threads_are_cores_over_ranks_and_serial_has_every_core() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +17,11 @@ from moe.spec import Cell, LayerSpec, WorkloadSpec
 from moe.step import Step
 from moe.workload import batches
 from runners.rank import cold_sets, gpu
+from runners.rank.cells import CellRunner
 from runners.records import cold_proof, stats
 from runners.records.cold_proof import judge
 from tests.support import analysis_factory as factory
+from tests.support.fake_cuda import DEVICE, FakeCuda
 
 MIB = 1 << 20
 L2 = 50 * MIB
@@ -160,3 +163,30 @@ def test_a_record_whose_sets_were_warm_on_one_rank_is_flagged() -> None:
         assert [proof.proven for proof in cold_proof.of_record(of_gpus)] == [True, not flagged]
         assert "not_cold" not in stats.flags(dataclasses.replace(of_gpus, calibration=None))
     assert cold_proof.of_record(one) == []
+
+
+def test_a_cold_cell_on_a_gpu_is_rotated_and_its_reading_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On the simulated GPU, whose time is the number of kernels: 50 MiB of cache, and two of 16
+    experts that a token reaches."""
+    monkeypatch.setattr(cold_sets, "SETS_MAX", 20)
+    of = cell(batch=1)
+    logged: dict[str, Any] = {}
+    log: Any = SimpleNamespace(write=lambda event, cell, name, value: logged.update({name: value}))
+    measure = SimpleNamespace(phases=0)
+    plan: Any = SimpleNamespace(
+        cells=[of], kernels={}, measure=measure, launch=0, launch_dir="", placement=of.placement
+    )
+    ranks: Any = SimpleNamespace(place=SimpleNamespace(node=0), gather=lambda row: [row])
+    with FakeCuda():
+        runner = CellRunner(plan, Comm(DEVICE, 1, 0), ranks, log)
+        assert runner.verify(0)
+        assert len(runner.built[0].steps) == 20
+        runner.inspect(0)
+    cache = logged["memory"]["cache"]
+    weights = logged["memory"]["weights_bytes"]
+    assert cache["sets"] == 20
+    assert cache["bytes"] == pytest.approx(weights / 8 + 64 * 2, abs=64)
+    assert cache["cold_s"] > 0
+    assert cache["warm_s"] > 0

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from runners.host import environment, gpu_monitor, hardware
-from runners.rank import worker
+from runners.rank import gpu, worker
 from runners.records import stats
 from runners.sweep.progress import Progress
 from runners.sweep.settings import Settings
@@ -257,7 +257,8 @@ class Noted:
 def a_worker(tmp_path: Path, device: str, local_rank: int) -> tuple[Any, list[dict[str, Any]]]:
     lines: list[dict[str, Any]] = []
     one: Any = worker.Worker.__new__(worker.Worker)
-    one.plan, one.launch_dir = SimpleNamespace(waves=[[0], [1]]), tmp_path
+    placement = SimpleNamespace(staged=False)
+    one.plan, one.launch_dir = SimpleNamespace(waves=[[0], [1]], placement=placement), tmp_path
     one.place = SimpleNamespace(local_rank=local_rank, local_ranks=2, node=1)
     one.comm = SimpleNamespace(device=torch.device(device))
     one.log = SimpleNamespace(write=lambda event, **values: lines.append(values))
@@ -311,9 +312,9 @@ def test_ids_of_the_gpus_of_a_nodes_ranks(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"ab-{device}")
     )
-    assert worker.gpu_ids(2) == ("GPU-ab-0", "GPU-ab-1")
+    assert gpu.ids(2) == ("GPU-ab-0", "GPU-ab-1")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace())
-    assert worker.gpu_ids(2) == ()
+    assert gpu.ids(2) == ()
 
 
 def test_a_sweep_looks_for_the_calibration_of_its_launchs_device(
@@ -325,3 +326,13 @@ def test_a_sweep_looks_for_the_calibration_of_its_launchs_device(
     assert cpu == environment.fingerprint(environment.capture())
     assert cuda == environment.fingerprint(environment.capture("cuda"))
     assert cpu != cuda
+
+
+def test_ranks_that_are_not_timed_are_not_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_monitor, "start", None)
+    one, lines = a_worker(tmp_path, "cuda:0", 0)
+    one.plan.placement.staged = True
+    one.run()
+    assert len(lines) == 2

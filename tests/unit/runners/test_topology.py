@@ -304,7 +304,8 @@ def test_what_an_allocation_ended_with_is_taken_once_it_has(tmp_path: Path) -> N
 
 
 def test_what_a_job_asks_for(tmp_path: Path) -> None:
-    jobs, settings = [job(8, world_size=16, nodes=2, device="cuda")], Settings(tmp_path)
+    place = {"world_size": 16, "nodes": 2, "device": "cuda"}
+    jobs, settings = [job(8, **place, backend="nccl")], Settings(tmp_path)
     asked = slurm.Slurm(partition="p", extra={"switches": 1})
     found = slurm.executor_parameters(asked, jobs, settings)
     assert (found["nodes"], found["ntasks_per_node"], found["gpus_per_node"]) == (2, 8, 8)
