@@ -37,7 +37,7 @@ class Step:
             call = _forward(layer, x_TD)
         else:
             bounds = batches.start_rows(cell, layer.comm.rank)
-            call = _train(layer, x_TD, batches.cotangent(cell, bounds).to(x_TD.device))
+            call = _train(layer, x_TD, batches.cotangent(cell, bounds, x_TD.device))
         if cell.strategy.slowdown:
             call = _slowed(call, cell.strategy.slowdown, layer.comm.device)
         self._call = call

@@ -1,7 +1,8 @@
 """The weights of a layer, defined by (seed, expert, matrix). Every strategy takes slices of them.
 
 Matrices are uniform with the variance that keeps activations near one. They are generated on the
-CPU and rounded to the layer's dtype.
+device that they are for, and rounded to the layer's dtype: integer arithmetic and products that
+every device rounds alike, so that the bits are the same everywhere.
 
 Shape letters: D in, H hidden, O out, E experts.
 """
@@ -17,7 +18,8 @@ from torch import Tensor
 from moe.spec import LayerSpec
 
 _STREAMS = ("router", "w1", "w3", "w2", "b1", "b3", "b2", "tokens", "cotangent", "routing")
-_CHUNK = 1 << 16  # elements; the temporaries of one chunk stay in the cache
+_CHUNK = 1 << 16  # elements; the temporaries of one chunk stay in a processor's cache
+_GPU_CHUNK = 1 << 26  # the fewer launches, the better
 BIAS_STD = 0.5  # of the order of the outputs, so that neither hides the other
 
 
@@ -50,14 +52,20 @@ def uniform_(out: Tensor, seed: int, item: int, stream: str, start: int = 0) -> 
     """
     state = _mix(seed, item, _STREAMS.index(stream))
     low, high = _signed(state), _signed(state >> 32)
-    counter = torch.arange(min(_CHUNK, out.numel()), dtype=torch.int32)
+    chunk = chunk_of(out.device)
+    counter = torch.arange(min(chunk, out.numel()), dtype=torch.int32, device=out.device)
     other = torch.empty_like(counter)
-    for begin in range(0, out.numel(), _CHUNK):
-        part = out[begin : begin + _CHUNK]
+    for begin in range(0, out.numel(), chunk):
+        part = out[begin : begin + chunk]
         bits = counter[: part.numel()] * _signed(0x9E3779B1)
         bits += _signed((start + begin) * 0x9E3779B1 + low)
         _finalise(bits, high, other[: part.numel()], part)
     return out
+
+
+def chunk_of(device: torch.device) -> int:
+    """Elements that are generated at once."""
+    return _GPU_CHUNK if device.type == "cuda" else _CHUNK
 
 
 def _finalise(bits: Tensor, high: int | Tensor, other: Tensor, out: Tensor) -> None:
@@ -76,23 +84,29 @@ def _finalise(bits: Tensor, high: int | Tensor, other: Tensor, out: Tensor) -> N
 def _rows(out: Tensor, seed: int, items: Sequence[int], stream: str) -> Tensor:
     """Fills row i of `out` [len(items), n] as `uniform_` does for items[i]; short rows all at
     once."""
-    if out.shape[1] > _CHUNK // 2:
+    if out.shape[1] > chunk_of(out.device) // 2:
         for row, item in zip(out, items, strict=True):
             uniform_(row, seed, item, stream)
         return out
     states = [_mix(seed, item, _STREAMS.index(stream)) for item in items]
     low_N1, high_N1 = (
-        torch.tensor([[_signed(state >> shift)] for state in states], dtype=torch.int32)
+        torch.tensor(
+            [[_signed(state >> shift)] for state in states], dtype=torch.int32, device=out.device
+        )
         for shift in (0, 32)
     )
-    bits = torch.arange(out.shape[1], dtype=torch.int32) * _signed(0x9E3779B1) + low_N1
+    counter = torch.arange(out.shape[1], dtype=torch.int32, device=out.device)
+    bits = counter * _signed(0x9E3779B1) + low_N1
     _finalise(bits, high_N1, torch.empty_like(bits), out)
     return out
 
 
-def router(layer: LayerSpec) -> Tensor:
+CPU = torch.device("cpu")
+
+
+def router(layer: LayerSpec, device: torch.device = CPU) -> Tensor:
     """[E, D] float32 router weights, with values that the layer's dtype can represent."""
-    flat = torch.empty(layer.num_experts * layer.dim)
+    flat = torch.empty(layer.num_experts * layer.dim, device=device)
     uniform_(flat, layer.weight_seed, 0, "router").mul_(math.sqrt(3) / math.sqrt(layer.dim))
     return flat.view(layer.num_experts, layer.dim).to(dtype_of(layer.dtype)).float()
 
@@ -119,7 +133,9 @@ def matrix(layer: LayerSpec, expert: int, name: str) -> Tensor:
     return matrices(layer, [expert], name)[0]
 
 
-def matrices(layer: LayerSpec, experts: Sequence[int], name: str) -> Tensor:
+def matrices(
+    layer: LayerSpec, experts: Sequence[int], name: str, device: torch.device = CPU
+) -> Tensor:
     """[len(experts), ...]: `matrix` of several experts."""
     size = shape(layer, name)
     if name.startswith("b"):
@@ -128,25 +144,29 @@ def matrices(layer: LayerSpec, experts: Sequence[int], name: str) -> Tensor:
         gain = 2.0 if name == "w1" and layer.activation == "relu" else 1.0
         std = math.sqrt(gain / size[1])
     if std == 0.0:
-        return torch.zeros((len(experts), *size), dtype=dtype_of(layer.dtype))
-    flat = torch.empty(len(experts), math.prod(size))
+        return torch.zeros((len(experts), *size), dtype=dtype_of(layer.dtype), device=device)
+    flat = torch.empty(len(experts), math.prod(size), device=device)
     _rows(flat, layer.weight_seed, experts, name).mul_(std * math.sqrt(3))
     return flat.view(len(experts), *size).to(dtype_of(layer.dtype))
 
 
-def _together(layer: LayerSpec, experts: Sequence[int]) -> Iterator[Sequence[int]]:
+def _together(
+    layer: LayerSpec, experts: Sequence[int], device: torch.device
+) -> Iterator[Sequence[int]]:
     """Yields groups of experts whose matrices are generated at once: many small ones or one
     large."""
     largest = max(math.prod(shape(layer, name)) for name in names(layer))
-    number = max(1, _CHUNK // largest)
+    number = max(1, chunk_of(device) // largest)
     for begin in range(0, len(experts), number):
         yield experts[begin : begin + number]
 
 
-def by_expert(layer: LayerSpec, experts: Sequence[int]) -> Iterator[dict[str, Tensor]]:
+def by_expert(
+    layer: LayerSpec, experts: Sequence[int], device: torch.device = CPU
+) -> Iterator[dict[str, Tensor]]:
     """Yields {name: whole matrix} for each expert in turn."""
-    for some in _together(layer, experts):
-        stacks = {name: matrices(layer, some, name) for name in names(layer)}
+    for some in _together(layer, experts, device):
+        stacks = {name: matrices(layer, some, name, device) for name in names(layer)}
         for place in range(len(some)):
             yield {name: whole[place] for name, whole in stacks.items()}
 
@@ -166,17 +186,21 @@ def cut(name: str, whole: Tensor, columns: tuple[int, int]) -> Tensor:
 
 
 def stacked(
-    layer: LayerSpec, experts: Sequence[int], name: str, columns: tuple[int, int]
+    layer: LayerSpec,
+    experts: Sequence[int],
+    name: str,
+    columns: tuple[int, int],
+    device: torch.device = CPU,
 ) -> Tensor:
     """[len(experts), ...]: the hidden units `columns` of matrix `name`, filled expert by expert to
     limit peak memory."""
     size = list(shape(layer, name))
     if name != "b2":
         size[-1 if name == "w2" else 0] = columns[1] - columns[0]
-    out = torch.empty((len(experts), *size), dtype=dtype_of(layer.dtype))
+    out = torch.empty((len(experts), *size), dtype=dtype_of(layer.dtype), device=device)
     begin = 0
-    for some in _together(layer, experts):
+    for some in _together(layer, experts, device):
         end = begin + len(some)
-        out[begin:end] = cut(name, matrices(layer, some, name), columns)
+        out[begin:end] = cut(name, matrices(layer, some, name, device), columns)
         begin = end
     return out

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe import weights
+from moe.layer import weight_store
 from moe.layer.activations import activate
 from moe.layer.expert_autograd import GradientBuffers, PerExpertFunction
 from moe.layer.onednn import Packed, runs
@@ -60,15 +60,12 @@ class Experts(nn.Module):
         self.packed: Packed | None = None  # replaces fc1 and fc2, which then use no memory
         self.room = GradientBuffers()  # gradient memory of kernel `loop`
         self.resident = True  # whether the weights stay on this rank between steps
-        matrices = {n: weights.stacked(layer, ids, n, columns) for n in weights.names(layer)}
-        fc1, b1 = matrices["w1"], matrices.get("b1")
-        if "w3" in matrices:
-            fc1 = torch.cat([fc1, matrices["w3"]], dim=1)
-            b1 = None if b1 is None else torch.cat([b1, matrices["b3"]], dim=1)
-        self.fc1 = nn.Parameter(fc1.to(device))
-        self.fc2 = nn.Parameter(matrices["w2"].to(device))
-        self.b1 = None if b1 is None else nn.Parameter(b1.to(device))
-        self.b2 = nn.Parameter(matrices["b2"].to(device)) if "b2" in matrices and bias2 else None
+        held = weight_store.matrices(layer, ids, columns, device)
+        # What other layers may hold too, and a switch back to its layout needs not make again.
+        self.held = held if device.type == "cuda" else None
+        self.fc1, self.fc2 = nn.Parameter(held.fc1), nn.Parameter(held.fc2)
+        self.b1 = None if held.b1 is None else nn.Parameter(held.b1)
+        self.b2 = nn.Parameter(held.b2) if held.b2 is not None and bias2 else None
 
     @property
     def fused(self) -> bool:
@@ -90,7 +87,10 @@ class Experts(nn.Module):
             if self.transposed[place] != new:
                 name = ("fc1", "fc2")[place]
                 parameter = getattr(self, name)
-                data = parameter.data.transpose(1, 2).contiguous()
+                if self.held is not None and not new:
+                    data = getattr(self.held, name)
+                else:
+                    data = parameter.data.transpose(1, 2).contiguous()
                 setattr(self, name, nn.Parameter(data, parameter.requires_grad))
                 self.transposed[place] = new
         self.kernel = kernel
@@ -101,6 +101,11 @@ class Experts(nn.Module):
         if kernel == "packed":
             self.packed = Packed(self.fc1, self.fc2, self.layer.activation)
             self._hold(self.fc1.to("meta"), self.fc2.to("meta"))
+
+    def keep_only_used(self) -> None:
+        """Lets go of matrices in a layout that the kernel does not use."""
+        if any(self.transposed):
+            self.held = None
 
     def _hold(self, fc1: Tensor, fc2: Tensor) -> None:
         self.fc1 = nn.Parameter(fc1, self.fc1.requires_grad)

@@ -100,7 +100,7 @@ class Router(nn.Module):
         super().__init__()
         self.layer, self.rule, self.scope = layer, layer.router, scope
         self.plain_rule = self.rule if self.rule in _PLAIN else None
-        self.weight_ED = nn.Parameter(weights.router(layer).to(device))
+        self.weight_ED = nn.Parameter(weights.router(layer, device))
         self.allowed_TE: Tensor | None
         self.register_buffer("allowed_TE", None if allowed_TE is None else allowed_TE.to(device))
         self.bias_E: Tensor | None

@@ -58,7 +58,7 @@ class PeerLayer(MoELayer):
         H, D], w2 is [E, O, H], b1, b3 are [E, H], b2 is [E, O] (see moe.weights)."""
         ids = range(self.layer.num_experts) if ids is None else ids
         columns = (0, self.layer.hidden)
-        return weights.stacked(self.layer, ids, name, columns).to(self.comm.device)
+        return weights.stacked(self.layer, ids, name, columns, self.comm.device)
 
     @property
     def own_experts(self) -> range:

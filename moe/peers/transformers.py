@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moe.layer import weight_store
 from moe.peers.base import Gate, Matrices, PeerLayer, View
 from moe.peers.instrument import Part
 from moe.strategies.simple.layer import Simple
@@ -40,8 +41,9 @@ class Peer(PeerLayer, Simple):
         with torch.device("meta"):
             block: Any = MixtralSparseMoeBlock(config)
         block.gate = MixtralGate(self)
-        fc1_EFD = torch.cat([self.weights_of("w1"), self.weights_of("w3")], dim=1)
-        state = {"experts.gate_up_proj": fc1_EFD, "experts.down_proj": self.weights_of("w2")}
+        experts = range(layer.num_experts)
+        self.held = weight_store.matrices(layer, experts, (0, layer.hidden), self.comm.device)
+        state = {"experts.gate_up_proj": self.held.fc1, "experts.down_proj": self.held.fc2}
         block.load_state_dict(state, assign=True)
         return block
 

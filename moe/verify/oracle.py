@@ -48,7 +48,7 @@ def expert_second(layer: LayerSpec, matrices: Matrices, h: Tensor, x_ND: Tensor)
 
 def router_weight(layer: LayerSpec, device: torch.device) -> Tensor:
     """[E, D] router weights in float64."""
-    return weights.router(layer).to(device).double()
+    return weights.router(layer, device).double()
 
 
 def logits(layer: LayerSpec, x_ND: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def reference(
         len(shared) + layer.num_experts, 2 * FIRST, dtype=torch.float64, device=comm.device
     )
     every = range(layer.num_experts + layer.shared_experts)
-    own = weights.by_expert(layer, every[comm.rank :: comm.world_size])
+    own = weights.by_expert(layer, every[comm.rank :: comm.world_size], comm.device)
     for expert in every:
         gradients, kink = None, 0.0
         if expert % comm.world_size == comm.rank:
@@ -85,7 +85,7 @@ def reference(
             for place, name in enumerate(("w1", "w2")):
                 start = matrices[name].reshape(-1)[:FIRST]
                 firsts[expert, place * FIRST :][: len(start)] = start.double()
-            gradients, kink = sums.add(expert, {n: w.to(comm.device) for n, w in matrices.items()})
+            gradients, kink = sums.add(expert, matrices)
         if take_gradients is not None:
             take_gradients(expert, gradients, kink)
     y_BO, exact_NO = sums.outputs(comm)

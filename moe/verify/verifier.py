@@ -126,7 +126,8 @@ class Verifier:
 
     def _check_definitions(self, collector: FaultCollector) -> None:
         """Checks what the layer and the oracle share."""
-        collector.require(golden.as_written(), faults.DEFINITIONS)
+        as_written = golden.as_written(self.comm.device)
+        collector.require(as_written, faults.DEFINITIONS)
         if self.allowed_BE is not None:
             allowed_BE = self.allowed_BE.cpu()
             right = definitions.prescribed_right(self.cell, allowed_BE, self.trace_NK)
@@ -136,7 +137,7 @@ class Verifier:
 
     def _tokens(self, cell: Cell) -> Tensor:
         """[B, D] tokens of the whole batch in the layer's dtype."""
-        return batches.tokens(cell, (0, cell.workload.batch_size)).to(self.comm.device)
+        return batches.tokens(cell, (0, cell.workload.batch_size), self.comm.device)
 
     def _own(self, x_BD: Tensor) -> Tensor:
         """The rows this rank starts with."""
@@ -190,7 +191,7 @@ class Verifier:
         experts = None
         if self.train:
             whole = (0, cell.workload.batch_size)
-            batch.cotangent_BO = batches.cotangent(cell, whole).to(comm.device)
+            batch.cotangent_BO = batches.cotangent(cell, whole, comm.device)
             experts = ExpertGradients(cell, step.layer, comm, batch.dtype)
             left = local_gradients(step)
             same = all(torch.equal(grad, left[name])

@@ -30,25 +30,27 @@ def start_rows(cell: Cell, rank: int) -> tuple[int, int]:
     return own_rows(cell, rank)
 
 
-def _rows(cell: Cell, bounds: tuple[int, int], width: int, stream: str) -> Tensor:
-    flat = torch.empty((bounds[1] - bounds[0]) * width)
+def _rows(
+    cell: Cell, bounds: tuple[int, int], width: int, stream: str, device: torch.device
+) -> Tensor:
+    flat = torch.empty((bounds[1] - bounds[0]) * width, device=device)
     weights.uniform_(flat, cell.workload.seed, 0, stream, start=bounds[0] * width)
     return flat.mul_(math.sqrt(3)).view(-1, width).to(weights.dtype_of(cell.layer.dtype))
 
 
-def tokens(cell: Cell, bounds: tuple[int, int]) -> Tensor:
-    """[T, D] of unit variance in the layer's dtype, on the CPU."""
-    return _rows(cell, bounds, cell.layer.dim, "tokens")
+def tokens(cell: Cell, bounds: tuple[int, int], device: torch.device = weights.CPU) -> Tensor:
+    """[T, D] of unit variance in the layer's dtype."""
+    return _rows(cell, bounds, cell.layer.dim, "tokens", device)
 
 
-def cotangent(cell: Cell, bounds: tuple[int, int]) -> Tensor:
+def cotangent(cell: Cell, bounds: tuple[int, int], device: torch.device = weights.CPU) -> Tensor:
     """[T, O]. The loss of mode=train is the sum over all B tokens of <y, cotangent>."""
-    return _rows(cell, bounds, cell.layer.dim_out, "cotangent")
+    return _rows(cell, bounds, cell.layer.dim_out, "cotangent", device)
 
 
 def inputs(cell: Cell, rank: int, device: torch.device) -> Tensor:
     """[T, D] tokens this rank starts with, on `device`; requires a gradient in mode=train."""
-    x_TD = tokens(cell, start_rows(cell, rank)).to(device)
+    x_TD = tokens(cell, start_rows(cell, rank), device)
     return x_TD.requires_grad_(cell.workload.mode == "train")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from moe import build, phases, waits
+from moe.layer.base import MoELayer
 from moe.layer.out_of_memory import free_cached
 from moe.parallel.comm import Comm
 from moe.spec import Cell
@@ -129,9 +130,14 @@ class CellRunner:
             return
         cell = self.plan.cells[index]
         x_TD = batches.inputs(cell, self.comm.rank, self.comm.device)
-        kernel = self._kernel(index, x_TD)
-        layer = build.build(cell, self.comm, self.trace(cell))
-        layer.use(kernel)
+        if self.comm.device.type == "cuda":
+            layer = build.build(cell, self.comm, self.trace(cell))
+            layer.use(self._kernel(index, x_TD, layer))
+            layer.experts.keep_only_used()
+        else:
+            kernel = self._kernel(index, x_TD)
+            layer = build.build(cell, self.comm, self.trace(cell))
+            layer.use(kernel)
         steps = [Step(cell, layer, x_TD)]
         if cell.workload.cache == "cold":
             for _ in range(self._cold_sets(steps[0]) - 1):
@@ -149,14 +155,16 @@ class CellRunner:
             self.traces[sha256] = thaw(self.plan.traces, sha256, folder, cell.layer.topk)
         return self.traces[sha256]
 
-    def _kernel(self, index: int, x_TD: Tensor) -> str:
-        """The kernel, chosen on a layer of its own: one that has tried every kernel has another
-        memory layout, and is slower or faster by half a percent."""
+    def _kernel(self, index: int, x_TD: Tensor, layer: MoELayer | None = None) -> str:
+        """The kernel, chosen on `layer`; None: on one of its own, because on a processor one that
+        has tried every kernel has another memory layout, and is slower or faster by half a
+        percent."""
         cell = self.plan.cells[index]
         key = kernel_key(cell)
         choice: dict[str, Any] = {"name": self.kernels.get(key, ""), "how": "chosen before"}
         if key not in self.kernels:
-            choice = build.build(cell, self.comm, self.trace(cell)).tune(x_TD)
+            layer = layer or build.build(cell, self.comm, self.trace(cell))
+            choice = layer.tune(x_TD)
             self.kernels[key] = choice["name"]
         if index not in self.chosen:  # a heavy cell is built again every round
             self.chosen.add(index)

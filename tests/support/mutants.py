@@ -312,15 +312,15 @@ def bias_that_unbalances() -> list[Patch]:
 @fault("definitions", cell(), cell("ep", "alltoall"))
 def all_experts_alike() -> list[Patch]:
     right = weights.matrices
-    return [(weights, "matrices", lambda layer, ids, name: right(layer, [0] * len(ids), name))]
+    return [(weights, "matrices", lambda layer, ids, *of: right(layer, [0] * len(ids), *of))]
 
 
 @fault("definitions", cell())
 def two_experts_alike() -> list[Patch]:
     right = weights.matrices
 
-    def alike(layer: LayerSpec, experts: Sequence[int], name: str) -> Tensor:
-        return right(layer, [5 if expert == 6 else expert for expert in experts], name)
+    def alike(layer: LayerSpec, experts: Sequence[int], *of: Any) -> Tensor:
+        return right(layer, [5 if expert == 6 else expert for expert in experts], *of)
 
     return [(weights, "matrices", alike)]
 
@@ -338,15 +338,15 @@ def every_rank_has_the_first_shard() -> list[Patch]:
 @fault("definitions", cell())
 def all_tokens_alike() -> list[Patch]:
     right = batches.tokens
-    return [(batches, "tokens", lambda of, bounds: right(of, (0, 1)).repeat(
+    return [(batches, "tokens", lambda of, bounds, *on: right(of, (0, 1), *on).repeat(
         bounds[1] - bounds[0], 1))]  # fmt: skip
 
 
 @fault("definitions", cell(tokens="sharded"))
 def shards_that_start_late() -> list[Patch]:
     right = batches.tokens
-    return [(batches, "tokens", lambda of, bounds: right(
-        of, (0, bounds[1] - bounds[0]) if bounds[0] else bounds))]  # fmt: skip
+    return [(batches, "tokens", lambda of, bounds, *on: right(
+        of, (0, bounds[1] - bounds[0]) if bounds[0] else bounds, *on))]  # fmt: skip
 
 
 @fault("definitions", cell(kind="balanced"))
@@ -973,7 +973,11 @@ def gradients_added_up_for_the_check_alone() -> list[Patch]:
 @fault("definitions", cell())
 def router_rows_all_alike() -> list[Patch]:
     right = weights.router
-    return [(weights, "router", lambda layer: right(layer)[:1].repeat(layer.num_experts, 1))]
+
+    def alike(layer: LayerSpec, *of: Any) -> Tensor:
+        return right(layer, *of)[:1].repeat(layer.num_experts, 1)
+
+    return [(weights, "router", alike)]
 
 
 @fault("definitions", cell(seed=3), cell(weight_seed=3))

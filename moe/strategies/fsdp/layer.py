@@ -58,7 +58,7 @@ class Fsdp(MoELayer):
 
     def make_experts(self) -> Experts:
         experts = super().make_experts()
-        experts.resident = False
+        experts.resident, experts.held = False, None
         return experts
 
     # Sharding.
