@@ -2,7 +2,8 @@
 
 Two limits, kept apart. Compute: the arithmetic of the step at the calibrated matrix rate, or the
 weights it must read at the calibrated bandwidth for that many bytes, whichever takes longer.
-Communication: every collective of the busiest rank at the calibrated alpha + beta * bytes sent.
+Communication: every collective of the busiest rank at the calibrated alpha + beta * bytes sent; of
+GPUs, whose times are no line, the least that the timed messages allow.
 A fraction over 1 means that the limit is wrong, not that the cell is fast.
 
 FLOPs and bytes are those of `moe.cost`, summed over the ranks.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -99,16 +101,18 @@ def matrix_rate(summary: CellSummary) -> float:
 
 def read_rate(summary: CellSummary) -> float:
     """Bytes/s of all ranks together: from memory when cold; warm at the best rate that sets of at
-    least a rank's size of weights are re-read with, on as many cores as there are ranks."""
+    least a rank's size of weights are re-read with, on as many cores, or GPUs, as there are
+    ranks."""
     calibration, ranks = summary.calibration, summary.world_size
     shared = (calibration.get("shared") or {}).get("read_bytes_per_s") or 0.0
     memory = max(float(calibration["read_bytes_per_s"]), float(shared))
+    on_gpu = summary.cell.placement.device == "cuda"
     if summary.cell.workload.cache == "cold":
         return memory
     each = weight_bytes(summary) / ranks
     rates = {float(size): float(r) for size, r in calibration["read_warm_bytes_per_s"].items()}
     fitting = [size for size in rates if size <= each] or [min(rates)]
-    workers = min(ranks, summary.cores or ranks)
+    workers = ranks if on_gpu else min(ranks, summary.cores or ranks)
     return max(memory, max(rates[s] for s in rates if s >= max(fitting)) * workers)
 
 
@@ -116,15 +120,28 @@ def communication_s(summary: CellSummary) -> float:
     """Seconds of the busiest rank's collectives: sum of alpha * calls + beta * bytes sent; 0 for
     none. KeyError for a collective that the calibration does not have."""
     fits = summary.calibration.get("collectives") or {}
+    on_gpu = summary.cell.placement.device == "cuda"
     busiest = 0.0
     for rank in summary.traffic:
         total = 0.0
         for call in rank:
             fit = fits[fit_name(str(call["collective"]), str(call.get("algorithm") or ""))]
-            sent = float(call.get("sent_bytes") or 0)
-            total += fit["alpha_s"] * int(call.get("calls") or 1) + fit["beta_s_per_byte"] * sent
+            sent, calls = float(call.get("sent_bytes") or 0), int(call.get("calls") or 1)
+            if on_gpu and fit.get("points"):
+                total += calls * least_s(fit["points"], sent / calls)
+            else:
+                total += fit["alpha_s"] * calls + fit["beta_s_per_byte"] * sent
         busiest = max(busiest, total)
     return busiest
+
+
+def least_s(points: Sequence[Sequence[float]], sent: float) -> float:
+    """Least time in s of one call that sends so many bytes, by the timed [bytes, median, minimum]:
+    of the largest that is not larger, and at the best rate of all."""
+    by_size = sorted(points, key=lambda point: point[0])
+    smaller = [least for size, _, least in by_size if size <= sent]
+    rates = [size / least for size, _, least in points if size]
+    return max([*smaller[-1:], sent / max(rates) if rates else 0.0])
 
 
 def bounded(cells: pd.DataFrame) -> list[tuple[str, CellSummary, Bound]]:

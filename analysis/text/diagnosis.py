@@ -12,6 +12,7 @@ from analysis.data.series import series_names
 from analysis.stats import straggler
 from analysis.stats.verdict import MIN_LAUNCHES
 from analysis.text import flag_legend
+from runners.host import gpu_monitor
 
 MIN_SAMPLES = 6
 UNSTABLE = 0.10  # half-width of the interval, or spread of the samples, over the middle
@@ -56,6 +57,7 @@ def _of_cell(cell: CellSummary, frame: pd.DataFrame) -> list[tuple[str, str]]:
         *_few(cell, attempts),
         *_unstable(cell, attempts),
         *_growing(attempts),
+        *_throttled(attempts),
         *_straggling(cell, attempts),
         *_flagged(cell),
     ]
@@ -102,6 +104,16 @@ def _growing(attempts: pd.DataFrame) -> list[tuple[str, str]]:
     return [(problem, flag_legend.MARKS["start_grows"].remedy)]
 
 
+def _throttled(attempts: pd.DataFrame) -> list[tuple[str, str]]:
+    """Why GPUs were throttled in the waves of these attempts."""
+    reasons = {reason: None for facts in attempts["environment"]
+               for reason in gpu_monitor.throttling(facts or {})}  # fmt: skip
+    if not reasons:
+        return []
+    mark = flag_legend.MARKS["throttled"]
+    return [(f"{mark.about}: {', '.join(reasons)}", mark.remedy)]
+
+
 def _straggling(cell: CellSummary, attempts: pd.DataFrame) -> list[tuple[str, str]]:
     """The rank that all attempts find to be slow. Not looked for where ranks share cores: a rank
     that waits for a core looks slow."""
@@ -119,6 +131,7 @@ def _straggling(cell: CellSummary, attempts: pd.DataFrame) -> list[tuple[str, st
 
 def _flagged(cell: CellSummary) -> list[tuple[str, str]]:
     unknown = flag_legend.Mark("", "", "see docs/analysis.md")
-    flags = [flag for flag in cell.flags if flag != "start_grows"]  # _growing says how much
+    said = ("start_grows", "throttled")  # with how much, and why
+    flags = [flag for flag in cell.flags if flag not in said]
     marks = [(flag, flag_legend.MARKS.get(flag, unknown)) for flag in flags]
     return [(mark.about or flag, mark.remedy) for flag, mark in marks]

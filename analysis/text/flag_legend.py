@@ -52,6 +52,18 @@ MARKS = {
         "the machine drifted while the cell was measured",
         "measure again on a quiet machine",
     ),
+    "throttled": Mark(
+        "g",
+        "GPUs were throttled in the wave, in over 1% of the readings",
+        "cool the GPUs, raise their power limit, or lock their clocks (nvidia-smi -lgc)",
+        "ran on throttled GPUs, so that the time depends on heat or power",
+    ),
+    "not_cold": Mark(
+        "h",
+        "not cold: reading its sets of weights in turn took less time than from memory",
+        "use a larger layer or more tokens, or measure.cache=warm",
+        "found weights in the cache that were to be cold",
+    ),
     "stopped_by_maximum": Mark(
         "m",
         "stopped by the largest number of samples before the interval was narrow enough",

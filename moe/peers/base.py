@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from moe import phases, weights
+from moe.layer import weight_store
 from moe.layer.base import MoELayer, known_gradient
 from moe.layer.experts import Experts
 from moe.layer.router import Routing
+from moe.layer.weight_store import Matrices
 from moe.parallel.comm import Comm
 from moe.peers.instrument import Listening, Part, timed
 from moe.peers.registry import limits_of
@@ -59,6 +61,13 @@ class PeerLayer(MoELayer):
         ids = range(self.layer.num_experts) if ids is None else ids
         columns = (0, self.layer.hidden)
         return weights.stacked(self.layer, ids, name, columns, self.comm.device)
+
+    def fused(self) -> Matrices:
+        """All experts' matrices as this project's kernels hold them, and share them on a GPU."""
+        ids, columns = range(self.layer.num_experts), (0, self.layer.hidden)
+        held = weight_store.matrices(self.layer, ids, columns, self.comm.device)
+        self.experts.held = held if self.comm.device.type == "cuda" else None
+        return held
 
     @property
     def own_experts(self) -> range:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe.layer import weight_store
 from moe.peers.base import Gate, Matrices, PeerLayer, View
 from moe.peers.instrument import Part
 from moe.strategies.simple.layer import Simple
@@ -41,9 +40,7 @@ class Peer(PeerLayer, Simple):
         with torch.device("meta"):
             block: Any = MixtralSparseMoeBlock(config)
         block.gate = MixtralGate(self)
-        experts = range(layer.num_experts)
-        held = weight_store.matrices(layer, experts, (0, layer.hidden), self.comm.device)
-        self.experts.held = held
+        held = self.fused()
         state = {"experts.gate_up_proj": held.fc1, "experts.down_proj": held.fc2}
         block.load_state_dict(state, assign=True)
         return block

@@ -73,6 +73,11 @@ memory[].restarted whether the peak was counted from the cell's start, or from t
 memory[].before_bytes what it had before the cell was built
 memory[].weights_bytes of the rank's own weights
 memory[].step_bytes the most of tensors alive at once in a step, beyond those before it
+memory[].cache.bytes of a cold cell on a GPU: what a step reads of a copy, weights and tokens
+memory[].cache.sets copies that it rotates over
+memory[].cache.l2_bytes the GPU's cache
+memory[].cache.cold_s device time of reading those bytes of the copies in turn, for one copy
+memory[].cache.warm_s the same of one copy again and again
 skew.expert_slots slots of every expert
 skew.rank_slots slots of every rank
 kernel.name the kernel that ran
@@ -86,7 +91,7 @@ anchors.last at its end
 meta.model how the user asked for the layer
 meta.scale its divisor
 meta.overrides the words of the command line
-environment.versions of Python, PyTorch, this project and mpi4py
+environment.versions of Python, PyTorch, this project and libraries; on a GPU of CUDA and NCCL
 environment.git of the clone: sha, and dirty, a hash of the changes; null where there is none
 environment.system kernel and architecture
 environment.host salted hash of the machine
@@ -109,7 +114,7 @@ environment.gpu_links between them
 environment.network own, loopback or between nodes
 environment.pinned CPUs of every rank, or null
 environment.before state of host and process before the wave
-environment.after the same of every rank after it
+environment.after the same of every rank after it; `gpus`: clocks, power, throttling in the wave
 environment.topology.node_of of several nodes: the node of every rank
 environment.topology.hosts salted hash of every node's machine
 environment.topology.nodes CPU, cores, memory and GPUs of every node

@@ -45,6 +45,8 @@ from runners.host.hardware import (
 )
 
 PROJECT = "moe-bench"
+PACKAGES = ("torch", "project", "mpi4py", "triton", "transformers")
+GPU_SOFTWARE = ("cuda", "nccl", "triton", "transformers")  # a GPU's speed depends on, beside torch
 GIT_LIMIT_S = 5.0
 UNTRACKED_LIMIT_BYTES = 1 << 20  # larger untracked files enter the dirty hash by name and size only
 
@@ -70,7 +72,7 @@ def capture(
     """
     memory = memory_bytes()
     return {
-        "versions": versions(),
+        "versions": versions(device),
         "git": git if git is not None else git_state(root),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "host": short_hash(text("/etc/machine-id"), platform.node()),
@@ -112,13 +114,24 @@ def snapshot() -> dict[str, Any]:
     }
 
 
+def with_gpus(environment: dict[str, Any]) -> dict[str, Any]:
+    """A captured environment of a launch on the CPU as a launch on the GPUs captures it, for its
+    fingerprint."""
+    return {**environment, "device": "cuda", "versions": versions("cuda"), "gpus": gpus()}
+
+
 def fingerprint(environment: dict[str, Any]) -> str:
     """Twelve hex digits over what decides the speed of the hardware and its libraries."""
     names = ("host", "cpu_model", "cores", "cpu_quota", "governor", "numa_nodes", "llc_bytes")
     facts = {name: environment.get(name) for name in names}
+    known = environment.get("versions") or {}
     facts["memory_gib"] = round((environment.get("memory_total_bytes") or 0) / 2**30)
-    facts["torch"] = (environment.get("versions") or {}).get("torch")
+    facts["torch"] = known.get("torch")
     facts["gpus"] = [gpu.get("name") for gpu in environment.get("gpus") or []]
+    if facts["gpus"]:  # a fingerprint without GPUs is as it always was
+        about = ("memory_total", "driver_version")
+        facts["of_gpus"] = [[gpu.get(name) for name in about] for gpu in environment["gpus"]]
+        facts["of_torch"] = {name: known.get(name) for name in GPU_SOFTWARE}
     return short_hash(json.dumps(facts, sort_keys=True))
 
 
@@ -131,15 +144,26 @@ def short_hash(*parts: str | None) -> str:
 # --- software ---------------------------------------------------------------------------------
 
 
-def versions() -> dict[str, str | None]:
-    """Versions from package metadata, so that torch need not be imported."""
+def versions(device: str = "cpu") -> dict[str, str | None]:
+    """Versions from package metadata, so that torch need not be imported; on a GPU also those of
+    CUDA and NCCL, which torch is asked for. None for what is not there."""
     by_name: dict[str, str | None] = {"python": platform.python_version()}
-    for name, package in (("torch", "torch"), ("project", PROJECT), ("mpi4py", "mpi4py")):
+    for name in PACKAGES:
         try:
-            by_name[name] = metadata.version(package)
+            by_name[name] = metadata.version(PROJECT if name == "project" else name)
         except metadata.PackageNotFoundError:
             by_name[name] = None
-    return by_name
+    return by_name | (_cuda_versions() if device.startswith("cuda") else {})
+
+
+def _cuda_versions() -> dict[str, str | None]:
+    import torch
+
+    try:
+        nccl = ".".join(map(str, torch.cuda.nccl.version()))
+    except (AttributeError, RuntimeError):  # a build without it
+        nccl = None
+    return {"cuda": torch.version.cuda, "nccl": nccl}
 
 
 def git_state(root: Path | None, limit_s: float = GIT_LIMIT_S) -> dict[str, Any] | None:

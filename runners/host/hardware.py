@@ -7,6 +7,8 @@ import os
 import platform
 import re
 import subprocess
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,16 @@ from runners.host.files import number, text
 GPU_FIELDS = (
     "name",
     "driver_version",
+    "memory.total",
     "clocks.sm",
     "clocks.mem",
     "clocks.max.sm",
     "clocks_throttle_reasons.active",
     "temperature.gpu",
     "power.draw",
+    "power.limit",
 )
+NEWER_NAMES = {"clocks_throttle_reasons.active": "clocks_event_reasons.active"}  # of fields
 
 
 @functools.cache
@@ -89,15 +94,45 @@ def may_have_gpus(root: Path = Path("/dev")) -> bool:
 
 
 def gpus(limit_s: float = 10.0) -> list[dict[str, Any]]:
-    """Model, clocks and throttling of every visible GPU by nvidia-smi; empty where it fails."""
-    query = ["nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits"]
+    """Model, memory, clocks, power and throttling of every GPU by nvidia-smi; without the fields
+    that it does not know, and empty where it fails."""
+    names, rows = query_gpus(GPU_FIELDS, limit_s)
+    keys = [field.replace(".", "_") for field in names]
+    return [dict(zip(keys, row, strict=True)) for row in rows]
+
+
+def query_gpus(
+    fields: Sequence[str], limit_s: float = 10.0
+) -> tuple[dict[str, str], list[list[str]]]:
+    """The name by which nvidia-smi knows each field, without those it does not know, and a row of
+    their values for every GPU. Nothing where it fails. One unknown name fails a whole query: then
+    each is asked for alone, and then by its newer name."""
+    end_s = time.monotonic() + limit_s
+    rows = _query(fields, end_s)
+    if rows is not None:
+        return {field: field for field in fields}, rows
+    known = {field: name for field in fields if (name := _known_name(field, end_s))}
+    rows = _query([*known.values()], end_s) if known else None
+    return (known, rows) if rows else ({}, [])
+
+
+def _known_name(field: str, end_s: float) -> str | None:
+    names = (field, NEWER_NAMES.get(field))
+    return next((name for name in names if name and _query([name], end_s) is not None), None)
+
+
+def _query(names: Sequence[str], end_s: float) -> list[list[str]] | None:
+    """Values by GPU and name; None where nvidia-smi is missing, fails, or does not end in time."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(names)}", "--format=csv,noheader,nounits"]
+    limit_s = end_s - time.monotonic()
+    if limit_s <= 0:
+        return None
     try:
-        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=limit_s)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=limit_s)
     except (OSError, subprocess.SubprocessError):
-        return []
+        return None
     rows = [[value.strip() for value in line.split(",")] for line in done.stdout.splitlines()]
-    names = [name.replace(".", "_") for name in GPU_FIELDS]
-    return [dict(zip(names, row, strict=True)) for row in rows if len(row) == len(names)]
+    return [row for row in rows if len(row) == len(names)]
 
 
 def gpu_links(limit_s: float = 10.0) -> list[list[str]]:

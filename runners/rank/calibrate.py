@@ -31,17 +31,26 @@ from runners.host.streams import reader_may_leave
 from runners.launch.local import agent_command
 from runners.mpi.start import mpiexec_command
 from runners.plan import Measure
-from runners.rank.links import collective_fits, exchange_limits, from_rank0, left_out, tier_fits
+from runners.rank.gpu_probe import GpuMemory, device_costs
+from runners.rank.links import (
+    collective_fits,
+    exchange_limits,
+    from_rank0,
+    left_out,
+    message_sizes,
+    tier_fits,
+)
 from runners.rank.probe import (
-    CHUNK_BYTES,
     MATRICES,
     ROWS,
+    Matrix,
     Memory,
     Probe,
     Products,
     SingleRankRates,
     Step,
     dtypes,
+    matrices,
     single_rank_rates,
     ways,
 )
@@ -52,6 +61,7 @@ from runners.records.sealed import write_atomic
 LIMIT_S = Measure().calibration_limit_s
 # Shares of the limit after which each part ends; what is left is for overruns.
 ALONE_UNTIL, SHARED_UNTIL, CHOICE_UNTIL, LINKS_UNTIL = 0.45, 0.6, 0.75, 0.9
+COSTS_SHARE = 0.1  # of the first part: launches, waits and copies to and from a GPU
 WINDOWS = 3  # of concurrent work of all ranks, if time allows
 PRODUCT_WEIGHT = 2  # time of products over that of a memory rate, with all ranks
 
@@ -59,16 +69,19 @@ PRODUCT_WEIGHT = 2  # time of products over that of a memory rate, with all rank
 def concurrent_rate(step: Step, amount: float, probe: Probe, comm: Comm, until_s: float) -> float:
     """Best total rate of all ranks, over up to WINDOWS windows in which all of them work; rank 0's
     clock decides how many."""
-    best = 0.0
+    best, on_gpu = 0.0, probe.device.type == "cuda"
     for number in range(WINDOWS):
         window_s = from_rank0(comm, probe.left_s(until_s) / (WINDOWS - number))
         if best and window_s <= 0:
             break
+        calls = probe.calls_within(probe.elapsed_s(step), window_s / 4) if on_gpu else 0
         comm.barrier()
         start, done = probe.clock(), 0
         while not done or probe.clock() - start < window_s:
             step()
             done += 1
+            if calls and done % calls == 0:
+                probe.sync()  # otherwise seconds of work would be enqueued
         probe.sync()
         rank_rate = amount * done / (probe.clock() - start)
         total = torch.tensor([rank_rate], dtype=torch.float64, device=comm.device)
@@ -79,42 +92,49 @@ def concurrent_rate(step: Step, amount: float, probe: Probe, comm: Comm, until_s
 def shared_rates(
     probe: Probe, memory: Memory, comm: Comm, alone: SingleRankRates, until_s: float
 ) -> dict[str, Any]:
-    """Totals over all ranks at once; at least what one rank reaches alone."""
+    """Totals over all ranks at once; at least what one rank reaches alone, and as often as there
+    are ranks where each has a GPU."""
     kinds = dtypes(probe.device)
     weights = [1, 1] + [PRODUCT_WEIGHT] * len(kinds)
+    on_gpu = probe.device.type == "cuda"
+    alone_ranks = comm.world_size if on_gpu else 1
+    matrix = matrices(probe.device)[0]
 
     def until() -> float:
         share = weights[0] / sum(weights)
         del weights[0]
         return probe.clock() + share * probe.left_s(until_s)
 
-    read = concurrent_rate(memory.product, CHUNK_BYTES, probe, comm, until())
-    copy = concurrent_rate(memory.copy, 2 * CHUNK_BYTES, probe, comm, until())
+    read = concurrent_rate(memory.product, memory.chunk_bytes, probe, comm, until())
+    copy = concurrent_rate(memory.copy, 2 * memory.chunk_bytes, probe, comm, until())
+    read = max(read, copy) if on_gpu else read
     flops = {}
     for dtype in kinds:
-        name, (n, k) = str(dtype).removeprefix("torch."), MATRICES[0]
+        name, (n, k) = str(dtype).removeprefix("torch."), matrix[0]
         one_rank, end_s = alone.products[name], until()
-        rows = round(
-            from_rank0(comm, rows_within(one_rank, comm.world_size, probe.left_s(end_s) / 2))
-        )
+        sharing = 1 if on_gpu else comm.world_size
+        limit_s = probe.left_s(end_s) / 2
+        rows = round(from_rank0(comm, rows_within(one_rank, sharing, limit_s, matrix)))
         way = ways(probe.random(n, k, dtype=dtype))[one_rank.way[f"{rows}x{n}x{k}"]]()
         step = functools.partial(way, probe.random(rows, k, dtype=dtype))
         step()  # warm-up
         rate = concurrent_rate(step, 2 * rows * n * k, probe, comm, end_s)
-        flops[name] = max(rate, alone.rates["matmul_flops_per_s"][name]["peak"])
+        flops[name] = max(rate, alone_ranks * alone.rates["matmul_flops_per_s"][name]["peak"])
     return {
-        "read_bytes_per_s": max(read, alone.rates["read_bytes_per_s"]),
-        "copy_bytes_per_s": max(copy, alone.rates["copy_bytes_per_s"]),
+        "read_bytes_per_s": max(read, alone_ranks * alone.rates["read_bytes_per_s"]),
+        "copy_bytes_per_s": max(copy, alone_ranks * alone.rates["copy_bytes_per_s"]),
         "matmul_flops_per_s": flops,
     }
 
 
-def rows_within(one_rank: Products, ranks: int, limit_s: float) -> int:
-    """The most rows timed alone whose product would end within `limit_s` on all ranks at once, with
-    the cores shared evenly; the fewest where none would."""
-    n, k = MATRICES[0]
+def rows_within(
+    one_rank: Products, ranks: int, limit_s: float, matrix: Matrix = (MATRICES[0], ROWS)
+) -> int:
+    """The most rows timed alone whose product would end within `limit_s` on `ranks` at once, which
+    share the cores evenly; the fewest where none would."""
+    (n, k), every = matrix
     crowd = max(1.0, ranks / hardware.usable_cores())
-    timed = {m: rate for m in ROWS if (rate := one_rank.flops_per_s.get(f"{m}x{n}x{k}"))}
+    timed = {m: rate for m in every if (rate := one_rank.flops_per_s.get(f"{m}x{n}x{k}"))}
     fitting = [m for m, rate in timed.items() if crowd * 2 * m * n * k / rate <= limit_s]
     return max(fitting, default=min(timed))
 
@@ -137,11 +157,15 @@ def calibrate_ranks(
     alone_until, shared_until, choice_until, links_until = (
         began_s + part * limit_s for part in (ALONE_UNTIL, SHARED_UNTIL, CHOICE_UNTIL, LINKS_UNTIL)
     )
-    memory = Memory(probe, ranks, sharing=ranks if rank else 1)
+    on_gpu = device.type == "cuda"
+    memory = GpuMemory(probe) if on_gpu else Memory(probe, ranks, sharing=ranks if rank else 1)
     comm.barrier()
     payload: list[Any] = [None, ""]
     if rank == 0:
+        costs_until = probe.clock() + COSTS_SHARE * probe.left_s(alone_until)
+        costs = device_costs(probe, costs_until) if on_gpu else {}
         payload = [single_rank_rates(probe, memory, alone_until), fingerprint]
+        payload[0].rates.update(costs)
     else:
         probe.sleep(max(0.0, probe.left_s(alone_until)))
     if ranks > 1:
@@ -155,7 +179,10 @@ def calibrate_ranks(
     middle = (choice_until + links_until) / 2
     fits = collective_fits(probe, comm.world, links_until if nodes == 1 else middle)
     tiers = tier_fits(probe, comm, nodes, links_until) if nodes > 1 else {}
-    untimed = left_out(fits) if ranks > 1 else []
+    untimed = left_out(fits, sizes=len(message_sizes(comm.world).all)) if ranks > 1 else []
+    del memory, probe.noise
+    if on_gpu:
+        torch.cuda.empty_cache()
     return {
         "fingerprint": fingerprint,
         "ranks": ranks,

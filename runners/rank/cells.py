@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from moe import build, phases, waits
@@ -26,6 +25,7 @@ from moe.verify.verifier import Verifier, verify_twin
 from moe.workload import batches
 from runners.host import environment, hardware
 from runners.plan import LaunchPlan, kernel_key
+from runners.rank import cold_sets
 from runners.rank.process_group import TorchRanks
 from runners.records.rank_log import RankLog
 from runners.records.routing_trace import thaw
@@ -63,6 +63,7 @@ class CellRunner:
         self.plan, self.comm, self.ranks, self.log = plan, comm, ranks, log
         self.built: dict[int, Built] = {}
         self.verifiers: dict[int, Verifier] = {}
+        self.reached: dict[int, float] = {}  # share of the experts that a cell's step reads
         self.changed: set[int] = set()  # cells of which this rank has logged a difference
         self.failed: set[int] = set()  # cells that ran out of a GPU's memory
         self.kept_weights: tuple[LayerSpec, Matrices] | None = None
@@ -89,9 +90,9 @@ class CellRunner:
             self.discard([index])
             return False
         assert verifier.seen is not None
-        self.log.write(
-            "info", cell=index, name="skew", value=built.steps[0].layer.skew(verifier.seen)
-        )
+        skew = built.steps[0].layer.skew(verifier.seen)
+        self.log.write("info", cell=index, name="skew", value=skew)
+        self.reached[index] = cold_sets.reached(skew["expert_slots"], cell)
         verifier.seen = None
         return True
 
@@ -184,10 +185,12 @@ class CellRunner:
         return self.kernels[key]
 
     def _cold_sets(self, step: Step) -> int:
-        """Copies whose weights and inputs, on all ranks together, are twice the cache."""
-        cache = hardware.llc_bytes() or LLC_BYTES_UNKNOWN
+        """Copies whose weights and inputs, on all ranks together, are twice the cache; on GPUs as
+        runners/rank/cold_sets.py says."""
         if self.comm.device.type == "cuda":
-            cache = torch.cuda.get_device_properties(self.comm.device).L2_cache_size
+            place = self.ranks.place.node, self.comm.device.index or 0
+            return cold_sets.count(self.ranks.gather(cold_sets.row(step, step.layer.cell, place)))
+        cache = hardware.llc_bytes() or LLC_BYTES_UNKNOWN
         local_bytes = step.layer.weights_bytes() + step.x_TD.nbytes
         total_bytes = sum(row[0] for row in self.ranks.gather([local_bytes]))
         sets = -(-2 * cache // max(total_bytes, 1)) + 1
@@ -214,12 +217,17 @@ class CellRunner:
         peak = environment.peak_memory_bytes(self.comm.device.type)
         built = self.built[index]
         built.last.output = None  # otherwise it would be freed in the step that is counted
+        cold = self.plan.cells[index].workload.cache == "cold"
+        on_gpu = self.comm.device.type == "cuda" and not self.plan.placement.staged
+        judged = cold and on_gpu
+        cache = cold_sets.read_times(built.steps, self.reached[index]) if judged else None
         return {
             **peak,
             "restarted": self._restarted,
             "before_bytes": self._baseline["current_bytes"],
             "weights_bytes": built.steps[0].layer.weights_bytes(),
             "step_bytes": environment.step_memory_bytes(built.call, self.comm.device.type),
+            **({"cache": cache} if cache else {}),
         }
 
     def _phases(self, index: int) -> dict[str, object]:

@@ -9,22 +9,56 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from moe.parallel import algorithms
 from moe.parallel.comm import Comm, RankGroup
 from moe.parallel.traffic import GroupShape
+from runners.rank import gpu
 from runners.rank.probe import Probe, Step
 from runners.records import calibrations
 
 ENDS_BYTES = (1 << 10, 1 << 20)  # messages of these sizes first: a line needs two
 BETWEEN_BYTES = (16 << 10, 128 << 10)
-MESSAGE_BYTES = (*ENDS_BYTES, *BETWEEN_BYTES)
+GPU_ENDS_BYTES = (1 << 10, 256 << 20)  # links of GPUs reach their rate with large messages only
+GPU_BETWEEN_BYTES = (16 << 20, 1 << 20, 64 << 10)
 COLLECTIVES = ("barrier", "all_to_all", "all_reduce", "all_gather", "reduce_scatter")
 NOTHING, ALL = (dict.fromkeys(algorithms.CHOSEN, limit) for limit in (0, 1 << 30))
 BLOCKS = 5  # of calls, per collective and size, if time allows
+
+
+class Messages(NamedTuple):
+    """Sizes of messages, in bytes, in the order of their importance."""
+
+    ends: tuple[int, int]
+    between: tuple[int, ...]
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        return (*self.ends, *self.between)
+
+
+CPU_MESSAGES = Messages(ENDS_BYTES, BETWEEN_BYTES)
+
+
+def message_sizes(group: RankGroup) -> Messages:
+    """Those that are timed in the group; on GPUs as far as half of the least free memory of all
+    ranks allows. Every rank calls it."""
+    device = group.comm.device
+    if device.type != "cuda":
+        return CPU_MESSAGES
+    free = torch.tensor([gpu.free_bytes(device)], dtype=torch.int64, device=device)
+    return gpu_messages(group.size, int(group.comm.world.combine_(free, "min").item()) // 2)
+
+
+def gpu_messages(ranks: int, room_bytes: int) -> Messages:
+    """Up to a size of which an all-gather's message and output, and one message more, have room."""
+    least, largest = GPU_ENDS_BYTES
+    largest = max(2 * least, min(largest, room_bytes // (ranks + 2)))
+    between = tuple(size for size in GPU_BETWEEN_BYTES if size < largest)
+    return Messages((least, largest), between)
 
 
 def from_rank0(comm: Comm, value: float) -> float:
@@ -86,11 +120,12 @@ def collective_fits(
 def _collective_fits(
     probe: Probe, group: RankGroup, until_s: float, names: Sequence[str]
 ) -> dict[str, Any]:
-    comm = group.comm
-    steps = {size: collective_steps(group, size) for size in MESSAGE_BYTES}
-    pairs = [(name, size) for name in names for size in ENDS_BYTES]
-    pairs += [(name, size) for size in BETWEEN_BYTES for name in names]
-    pairs = [w for w in pairs if w[0] != "barrier" or w[1] == ENDS_BYTES[0]]
+    comm, messages = group.comm, message_sizes(group)
+    on_gpu = comm.device.type == "cuda"  # its messages are large: one at a time is kept
+    kept = {} if on_gpu else {size: collective_steps(group, size) for size in messages.all}
+    pairs = [(name, size) for name in names for size in messages.ends]
+    pairs += [(name, size) for size in messages.between for name in names]
+    pairs = [w for w in pairs if w[0] != "barrier" or w[1] == messages.ends[0]]
     points: dict[str, list[list[float]]] = {}
     least_s = 0.0  # shortest time that a size has taken
     for done, (name, size) in enumerate(pairs):
@@ -99,8 +134,9 @@ def _collective_fits(
         share_s = from_rank0(comm, left_s / (len(pairs) - done) if left_s > least_s else 0.0)
         if share_s <= 0:
             break
-        sent, step = steps[size][name]
+        sent, step = (kept.get(size) or collective_steps(group, size))[name]
         seconds = time_collective(probe, comm, step, share_s)
+        del step
         points.setdefault(name, []).append([sent, *seconds])
         least_s = min(least_s or math.inf, probe.clock() - began_s)
     return {
@@ -139,14 +175,16 @@ def exchange_limits(probe: Probe, comm: Comm, until_s: float) -> tuple[dict[str,
     return algorithms.choose(times, comm.world_size), missing
 
 
-def left_out(fits: dict[str, Any], names: Sequence[str] = COLLECTIVES) -> list[str]:
-    """What was not timed, in words."""
-    sizes = {name: len(MESSAGE_BYTES) if name != "barrier" else 1 for name in names}
+def left_out(
+    fits: dict[str, Any], names: Sequence[str] = COLLECTIVES, sizes: int = len(CPU_MESSAGES.all)
+) -> list[str]:
+    """What was not timed, in words; `sizes` is how many messages were to be timed."""
+    wanted = {name: sizes if name != "barrier" else 1 for name in names}
     timed = {name: len(fits[name]["points"]) if name in fits else 0 for name in names}
     return [
-        f"{sizes[name] - timed[name]} of {sizes[name]} sizes of {name}"
+        f"{wanted[name] - timed[name]} of {wanted[name]} sizes of {name}"
         for name in names
-        if timed[name] < sizes[name]
+        if timed[name] < wanted[name]
     ]
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from moe.layer import onednn
 from runners.host import hardware
+from runners.rank import gpu
 
 CHUNK_BYTES = 32 << 20
 MEMORY_LIMIT_BYTES = 1 << 30  # of one rank's buffer for cold reads
@@ -25,11 +26,18 @@ WARM_BYTES = (256 << 10, 2 << 20, 16 << 20)
 ROWS = (1, 8, 64, 512)  # M: tokens of one expert
 MATRICES = ((4096, 1024), (1024, 4096))  # N x K of an expert
 SQUARE = 1024
-GPU_SQUARE = 8192
+# On GPUs: the largest rate first, then experts of Mixtral, DeepSeek-V3 and Qwen3-30B-A3B.
+GPU_ROWS = (1, 16, 128, 1024, 8192)
+GPU_MATRICES = (
+    *((8192, 8192), (28672, 4096), (4096, 14336), (4096, 7168), (7168, 2048)),
+    *((1536, 2048), (2048, 768)),
+)
+GPU_CALLS = 50  # enqueued between two syncs, at most
 MEMORY_SHARE = 0.3  # of the time for one rank alone
 LARGEST_WEIGHT = 4  # time for the most rows of a matrix over that for fewer
 
 Step = Callable[[], object]
+Matrix = tuple[tuple[int, int], tuple[int, ...]]  # N x K, and the rows M in ascending order
 
 
 class Probe:
@@ -48,6 +56,11 @@ class Probe:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    @property
+    def least_calls(self) -> int:
+        """Calls of a step that are timed at least: on a GPU the first may load the kernel."""
+        return 2 if self.device.type == "cuda" else 1
+
     def left_s(self, until_s: float) -> float:
         """Seconds until `until_s`; negative when it has passed."""
         return until_s - self.clock()
@@ -64,11 +77,17 @@ class Probe:
     def best_s(self, step: Step, budget_s: float) -> float:
         """Shortest time of one call in s; calls only once where another would exceed the budget."""
         deadline = self.clock() + budget_s
-        calls = 10 if self.device.type == "cuda" else 1
-        best = self.elapsed_s(step, calls)
+        best = min(self.elapsed_s(step) for _ in range(self.least_calls))
         while best <= self.left_s(deadline):
-            best = min(best, self.elapsed_s(step, calls))
-        return best / calls
+            calls = self.calls_within(best, self.left_s(deadline) / 4)
+            best = min(best, self.elapsed_s(step, calls) / calls)
+        return best
+
+    def calls_within(self, call_s: float, limit_s: float) -> int:
+        """Calls between two syncs that last about `limit_s`; one on a CPU, which needs no sync."""
+        if self.device.type != "cuda":
+            return 1
+        return max(1, min(GPU_CALLS, int(limit_s / max(call_s, 1e-9))))
 
     def random(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Normal random numbers, read-only: drawing new ones would take longer than using them."""
@@ -81,6 +100,8 @@ class Probe:
 class Memory:
     """A buffer larger than the caches, read and copied in chunks so that each is cold. `sharing`
     ranks read theirs at once, and together need no more than that."""
+
+    chunk_bytes = CHUNK_BYTES
 
     def __init__(self, probe: Probe, ranks: int, sharing: int = 1) -> None:
         self.probe, self.next = probe, 0
@@ -163,8 +184,25 @@ def _widened(w_NK: torch.Tensor, wide_NK: torch.Tensor, x_MK: torch.Tensor) -> t
 
 
 def dtypes(device: torch.device) -> tuple[torch.dtype, ...]:
-    half = (torch.float16,) if device.type == "cuda" else ()
-    return (torch.float32, torch.bfloat16, *half)
+    if device.type == "cuda":
+        return torch.bfloat16, torch.float32, torch.float16
+    return torch.float32, torch.bfloat16
+
+
+def matrices(device: torch.device) -> list[Matrix]:
+    """Matrices to multiply, and with how many rows; all ranks at once multiply the first."""
+    if device.type == "cuda":
+        return [(one, GPU_ROWS) for one in GPU_MATRICES]
+    square = (SQUARE, SQUARE), (1, SQUARE // 64, SQUARE // 8, SQUARE)
+    return [*((one, ROWS) for one in MATRICES), square]
+
+
+def fits(device: torch.device, m: int, n: int, k: int, dtype: torch.dtype) -> bool:
+    """Whether a GPU has memory for a product: matrix, a copy, and random numbers; rows, results."""
+    if device.type != "cuda":
+        return True
+    needed = dtype.itemsize * (2 * n * k + m * k + m * n) + 4 * max(n * k, m * k)
+    return 2 * needed <= gpu.free_bytes(device)
 
 
 @dataclass
@@ -183,28 +221,28 @@ class Products:
 def matmul_rates(probe: Probe, dtype: torch.dtype, until_s: float) -> Products:
     """Times products with ascending numbers of rows: a time with fewer rows bounds the time with
     more, so that none is started that would not end in time. The most rows get the most time."""
-    square = GPU_SQUARE if probe.device.type == "cuda" else SQUARE
-    matrices: list[tuple[tuple[int, int], tuple[int, ...]]] = [(one, ROWS) for one in MATRICES]
-    matrices += [((square, square), (1, square // 64, square // 8, square))]
-    weights = [LARGEST_WEIGHT if m == rows[-1] else 1 for _, rows in matrices for m in rows]
+    known = matrices(probe.device)
+    weights = [LARGEST_WEIGHT if m == rows[-1] else 1 for _, rows in known for m in rows]
     rates = Products()
-    for (n, k), rows in matrices:
+    for (n, k), rows in known:
         steps: tuple[Way, ...] = ()
         last_s: dict[int, tuple[int, float]] = {}
         for m in rows:
             share_s = probe.left_s(until_s) * weights[0] / sum(weights)
             del weights[0]
-            most_s = {way: s * m / fewer for way, (fewer, s) in last_s.items()}
-            if rates.way and min(most_s.values(), default=0.0) >= probe.left_s(until_s):
+            calls = probe.least_calls
+            most_s = {way: calls * s * m / fewer for way, (fewer, s) in last_s.items()}
+            late = min(most_s.values(), default=0.0) >= probe.left_s(until_s)
+            if rates.way and (late or not fits(probe.device, m, n, k, dtype)):
                 rates.left_out += 1
                 continue
             steps = steps or products(probe.random(n, k, dtype=dtype))
             x_MK = probe.random(m, k, dtype=dtype)
-            calls = [functools.partial(step, x_MK) for step in steps]
-            for call in calls if not last_s else ():
+            products_of = [functools.partial(step, x_MK) for step in steps]
+            for call in products_of if not last_s else ():
                 call()  # warm-up
             least_s = {way: s for way, (_, s) in last_s.items()}
-            took_s = fastest_s(probe, calls, least_s, most_s, share_s, until_s)
+            took_s = fastest_s(probe, products_of, least_s, most_s, share_s, until_s)
             rates.add(f"{m}x{n}x{k}", 2 * m * n * k, took_s)
             last_s |= {way: (m, s) for way, s in took_s.items()}
     return rates

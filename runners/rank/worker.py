@@ -15,7 +15,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -26,10 +26,11 @@ from moe.layer.out_of_memory import is_out_of_memory, out_of_memory_text
 from moe.parallel import algorithms
 from moe.parallel.comm import Comm
 from moe.strategies import names
-from runners.host import environment, isolation
+from runners.host import environment, gpu_monitor, isolation
 from runners.host.hardware import usable_cores
 from runners.mpi.start import export_environment
 from runners.plan import LaunchPlan, load
+from runners.rank import gpu
 from runners.rank.cells import CellRunner
 from runners.rank.engine import Sample, TimedCell, empty_step
 from runners.rank.process_group import RankPlace, TorchRanks
@@ -89,12 +90,23 @@ class Worker:
         self._log_environment()
         gc.collect()
         gc.freeze()  # otherwise every wave's collection would scan all imports, for 80 ms
-        for number, wave in enumerate(self.plan.waves):
-            self._wave(number, wave)
-            self.log.write("wave_end", wave=number, after=environment.snapshot())
-            if number + 1 < len(self.plan.waves):
-                self._wait_for_launcher(number)
+        with self._monitored() as gpu_readings:
+            for number, wave in enumerate(self.plan.waves):
+                gpu_readings()  # those from before the wave
+                self._wave(number, wave)
+                after = {**environment.snapshot(), **gpu_readings()}
+                self.log.write("wave_end", wave=number, after=after)
+                if number + 1 < len(self.plan.waves):
+                    self._wait_for_launcher(number)
         disarm_watchdog()
+
+    def _monitored(self) -> AbstractContextManager[gpu_monitor.Readings]:
+        """Of what sums up the GPUs' readings since its last call, on a node's first rank."""
+        timed = self.comm.device.type == "cuda" and not self.plan.placement.staged
+        if not timed or self.place.local_rank:
+            return nullcontext(dict)
+        path = self.launch_dir / f"gpus-{self.place.node}.csv"
+        return gpu_monitor.watching(path, gpu.ids(self.place.local_ranks))
 
     def _log_environment(self) -> None:
         """Logs the environment; calibrates where the machine's limits are not known yet."""

@@ -8,8 +8,13 @@ A calibration belongs to a machine (`fingerprint`) and to a number of ranks, thr
     read_warm_bytes_per_s  {bytes: rate} re-reading that many bytes: what caches give
     matmul_flops_per_s     {dtype: {"MxNxK": rate, "peak": best of them}}, one rank alone; M rows by
                            a matrix of N x K, the fastest of three ways to write it
+    l2_bytes               GPU: its cache
+    launch_s               GPU: time of one small kernel of many that are enqueued
+    wait_s                 GPU: a small kernel, and the host's wait for one number of it
+    host_to_device_bytes_per_s, device_to_host_bytes_per_s   GPU: from and to pinned memory
     shared                 the same three as totals over all ranks at once:
-                           {read_bytes_per_s, copy_bytes_per_s, matmul_flops_per_s: {dtype: rate}}
+                           {read_bytes_per_s, copy_bytes_per_s, matmul_flops_per_s: {dtype: rate}};
+                           of GPUs at least as often what one rank reaches as there are ranks
     collectives            {name: {alpha_s, beta_s_per_byte, error, points}}: a call takes
                            alpha_s + beta_s_per_byte * bytes sent by a rank to others, fitted to
                            medians; error is the fit's largest relative one; points are
@@ -21,8 +26,9 @@ A calibration belongs to a machine (`fingerprint`) and to a number of ranks, thr
     limit_s, took_s        seconds allowed, and seconds taken
     left_out               what was not measured in that time, in words
 
-Rates are the best seen, so that no cell exceeds them. `store` keeps the higher of old and new
-rates, and the new fits; old fits stay for collectives that were not timed again.
+Rates are the best seen, so that no cell exceeds them; a GPU that copies at a rate reads at least at
+that rate. `store` keeps the higher of old and new rates, the shorter of old and new costs, and the
+new fits; old fits stay for collectives that were not timed again.
 """
 
 from __future__ import annotations
@@ -51,6 +57,8 @@ FIELDS = {
     "shared": dict,
     "collectives": dict,
 }
+COSTS = ("launch_s", "wait_s")
+OF_GPUS = (*COSTS, "host_to_device_bytes_per_s", "device_to_host_bytes_per_s")  # may be absent
 
 
 def cache_path(
@@ -130,11 +138,14 @@ def store(folder: Path, calibration: dict[str, Any]) -> dict[str, Any]:
 
 
 def better(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """`new`, with every rate (fields ending in _per_s, at any depth) the larger of both."""
+    """`new`, with every rate (fields ending in _per_s, at any depth) the larger of both, and every
+    cost the smaller."""
     merged = dict(new)
     for name, value in old.items():
         if name.endswith("_per_s") or name == "shared":
             merged[name] = _larger(value, new.get(name))
+        elif name in COSTS:
+            merged[name] = min(value, new.get(name, value))
     merged["collectives"] = {**old["collectives"], **new["collectives"]}
     return merged
 
@@ -155,6 +166,10 @@ def _check(calibration: Any) -> None:
             raise ValueError(f"{name}={value!r}: not of type {kind.__name__}")
         if isinstance(value, float) and not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name}={value}: not a rate")
+    for name in OF_GPUS:
+        value = calibration.get(name, 1.0)
+        if not (isinstance(value, float) and math.isfinite(value) and value > 0):
+            raise ValueError(f"{name}={value!r}: not a time or rate")
 
 
 def fit_line(sizes: Sequence[float], times: Sequence[float]) -> tuple[float, float, float]:
@@ -190,6 +205,12 @@ def describe(calibration: dict[str, Any]) -> str:
         f"  all ranks: read {shared['read_bytes_per_s'] / 1e9:.1f} GB/s,"
         f" copy {shared['copy_bytes_per_s'] / 1e9:.1f}",
     ]
+    if "launch_s" in c:
+        lines.append(
+            f"  a launch {c['launch_s'] * 1e6:.1f} us, a wait {c['wait_s'] * 1e6:.1f} us; from the"
+            f" host {c['host_to_device_bytes_per_s'] / 1e9:.1f} GB/s,"
+            f" to it {c['device_to_host_bytes_per_s'] / 1e9:.1f}"
+        )
     for dtype, rates in c["matmul_flops_per_s"].items():
         shapes = ", ".join(f"{shape} {rate / 1e9:.0f}" for shape, rate in rates.items())
         together = shared["matmul_flops_per_s"][dtype] / 1e9

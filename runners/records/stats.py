@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from runners.host import gpu_monitor
+from runners.records import cold_proof
 from runners.records.record import Record, Samples
 
 CONFIDENCE = 0.95
@@ -213,6 +215,10 @@ def flags(record: Record) -> list[str]:
     moved = drift(record)
     if moved is not None and moved > DRIFT_THRESHOLD:
         names.append("drift")
+    if gpu_monitor.throttling(record.environment):
+        names.append("throttled")
+    if any(proof.proven is False for proof in cold_proof.of_record(record)):
+        names.append("not_cold")
     if record.stop and record.stop.get("rule") in ("maximum", "wall", "interrupted"):
         names.append(f"stopped_by_{record.stop['rule']}")
     return names

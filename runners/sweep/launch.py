@@ -35,7 +35,7 @@ class LaunchContext:
     sweep_dir: Path
     start: Start
     calibration_dir: Path
-    fingerprint: str  # of this machine, for its calibrations
+    fingerprint: str  # of this machine and the launch's device, for its calibrations
     git: dict[str, Any] | None
     kernels: dict[str, str]  # chosen in earlier launches, by kernel_key
     exchanged: Mapping[tuple[str, int], dict[str, int]]  # largest messages that are exchanged

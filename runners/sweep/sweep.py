@@ -42,11 +42,19 @@ class Sweep:
         self.on_measured: Callable[[], None] = lambda: None  # called after the last record
         self.launches = 0
         self.calibration_dir = calibrations.folder_of(settings.sweep_dir)
-        self.fingerprint = environment.fingerprint(self.state.facts)
+        self._fingerprints: dict[str, str] = {}
 
     @property
     def result(self) -> SweepResult:
         return self.state.result
+
+    def fingerprint(self, device: str) -> str:
+        """Of this machine, for the calibrations of launches on that device."""
+        if device not in self._fingerprints:
+            facts = self.state.facts
+            facts = environment.with_gpus(facts) if device.startswith("cuda") else facts
+            self._fingerprints[device] = environment.fingerprint(facts)
+        return self._fingerprints[device]
 
     def next_launch(self) -> int:
         self.launches += 1
@@ -105,7 +113,8 @@ class Sweep:
         for jobs in launches:
             measure, place = jobs[0].measure, jobs[0].cell.placement
             if place not in calibrated:
-                known = cached_calibration(self.calibration_dir, self.fingerprint, place)
+                fingerprint = self.fingerprint(place.device)
+                known = cached_calibration(self.calibration_dir, fingerprint, place)
                 calibrated[place] = known is not None
             calibrates = to_calibrate(measure, place, {} if calibrated[place] else None)
             calibrated[place] |= calibrates
@@ -137,7 +146,8 @@ class Sweep:
         """
         blameless = 0
         while pending:
-            launch = Launch(self.context(last=not later), self, pending)
+            device = pending[0].cell.placement.device
+            launch = Launch(self.context(last=not later, device=device), self, pending)
             self.progress.begin_launch(launch.plan, later)
             outcome = launch.run()
             pending = outcome.pending
@@ -155,14 +165,14 @@ class Sweep:
             if self.settings.on_error == "stop" and self.result.failures:
                 raise StopSweep("stopped at the first failed cell (on_error=stop)")
 
-    def context(self, last: bool = False) -> LaunchContext:
-        """For the next launch."""
+    def context(self, last: bool = False, device: str = "cpu") -> LaunchContext:
+        """For the next launch, on that device."""
         return LaunchContext(
             number=self.next_launch(),
             sweep_dir=self.settings.sweep_dir,
             start=self.start,
             calibration_dir=self.calibration_dir,
-            fingerprint=self.fingerprint,
+            fingerprint=self.fingerprint(device),
             git=self.state.git,
             kernels=self.state.kernels,
             exchanged=self.state.exchanged,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from moe.build import build, supports
 from moe.layer.router import Routing
+from moe.layer.weight_store import Matrices
 from moe.parallel.algorithms import CHOSEN
 from moe.parallel.comm import Comm
 from moe.peers import limits_of, reference, transformers
@@ -54,8 +55,11 @@ class NotRenormalised(transformers.Peer):
         return routing
 
 
-class SwappedExperts(Swapping, transformers.Peer):
-    pass
+class SwappedExperts(transformers.Peer):
+    def fused(self) -> Matrices:
+        held = super().fused()
+        held.fc2[[0, 1]] = held.fc2[[1, 0]]
+        return held
 
 
 class SwappedReference(Swapping, reference.Peer):

@@ -61,6 +61,11 @@ def on_two_nodes(one: Record) -> Record:
     return replace(one, environment=topology.environment(launches))
 
 
+def cold_on_a_gpu(one: Record) -> Record:
+    cache = {"bytes": 1 << 20, "sets": 101, "l2_bytes": 50 << 20, "cold_s": 1e-6, "warm_s": 1e-6}
+    return replace(one, memory=[{**rank, "cache": cache} for rank in one.memory or []])
+
+
 def short_of_memory(one: Record) -> Record:
     """As of a GPU with too little memory for a kernel."""
     return replace(one, kernel={**(one.kernel or {}), "out_of_memory": ["bmm"]})
@@ -73,7 +78,8 @@ def test_the_documented_fields_are_those_of_real_records(tmp_path: Path) -> None
     ).run()
     found = [record.read(path) for path in record.paths(tmp_path)]
     assert sorted(one.outcome for one in found) == ["measured", "measured", "wrong"]
-    found += [failed(found[0], tmp_path), on_two_nodes(found[0]), short_of_memory(found[0])]
+    found += [failed(found[0], tmp_path), on_two_nodes(found[0])]
+    found += [short_of_memory(found[0]), cold_on_a_gpu(found[0])]
     assert {one.outcome for one in found} <= set(record.OUTCOMES)
     held = set[str]().union(*(record_fields.leaves(record.to_dict(one)) for one in found))
     listed = set(record_fields.documented())

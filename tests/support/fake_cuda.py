@@ -315,6 +315,7 @@ class FakeCuda:
             "get_sync_debug_mode": lambda: self.sync_debug,
             "set_sync_debug_mode": lambda mode: setattr(self, "sync_debug", mode),
             "is_current_stream_capturing": lambda: self.graph is not None,
+            "_sleep": lambda cycles: None,
         }  # fmt: skip
         for name, value in patches.items():
             self._patches.enter_context(mock.patch.object(torch.cuda, name, value))

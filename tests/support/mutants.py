@@ -486,9 +486,9 @@ def wrong_on_the_last_rank_only() -> list[Patch]:
 def last_expert_skipped() -> list[Patch]:
     right = Experts.rows
 
-    def without(self: Experts, x: Tensor, counts: list[int]) -> Tensor:
+    def without(self: Experts, x: Tensor, counts: RowCounts) -> Tensor:
         mask = torch.ones(len(x), 1)
-        mask[sum(counts[:-1]) :] = 0
+        mask[sum(counts.on_host[:-1]) :] = 0
         return right(self, x, counts) * mask
 
     return [(Experts, "rows", without)]
@@ -632,8 +632,8 @@ def rows_kept_by_their_content() -> list[Patch]:
     kept: dict[Any, Tensor] = {}
     original = Experts.rows
 
-    def run(self: Experts, x: Tensor, counts: list[int]) -> Tensor:
-        key = (self.ids, tuple(counts), float(x.double().sum()))
+    def run(self: Experts, x: Tensor, counts: RowCounts) -> Tensor:
+        key = (self.ids, tuple(counts.on_host), float(x.double().sum()))
         if key not in kept:
             kept[key] = original(self, x, counts).clone()
         return kept[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from analysis.data.cell_summary import summaries
 from analysis.numbers import short, with_interval
 from analysis.stats import roofline, summarize
 from analysis.text import captions, diagnosis, insights, tables
+from moe.spec import Cell
 from tests.support import analysis_factory as factory
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -296,3 +298,45 @@ def test_help_starts_without_pandas_matplotlib_torch() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
     )
     assert done.stdout.strip().endswith("[]") and "examples:" in done.stdout
+
+
+def on_gpus(of: Cell) -> Cell:
+    placement = dataclasses.replace(of.placement, device="cuda", backend="nccl")
+    return dataclasses.replace(of, placement=placement)
+
+
+def test_bounds_of_gpus_by_hand(tmp_path: Path) -> None:
+    """Eight GPUs beside two cores. A call sends 4096 bytes: 1 ms as the smaller message took, more
+    than at the best rate, of the larger one, and less than the fitted line. Each rank's weights are
+    read at 1e13 bytes per s from its GPU's cache, on all eight GPUs."""
+    points = [[1024, 1.5e-3, 1e-3], [1 << 20, 3e-3, 2e-3]]
+    fit = {"alpha_s": 5e-3, "beta_s_per_byte": 1e-9, "error": 0.5, "points": points}
+    calibration = {
+        **factory.CALIBRATION, "device": "cuda", "backend": "nccl",
+        "collectives": {"all_reduce": fit},
+        "read_warm_bytes_per_s": {"16384": 1e13, "33554432": 1e12},
+        "read_bytes_per_s": 1e12,
+        "matmul_flops_per_s": {"float32": {"peak": 1e30}},
+    }  # fmt: skip
+    made = factory.measured(on_gpus(factory.cell("ep")), calibration=calibration)
+    (row,) = summaries(summarize.summarize(analysis.load(factory.write_all(tmp_path, [made]))))
+    limit = roofline.bound(row)
+    assert limit is not None
+    assert limit.communication_ms == pytest.approx(1.0)
+    assert roofline.read_rate(row) == 8e13
+    assert roofline.least_s(points, 1 << 19) == 1e-3  # as long as the smaller one, at least
+    assert roofline.least_s(points, 1 << 21) == pytest.approx(4e-3)
+    assert roofline.least_s(points, 512) == pytest.approx(512 / (1 << 20) * 2e-3)
+    assert roofline.least_s([[0.0, 2e-5, 1e-5]], 0.0) == 1e-5  # a barrier
+
+
+def test_check_says_why_gpus_were_throttled(tmp_path: Path) -> None:
+    wave = {"gpus": [{"gpu": 0, "readings": 50, "reasons": 0x24, "harmful": 30}]}
+    hot = {**factory.ENVIRONMENT, "cores": 64, "after": [wave] + [{}] * 7}
+    frame = analysis.load(factory.write_all(
+        tmp_path, [factory.measured(on_gpus(factory.cell("ep")), environment=hot)]
+    ))  # fmt: skip
+    lines = [f.line() for f in diagnosis.findings(frame, summarize.summarize(frame))]
+    (said,) = [line for line in lines if "throttled" in line]
+    assert "software power cap, software thermal slowdown" in said
+    assert "next: cool the GPUs" in said

@@ -1,0 +1,26 @@
+"""A GPU's memory, cache and id."""
+
+from __future__ import annotations
+
+import torch
+
+
+def l2_bytes(device: torch.device) -> int:
+    """Its last-level cache."""
+    return int(torch.cuda.get_device_properties(device).L2_cache_size)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can still be allocated on it: what the driver has, and what torch's allocator
+    keeps without using it."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + max(0, int(kept))
+
+
+def ids(ranks: int) -> tuple[str, ...]:
+    """nvidia-smi's ids of the GPUs of a node's ranks; none where torch does not know them."""
+    devices = range(min(ranks, torch.cuda.device_count()))
+    try:
+        return tuple(f"GPU-{torch.cuda.get_device_properties(d).uuid}" for d in devices)
+    except AttributeError:  # torch before 2.4
+        return ()
