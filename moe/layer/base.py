@@ -21,7 +21,7 @@ from moe.layer import kernel_choice
 from moe.layer.capacity import Scope, extents, places_per_expert
 from moe.layer.experts import WITHOUT_COUNTS, Experts
 from moe.layer.router import Router, Routing
-from moe.layer.weight_store import Matrices
+from moe.layer.weight_store import FusedWeights
 from moe.parallel import collectives, dispatch
 from moe.parallel.comm import Comm, RankGroup
 from moe.parallel.expert_placement import order_for, places_of
@@ -308,7 +308,7 @@ class MoELayer(nn.Module):
             self.seen = None
 
     @property
-    def held(self) -> Matrices | None:
+    def held(self) -> FusedWeights | None:
         """On a GPU the experts' matrices, which other layers may hold too."""
         return self.experts.held
 

@@ -23,7 +23,7 @@ SHARED_BYTES = 256 << 20  # more than the caches of today's GPUs
 
 
 @dataclass(eq=False)
-class Matrices:
+class FusedWeights:
     """fc1 [P, F, D], fc2 [P, O, H], b1 [P, F], b2 [P, O]."""
 
     fc1: Tensor
@@ -31,16 +31,16 @@ class Matrices:
     b1: Tensor | None
     b2: Tensor | None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Matrices:
+    def __deepcopy__(self, memo: dict[int, Any]) -> FusedWeights:
         return self
 
 
-_kept: weakref.WeakValueDictionary[Any, Matrices] = weakref.WeakValueDictionary()
+_kept: weakref.WeakValueDictionary[Any, FusedWeights] = weakref.WeakValueDictionary()
 
 
 def matrices(
     layer: LayerSpec, ids: Sequence[int], columns: tuple[int, int], device: torch.device
-) -> Matrices:
+) -> FusedWeights:
     """The matrices of the experts `ids`, cut to the hidden units `columns`. On a GPU the same
     tensors for all who hold them at the time."""
     key = (
@@ -54,7 +54,7 @@ def matrices(
     if "w3" in each:
         fc1 = torch.cat([fc1, each.pop("w3")], dim=1)
         b1 = None if b1 is None else torch.cat([b1, each.pop("b3")], dim=1)
-    held = Matrices(fc1, each["w2"], b1, each.get("b2"))
+    held = FusedWeights(fc1, each["w2"], b1, each.get("b2"))
     if device.type == "cuda" and fc1.nbytes + held.fc2.nbytes > SHARED_BYTES:
         _kept[key] = held
     return held

@@ -17,7 +17,7 @@ from moe.layer import weight_store
 from moe.layer.base import MoELayer, known_gradient
 from moe.layer.experts import Experts
 from moe.layer.router import Routing
-from moe.layer.weight_store import Matrices
+from moe.layer.weight_store import FusedWeights
 from moe.parallel.comm import Comm
 from moe.peers.instrument import Listening, Part, timed
 from moe.peers.registry import limits_of
@@ -62,7 +62,7 @@ class PeerLayer(MoELayer):
         columns = (0, self.layer.hidden)
         return weights.stacked(self.layer, ids, name, columns, self.comm.device)
 
-    def fused(self) -> Matrices:
+    def fused(self) -> FusedWeights:
         """All experts' matrices as this project's kernels hold them, and share them on a GPU."""
         ids, columns = range(self.layer.num_experts), (0, self.layer.hidden)
         held = weight_store.matrices(self.layer, ids, columns, self.comm.device)

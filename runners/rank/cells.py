@@ -15,7 +15,7 @@ from torch import Tensor
 from moe import build, phases, waits
 from moe.layer.base import MoELayer
 from moe.layer.out_of_memory import free_cached
-from moe.layer.weight_store import Matrices
+from moe.layer.weight_store import FusedWeights
 from moe.parallel.comm import Comm
 from moe.spec import Cell, LayerSpec
 from moe.step import Rotation, Step
@@ -66,7 +66,7 @@ class CellRunner:
         self.reached: dict[int, float] = {}  # share of the experts that a cell's step reads
         self.changed: set[int] = set()  # cells of which this rank has logged a difference
         self.failed: set[int] = set()  # cells that ran out of a GPU's memory
-        self.kept_weights: tuple[LayerSpec, Matrices] | None = None
+        self.kept_weights: tuple[LayerSpec, FusedWeights] | None = None
         self.kernels = dict(plan.kernels)
         self.chosen: set[int] = set()
         self.traces: dict[str, Tensor] = {}

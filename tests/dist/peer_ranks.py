@@ -20,7 +20,7 @@ from torch import Tensor
 
 from moe.build import build, supports
 from moe.layer.router import Routing
-from moe.layer.weight_store import Matrices
+from moe.layer.weight_store import FusedWeights
 from moe.parallel.algorithms import CHOSEN
 from moe.parallel.comm import Comm
 from moe.peers import limits_of, reference, transformers
@@ -56,7 +56,7 @@ class NotRenormalised(transformers.Peer):
 
 
 class SwappedExperts(transformers.Peer):
-    def fused(self) -> Matrices:
+    def fused(self) -> FusedWeights:
         held = super().fused()
         held.fc2[[0, 1]] = held.fc2[[1, 0]]
         return held
