@@ -6,9 +6,11 @@ the whole of it. Time outside every phase is called "other".
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
 
 NAMES = (
     "router", "permute", "dispatch", "wait", "experts", "combine", "unpermute",
@@ -16,22 +18,45 @@ NAMES = (
 )  # fmt: skip
 
 
+class Clock(Protocol):
+    """Marks points of a step, and tells the time between them when the step has ended."""
+
+    def mark(self) -> Any: ...
+    def wait(self) -> None: ...  # until all marks have passed
+    def between_ns(self, start: Any, end: Any) -> int: ...
+
+
+class HostClock:
+    """Marks are times of the host's monotonic clock, in ns."""
+
+    def mark(self) -> int:
+        return time.monotonic_ns()
+
+    def wait(self) -> None:
+        pass
+
+    def between_ns(self, start: int, end: int) -> int:
+        return end - start
+
+
 class _Recorder:
     """Attributes the time between two marks to the innermost open phase."""
 
-    def __init__(self, sync: Callable[[], None]) -> None:
-        self.sync = sync
-        self.times: dict[str, int] = {}
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
         self.open: list[str] = ["other"]
-        self.last_ns = 0
+        self.marks: list[tuple[str, Any]] = []  # the phase that ends there, or begins at the first
 
     def mark(self) -> None:
-        self.sync()
-        now_ns = time.monotonic_ns()
-        if self.last_ns:
-            name = self.open[-1]
-            self.times[name] = self.times.get(name, 0) + now_ns - self.last_ns
-        self.last_ns = now_ns
+        self.marks.append((self.open[-1], self.clock.mark()))
+
+    def times(self) -> dict[str, int]:
+        """ns by phase, once all marks have passed."""
+        self.clock.wait()
+        times: dict[str, int] = {}
+        for (_, start), (name, end) in itertools.pairwise(self.marks):
+            times[name] = times.get(name, 0) + self.clock.between_ns(start, end)
+        return times
 
 
 class _Span:
@@ -61,15 +86,17 @@ def phase(name: str) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def recording(sync: Callable[[], None]) -> Iterator[dict[str, int]]:
-    """Yields {phase: ns}, filled as phases end; `sync` waits for the device before each reading."""
+def recording(clock: Clock) -> Iterator[dict[str, int]]:
+    """Yields {phase: ns}, filled when the block has ended."""
     global _recorder
     if _recorder is not None:
         raise RuntimeError("phases are being recorded already; end that recording first")
-    recorder = _recorder = _Recorder(sync)
+    recorder, times = _Recorder(clock), dict[str, int]()
+    _recorder = recorder
     try:
         recorder.mark()
-        yield recorder.times
+        yield times
         recorder.mark()
     finally:
         _recorder = None
+    times.update(recorder.times())

@@ -32,7 +32,9 @@ class Measure:
         0, "steps in every block; auto: two lengths (docs/methodology.md)", MEASURE, conf="auto",
         least=1, words={"auto": 0},
     )  # fmt: skip
-    block_floors: float = knob(20.0, "the long block lasts at least this many floors", MEASURE)
+    block_floors: float = knob(
+        20.0, "the long block lasts at least this many floors; on GPUs at least 100", MEASURE
+    )
     block_ms: float = knob(20.0, "and this long; the short one a quarter of it", MEASURE, unit="ms")
     block_gloo_ms: float = knob(100.0, "the same with gloo, whose ranks sleep", MEASURE, unit="ms")
     warmup: int = knob(2, "warm-up samples: kept, but never counted", MEASURE)

@@ -164,7 +164,14 @@ class RankGroup:
         self.comm.count(name, self.name, sent, received, bus, algorithm)
         if phases.active():
             with phases.phase("wait"):
-                self.barrier()
+                self._meet()
+
+    def _meet(self) -> None:
+        """Ranks wait for each other: on their GPUs with NCCL, where no host waits."""
+        if self.comm.backend == "nccl":
+            dist.all_reduce(torch.zeros(1, device=self.comm.device), group=self._pg)
+        else:
+            self.barrier()
 
     def _run(self, call: Callable[..., Any], out: Tensor, *inputs: Tensor) -> Tensor:
         """call(out, *inputs) on memory that the backend can read; returns the filled `out`."""

@@ -154,6 +154,7 @@ class Engine:
         self.emit = emit
         self.flush = flush
         self.floor_ms = 0.0
+        self.floors = measure.block_floors  # least length of a long block, in floors
         self.turn_ms = 0.0  # turn of all ranks that share a core; 0: none share one
         self.min_block_ms = 0.0  # least length of a long block, beside measure.block_ms
         self.node_of: tuple[int, ...] = ()  # node of every rank, where there are several nodes
@@ -220,7 +221,7 @@ class Engine:
         target_ms = max(
             self.measure.block_ms,
             self.min_block_ms,
-            self.measure.block_floors * self.floor_ms,
+            self.floors * self.floor_ms,
             SHORT_SHARE * SHORT_TURNS * self.turn_ms,
         )
         steps, more = 1, 1

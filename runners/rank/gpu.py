@@ -1,8 +1,27 @@
-"""A GPU's memory, cache and id."""
+"""A GPU's memory, cache and id, and a clock of what it works on."""
 
 from __future__ import annotations
 
 import torch
+
+
+class GpuClock:
+    """A `moe.phases.Clock` of events in the GPU's queue: a mark makes nobody wait. The time between
+    two includes what the GPU idles because the host has not launched yet."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def mark(self) -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def wait(self) -> None:
+        torch.cuda.synchronize(self.device)
+
+    def between_ns(self, start: torch.cuda.Event, end: torch.cuda.Event) -> int:
+        return round(start.elapsed_time(end) * 1e6)
 
 
 def l2_bytes(device: torch.device) -> int:

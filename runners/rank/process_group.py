@@ -41,8 +41,8 @@ class RankPlace:
 
 
 class TorchRanks:
-    """`runners.rank.engine.Ranks` over torch.distributed. Control traffic never uses the GPU's
-    group, so that a barrier enqueues no kernels before a sample."""
+    """`runners.rank.engine.Ranks` over torch.distributed. Control traffic is the host's alone; at a
+    barrier the ranks meet on their GPUs too."""
 
     def __init__(self, place: RankPlace, placement: RankLayout, limit_s: float) -> None:
         self.place = place
@@ -51,6 +51,8 @@ class TorchRanks:
         self._on_gloo = placement.backend != "mpi"  # nccl too: its control group is gloo
         timeout = datetime.timedelta(seconds=limit_s)
         self._control: dist.ProcessGroup | None = None
+        self._present = torch.zeros(1)
+        self._token: torch.Tensor | None = None  # with NCCL: what the GPUs meet for
         bound: torch.device | None = None  # for NCCL, which connects ranks at once if it knows it
         if placement.device == "cuda":
             index = device_index(place.local_rank, torch.cuda.device_count())
@@ -66,6 +68,8 @@ class TorchRanks:
         dist.init_process_group(placement.backend, timeout=timeout, device_id=bound)
         if placement.backend == "nccl":
             self._control = dist.new_group(backend="gloo", timeout=timeout)
+            if place.world_size > 1:
+                self._token = torch.zeros(1, device=self.device)
         self._check_members(os.environ.get(TOKEN, ""))
 
     def _check_members(self, token: str) -> None:
@@ -78,8 +82,16 @@ class TorchRanks:
             raise RuntimeError(f"rank {strangers[0]} is not of this launch: it lacks its token")
 
     def barrier(self) -> None:
-        if self.place.world_size > 1:
+        """Ranks leave a barrier of their hosts tens of microseconds apart. With NCCL they meet once
+        more on their GPUs, which a collective ends within a few; it has ended before this does."""
+        if self.place.world_size == 1:
+            return
+        if self._token is None:
             dist.barrier(self._control)
+            return
+        dist.all_reduce(self._present, group=self._control)  # dist.barrier would use the GPU
+        dist.all_reduce(self._token)
+        torch.cuda.synchronize(self.device)
 
     def now_ns(self) -> int:
         return time.monotonic_ns()

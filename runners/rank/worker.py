@@ -42,6 +42,7 @@ BACKWARD_MODULE = "torch.fx.experimental.symbolic_shapes"  # torch imports it in
 DUMP_S = 10.0  # to write the stacks after the limit, before the kernel's timer ends the rank
 SLICE_MS = 3.0  # time slice of Linux's scheduler
 YOUNG = 1  # generation of the garbage collector: objects since the last full collection
+GPU_FLOORS = 100  # a GPU's floor is short: ranks that begin apart are 1% of a block at most
 REBUILT_STEPS = 2  # unmeasured steps after a heavy cell was built again
 UNTIMED_STEPS = 3  # of a cell that is checked and not timed, between its two checks
 
@@ -62,6 +63,8 @@ class Worker:
         self.engine = StoppableEngine(
             self.ranks, plan.measure, self.emit, self.flush, self.launch_dir / "stop"
         )
+        if plan.placement.device == "cuda":
+            self.engine.floors = max(plan.measure.block_floors, GPU_FLOORS)
         if plan.placement.device == "cpu":
             self.engine.turn_ms = turn_ms(place.local_ranks * plan.placement.threads)
         if plan.placement.backend == "gloo" and place.world_size > 1:
