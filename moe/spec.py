@@ -28,6 +28,7 @@ BACKENDS = ("gloo", "nccl", "mpi")
 DEVICES = ("cpu", "cuda")
 TOP, MODEL, ROUTER, STRATEGY, WORKLOAD = "", "model", "model.router", "strategy", "workload"
 MEASURE = "measure"
+GROUPED_DTYPE = "bfloat16"  # in others F.grouped_mm reads its offsets on the host
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 

@@ -1,7 +1,8 @@
 """How often a step may wait for the GPU: the budget that the GPU script and the tests hold a form
 to. Stdlib only.
 
-It is for token-choice routers, forward and train, at any number of ranks and any overlap. A wait
+It is for bfloat16 and token-choice routers, forward and train, at any number of ranks and any
+overlap. F.grouped_mm reads the experts' rows on the host in other dtypes. A wait
 empties the GPU's queue, so that the GPU idles until the host has launched the next kernel.
 """
 

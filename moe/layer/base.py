@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from moe import weights
 from moe.layer import kernel_choice
 from moe.layer.capacity import Scope, extents, places_per_expert
-from moe.layer.experts import WITHOUT_COUNTS, Experts
+from moe.layer.experts import Experts, never_waits
 from moe.layer.router import Router, Routing
 from moe.layer.weight_store import FusedWeights
 from moe.parallel import collectives, dispatch
@@ -320,7 +320,7 @@ class MoELayer(nn.Module):
         choice. Returns {name, how, candidates_ms}."""
         names = self.experts.variants(self.cell.strategy.kernel, x_TD.dtype)
         if self.wait_free:
-            names = [name for name in names if name in WITHOUT_COUNTS]
+            names = [name for name in names if never_waits(name, x_TD.dtype)]
         if len(names) == 1:
             self.use(names[0])
             return {"name": names[0], "how": "asked for", "candidates_ms": {}}

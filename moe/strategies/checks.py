@@ -5,7 +5,7 @@ from __future__ import annotations
 from moe import spec
 from moe.knob import knobs
 from moe.parallel.refusals import at_least_0, one_of, whole
-from moe.spec import Cell, Unsupported
+from moe.spec import GROUPED_DTYPE, Cell, Unsupported
 from moe.workload.checks import check_workload
 
 WAITING_DISPATCHERS = ("alltoall", "dedup")
@@ -54,6 +54,13 @@ def _graph(cell: Cell) -> None:
             "measure.graph", "on", f"off with strategy.kernel={strategy.kernel}, where the host "
             "waits for the rows of each expert",
             f"{off} or strategy.kernel={'|'.join(GRAPH_KERNELS)}",
+        )  # fmt: skip
+    dtype = cell.layer.dtype
+    if strategy.kernel == "grouped" and dtype != GROUPED_DTYPE:
+        raise Unsupported(
+            "measure.graph", "on", f"off with strategy.kernel=grouped and dtype={dtype}, in which "
+            "torch reads the rows of each expert on the host",
+            f"{off}, strategy.kernel=dense or dtype={GROUPED_DTYPE}",
         )  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def test_routers_kernels_dtypes_and_placements_are_right(ranks: int, tmp_path: P
     assert wrong(checked) == {}
     assert {name_of(row): r["on_host"] for row, rs in checked for r in rs if r["on_host"]} == {}
     most = max(len(rank["waits"]) for _, by_rank in checked for rank in by_rank)
-    assert most <= 2  # kernels that loop wait for counts too
+    assert most <= 7  # grouped_mm in float32, in training, with an all-to-all
 
 
 @pytest.mark.slow

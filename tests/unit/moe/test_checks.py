@@ -135,6 +135,10 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         ("measure.graph=on", "strategy.kernel=bmm", "strategy.kernel=auto|grouped|dense"),
     ),
     (
+        {**GRAPH, "strategy.kernel": "grouped"},
+        ("measure.graph=on", "strategy.kernel=grouped and dtype=float32", "dtype=bfloat16"),
+    ),
+    (
         {**GRAPH, "strategy.name": "peer_transformers"},
         ("measure.graph=on", "off with strategy=peer_transformers", "measure.graph=off"),
     ),
