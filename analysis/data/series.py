@@ -17,7 +17,7 @@ SERIAL = "serial"
 # Settings of a strategy's form: part of the series' name where they vary.
 VARIANT = (
     *("dispatcher", "ep", "tp", "overlap", "expert_placement", "expert_order", "hot_replicas"),
-    *("comm_dtype", "kernel", "slowdown", "variant", "label"),
+    *("comm_dtype", "kernel", "slowdown", "variant", "graph", "label"),
 )
 # The columns in which a cell and its serial baseline agree.
 SAME_WORK = tuple(
@@ -60,4 +60,6 @@ def series_names(cells: pd.DataFrame) -> list[str]:
 def _form_word(name: str, value: Any) -> str:
     if name in ("dispatcher", "label", "kernel", "expert_placement", "variant"):
         return str(value) if value != "" else "-"
+    if name == "graph":
+        return "graph" if value == "on" else "eager"
     return f"{name}={value}"

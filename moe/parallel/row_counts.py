@@ -14,7 +14,7 @@ from torch import Tensor
 from moe import waits
 
 
-@functools.lru_cache(maxsize=256)
+@functools.cache  # without a limit: a CUDA graph goes on reading what it was captured with
 def numbers(count: int, device: torch.device, step: int = 1) -> Tensor:
     """0, step, 2 step ..., `count` of them, int64; kept, so do not change it."""
     with torch.inference_mode(False):

@@ -28,6 +28,8 @@ def title(cell: Cell, label: str = "") -> str:
         words += [getattr(part, n) for n in names if getattr(part, n) != getattr(normal, n)]
     if work.kind != usual.workload.kind:
         words.append(flat_row.workload_name(work))
+    if cell.strategy.graph == "on":
+        words.append("graph")
     if cell.strategy.slowdown:
         words.append(f"slowdown={cell.strategy.slowdown}")
     return " ".join(words + ([f"[{label}]"] if label else []))
