@@ -19,7 +19,8 @@ def activate(h_F: Tensor, name: str) -> Tensor:
     if name == "silu_gated":
         first, second = h_F.chunk(2, dim=-1)
         gate_H = F.silu(first)
-        return gate_H * second if torch.is_grad_enabled() else gate_H.mul_(second)
+        in_place = h_F.is_cuda and not torch.is_grad_enabled()
+        return gate_H.mul_(second) if in_place else gate_H * second
     return h_F
 
 

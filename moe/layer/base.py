@@ -230,6 +230,8 @@ class MoELayer(nn.Module):
 
     def _spare(self, routing: Routing) -> Spare:
         """What becomes of rows of slots that are elsewhere, on a GPU."""
+        if not routing.gates_TK.is_cuda:
+            return "cut"
         if routing.kept_TK is None and len(self.experts.ids) == len(self.places.experts):
             return "kept"  # there are none
         if self.experts.counts_on_host:
