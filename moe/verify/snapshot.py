@@ -1,8 +1,8 @@
 """A proven step's output, gradients and input, and how later steps differ from them.
 
 On a CPU every later step must be equal bit by bit, as it adds in the same order. On a GPU some sums
-have no fixed order (index_add), so the cell's limits apply. On a CPU only a digest of gradients is
-kept, as they are as large as the weights.
+have no fixed order (of biases' gradients, say), so the cell's limits apply. On a CPU only a digest
+of gradients is kept, as they are as large as the weights.
 
 Shape letters: T tokens of this rank, D in, O out.
 """
