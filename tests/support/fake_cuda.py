@@ -232,7 +232,7 @@ def capture(graph: Graph, **rest: Any) -> Iterator[None]:
         _gpu.graph = None
 
 
-class _HostOperations(TorchDispatchMode):
+class HostOperations(TorchDispatchMode):
     """Notes operations on the processor over at least `rows` numbers."""
 
     def __init__(self, rows: int) -> None:
@@ -287,7 +287,7 @@ class FakeCuda:
         """Notes waits, kernels and processor operations over `rows` numbers in the block alone."""
         self.waits.clear()
         self.kernels.clear()
-        with _HostOperations(rows) as host:
+        with HostOperations(rows) as host:
             yield
         self.host_operations = host.noted
 
