@@ -32,11 +32,11 @@ prepare = worker.prepare
 init_process_group = dist.init_process_group
 
 
-def read(launch_dir: Path, rank: int) -> dict[str, Any]:
-    """{"made": how often a first matrix of these experts was made, by their dtype, ids and columns;
-    "on_host": operations of a wave on the processor over as many numbers as an expert's first
-    matrix has}."""
-    made: dict[str, Any] = json.loads((launch_dir / f"gpu-{rank}.json").read_text("utf-8"))
+def read(path: Path) -> dict[str, Any]:
+    """Of a rank's file: {"made": how often a first matrix was made, by dtype, experts and columns;
+    "on_host": operations of waves on the processor over as many numbers as an expert's first matrix
+    has}."""
+    made: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return made
 
 

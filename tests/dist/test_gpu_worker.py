@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +37,7 @@ STRATEGIES = (
     StrategySpec("ep", dispatcher="alltoall"),
     StrategySpec("ep", dispatcher="allgather"),
 )
-GRAPH_KERNELS = ("grouped", "dense")
+MODES = ("forward", "train")
 
 
 def job(ranks: int, strategy: StrategySpec, mode: str, measure: Measure = WARM) -> Job:
@@ -52,55 +54,95 @@ def accepted(one: Job) -> bool:
     return True
 
 
+def with_and_without_graph(strategy: StrategySpec, kernel: str) -> list[StrategySpec]:
+    return [replace(strategy, kernel=kernel, graph=graph) for graph in ("off", "on")]
+
+
 def jobs(ranks: int) -> list[Job]:
-    """Every strategy, kernel, mode and with and without a graph; some of them with a cold cache."""
+    """Every strategy and mode, with and without a graph, some with the choice of a kernel, some
+    with a cold cache."""
     strategies = [
-        replace(one, kernel=kernel, graph=graph)
-        for one in STRATEGIES
-        for kernel in ("auto", "grouped")
-        for graph in ("off", "on")
+        *(one for strategy in STRATEGIES for one in with_and_without_graph(strategy, "grouped")),
+        *with_and_without_graph(STRATEGIES[0], "auto"),
+        *with_and_without_graph(STRATEGIES[-1], "auto"),
     ]
-    warm = [job(ranks, one, mode) for one in strategies for mode in ("forward", "train")]
-    cold = [
-        job(ranks, replace(STRATEGIES[0], kernel="grouped", graph=graph), mode, COLD)
-        for graph in ("off", "on")
-        for mode in ("forward", "train")
-    ]
+    warm = [job(ranks, one, mode) for one in strategies for mode in MODES]
+    cold = [job(ranks, one, "train", COLD) for one in strategies[:2]]
     return [one for one in (*warm, *cold) if accepted(one)]
 
 
 def measured(jobs: list[Job], folder: Path) -> list[Record]:
     worker = partial(start, worker="tests.dist.gpu_worker")
-    result = Sweep(jobs, Settings(folder), Progress(), worker).run()
+    result = Sweep(jobs, Settings(folder / "sweep"), Progress(), worker).run()
     assert result.exit_code == 0, result.failures
-    return [record.read(path) for path in record.paths(folder)]
+    return [record.read(path) for path in record.paths(folder / "sweep")]
+
+
+def watched(folder: Path) -> Iterator[dict[str, Any]]:
+    """What every rank of every launch saw of its cells."""
+    for launch in (folder / "sweep" / "launches").iterdir():
+        for path in launch.glob("gpu-*.json"):
+            yield gpu_worker.read(path)
 
 
 def name_of(one: Record) -> str:
     strategy, work = one.cell.strategy, one.cell.workload
-    graph = "graph" if strategy.graph == "on" else "eager"
-    return " ".join(
-        (strategy.name, strategy.dispatcher, strategy.kernel, work.mode, work.cache, graph)
-    )
+    names = (strategy.name, strategy.dispatcher, strategy.kernel, work.mode, work.cache)
+    return " ".join((*names, "graph" if strategy.graph == "on" else "eager"))
+
+
+def check(one: Record, ranks: int) -> None:
+    """Asserts what holds for every cell on GPUs."""
+    name, strategy = name_of(one), one.cell.strategy
+    assert (one.outcome, one.error) == ("measured", None), name
+    assert one.gate and one.gate["ok"] and one.gate["after"]["ok"], name
+    assert one.gate["float32"]["ok"], name  # a graph's cell has a twin too
+    assert one.kernel and one.traffic is not None, name
+    assert one.phases and all("experts" in rank for rank in one.phases["per_rank_ns"]), name
+    assert [rank["weights_bytes"] > 0 for rank in one.memory or []] == [True] * ranks, name
+    assert all(rank["method"] == "torch.cuda allocator" for rank in one.memory or []), name
+    budget = host_waits(strategy.name, strategy.dispatcher, one.kernel["name"])
+    if strategy.graph == "on" or ranks == 1:
+        assert budget in (0, 1), name
+        budget = 0  # a rank alone sends nothing
+    assert budget is None or one.host_waits == [budget] * ranks, name
 
 
 @pytest.mark.dist
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_sweep_on_gpus(ranks: int, tmp_path: Path) -> None:
     records = measured(jobs(ranks), tmp_path)
-    assert {one.cell.strategy.graph for one in records} == {"off", "on"}
-    assert {one.cell.workload.cache for one in records} == {"warm", "cold"}
+    forms = {(one.cell.strategy.graph, one.cell.workload.cache) for one in records}
+    assert len(forms) == 4
     for one in records:
-        name, strategy = name_of(one), one.cell.strategy
-        assert (one.outcome, one.error) == ("measured", None), name
-        assert one.gate and one.gate["ok"] and one.gate["after"]["ok"], name
-        assert one.kernel and one.memory and one.phases and one.traffic is not None, name
-        budget = host_waits(strategy.name, strategy.dispatcher, one.kernel["name"])
-        if strategy.graph == "on":
-            assert one.kernel["name"] in GRAPH_KERNELS, name
-            budget = 0
-        if ranks == 1:
-            budget = 0  # nothing is sent
-        if budget is not None:
-            assert one.host_waits == [budget] * ranks, name
-    print(sorted((name_of(one), one.kernel["name"], one.host_waits) for one in records))
+        check(one, ranks)
+        assert one.calibration and one.calibration["device"] == "cuda"
+        assert one.calibration["backend"] == "nccl" and one.calibration["launch_s"] > 0
+        cold = one.cell.workload.cache == "cold"
+        assert [("cache" in rank) for rank in one.memory or []] == [cold] * ranks
+    tuned = {
+        one.kernel["how"] for one in records if one.kernel and one.cell.strategy.kernel == "auto"
+    }
+    assert tuned == {"measured"}
+    seen = list(watched(tmp_path))
+    assert len(seen) == 2 * ranks  # launches: warm and cold
+    assert [rank["on_host"] for rank in seen if rank["on_host"]] == []
+
+
+@pytest.mark.dist
+def test_cells_of_a_wave_without_room_for_all_keep_their_layer_s_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "fits_together", lambda jobs: False)
+    strategies = with_and_without_graph(STRATEGIES[0], "grouped")
+    measure = replace(WARM, calibrate=False)
+    records = measured(
+        [job(1, one, mode, measure) for one in strategies for mode in MODES], tmp_path
+    )
+    assert len(records) == 4
+    for one in records:
+        check(one, 1)
+        assert one.samples.kind.count("fixed") == 3, name_of(one)
+    (seen,) = watched(tmp_path)
+    assert seen["on_host"] == []
+    assert seen["made"] == {"bfloat16 [0, 1, 2, 3] [0, 64]": 1, "float32 [0, 1, 2, 3] [0, 64]": 8}
