@@ -21,13 +21,14 @@ SMALLEST = 16  # smallest width after shrinking
 
 def twin_of(cell: Cell) -> Cell | None:
     """The twin, or None for a cell in float32 throughout or without a possible twin (one-dtype
-    system, layer that cannot be shrunk enough)."""
+    system, layer that cannot be shrunk enough). It is in no CUDA graph: not every kernel can be
+    captured in float32."""
     if cell.layer.dtype == "float32" and cell.strategy.comm_dtype in ("", "float32"):
         return None
     twin = replace(
         cell,
         layer=replace(cell.layer, dtype="float32"),
-        strategy=replace(cell.strategy, comm_dtype="", slowdown=0.0),
+        strategy=replace(cell.strategy, comm_dtype="", slowdown=0.0, graph="off"),
         workload=replace(
             cell.workload, batch_size=min(cell.workload.batch_size, MOST_TOKENS), cache="warm"
         ),

@@ -47,9 +47,13 @@ def verify(
     return Verifier(cell, comm, trace_NK).prove([step], seed)
 
 
-def verify_twin(twin: Cell, kernel: str, comm: Comm, trace_NK: Tensor | None = None) -> CheckResult:
-    """The check of a cell's float32 twin with the cell's kernel. Collective."""
+def verify_twin(
+    twin: Cell, kernel: str, comm: Comm, trace_NK: Tensor | None = None, wait_free: bool = False
+) -> CheckResult:
+    """The check of a cell's float32 twin with the cell's kernel, and with `wait_free` as in a CUDA
+    graph. Collective."""
     layer = build.build(twin, comm, trace_NK)
+    layer.wait_free = wait_free
     layer.use(kernel)
     x_TD = batches.inputs(twin, comm.rank, comm.device)
     result = verify(twin, Step(twin, layer, x_TD), comm, trace_NK)

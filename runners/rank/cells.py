@@ -104,7 +104,8 @@ class CellRunner:
         if twin is None:
             return None
         kernel = self._kernel(index, batches.inputs(cell, self.comm.rank, self.comm.device))
-        return verify_twin(twin, kernel, self.comm, self.trace(cell))
+        wait_free = cell.strategy.graph == "on"
+        return verify_twin(twin, kernel, self.comm, self.trace(cell), wait_free)
 
     def verify_again(self, index: int) -> None:
         """Verifies on other tokens, after timing; builds the cell again if it was dropped."""
@@ -137,7 +138,7 @@ class CellRunner:
             layer = self._built_on_gpu(index, x_TD)
         else:
             kernel = self._kernel(index, x_TD)
-            layer = build.build(cell, self.comm, self.trace(cell))
+            layer = self._layer(cell)
             layer.use(kernel)
         steps = [Step(cell, layer, x_TD)]
         if cell.workload.cache == "cold":
@@ -146,15 +147,19 @@ class CellRunner:
                 steps.append(Step(cell, layer.clone(), x_copy))
         self.built[index] = Built(steps, steps[0] if len(steps) == 1 else Rotation(steps))
 
-    def _built_on_gpu(self, index: int, x_TD: Tensor) -> MoELayer:
-        """The layer, with its kernel. Its weights are kept until those of another layer are made:
-        the cells of a wave that has no room for all are built again in every round."""
-        cell = self.plan.cells[index]
+    def _layer(self, cell: Cell) -> MoELayer:
+        """A new layer. On a GPU its weights are kept until those of another are made: the cells of
+        a wave that has no room for all are built again in every round."""
         if self.kept_weights and self.kept_weights[0] != cell.layer:
             self.kept_weights = None
         layer = build.build(cell, self.comm, self.trace(cell))
         if layer.held is not None:
             self.kept_weights = cell.layer, layer.held
+        return layer
+
+    def _built_on_gpu(self, index: int, x_TD: Tensor) -> MoELayer:
+        """The layer, with its kernel."""
+        layer = self._layer(self.plan.cells[index])
         layer.use(self._kernel(index, x_TD, layer))
         layer.experts.keep_only_used()
         return layer
@@ -177,7 +182,7 @@ class CellRunner:
         key = kernel_key(cell)
         choice: dict[str, Any] = {"name": self.kernels.get(key, ""), "how": "chosen before"}
         if key not in self.kernels:
-            layer = layer or build.build(cell, self.comm, self.trace(cell))
+            layer = layer or self._layer(cell)
             choice = layer.tune(x_TD)
             self.kernels[key] = choice["name"]
         if index not in self.chosen:  # a heavy cell is built again every round

@@ -33,6 +33,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -97,7 +98,8 @@ class OnDevice(Tensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if id(self) not in memo:
-            copy: Tensor = OnDevice(self.value.clone(), self.requires_grad)
+            with simulating():
+                copy: Tensor = OnDevice(self.value.clone(), self.requires_grad)
             if isinstance(self, torch.nn.Parameter):
                 copy = torch.nn.Parameter(copy, self.requires_grad)
             memo[id(self)] = copy
@@ -232,7 +234,7 @@ def capture(graph: Graph, **rest: Any) -> Iterator[None]:
         _gpu.graph = None
 
 
-class _HostOperations(TorchDispatchMode):
+class HostOperations(TorchDispatchMode):
     """Notes operations on the processor over at least `rows` numbers."""
 
     def __init__(self, rows: int) -> None:
@@ -257,11 +259,15 @@ class _Functions(TorchFunctionMode):
         self.gpu = gpu
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.backward:  # its functions may name a device too
-            more = dict(kwargs or {})
-            gradient = more.pop("gradient", None)
-            with self:
-                return torch.autograd.backward(args[0], *(args[1:] or (gradient,)), **more)
+        if func is Tensor.backward:
+            x, *rest = args
+            gradient = rest[0] if rest else (kwargs or {}).get("gradient")
+            gradient = torch.ones_like(x) if gradient is None else gradient
+            with self:  # not torch.autograd.backward, which would leave it again
+                return _engine_run_backward(
+                    (x,), (gradient,), False, False, (),
+                    allow_unreachable=True, accumulate_grad=True,
+                )  # fmt: skip
         return self.gpu.answer(func, args, dict(kwargs or {}))
 
 
@@ -287,7 +293,7 @@ class FakeCuda:
         """Notes waits, kernels and processor operations over `rows` numbers in the block alone."""
         self.waits.clear()
         self.kernels.clear()
-        with _HostOperations(rows) as host:
+        with HostOperations(rows) as host:
             yield
         self.host_operations = host.noted
 
