@@ -45,6 +45,19 @@ def findings(frame: pd.DataFrame, cells: pd.DataFrame) -> list[Finding]:
     return [Finding(problem, remedy, tuple(ids)) for (problem, remedy), ids in touched.items()]
 
 
+def host_waits(frame: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
+    """One line on how often a step makes the host wait for the GPU, the most of each series' cells;
+    none where no cell ran on a GPU."""
+    most: dict[str, int] = {}
+    for cell, name in zip(summaries(cells), series_names(cells), strict=True):
+        for count in frame["host_waits_max"].iloc[cell.index].dropna():
+            most[name] = max(most.get(name, 0), int(count))
+    if not most:
+        return []
+    words = ", ".join(f"{name} {count}" for name, count in most.items())
+    return [f"waits of the host for the GPU in a step, at most: {words}"]
+
+
 def _of_cell(cell: CellSummary, frame: pd.DataFrame) -> list[tuple[str, str]]:
     """(problem, remedy) of everything that limits this cell's figures."""
     if cell.checked:

@@ -2,7 +2,7 @@
 to. Stdlib only.
 
 It is for bfloat16 and token-choice routers, forward and train, at any number of ranks and any
-overlap, where the rows that other ranks compute take at most `moe.layer.base.SPARE_BYTES`.
+overlap, where the rows that other ranks compute take at most `moe.layer.base.ELSEWHERE_BYTES`.
 F.grouped_mm reads the experts' rows on the host in other dtypes. A wait empties the GPU's queue, so
 that the GPU idles until the host has launched the next kernel.
 """

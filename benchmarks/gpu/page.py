@@ -137,7 +137,9 @@ def section(name: str, summary: Row) -> str:
     """What one run has shown."""
     versions = ", ".join(f"{key} {value}" for key, value in summary["versions"].items() if value)
     facts = ", ".join(f"{key} {value:.4g}" for key, value in summary["facts"].items())
-    ranks = "; ".join(f"{size} ranks: {told(counts)}" for size, counts in summary["ranks"].items())
+    ranks = "; ".join(
+        f"{size} ranks: {counts_text(counts)}" for size, counts in summary["ranks"].items()
+    )
     known, commit = ratios(summary), (summary["git"] or {}).get("sha", "not known")
     lines = [
         f"## {title(summary)}",
@@ -149,8 +151,8 @@ def section(name: str, summary: Row) -> str:
         f"benchmarks/gpu/results/{name}.json.*",
         "",
         f"- facts: {facts}",
-        f"- check at one rank: {told(summary['forms'])}; {ranks}",
-        f"- forms against their budget of waits: {told(summary['waits'])}",
+        f"- check at one rank: {counts_text(summary['forms'])}; {ranks}",
+        f"- forms against their budget of waits: {counts_text(summary['waits'])}",
         f"- parts that were cut: {cut_parts(summary)}; failures: {len(summary['failures'])}",
         f"- limits: {limits(summary['limits'])}",
     ]  # fmt: skip
@@ -160,7 +162,7 @@ def section(name: str, summary: Row) -> str:
     return "\n".join([*lines, *cell_table(summary["cells"]), *graph_table(summary["graphs"])])
 
 
-def told(counts: Row) -> str:
+def counts_text(counts: Row) -> str:
     parts = [f"{counts['passed']} passed"]
     parts += [f"{counts[name]} {name}" for name in ("failed", "refused") if counts[name]]
     return ", ".join(parts)

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from moe import weights
 from moe.layer import kernel_choice
 from moe.layer.capacity import Scope, extents, places_per_expert
-from moe.layer.experts import Experts, never_waits
+from moe.layer.experts import Experts, can_be_captured
 from moe.layer.router import Router, Routing
 from moe.layer.weight_store import FusedWeights
 from moe.parallel import collectives, dispatch
 from moe.parallel.comm import Comm, RankGroup
 from moe.parallel.expert_placement import order_for, places_of
-from moe.parallel.permute import Spare, permute, sort_slots, unpermute
+from moe.parallel.permute import RowsElsewhere, permute, sort_slots, unpermute
 from moe.parallel.row_counts import RowCounts
 from moe.parallel.rules import StrategyRules
 from moe.parallel.traffic import GroupShape
@@ -34,7 +34,7 @@ from moe.spec import Cell, shard_bounds
 from moe.workload import batches
 
 # Bytes of rows that are not needed, above which a GPU moves them for longer than a wait takes.
-SPARE_BYTES = 32 << 20
+ELSEWHERE_BYTES = 32 << 20
 
 
 @dataclass
@@ -222,13 +222,13 @@ class MoELayer(nn.Module):
             if here < total:  # shifts this rank's places to 0 .. here - 1
                 places_TK = (places_TK - self.first) % total
             places_TK = without_dropped(places_TK, routing, total)
-            slots = sort_slots(places_TK, here, self._spare(routing))
+            slots = sort_slots(places_TK, here, self._rows_elsewhere(routing))
             x_SD = permute(x_TD, slots)
         y_SO = self.compute(x_SD, slots.counts)
         with phase("unpermute"):
             return unpermute(y_SO, routing.gates_TK, slots)
 
-    def _spare(self, routing: Routing) -> Spare:
+    def _rows_elsewhere(self, routing: Routing) -> RowsElsewhere:
         """What becomes of rows of slots that are elsewhere, on a GPU."""
         if not routing.gates_TK.is_cuda:
             return "cut"
@@ -239,7 +239,7 @@ class MoELayer(nn.Module):
         tokens, slots = routing.gates_TK.shape
         elsewhere = tokens * slots - self.expected_slots(tokens)
         width = self.experts.fc1.shape[1] + self.layer.dim + self.layer.dim_out
-        large = elsewhere * width * self.experts.fc1.element_size() > SPARE_BYTES
+        large = elsewhere * width * self.experts.fc1.element_size() > ELSEWHERE_BYTES
         return "cut" if large and not self.wait_free else "padded"
 
     def expected_slots(self, tokens: int) -> int:
@@ -322,7 +322,7 @@ class MoELayer(nn.Module):
         choice. Returns {name, how, candidates_ms}."""
         names = self.experts.variants(self.cell.strategy.kernel, x_TD.dtype)
         if self.wait_free:
-            names = [name for name in names if never_waits(name, x_TD.dtype)]
+            names = [name for name in names if can_be_captured(name, x_TD.dtype)]
         if len(names) == 1:
             self.use(names[0])
             return {"name": names[0], "how": "asked for", "candidates_ms": {}}

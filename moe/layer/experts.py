@@ -40,7 +40,7 @@ WITHOUT_COUNTS = ("dense", "grouped")  # kernels that do not need the counts on 
 FEW_ROWS = 32  # up to this many rows, W @ x.T beats x @ W.T in float32
 
 
-def never_waits(kernel: str, dtype: torch.dtype) -> bool:
+def can_be_captured(kernel: str, dtype: torch.dtype) -> bool:
     """Whether a step with this kernel never makes the host wait for a GPU, in a layer without
     all-to-all (measured on an H100 with torch 2.11)."""
     return kernel == "dense" or (kernel == "grouped" and dtype == weights.dtype_of(GROUPED_DTYPE))

@@ -62,7 +62,7 @@ def inverse(order_S: Tensor) -> Tensor:
     return inverse_S
 
 
-def entries(mask_AB: Tensor, count: int) -> tuple[Tensor, Tensor, Bags]:
+def bags_of_mask(mask_AB: Tensor, count: int) -> tuple[Tensor, Tensor, Bags]:
     """The `count` true entries of a mask, column by column: (row_S, column_S, bags by row)."""
     columns = mask_AB.shape[1]
     column_S, row_S = torch.nonzero_static(mask_AB.T.contiguous(), size=count).unbind(1)
@@ -129,7 +129,7 @@ def gather(x_AD: Tensor, bags: Bags) -> Tensor:
     return _Gather.apply(x_AD, bags)  # type: ignore[no-any-return]
 
 
-def total(rows_SO: Tensor, weights_N: Tensor | None, bags: Bags) -> Tensor:
+def sum_rows(rows_SO: Tensor, weights_N: Tensor | None, bags: Bags) -> Tensor:
     """[A, O]: the sum of each token's rows; weights are those of the entries of `bags`."""
     return _Sum.apply(rows_SO, weights_N, bags)  # type: ignore[no-any-return]
 

@@ -221,7 +221,7 @@ class _Pairs:
         self.size, self.columns = mask_AB.shape
         self.bags: bags.Bags | None = None
         if mask_AB.is_cuda:
-            self.row_S, self.column_S, self.bags = bags.entries(mask_AB, count)
+            self.row_S, self.column_S, self.bags = bags.bags_of_mask(mask_AB, count)
         else:
             self.column_S, self.row_S = mask_AB.T.nonzero(as_tuple=True)
 
@@ -239,7 +239,7 @@ class _Pairs:
             if gates_AB is not None:
                 flat_N = flat_S.index_select(0, self.bags.row_N)
                 gates_N = gates_AB.reshape(-1).index_select(0, flat_N).to(y_SO.dtype)
-            return bags.total(y_SO, gates_N, self.bags)
+            return bags.sum_rows(y_SO, gates_N, self.bags)
         if gates_AB is not None:
             gate_S = gates_AB.reshape(-1).index_select(0, flat_S)
             y_SO = y_SO * gate_S.to(y_SO.dtype).unsqueeze(1)

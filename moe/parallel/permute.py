@@ -3,7 +3,7 @@
 On a GPU nothing here waits for the device, unless rows of slots that are elsewhere are to be left
 out: then the host has to know how many rows there are.
 
-Shape letters: T tokens, K top-k, S rows (slots here, see `Spare`), P experts here (physical
+Shape letters: T tokens, K top-k, S rows (slots here, see `RowsElsewhere`), P experts here (physical
 copies).
 """
 
@@ -16,12 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe.parallel.bags import Bags, gather, inverse, total
+from moe.parallel.bags import Bags, gather, inverse, sum_rows
 from moe.parallel.row_counts import RowCounts, numbers
 
-# On a GPU, the rows of slots that are elsewhere: cut off, at the price of a wait; kept, behind the
-# others; padded: kept, and one row behind them that stands for all that are not computed.
-Spare = Literal["cut", "kept", "padded"]
+# What becomes of the rows of slots that are elsewhere, on a GPU:
+#   cut      there are none, at the price of a wait for their number
+#   kept     they lie behind the others
+#   padded   the same, and one more row lies behind them, which stands for all of them in sums
+RowsElsewhere = Literal["cut", "kept", "padded"]
 
 
 @dataclass
@@ -39,11 +41,11 @@ class Slots:
         return self.order_S if self.topk == 1 else self.order_S // self.topk
 
 
-def sort_slots(local_TK: Tensor, num_local: int, spare: Spare = "cut") -> Slots:
+def sort_slots(local_TK: Tensor, num_local: int, elsewhere: RowsElsewhere = "cut") -> Slots:
     """Slots in expert order. `local_TK` is the local expert of every slot; values >= num_local are
     elsewhere."""
     if local_TK.is_cuda:
-        return _sorted_on_gpu(local_TK, num_local, spare)
+        return _sorted_on_gpu(local_TK, num_local, elsewhere)
     flat = local_TK.reshape(-1)
     order = torch.argsort(flat, stable=True)
     counts = torch.bincount(flat, minlength=num_local).tolist()[:num_local]
@@ -53,18 +55,18 @@ def sort_slots(local_TK: Tensor, num_local: int, spare: Spare = "cut") -> Slots:
     return Slots(RowCounts(counts), order, *local_TK.shape)
 
 
-def _sorted_on_gpu(local_TK: Tensor, num_local: int, spare: Spare) -> Slots:
+def _sorted_on_gpu(local_TK: Tensor, num_local: int, elsewhere: RowsElsewhere) -> Slots:
     tokens, topk = local_TK.shape
     local_S, order_S = torch.sort(local_TK.reshape(-1), stable=True)
     last_P = numbers(num_local, local_TK.device)
     ends_P = torch.searchsorted(local_S, last_P, right=True, out_int32=True)
     counts = RowCounts(ends_P=ends_P)
     row_TK, padding, mask_TK = inverse(order_S).view(tokens, topk), None, None
-    if spare == "padded" and order_S.numel():
+    if elsewhere == "padded" and order_S.numel():
         padding = order_S.numel()
         row_TK = row_TK.masked_fill(row_TK >= ends_P[-1:], padding)
         order_S = F.pad(order_S, (0, 1))
-    elif spare == "cut" and (kept := sum(counts.on_host)) < order_S.numel():
+    elif elsewhere == "cut" and (kept := sum(counts.on_host)) < order_S.numel():
         order_S, mask_TK = order_S[:kept], local_TK < num_local
     bags = Bags(row_TK, order_S // topk, order_S, padding=padding, mask_N=mask_TK)
     return Slots(counts, order_S, tokens, topk, bags)
@@ -82,7 +84,7 @@ def unpermute(y_SO: Tensor, gates_TK: Tensor, slots: Slots) -> Tensor:
     tokens, topk = slots.num_tokens, slots.topk
     gates = gates_TK.to(y_SO.dtype)
     if slots.bags is not None:
-        return total(y_SO, gates, slots.bags)
+        return sum_rows(y_SO, gates, slots.bags)
     if y_SO.shape[0] == tokens * topk:  # every slot is here: gather instead of scattering
         back = torch.empty_like(slots.order_S)
         back[slots.order_S] = torch.arange(back.numel(), device=back.device)

@@ -253,6 +253,8 @@ def checked(entry: Entry, raw: Any) -> Any:
         if not isinstance(raw, bool):
             raise _not_one_of(entry.path, raw, ("true", "false", *further))
         return raw
+    if isinstance(raw, bool) and "on" in known.allowed:
+        raw = "on" if raw else "off"  # as YAML reads these words
     if known.allowed and raw not in known.allowed:
         raise _not_one_of(entry.path, raw, known.allowed)
     return raw

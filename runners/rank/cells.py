@@ -162,6 +162,8 @@ class CellRunner:
         layer = self._layer(self.plan.cells[index])
         layer.use(self._kernel(index, x_TD, layer))
         layer.experts.keep_only_used()
+        if layer.held is None:  # its kernel has another layout: nobody uses this one
+            self.kept_weights = None
         return layer
 
     def trace(self, cell: Cell) -> Tensor | None:

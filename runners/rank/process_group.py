@@ -51,8 +51,8 @@ class TorchRanks:
         self._on_gloo = placement.backend != "mpi"  # nccl too: its control group is gloo
         timeout = datetime.timedelta(seconds=limit_s)
         self._control: dist.ProcessGroup | None = None
-        self._present = torch.zeros(1)
-        self._token: torch.Tensor | None = None  # with NCCL: what the GPUs meet for
+        self._host_meeting = torch.zeros(1)  # what ranks add up to meet
+        self._gpu_meeting: torch.Tensor | None = None  # with NCCL
         bound: torch.device | None = None  # for NCCL, which connects ranks at once if it knows it
         if placement.device == "cuda":
             index = device_index(place.local_rank, torch.cuda.device_count())
@@ -69,7 +69,7 @@ class TorchRanks:
         if placement.backend == "nccl":
             self._control = dist.new_group(backend="gloo", timeout=timeout)
             if place.world_size > 1:
-                self._token = torch.zeros(1, device=self.device)
+                self._gpu_meeting = torch.zeros(1, device=self.device)
         self._check_members(os.environ.get(TOKEN, ""))
 
     def _check_members(self, token: str) -> None:
@@ -82,15 +82,16 @@ class TorchRanks:
             raise RuntimeError(f"rank {strangers[0]} is not of this launch: it lacks its token")
 
     def barrier(self) -> None:
-        """Ranks leave a barrier of their hosts tens of microseconds apart. With NCCL they meet once
-        more on their GPUs, which a collective ends within a few; it has ended before this does."""
+        """Ranks leave a barrier of their hosts tens of microseconds apart. With NCCL they then meet
+        on their GPUs, which end a collective within microseconds of each other. This returns when
+        it has ended, so that nothing of it is in a sample."""
         if self.place.world_size == 1:
             return
-        if self._token is None:
+        if self._gpu_meeting is None:
             dist.barrier(self._control)
             return
-        dist.all_reduce(self._present, group=self._control)  # dist.barrier would use the GPU
-        dist.all_reduce(self._token)
+        dist.all_reduce(self._host_meeting, group=self._control)  # dist.barrier would use the GPU
+        dist.all_reduce(self._gpu_meeting)
         torch.cuda.synchronize(self.device)
 
     def now_ns(self) -> int:

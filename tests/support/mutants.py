@@ -939,10 +939,10 @@ def choice_sorted_once_for_a_content() -> list[Patch]:
     kept: dict[Any, Any] = {}
     right = layer_module.sort_slots
 
-    def remembered(places: Tensor, held: int, spare: Any) -> Any:
+    def remembered(places: Tensor, held: int, elsewhere: Any) -> Any:
         key = (held, tuple(places.reshape(-1).tolist()))
         if key not in kept:
-            kept[key] = right(places, held, spare)
+            kept[key] = right(places, held, elsewhere)
         return kept[key]
 
     return [(layer_module, "sort_slots", remembered)]

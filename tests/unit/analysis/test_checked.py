@@ -140,3 +140,16 @@ def test_only_ranks_that_share_messages_through_the_host_are_staged() -> None:
     assert not RankLayout(1, "gloo", "cuda").staged  # sends nothing
     assert not RankLayout(2, "nccl", "cuda").staged
     assert not RankLayout(2, "gloo", "cpu").staged
+
+
+def test_check_tells_the_waits_of_cells_on_gpus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [
+        factory.measured(factory.cell("ep", topk=2), host_waits=[1, 1]),
+        factory.measured(factory.cell("ep", topk=4), host_waits=[0, 2]),
+        factory.measured(factory.cell("simple", topk=2), host_waits=[0, 0]),
+    ]
+    code, text = said(capsys, "check", str(factory.write_all(tmp_path, records) / "sweep"))
+    assert "waits of the host for the GPU in a step, at most: simple 0, ep 2" in text
+    assert code == (not text.startswith("nothing limits these numbers"))
