@@ -235,9 +235,8 @@ def check_(options: argparse.Namespace) -> int:
     lines = captions.banners(data.frame)
     lines += [finding.line() for finding in diagnosis.findings(data.frame, data.cells)]
     lines += [f"bound is wrong: {text}" for text in roofline.wrong(data.cells)]
-    shown = (lines or ["nothing limits these numbers"]) + diagnosis.host_waits(
-        data.frame, data.cells
-    )
+    waited = diagnosis.host_waits(data.frame, data.cells)
+    shown = [*(lines or ["nothing limits these numbers"]), *waited]
     write_output(render.lines(shown, options.format), options.output)
     return 1 if lines else 0
 
