@@ -10,15 +10,20 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from moe import waits
 from moe.layer.base import MoELayer
 from moe.phases import phase
-from moe.spec import Cell
+from moe.spec import Cell, Unsupported
 from moe.workload import batches
 
+# All graphs since `release_graphs`. They are captured on one stream, and torch 2.13 frees its cuBLAS
+# workspace with the first of them that is destroyed (pytorch #193402).
+_graphs: list[Any] = []
 CAPTURE_WARM_UP = 3  # calls before a capture, as torch's documentation advises
 
 
@@ -107,17 +112,26 @@ def _captured(
     """Replays `call`, which reads and writes the memory of its capture: inputs and weights, the
     output, and the gradients of `leaves`.
 
-    Raises RuntimeError where the call makes the host wait, which no capture allows.
+    Raises Unsupported where the call makes the host wait, which no capture allows.
     """
-    aside = torch.cuda.Stream(device)
-    aside.wait_stream(torch.cuda.current_stream(device))
+    usual, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    aside.wait_stream(usual)
     with torch.cuda.stream(aside):
         for _ in range(CAPTURE_WARM_UP):  # libraries choose algorithms and allocate
             call()
-    torch.cuda.current_stream(device).wait_stream(aside)
+        if why := waits.first(call):
+            raise Unsupported("measure.graph", "on", f"off for a step that waits ({why})",
+                              "set measure.graph=off")  # fmt: skip
+    usual.wait_stream(aside)
+    for leaf in leaves:
+        leaf.grad = None  # or its memory would be held beside the capture's
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = call()
+    try:
+        with torch.cuda.graph(graph):
+            output = call()
+    finally:
+        torch.cuda.set_stream(usual)  # a capture that fails leaves its own
+    _graphs.append(graph)
     gradients = [(leaf, leaf.grad) for leaf in leaves if leaf.grad is not None]
 
     def replay() -> Tensor:
@@ -127,6 +141,11 @@ def _captured(
         return output
 
     return replay
+
+
+def release_graphs() -> None:
+    """Lets go of all graphs. Call it where no captured step will be called again."""
+    _graphs.clear()
 
 
 def _slowed(

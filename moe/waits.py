@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+REPORTED = "called a synchronizing CUDA operation"  # in what the sync debug mode says
 _made = 0  # by `to_host`, since the process began
 
 
@@ -45,4 +46,19 @@ def count(step: Callable[[], object], device: torch.device) -> int | None:
             step()
     finally:
         torch.cuda.set_sync_debug_mode(before)
-    return _made - made + sum("synchroniz" in str(one.message) for one in seen)
+    return _made - made + sum(REPORTED in str(one.message) for one in seen)
+
+
+def first(step: Callable[[], object]) -> str:
+    """The first wait of the host in one call of `step`, in words; empty if there is none."""
+    before, made = torch.cuda.get_sync_debug_mode(), _made
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    except RuntimeError as error:
+        if REPORTED not in str(error):
+            raise
+        return str(error).splitlines()[0]
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return "for counts of rows" if _made > made else ""

@@ -91,7 +91,7 @@ def waiting_operation(step: Callable[[], object]) -> str:
     try:
         step()
     except RuntimeError as error:
-        if "synchroniz" not in str(error):
+        if waits.REPORTED not in str(error):
             raise
         return f"{error_of(error)} at {line_of(error)}"
     finally:

@@ -30,7 +30,7 @@ from moe.parallel.row_counts import RowCounts
 from moe.parallel.rules import StrategyRules
 from moe.parallel.traffic import GroupShape
 from moe.phases import phase
-from moe.spec import Cell, shard_bounds
+from moe.spec import Cell, Unsupported, shard_bounds
 from moe.workload import batches
 
 # Bytes of rows that are not needed, above which a GPU moves them for longer than a wait takes.
@@ -322,7 +322,14 @@ class MoELayer(nn.Module):
         choice. Returns {name, how, candidates_ms}."""
         names = self.experts.variants(self.cell.strategy.kernel, x_TD.dtype)
         if self.wait_free:
-            names = [name for name in names if can_be_captured(name, x_TD.dtype)]
+            names = [name for name in names if can_be_captured(name, x_TD.dtype, x_TD.device)]
+            if not names:
+                raise Unsupported(
+                    "measure.graph", "on",
+                    f"off with strategy.kernel={self.cell.strategy.kernel} on this GPU, where it "
+                    "waits for the rows of each expert",
+                    "set measure.graph=off or strategy.kernel=auto",
+                )  # fmt: skip
         if len(names) == 1:
             self.use(names[0])
             return {"name": names[0], "how": "asked for", "candidates_ms": {}}

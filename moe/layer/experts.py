@@ -37,13 +37,19 @@ VARIANTS = {"loop": ("loop", "loop_wx", "packed", "wide"), "bmm": ("bmm", "bmm_t
             "dense": ("dense",), "grouped": ("grouped",)}  # fmt: skip
 
 WITHOUT_COUNTS = ("dense", "grouped")  # kernels that do not need the counts on the host
+GROUPED_CAPABILITIES = (9, 10)
+GROUPED_MOST = 1023  # experts of one F.grouped_mm on a GPU
 FEW_ROWS = 32  # up to this many rows, W @ x.T beats x @ W.T in float32
 
 
-def can_be_captured(kernel: str, dtype: torch.dtype) -> bool:
+def can_be_captured(kernel: str, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether a step with this kernel never makes the host wait for a GPU, in a layer without
-    all-to-all (measured on an H100 with torch 2.11)."""
-    return kernel == "dense" or (kernel == "grouped" and dtype == weights.dtype_of(GROUPED_DTYPE))
+    all-to-all. F.grouped_mm reads its offsets on the device in bfloat16 on Hopper and on data
+    centers' Blackwell, elsewhere on the host (torch 2.11 to 2.13: _grouped_mm_cuda)."""
+    if kernel != "grouped":
+        return kernel == "dense"
+    fits = torch.cuda.get_device_capability(device)[0] in GROUPED_CAPABILITIES
+    return fits and dtype == weights.dtype_of(GROUPED_DTYPE)
 
 
 class Experts(nn.Module):
@@ -153,6 +159,8 @@ class Experts(nn.Module):
         """F.grouped_mm wants strides that are multiples of 16 bytes."""
         width = self.columns[1] - self.columns[0]
         sizes = (self.layer.dim, width, self.layer.dim_out)
+        if self.device.type == "cuda" and len(self.ids) > GROUPED_MOST:
+            return False
         return hasattr(F, "grouped_mm") and all(n * dtype.itemsize % 16 == 0 for n in sizes)
 
     def rows(self, x_SD: Tensor, counts: RowCounts) -> Tensor:

@@ -181,9 +181,10 @@ class RankTraffic:
     # Steps of strategies.
 
     def dispatch(self) -> Iterator[Call]:
-        """All-to-alls of counts, rows (for dedup also gates), and results."""
+        """All-to-alls of counts (of rows by place; for dedup also of tokens), rows (for dedup also
+        gates), and results."""
         deduplicated = self.cell.strategy.dispatcher == "dedup"
-        numbers = 1 if deduplicated else self.places * self.cell.strategy.overlap
+        numbers = 1 + self.places if deduplicated else self.places * self.cell.strategy.overlap
         counts = (self.ep.size - 1) * numbers * COUNT_BYTES
         yield Call("all_to_all", self.ep, "counts", counts, counts)
         yield self.exchange(self.layer.dim * self.w, "dispatch")

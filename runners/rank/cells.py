@@ -18,7 +18,7 @@ from moe.layer.out_of_memory import free_cached
 from moe.layer.weight_store import FusedWeights
 from moe.parallel.comm import Comm
 from moe.spec import Cell, LayerSpec
-from moe.step import Rotation, Step
+from moe.step import Rotation, Step, release_graphs
 from moe.verify.faults import CheckResult
 from moe.verify.twin import twin_of
 from moe.verify.verifier import Verifier, verify_twin
@@ -270,6 +270,8 @@ class CellRunner:
         """Frees weights and inputs; the state of the verification stays."""
         for index in indices:
             self.built.pop(index, None)
+        if not self.built:
+            release_graphs()
         free_cached(self.comm.device)
 
     def discard(self, indices: Iterable[int]) -> None:

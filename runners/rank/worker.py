@@ -25,6 +25,7 @@ import torch
 from moe.layer.out_of_memory import is_out_of_memory, out_of_memory_text
 from moe.parallel import algorithms
 from moe.parallel.comm import Comm
+from moe.spec import Unsupported
 from moe.strategies import names
 from runners.host import environment, gpu_monitor, isolation
 from runners.host.hardware import usable_cores
@@ -172,10 +173,13 @@ class Worker:
             self.cells.discard([index])
 
     def within_memory(self, index: int, call: Callable[[], T]) -> T | None:
-        """What `call` returns; None, and the cell has failed, where it ran out of a GPU's memory.
-        With several ranks the launch ends instead, since the others may wait for a message."""
+        """What `call` returns; None, and the cell has failed, where this GPU cannot run it, which
+        all ranks find alike, or where it ran out of its memory. With several ranks the launch ends
+        then, since the others may wait for a message."""
         try:
             return call()
+        except Unsupported as error:
+            self.cells.fail(index, str(error))
         except RuntimeError as error:
             if self.place.world_size > 1 or not is_out_of_memory(error):
                 raise
@@ -327,6 +331,7 @@ def main(arguments: list[str]) -> int:
     try:
         worker = Worker(plan, place, log, pinned)
         worker.run()
+        gc.collect()  # graphs in cycles: NCCL does not end while one is left that uses it
         worker.ranks.close()
     except BaseException as error:
         text = f"{type(error).__name__}: {error}"

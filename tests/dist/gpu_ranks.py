@@ -27,7 +27,7 @@ from tests.support.covering import Row
 from tests.support.fake_cuda import DEVICE, FakeCuda, nccl_only
 from tests.support.ranks import prepare as prepare
 
-SHARE = 5
+SHARE = 7
 MANY = 64  # numbers, more than the counts that the host has to know
 HIDDEN = 64  # a quarter of it has 16 bytes, which F.grouped_mm asks for
 
@@ -57,9 +57,10 @@ def every_form(ranks: int) -> list[Row]:
     no counts, with overlap and in CUDA graphs; everything else plain."""
     plain = [row for row in agree_ranks.every_core(ranks) if row["dtype"] == "bfloat16"]
     forms = ({"kernel": "grouped"}, {"kernel": "dense"}, {"kernel": "grouped", "spread": "overlap"},
-             {"kernel": "grouped", "graph": "on"}, {"kernel": "dense", "graph": "on"})  # fmt: skip
+             {"kernel": "grouped", "graph": "on"})  # fmt: skip
     rows = [{**row, "bias": "none", **form} for row in plain for form in forms]
-    return [row for row in rows if accepted(row, ranks)]
+    rows = [row for row in rows if accepted(row, ranks)]
+    return rows if ranks < 4 else rows[::2]  # they take long
 
 
 def mixed(ranks: int) -> list[Row]:

@@ -327,7 +327,7 @@ def test_a_damaged_cost_is_refused(tmp_path: Path, damage: object) -> None:
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_calibrating_two_ranks_on_simulated_gpus(tmp_path: Path, nodes: int) -> None:
     """With 256 MiB free: half of it, over two ranks' all-gather and a message more, is 32 MiB."""
-    found = run_ranks("calibrate_gpu_ranks", 2, "4", str(nodes))
+    found = run_ranks("calibrate_gpu_ranks", 2, "12", str(nodes))
     limits.store(tmp_path, found)
     assert found["device"] == "cuda"
     assert found["read_bytes_per_s"] >= found["copy_bytes_per_s"] > 0

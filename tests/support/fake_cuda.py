@@ -70,6 +70,7 @@ class FakeCuda(Queue):
         properties = types.SimpleNamespace(L2_cache_size=L2_BYTES, total_memory=MEMORY_BYTES)
         patches: dict[str, Any] = {
             "synchronize": self.synchronize, "set_device": lambda d: None,
+            "set_stream": lambda s: None,
             "memory_allocated": lambda d=None: 0, "max_memory_allocated": lambda d=None: 1,
             "reset_peak_memory_stats": lambda d=None: None, "empty_cache": lambda: None,
             "get_device_properties": lambda d=None: properties, "Event": Event, "Stream": Stream,

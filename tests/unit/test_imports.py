@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "moe.cost": "moe.strategies moe.workload moe.parallel moe.spec",
     "moe.peers": "moe.strategies moe.layer moe.parallel moe.spec moe.weights moe.phases moe.cost",
     "moe.build": "moe",
-    "moe.step": "moe.layer moe.workload moe.parallel moe.spec moe.phases",
+    "moe.step": "moe.layer moe.workload moe.parallel moe.spec moe.phases moe.waits",
     "moe.verify": "moe",
     "runners": "", "runners.errors": "",
     "runners.host": "runners.errors moe.spec",
