@@ -21,7 +21,7 @@ from moe.phases import phase
 from moe.spec import Cell, Unsupported
 from moe.workload import batches
 
-# All graphs since `release_graphs`. They are captured on one stream, and torch 2.13 frees its cuBLAS
+# All graphs since `release_graphs`. They are captured on one stream; torch 2.13 frees its cuBLAS
 # workspace with the first of them that is destroyed (pytorch #193402).
 _graphs: list[Any] = []
 CAPTURE_WARM_UP = 3  # calls before a capture, as torch's documentation advises
