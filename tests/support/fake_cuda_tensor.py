@@ -209,6 +209,8 @@ def _to(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One operation on tensors of which at least one is on the device."""
+    if func._can_decompose():  # in inference mode torch leaves it to this: item, where, linear
+        return func.decompose(*args, **kwargs)
     name = func._schema.name.split("::")[1]
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     _check_devices(name, args, [x for x in tensors if not isinstance(x, OnDevice)])
