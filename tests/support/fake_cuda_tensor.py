@@ -10,6 +10,7 @@ Not simulated: rounding and the order of sums; dtypes or shapes that a GPU's ker
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -209,6 +210,8 @@ def _to(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One operation on tensors of which at least one is on the device."""
+    if _is_composite(func):  # in inference mode torch leaves it to this: item, where, linear
+        return func.decompose(*args, **kwargs)
     name = func._schema.name.split("::")[1]
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     _check_devices(name, args, [x for x in tensors if not isinstance(x, OnDevice)])
@@ -247,6 +250,11 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return known[id(x)] if id(x) in known else OnDevice(x)
 
     return tree_map(wrapped, out)
+
+
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    return bool(func._can_decompose())
 
 
 def _check_devices(name: str, args: Any, host: list[Tensor]) -> None:

@@ -17,6 +17,10 @@ from tests.support.fake_cuda import DEVICE, FakeCuda, MixedDevices, nccl_only
 from tests.support.fake_cuda_tensor import GARBAGE, OnDevice
 
 
+# In inference mode torch hands over whole functions that it takes apart in others.
+MODES = pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+
+
 @pytest.fixture
 def gpu() -> Iterator[FakeCuda]:
     with FakeCuda() as gpu:
@@ -68,6 +72,8 @@ def test_a_number_of_the_host_may_be_in_an_operation(gpu: FakeCuda) -> None:
 WAITING: dict[str, tuple[Callable[[Tensor], object], list[str]]] = {
     "item": (lambda x: x[0].item(), ["item"]),
     "bool": (lambda x: bool(x[0] > 0), ["item"]),
+    "index by one number": (lambda x: x[x[0]], ["item"]),
+    "where": (lambda x: torch.where(x > 1), ["nonzero"]),
     "tolist": (lambda x: x.tolist(), ["tolist"]),
     "nonzero": (lambda x: x.nonzero(), ["nonzero"]),
     "unique": (lambda x: x.unique(), ["_unique2"]),
@@ -117,18 +123,24 @@ def grouped(dtype: torch.dtype, ends: Tensor) -> Tensor:
     return F.grouped_mm(x, w.to(dtype), offs=ends.to(torch.int32))
 
 
+@MODES
 @pytest.mark.parametrize("name", WAITING)
-def test_what_makes_the_host_wait_is_noted_with_its_line(name: str, gpu: FakeCuda) -> None:
+def test_what_makes_the_host_wait_is_noted_with_its_line(
+    name: str, mode: Any, gpu: FakeCuda
+) -> None:
     call, expected = WAITING[name]
-    x = on_gpu(1, 2, 3, dtype=torch.int64)
-    assert kinds(gpu, lambda: call(x)) == expected
+    with mode():
+        x = on_gpu(1, 2, 3, dtype=torch.int64)
+        assert kinds(gpu, lambda: call(x)) == expected
     assert all("tests/unit/test_fake_cuda.py:" in line for _, line in gpu.waits)
 
 
+@MODES
 @pytest.mark.parametrize("name", WITHOUT)
-def test_nothing_is_noted_for_what_stays_on_the_gpu(name: str, gpu: FakeCuda) -> None:
-    x = on_gpu(1, 2, 3, dtype=torch.int64)
-    assert kinds(gpu, lambda: WITHOUT[name](x)) == []
+def test_nothing_is_noted_for_what_stays_on_the_gpu(name: str, mode: Any, gpu: FakeCuda) -> None:
+    with mode():
+        x = on_gpu(1, 2, 3, dtype=torch.int64)
+        assert kinds(gpu, lambda: WITHOUT[name](x)) == []
     assert gpu.launched > 0
 
 
