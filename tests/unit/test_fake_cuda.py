@@ -16,7 +16,6 @@ from moe import waits
 from tests.support.fake_cuda import DEVICE, FakeCuda, MixedDevices, nccl_only
 from tests.support.fake_cuda_tensor import GARBAGE, OnDevice
 
-
 # In inference mode torch hands over whole functions that it takes apart in others.
 MODES = pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 
