@@ -3,8 +3,9 @@ to. Stdlib only.
 
 It is for bfloat16 and token-choice routers, forward and train, at any number of ranks and any
 overlap, where the rows that other ranks compute take at most `moe.layer.base.ELSEWHERE_BYTES`.
-F.grouped_mm reads the experts' rows on the host in other dtypes. A wait empties the GPU's queue, so
-that the GPU idles until the host has launched the next kernel.
+In other dtypes, and but on Hopper and data centers' Blackwell, F.grouped_mm reads the experts' rows
+on the host. A wait empties the GPU's queue, so that the GPU idles until the host has launched the
+next kernel.
 """
 
 from __future__ import annotations
