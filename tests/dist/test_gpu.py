@@ -63,8 +63,10 @@ def test_routers_kernels_dtypes_and_placements_are_right(ranks: int, tmp_path: P
     checked = check(rows, ranks, tmp_path)
     assert wrong(checked) == {}
     assert {name_of(row): r["on_host"] for row, rs in checked for r in rs if r["on_host"]} == {}
-    most = max(len(rank["waits"]) for _, by_rank in checked for rank in by_rank)
-    assert most <= 7  # grouped_mm in float32, in training, with an all-to-all
+    by_torch = [row["kernel"] == "grouped" and row["dtype"] != "bfloat16" for row in rows]
+    waited = [max(len(rank["waits"]) for rank in by_rank) for _, by_rank in checked]
+    ours = [count for count, torchs in zip(waited, by_torch, strict=True) if not torchs]
+    assert max(ours) <= 2  # kernels that loop wait for counts too
 
 
 @pytest.mark.slow
