@@ -6,7 +6,9 @@ A wait empties the GPU's queue: until the host has launched the next kernel, the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +17,12 @@ REPORTED = "called a synchronizing CUDA operation"  # in what the sync debug mod
 _made = 0  # by `to_host`, since the process began
 
 
-def to_host(x: Tensor) -> list[int]:
-    """The numbers of a small integer tensor. From a GPU: one copy to pinned memory, and one wait
-    for it; kernels that are enqueued later are not waited for."""
+def to_host(x: Tensor) -> Any:
+    """The numbers of a small integer tensor, in lists as deep as it has dimensions. From a GPU: one
+    copy to pinned memory, and one wait for it; kernels that are enqueued later are not waited
+    for."""
     if not x.is_cuda:
-        numbers: list[int] = x.tolist()
-        return numbers
+        return x.tolist()
     global _made
     _made += 1
     host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
@@ -28,7 +30,17 @@ def to_host(x: Tensor) -> list[int]:
     copied = torch.cuda.Event()
     copied.record()
     copied.synchronize()
-    return list(host.tolist())
+    return host.tolist()
+
+
+@contextmanager
+def _debug_mode(mode: str) -> Iterator[None]:
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode(mode)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def count(step: Callable[[], object], device: torch.device) -> int | None:
@@ -37,28 +49,29 @@ def count(step: Callable[[], object], device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     torch.cuda.synchronize(device)
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("warn")
-    made = _made
-    try:
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
+    before = _made
+    with _debug_mode("warn"), warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        step()
+    return _made - before + sum(REPORTED in str(one.message) for one in seen)
+
+
+def reported(step: Callable[[], object]) -> RuntimeError | None:
+    """What torch's sync debug mode raises at the first wait in one call of `step`, which ends
+    there; None if it reports none."""
+    with _debug_mode("error"):
+        try:
             step()
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-    return _made - made + sum(REPORTED in str(one.message) for one in seen)
+        except RuntimeError as error:
+            if REPORTED not in str(error):
+                raise
+            return error
+    return None
 
 
 def first(step: Callable[[], object]) -> str:
     """The first wait of the host in one call of `step`, in words; empty if there is none."""
-    before, made = torch.cuda.get_sync_debug_mode(), _made
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step()
-    except RuntimeError as error:
-        if REPORTED not in str(error):
-            raise
+    before = _made
+    if error := reported(step):
         return str(error).splitlines()[0]
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-    return "for counts of rows" if _made > made else ""
+    return "for counts of rows" if _made > before else ""

@@ -144,7 +144,7 @@ def _straggling(cell: CellSummary, attempts: pd.DataFrame) -> list[tuple[str, st
 
 def _flagged(cell: CellSummary) -> list[tuple[str, str]]:
     unknown = flag_legend.Mark("", "", "see docs/analysis.md")
-    said = ("start_grows", "throttled")  # with how much, and why
-    flags = [flag for flag in cell.flags if flag not in said]
+    explained = ("start_grows", "throttled")  # above, with how much, and why
+    flags = [flag for flag in cell.flags if flag not in explained]
     marks = [(flag, flag_legend.MARKS.get(flag, unknown)) for flag in flags]
     return [(mark.about or flag, mark.remedy) for flag, mark in marks]

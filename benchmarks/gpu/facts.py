@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from benchmarks.gpu.rows import Part
 from runners.host import environment, hardware
 from runners.host.project_paths import CLONE
 
-PACKAGES = ("torch", "triton", "transformers")
+VERSIONS = ("python", "torch", "triton", "transformers", "cuda", "nccl")
 COPIED_BYTES = 2**32
 SQUARE = 8192
 
@@ -59,18 +58,9 @@ def median_ms(step: Callable[[], object], device: torch.device, seconds: float =
 
 def versions() -> dict[str, Any]:
     """Versions of what a time depends on; None for what is not installed."""
-    known: dict[str, Any] = {"python": environment.versions()["python"]}
-    for package in PACKAGES:
-        try:
-            known[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            known[package] = None
+    known = environment.versions("cuda")
     known["torch"] = torch.__version__  # with the CUDA it was built for
-    known["cuda"] = torch.version.cuda
-    known["nccl"] = None
-    if torch.cuda.is_available():
-        known["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
-    return known
+    return {name: known[name] for name in VERSIONS}
 
 
 def run(part: Part) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 from benchmarks.gpu.forms import MODES, PLACES, Form
 from benchmarks.gpu.rows import Part
 from runners.host import project_paths
+from runners.host.network import free_port
 
 WORLD_SIZES = (2, 4)
 SHARES = {2: 0.4, 4: 1.0}  # of the part's time that is left when they begin
@@ -106,7 +106,7 @@ class Launch:
             **project_paths.module_variables(os.environ),
             "WORLD_SIZE": str(self.world_size),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
+            "MASTER_PORT": str(free_port("127.0.0.1")),
             "GLOO_SOCKET_IFNAME": "lo",
             "OMP_NUM_THREADS": "1",
         }
@@ -158,9 +158,3 @@ def last_line(log: Path) -> str:
     """The last line of a log that is not empty."""
     lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
     return lines[-1][:300] if lines else "it said nothing"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

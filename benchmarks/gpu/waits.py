@@ -86,24 +86,15 @@ def judged(step: Callable[[], object], device: torch.device, most: int) -> dict[
 
 def waiting_operation(step: Callable[[], object]) -> str:
     """The first operation of a step that waits for the GPU, and its line; "" for none."""
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step()
-    except RuntimeError as error:
-        if waits.REPORTED not in str(error):
-            raise
-        return f"{error_of(error)} at {line_of(error)}"
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-    return ""
+    error = waits.reported(step)
+    return f"{error_of(error)} at {line_of(error)}" if error else ""
 
 
 def line_of(error: BaseException) -> str:
     """FILE:LINE of the last line of this project that an error came through."""
     own = [
         frame for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).is_relative_to(CODE / "moe")
+        if Path(frame.filename).is_relative_to(CODE / "moe") and frame.filename != waits.__file__
     ]  # fmt: skip
     if not own:
         return "an unknown line"

@@ -310,9 +310,9 @@ class MoELayer(nn.Module):
             self.seen = None
 
     @property
-    def held(self) -> FusedWeights | None:
+    def shared_weights(self) -> FusedWeights | None:
         """On a GPU the experts' matrices, which other layers may hold too."""
-        return self.experts.held
+        return self.experts.shared_weights
 
     def use(self, kernel: str) -> None:
         self.experts.use(kernel)

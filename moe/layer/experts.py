@@ -73,12 +73,12 @@ class Experts(nn.Module):
         self.packed: Packed | None = None  # replaces fc1 and fc2, which then use no memory
         self.room = GradientBuffers()  # gradient memory of kernel `loop`
         self.resident = True  # whether the weights stay on this rank between steps
-        held = weight_store.matrices(layer, ids, columns, device)
+        fused = weight_store.matrices(layer, ids, columns, device)
         # What other layers may hold too, and a switch back to its layout needs not make again.
-        self.held = held if device.type == "cuda" else None
-        self.fc1, self.fc2 = nn.Parameter(held.fc1), nn.Parameter(held.fc2)
-        self.b1 = None if held.b1 is None else nn.Parameter(held.b1)
-        self.b2 = nn.Parameter(held.b2) if held.b2 is not None and bias2 else None
+        self.shared_weights = fused if device.type == "cuda" else None
+        self.fc1, self.fc2 = nn.Parameter(fused.fc1), nn.Parameter(fused.fc2)
+        self.b1 = None if fused.b1 is None else nn.Parameter(fused.b1)
+        self.b2 = nn.Parameter(fused.b2) if fused.b2 is not None and bias2 else None
 
     @property
     def fused(self) -> bool:
@@ -100,8 +100,8 @@ class Experts(nn.Module):
             if self.transposed[place] != new:
                 name = ("fc1", "fc2")[place]
                 parameter = getattr(self, name)
-                if self.held is not None and not new:
-                    data = getattr(self.held, name)
+                if self.shared_weights is not None and not new:
+                    data = getattr(self.shared_weights, name)
                 else:
                     data = parameter.data.transpose(1, 2).contiguous()
                 setattr(self, name, nn.Parameter(data, parameter.requires_grad))
@@ -118,7 +118,7 @@ class Experts(nn.Module):
     def keep_only_used(self) -> None:
         """Lets go of matrices in a layout that the kernel does not use."""
         if any(self.transposed):
-            self.held = None
+            self.shared_weights = None
 
     def _hold(self, fc1: Tensor, fc2: Tensor) -> None:
         self.fc1 = nn.Parameter(fc1, self.fc1.requires_grad)

@@ -54,7 +54,7 @@ def matrices(
     if "w3" in each:
         fc1 = torch.cat([fc1, each.pop("w3")], dim=1)
         b1 = None if b1 is None else torch.cat([b1, each.pop("b3")], dim=1)
-    held = FusedWeights(fc1, each["w2"], b1, each.get("b2"))
-    if device.type == "cuda" and fc1.nbytes + held.fc2.nbytes > SHARED_BYTES:
-        _kept[key] = held
-    return held
+    fused = FusedWeights(fc1, each["w2"], b1, each.get("b2"))
+    if device.type == "cuda" and fc1.nbytes + fused.fc2.nbytes > SHARED_BYTES:
+        _kept[key] = fused
+    return fused

@@ -55,17 +55,14 @@ def expert_order(counts_GP: Tensor, rows: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Exchanged:
-    """What the ranks of a group announce to each other: rows to send to each member and to receive
-    from it, and [G, P] rows received from each member for each place, on device and host."""
+    """What the ranks of a group announce to each other: rows to send to each member, to receive
+    from it, and to compute at each place here; and on the device [G, P] the rows that each member
+    sends to each place."""
 
     sent: list[int]
     received: list[int]
+    of_experts: list[int]
     counts_GP: Tensor
-    counts: list[list[int]]
-
-    @property
-    def of_experts(self) -> list[int]:
-        return [sum(column) for column in zip(*self.counts, strict=True)]
 
 
 def announce(numbers_GX: Tensor, group: RankGroup) -> Tensor:
@@ -81,26 +78,14 @@ def exchange_counts(slots: list[Slots], way: Way) -> list[Exchanged]:
     sent_CGP = sent_CGP.view(chunks, group.size, way.per_rank)
     received_GX = announce(sent_CGP.transpose(0, 1).reshape(group.size, -1), group)
     received_GCP = received_GX.view(group.size, chunks, way.per_rank)
-    known = torch.cat([sent_CGP.sum(2).view(-1), received_GCP.reshape(-1)])
-    flat = waits.to_host(known)
-    sent, received = flat[: chunks * group.size], flat[chunks * group.size :]
-
-    def counts(member: int, chunk: int) -> list[int]:
-        start = (member * chunks + chunk) * way.per_rank
-        return received[start : start + way.per_rank]
-
-    answer = []
-    for chunk in range(chunks):
-        of_chunk = [counts(member, chunk) for member in range(group.size)]
-        answer.append(
-            Exchanged(
-                sent[chunk * group.size : (chunk + 1) * group.size],
-                list(map(sum, of_chunk)),
-                received_GCP[:, chunk],
-                of_chunk,
-            )
-        )
-    return answer
+    received_CGP = received_GCP.transpose(0, 1)
+    known_CGX = torch.cat([sent_CGP.sum(2, keepdim=True), received_CGP], 2)
+    exchanged = []
+    for known_GX, counts_GP in zip(waits.to_host(known_CGX), received_CGP, strict=True):
+        sent, *places = (list(column) for column in zip(*known_GX, strict=True))
+        received = [sum(counts) for counts in zip(*places, strict=True)]
+        exchanged.append(Exchanged(sent, received, list(map(sum, places)), counts_GP))
+    return exchanged
 
 
 def alltoall(

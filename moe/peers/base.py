@@ -65,9 +65,9 @@ class PeerLayer(MoELayer):
     def fused(self) -> FusedWeights:
         """All experts' matrices as this project's kernels hold them, and share them on a GPU."""
         ids, columns = range(self.layer.num_experts), (0, self.layer.hidden)
-        held = weight_store.matrices(self.layer, ids, columns, self.comm.device)
-        self.experts.held = held if self.comm.device.type == "cuda" else None
-        return held
+        fused = weight_store.matrices(self.layer, ids, columns, self.comm.device)
+        self.experts.shared_weights = fused if self.comm.device.type == "cuda" else None
+        return fused
 
     @property
     def own_experts(self) -> range:

@@ -40,8 +40,8 @@ class Peer(PeerLayer, Simple):
         with torch.device("meta"):
             block: Any = MixtralSparseMoeBlock(config)
         block.gate = MixtralGate(self)
-        held = self.fused()
-        state = {"experts.gate_up_proj": held.fc1, "experts.down_proj": held.fc2}
+        fused = self.fused()
+        state = {"experts.gate_up_proj": fused.fc1, "experts.down_proj": fused.fc2}
         block.load_state_dict(state, assign=True)
         return block
 

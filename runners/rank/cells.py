@@ -153,8 +153,8 @@ class CellRunner:
         if self.kept_weights and self.kept_weights[0] != cell.layer:
             self.kept_weights = None
         layer = build.build(cell, self.comm, self.trace(cell))
-        if layer.held is not None:
-            self.kept_weights = cell.layer, layer.held
+        if layer.shared_weights is not None:
+            self.kept_weights = cell.layer, layer.shared_weights
         return layer
 
     def _built_on_gpu(self, index: int, x_TD: Tensor) -> MoELayer:
@@ -162,7 +162,7 @@ class CellRunner:
         layer = self._layer(self.plan.cells[index])
         layer.use(self._kernel(index, x_TD, layer))
         layer.experts.keep_only_used()
-        if layer.held is None:  # its kernel has another layout: nobody uses this one
+        if layer.shared_weights is None:  # its kernel has another layout: nobody uses this one
             self.kept_weights = None
         return layer
 

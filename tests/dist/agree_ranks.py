@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +99,12 @@ def cell_of(row: Row, ranks: int) -> Cell:
     return Cell(layer, strategy, work, RankLayout(world_size=ranks))
 
 
-def accepted(row: Row, ranks: int) -> bool:
+def accepted(row: Row, ranks: int, make: Callable[[Row, int], Cell] = cell_of) -> bool:
+    """Whether the cell that `make` makes of the row can be run."""
     if row["core"][0] == "serial" and ranks > 1:
         return False
     try:
-        supports(cell_of(row, ranks))
+        supports(make(row, ranks))
     except Unsupported:
         return False
     return True

@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 
 from moe import waits
-from moe.build import build, supports
+from moe.build import build
 from moe.parallel import comm as comm_module
 from moe.parallel.comm import Comm
-from moe.spec import Cell, RankLayout, Unsupported
+from moe.spec import Cell, RankLayout
 from moe.step import Step
 from moe.verify.verifier import Verifier
 from moe.workload import batches
@@ -42,16 +42,6 @@ def cell_of(row: Row, ranks: int) -> Cell:
     )
 
 
-def accepted(row: Row, ranks: int) -> bool:
-    if row["core"][0] == "serial" and ranks > 1:
-        return False
-    try:
-        supports(cell_of(row, ranks))
-    except Unsupported:
-        return False
-    return True
-
-
 def every_form(ranks: int) -> list[Row]:
     """Every strategy, dispatcher, distribution of tokens and mode in bfloat16, by kernels that need
     no counts, with overlap and in CUDA graphs; everything else plain."""
@@ -59,7 +49,7 @@ def every_form(ranks: int) -> list[Row]:
     forms = ({"kernel": "grouped"}, {"kernel": "dense"}, {"kernel": "grouped", "spread": "overlap"},
              {"kernel": "grouped", "graph": "on"})  # fmt: skip
     rows = [{**row, "bias": "none", **form} for row in plain for form in forms]
-    rows = [row for row in rows if accepted(row, ranks)]
+    rows = [row for row in rows if agree_ranks.accepted(row, ranks, cell_of)]
     return rows if ranks < 4 else rows[::2]  # they take long
 
 

@@ -57,9 +57,9 @@ class NotRenormalised(transformers.Peer):
 
 class SwappedExperts(transformers.Peer):
     def fused(self) -> FusedWeights:
-        held = super().fused()
-        held.fc2[[0, 1]] = held.fc2[[1, 0]]
-        return held
+        fused = super().fused()
+        fused.fc2[[0, 1]] = fused.fc2[[1, 0]]
+        return fused
 
 
 class SwappedReference(Swapping, reference.Peer):

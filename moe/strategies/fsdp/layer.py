@@ -58,7 +58,7 @@ class Fsdp(MoELayer):
 
     def make_experts(self) -> Experts:
         experts = super().make_experts()
-        experts.resident, experts.held = False, None
+        experts.resident, experts.shared_weights = False, None
         return experts
 
     # Sharding.

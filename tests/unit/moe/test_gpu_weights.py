@@ -93,9 +93,9 @@ def test_trying_other_layouts_makes_the_weights_only_once(monkeypatch: pytest.Mo
             experts.use(kernel)
         assert experts.fc1.data_ptr() == at and torch.equal(experts.fc1, fc1)
         experts.keep_only_used()
-        assert experts.held is not None
+        assert experts.shared_weights is not None
         experts.use("bmm_t")
         experts.keep_only_used()
-        assert experts.held is None
+        assert experts.shared_weights is None
         experts.use("loop")
         assert torch.equal(experts.fc1, fc1)
