@@ -25,7 +25,7 @@ from moe.layer.weight_store import FusedWeights
 from moe.parallel import collectives, dispatch
 from moe.parallel.comm import Comm, RankGroup
 from moe.parallel.expert_placement import order_for, places_of
-from moe.parallel.permute import RowsElsewhere, permute, sort_slots, unpermute
+from moe.parallel.permute import RowsElsewhere, Slots, permute, sort_slots, unpermute
 from moe.parallel.row_counts import RowCounts
 from moe.parallel.rules import StrategyRules
 from moe.parallel.traffic import GroupShape
@@ -223,10 +223,19 @@ class MoELayer(nn.Module):
                 places_TK = (places_TK - self.first) % total
             places_TK = without_dropped(places_TK, routing, total)
             slots = sort_slots(places_TK, here, self._rows_elsewhere(routing))
-            x_SD = permute(x_TD, slots)
+            by_token = experts.takes_tokens and slots.order_S.numel() > 0
+            x_SD = x_TD if by_token else permute(x_TD, slots)
+        if by_token:
+            return self._mix_tokens(x_TD, routing, slots)
         y_SO = self.compute(x_SD, slots.counts)
         with phase("unpermute"):
             return unpermute(y_SO, routing.gates_TK, slots)
+
+    def _mix_tokens(self, x_TD: Tensor, routing: Routing, slots: Slots) -> Tensor:
+        if self.seen is not None:
+            self.seen.slots += sum(slots.counts.on_host)
+        with phase("experts"):
+            return self.experts.of_tokens(x_TD, routing.gates_TK, slots)
 
     def _rows_elsewhere(self, routing: Routing) -> RowsElsewhere:
         """What becomes of rows of slots that are elsewhere, on a GPU."""
