@@ -130,7 +130,7 @@ GPU_WHEELS := .cache/gpu-wheels
 gpu-wheels: setup ## wheels that python -m benchmarks.gpu brings to a bare GPU machine, in .cache/gpu-wheels
 	rm -rf $(GPU_WHEELS)
 	$(RUN) -m pip wheel --disable-pip-version-check --no-deps -c constraints.txt -w $(GPU_WHEELS) \
-	  hydra-core omegaconf antlr4-python3-runtime
+	  hydra-core omegaconf antlr4-python3-runtime liger-kernel moe-ops
 
 .PHONY: check
 check: setup ## lint, formatting, types, and known vulnerabilities where they can be asked for
