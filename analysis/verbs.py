@@ -21,9 +21,21 @@ from analysis.output import harmless, write_output
 from analysis.publish import export
 from analysis.sources import LATEST
 from analysis.stats import compare, roofline
+from analysis.stats.kernels import Kernels
 from analysis.stats.summarize import summarize
 from analysis.stats.verdict import NOISE_THRESHOLD
-from analysis.text import captions, diagnosis, insights, peers, render, status, tables
+from analysis.text import (
+    captions,
+    diagnosis,
+    insights,
+    kernels,
+    kernels_table,
+    peers,
+    render,
+    status,
+    tables,
+)
+from runners.records import forced_balance
 
 if TYPE_CHECKING:
     from analysis.plots.canvas import PlotData
@@ -189,24 +201,25 @@ def compare_(options: argparse.Namespace) -> int:
     if options.group:
         data = load(options)
         name = check_column(data.frame, options.group, "--group")
+        frames = [data.frame]
         comparisons = compare.column(data.frame, name, threshold)
-        banners = captions.banners(data.frame)
     elif len(options.sources) == 2:
         frames = [filtered(analysis.load(s), options.filter) for s in options.sources]
         frames = [frame.reset_index(drop=True) for frame in frames]
         names = _two_names(options.sources)
         comparisons = compare.sweeps(frames[0], frames[1], names, threshold)
-        banners = [line for frame in frames for line in captions.banners(frame)]
     else:
         raise InputError(
             f"compare: {len(options.sources)} sources; allowed are two, or --group with any; "
             "for example compare A B, or compare --group strategy"
         )
     rows = [c.row(threshold) for c in comparisons]
+    kinds = [str(kind) for frame in frames for kind in frame["workload"]]
+    lines = [*forced_balance.sentences(kinds), *compare.summary(comparisons, threshold)]
     parts = [
-        render.lines(banners, options.format),
+        render.lines([b for frame in frames for b in captions.banners(frame)], options.format),
         render.simple(compare.HEADER, rows, options.format),
-        render.lines(compare.summary(comparisons, threshold), options.format),
+        render.lines(lines, options.format),
     ]
     write_output("\n\n".join(part for part in parts if part), options.output)
     return 0
@@ -218,8 +231,26 @@ def beside_(options: argparse.Namespace) -> int:
     parts = [
         render.lines(captions.banners(data.frame), options.format),
         render.simple(peers.HEADER, peers.rows(comparisons, data.cells), options.format),
-        render.lines(peers.summary_lines(comparisons, threshold), options.format),
+        render.lines(peers.summary_lines(comparisons, data.cells, threshold), options.format),
     ]
+    write_output("\n\n".join(part for part in parts if part), options.output)
+    return 0
+
+
+def kernels_(options: argparse.Namespace) -> int:
+    data, style = load(options), options.format
+    view = Kernels(data.frame, data.cells, _threshold(options))
+    short = kernels.short(view, status.refused(data.sources or [LATEST]))
+    again = captions.command("kernels", data.sources, *data.options)
+    lines = [*kernels_table.notes(view), *roofline.wrong(view.cells)]
+    parts = [
+        render.lines(captions.banners(data.frame), style),
+        render.lines(short.lines(), style),
+        kernels_table.text(view, style),
+        render.lines(lines, style),
+        render.lines(captions.lines(data.frame, view.cells, again), style),
+    ]
+    parts = parts[2:3] if style == "csv" else parts
     write_output("\n\n".join(part for part in parts if part), options.output)
     return 0
 
@@ -317,6 +348,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "finish": finish,
     "compare": compare_,
     "beside": beside_,
+    "kernels": kernels_,
     "check": check_,
     "status": status_,
     "plot": plot,
