@@ -35,7 +35,6 @@ from analysis.text import (
     status,
     tables,
 )
-from runners.records import forced_balance
 
 if TYPE_CHECKING:
     from analysis.plots.canvas import PlotData
@@ -214,8 +213,7 @@ def compare_(options: argparse.Namespace) -> int:
             "for example compare A B, or compare --group strategy"
         )
     rows = [c.row(threshold) for c in comparisons]
-    kinds = [str(kind) for frame in frames for kind in frame["workload"]]
-    lines = [*forced_balance.sentences(kinds), *compare.summary(comparisons, threshold)]
+    lines = [*captions.forced_lines(frames), *compare.summary(comparisons, threshold)]
     parts = [
         render.lines([b for frame in frames for b in captions.banners(frame)], options.format),
         render.simple(compare.HEADER, rows, options.format),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,20 @@ from matplotlib.text import Text
 from analysis import numbers
 from analysis.data.cell_summary import cells_frame
 from analysis.data.looks import kernel_look
-from analysis.data.series import series_order
 from analysis.errors import InputError
 from analysis.plots import canvas
 from analysis.plots.canvas import PlotData
 from analysis.plots.drawing import Drawing, Row, Values
-from analysis.stats.kernels import Entrant, Kernels, Setting, Uneven, limit_rate, rate, rate_unit
+from analysis.stats.kernels import (
+    Entrant,
+    Kernels,
+    Setting,
+    Uneven,
+    limit_rate,
+    order,
+    rate,
+    rate_unit,
+)
 from analysis.stats.verdict import NOISE_THRESHOLD
 from analysis.text import settings
 from analysis.text.kernels import percent
@@ -49,10 +57,10 @@ def kernels(scene: PlotData) -> list[Drawing] | None:
     view = _view(scene)
     if view is None or not _has_kernels(view):
         return None
-    models = list(dict.fromkeys(s.fixed["model"] for s in view.settings))
+    models = list(dict.fromkeys(s.fixed.get("model", "") for s in view.settings))
     pictures = []
     for model in models:
-        of_model = [s for s in view.settings if s.fixed["model"] == model]
+        of_model = [s for s in view.settings if s.fixed.get("model", "") == model]
         if len({s.fixed["batch_size"] for s in of_model if s.timed}) > 1:
             pictures.append(_rates(scene, of_model, model if len(models) > 1 else ""))
     return pictures or None
@@ -80,7 +88,7 @@ def _rates(scene: PlotData, of_model: list[Setting], model: str) -> Drawing:
         for s in of_model
         for e in s.timed
     ]
-    fig, axes = _grid(points)
+    fig, axes = _grid(points, keys.values())
     for key, ax in axes.items():
         own = [p for p in points if p.panel == key]
         roof = {p.tokens: limit_rate(p.entrant.cell) / unit for p in own}
@@ -105,8 +113,13 @@ def _rates(scene: PlotData, of_model: list[Setting], model: str) -> Drawing:
         values=_values(points, per_s, [percent(p.entrant.fraction) for p in points],
                        "of the roofline"),
     )  # fmt: skip
-    made.suffix = f"_{re.sub(r'[^A-Za-z0-9.-]+', '_', model)}" if model else ""
+    made.suffix = suffix(model)
     return made
+
+
+def suffix(model: str) -> str:
+    """Of the files' names of a model's picture, where there are several."""
+    return f"_{re.sub(r'[^A-Za-z0-9.-]+', '_', model)}" if model else ""
 
 
 def uneven(scene: PlotData) -> Drawing | None:
@@ -121,7 +134,7 @@ def uneven(scene: PlotData) -> Drawing | None:
               *_ratio(u))
         for u in pairs
     ]  # fmt: skip
-    fig, axes = _grid(points)
+    fig, axes = _grid(points, keys.values())
     for key, ax in axes.items():
         ax.axhspan(1 / (1 + NOISE_THRESHOLD), 1 + NOISE_THRESHOLD, color="#e4e4e4", linewidth=0)
         ax.axhline(1.0, color="#555555", linewidth=1)
@@ -161,17 +174,18 @@ def _panels(
     return keys
 
 
-def _grid(points: Sequence[Point]) -> tuple[Drawing, dict[Key, Axes]]:
-    """A panel for every key, as far as they are drawn."""
-    columns = list(dict.fromkeys(p.panel[0] for p in points))[:MAX_COLUMNS]
-    rows = list(dict.fromkeys(p.panel[1] for p in points))[:MAX_ROWS]
+def _grid(points: Sequence[Point], keys: Iterable[Key]) -> tuple[Drawing, dict[Key, Axes]]:
+    """A panel for every key that has points, in this order, as far as they are drawn."""
+    used = [key for key in dict.fromkeys(keys) if any(p.panel == key for p in points)]
+    columns = list(dict.fromkeys(column for column, _ in used))[:MAX_COLUMNS]
+    rows = list(dict.fromkeys(row for _, row in used))[:MAX_ROWS]
     fig = canvas.figure(len(columns), len(rows), height=canvas.HEIGHT if len(rows) == 1 else 2.7)
     grid = fig.subplots(len(rows), len(columns), sharey="row", squeeze=False)
     axes = {}
     for line, row in zip(grid, rows, strict=True):
         for ax, column in zip(line, columns, strict=True):
             ax.set_title(", ".join(filter(None, [column, row])), parse_math=False)
-            if any(p.panel == (column, row) for p in points):
+            if (column, row) in used:
                 axes[column, row] = ax
             else:
                 ax.set_axis_off()
@@ -185,7 +199,7 @@ def _cut_note(points: Sequence[Point], axes: dict[Key, Axes]) -> list[str]:
 
 def _lines(ax: Axes, own: Sequence[Point], every: Sequence[Point]) -> None:
     """A line for every entrant, each moved aside a little so that error bars stay apart."""
-    names = sorted({p.entrant.name for p in every}, key=_order)
+    names = sorted({p.entrant.name for p in every}, key=order)
     tokens = sorted({p.tokens for p in own})
     canvas.number_axis(ax, tokens)
     reach = max(tokens) / min(tokens)
@@ -201,11 +215,6 @@ def _lines(ax: Axes, own: Sequence[Point], every: Sequence[Point]) -> None:
         color, marker, dashes = kernel_look(name, names)
         ax.plot(x, y, label=name, color=color, marker=marker, linestyle=dashes)
         ax.errorbar(x, y, yerr=bars, fmt="none", ecolor=color, elinewidth=1.2, zorder=4)
-
-
-def _order(name: str) -> tuple[bool, tuple[int, str]]:
-    """Kernels of ours first, then peers."""
-    return name.startswith("peer_"), series_order(name)
 
 
 def _without_time(ax: Axes, lost: Sequence[tuple[int, Entrant]]) -> list[Text]:

@@ -19,7 +19,7 @@ from analysis.data.cell_summary import CellSummary, measured, summaries
 from analysis.data.facets import DESCRIBED, grouped, sort_key
 from analysis.data.frame import hashable, plain, varying
 from analysis.data.schema import CONFIG
-from analysis.data.series import VARIANT
+from analysis.data.series import VARIANT, series_order
 from analysis.errors import InputError
 from analysis.stats import roofline
 from analysis.stats.comparisons import Place, Standings
@@ -143,8 +143,8 @@ class Kernels:
         return [s for s in self.settings if len(s.timed) > 1]
 
     def leaders(self, setting: Setting) -> list[str]:
-        """The entrants, by `series`, that none is shown to be faster than."""
-        return self.standings.leaders(setting.place)
+        """The entrants, by `series`, that none is shown to be faster than: ours first."""
+        return sorted(self.standings.leaders(setting.place), key=order)
 
     def rivals(self) -> list[Rival]:
         """One for every setting where ours and peers have a time."""
@@ -165,6 +165,11 @@ class Kernels:
         first = known[shown][0]
         ratio = first.ratio if first else shown.cell.median_ms / ours[0].cell.median_ms
         return Rival(setting, shown, ratio, bool(beating), may and not beating)
+
+
+def order(name: str) -> tuple[bool, tuple[int, str]]:
+    """Sorts entrants by name or series: kernels of ours, then peers."""
+    return name.startswith(PEER), series_order(name)
 
 
 def rate(cell: CellSummary) -> tuple[float, float, float]:
@@ -209,13 +214,14 @@ def _setting_names(cells: pd.DataFrame) -> list[str]:
     timed = measured(cells)
     names = [n for n in varying(cells, DESCRIBED) if n not in ("strategy", "topk", *VARIANT)]
     names += [n for n in varying(timed, ("host", "metric")) if n not in names]
-    if cells["model"].all():
+    always = ALWAYS if cells["model"].all() else ALWAYS[1:]
+    if always == ALWAYS:
         models = cells.groupby("model")
         names = [
             n for n in names
             if n not in LAYER or models[n].agg(lambda c: len({hashable(v) for v in c})).max() > 1
         ]  # fmt: skip
-    return [*ALWAYS, *(n for n in names if n not in ALWAYS)]
+    return [*always, *(n for n in names if n not in always)]
 
 
 def _names(part: pd.DataFrame, cells: pd.DataFrame) -> list[str]:

@@ -15,7 +15,7 @@ from analysis.data.cell_summary import measured, summaries
 from analysis.data.frame import hashable, plain
 from analysis.text import flag_legend
 from moe.strategies import rules_of
-from runners.records.forced_balance import LABEL, is_forced
+from runners.records.forced_balance import LABEL, is_forced, sentences
 from runners.records.stats import DRIFT_THRESHOLD
 
 STAMP = re.compile(r"^\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_(?=.)")  # before a sweep's name
@@ -146,6 +146,11 @@ def forced_part(frame: pd.DataFrame) -> str:
     """ "forced balance", "forced balance in part", or empty where no workload of the frame is."""
     forced = [is_forced(str(kind)) for kind in frame["workload"]]
     return f"{LABEL}{' in part' * (not all(forced))}" if any(forced) else ""
+
+
+def forced_lines(frames: Sequence[pd.DataFrame]) -> list[str]:
+    """What forced balance is, where one of the frames has some."""
+    return sentences(str(kind) for frame in frames for kind in frame["workload"])
 
 
 def labelled(about: str, frame: pd.DataFrame) -> str:

@@ -49,7 +49,8 @@ def _at(view: Kernels, some: Sequence[Setting], of: Sequence[Setting]) -> str:
 def _geometric(ratios: Sequence[float], how: str) -> str:
     """ "1.4 times as long", or of several their geometric mean with its range."""
     text = f"{times(statistics.geometric_mean(ratios))} times as {how}"
-    return text if len(ratios) == 1 else f"{text} (geometric mean; {span(ratios)})"
+    ends = span(ratios)
+    return f"{text} (geometric mean; {ends})" if "to" in ends else text
 
 
 def _fastest(view: Kernels) -> list[Claim]:

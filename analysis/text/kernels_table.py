@@ -90,7 +90,7 @@ def csv_rows(view: Kernels) -> tuple[list[str], list[list[str]]]:
     empty."""
     names = list(view.settings[0].fixed)
     header = ["workload" if n == "load" else n for n in names]
-    header += [forced_balance.FIELD, "kernel", "graph", *SHOWN]
+    header += [forced_balance.TAG, "kernel", "graph", *SHOWN]
     lines = []
     for setting in view.settings:
         first = view.leaders(setting) if len(setting.timed) > 1 else []

@@ -32,7 +32,7 @@ def some(chosen: Sequence[Fixed], every: Sequence[Fixed], names: Sequence[str]) 
     if len(every) == 1:
         return ""
     if len(chosen) == len(every):
-        return f"at all {len(every)} settings"
+        return "at both settings" if len(every) == 2 else f"at all {len(every)} settings"
     which = _which(chosen, every, names)
     return f"at {len(chosen)} of {len(every)} settings" + (f" ({which})" if which else "")
 
@@ -42,22 +42,28 @@ def _which(chosen: Sequence[Fixed], every: Sequence[Fixed], names: Sequence[str]
     one by one; else empty."""
     product = _product(chosen, every, names)
     if product is not None:
-        return product
+        return _joined(product, names)
     ways = [parts for name in names if (parts := _split(chosen, every, names, name))]
     best = min(ways, key=len, default=[])
-    if best and len(best) <= min(NAMED, len(chosen)):
+    if best and len(best) <= NAMED and len(best) < len(chosen):
         return "; ".join(best)
     return "; ".join(words(c, names) for c in chosen) if len(chosen) <= NAMED else ""
 
 
-def _product(chosen: Sequence[Fixed], every: Sequence[Fixed], names: Sequence[str]) -> str | None:
-    """Values of columns that these settings have and no other; None where there are none."""
+def _product(
+    chosen: Sequence[Fixed], every: Sequence[Fixed], names: Sequence[str]
+) -> dict[str, str] | None:
+    """By column the values that these settings have and no other; None where there are none."""
     values = {name: list(dict.fromkeys(c[name] for c in chosen)) for name in names}
     inside = [e for e in every if all(e[name] in values[name] for name in names)]
     if len(inside) != len(chosen):
         return None
     narrow = [n for n in names if len(values[n]) < len({e[n] for e in every})]
-    return ", ".join(_list(name, values[name]) for name in narrow)
+    return {name: _list(name, values[name]) for name in narrow}
+
+
+def _joined(texts: Mapping[str, str], names: Sequence[str]) -> str:
+    return ", ".join(texts[name] for name in names if name in texts)
 
 
 def _list(name: str, values: Sequence[Any]) -> str:
@@ -74,11 +80,11 @@ def _split(
     """For each value of a column the values of the others; those alike together. Empty where one
     has none."""
     rest = [name for name in names if name != axis]
-    by_words: dict[str, list[Any]] = {}
+    alike: dict[tuple[tuple[str, str], ...], list[Any]] = {}
     for one in dict.fromkeys(c[axis] for c in chosen):
         part = [c for c in chosen if c[axis] == one]
         product = _product(part, [e for e in every if e[axis] == one], rest)
         if product is None:
             return []
-        by_words.setdefault(product, []).append(one)
-    return [", ".join(filter(None, [_list(axis, v), w])) for w, v in by_words.items()]
+        alike.setdefault(tuple(product.items()), []).append(one)
+    return [_joined({**dict(p), axis: _list(axis, v)}, names) for p, v in alike.items()]

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 BALANCED = "balanced"  # of moe.spec.WORKLOADS
 LABEL = "forced balance"
-FIELD = "forced_balance"  # of a W&B run: a tag and a field of the config
+TAG = "forced_balance"  # of a W&B run, and a column of `python -m analysis kernels --format csv`
 NAME = "Forced balance"
 MEANING = (
     f"experts get equally many slots by decree (workload={BALANCED}); "

@@ -23,9 +23,11 @@ def title(cell: Cell, label: str = "") -> str:
     usual = Cell()
     for part, normal, names in (
         (work, usual.workload, ("tokens", "mode", "cache")),
-        (cell.strategy, usual.strategy, ("kernel", "variant")),
+        (cell.strategy, usual.strategy, ("variant",)),
     ):
         words += [getattr(part, n) for n in names if getattr(part, n) != getattr(normal, n)]
+    if cell.strategy.kernel != usual.strategy.kernel:
+        words.append(f"kernel={cell.strategy.kernel}")
     if work.kind != usual.workload.kind:
         words.append(flat_row.workload_name(work))
     if cell.strategy.graph == "on":

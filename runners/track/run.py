@@ -54,9 +54,7 @@ def run_of(record: Record, sweep: str) -> Run:
     history = samples(record)
     summary = {name: value for name, value in row.items() if name not in known}
     marks = [] if record.outcome == "measured" else [record.outcome]
-    forced = forced_balance.is_forced(record.cell.workload.kind)
-    marks += [forced_balance.FIELD] if forced else []
-    config = {name: value for name, value in row.items() if name in known}
+    marks += [forced_balance.TAG] if forced_balance.is_forced(record.cell.workload.kind) else []
     return Run(
         id=run_id(record, sweep),
         name=_name(record),
@@ -64,7 +62,7 @@ def run_of(record: Record, sweep: str) -> Run:
         job_type=record.cell.strategy.name,
         tags=tuple(t[:TAG_LIMIT] for t in (*row["flags"], *marks)),
         notes="; ".join(row["notes"]),
-        config=_with_exact({**config, forced_balance.FIELD: forced}),
+        config=_with_exact({name: value for name, value in row.items() if name in known}),
         summary={**_with_exact(summary), ROWS_FIELD: len(history)},
         history=history,
         exit_code=0 if record.outcome in GOOD else 1,
