@@ -21,20 +21,9 @@ from analysis.output import harmless, write_output
 from analysis.publish import export
 from analysis.sources import LATEST
 from analysis.stats import compare, roofline
-from analysis.stats.kernels import Kernels
 from analysis.stats.summarize import summarize
 from analysis.stats.verdict import NOISE_THRESHOLD
-from analysis.text import (
-    captions,
-    diagnosis,
-    insights,
-    kernels,
-    kernels_table,
-    peers,
-    render,
-    status,
-    tables,
-)
+from analysis.text import captions, diagnosis, insights, peers, render, status, tables
 
 if TYPE_CHECKING:
     from analysis.plots.canvas import PlotData
@@ -236,16 +225,18 @@ def beside_(options: argparse.Namespace) -> int:
 
 
 def kernels_(options: argparse.Namespace) -> int:
+    from analysis.stats.kernels import Kernels
+    from analysis.text import kernels, kernels_table
+
     data, style = load(options), options.format
     view = Kernels(data.frame, data.cells, _threshold(options))
     short = kernels.short(view, status.refused(data.sources or [LATEST]))
     again = captions.command("kernels", data.sources, *data.options)
-    lines = [*kernels_table.notes(view), *roofline.wrong(view.cells)]
     parts = [
         render.lines(captions.banners(data.frame), style),
         render.lines(short.lines(), style),
         kernels_table.text(view, style),
-        render.lines(lines, style),
+        render.lines(kernels_table.notes(view), style),
         render.lines(captions.lines(data.frame, view.cells, again), style),
     ]
     parts = parts[2:3] if style == "csv" else parts

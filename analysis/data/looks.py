@@ -27,6 +27,9 @@ PEER_LOOKS: dict[str, Look] = {
     f"{PEER}transformers": ("#8C564B", "*", "-"),
     f"{PEER}deepspeed": ("#7A5195", "X", "-."),
     f"{PEER}torchtitan": ("#A4133C", ">", ":"),
+    f"{PEER}grouped": ("#4E79A7", "p", "--"),
+    f"{PEER}liger": ("#B5179E", "d", "--"),
+    f"{PEER}moe_ops": ("#5F6368", "8", "-."),
 }
 # Expert kernels of `simple`, where each is a line of its own.
 KERNEL_LOOKS: dict[str, Look] = {

@@ -35,6 +35,8 @@ from analysis.text.kernels import percent
 
 MAX_COLUMNS, MAX_ROWS = 3, 4  # of panels
 ROOF: dict[str, Any] = {"color": "#555555", "linestyle": (0, (5, 2)), "linewidth": 1.2}
+SPREAD = 0.04  # of the axis, over which the marks at one place are spread
+WIDE = 6.0  # factor between the ends of an axis of ratios from which it is logarithmic
 EDGE = 1.3  # factor beyond the ratios at which the axis ends; intervals may be longer
 
 Key = tuple[str, str]  # column and row of a panel, in words
@@ -207,7 +209,7 @@ def _lines(ax: Axes, own: Sequence[Point], every: Sequence[Point]) -> None:
         line = sorted((p for p in own if p.entrant.name == name), key=lambda p: p.tokens)
         if not line:
             continue
-        shift = canvas.DODGE / 3 * (names.index(name) - (len(names) - 1) / 2)
+        shift = SPREAD * (names.index(name) / max(1, len(names) - 1) - 0.5)
         x = [p.tokens * reach**shift for p in line]
         y = [p.value for p in line]
         ends = [(max(p.value - p.low, 0.0), max(p.high - p.value, 0.0)) for p in line]
@@ -236,7 +238,7 @@ def _ratio_axis(axes: Sequence[Axes], values: Sequence[float]) -> None:
     """The same for all panels, from the values: intervals may be longer."""
     low, high = min([*values, 1.0]) / EDGE, max([*values, 1.0]) * EDGE
     for ax in axes:
-        if high > 3 * low:
+        if high > WIDE * low:
             ax.set_yscale("log", base=2)
             ax.yaxis.set_major_formatter(lambda value, _: numbers.ratio(value))
         ax.set_ylim(low, high)

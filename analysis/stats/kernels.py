@@ -6,6 +6,7 @@ setting is a value of everything else: layer, tokens, workload, mode.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from analysis.errors import InputError
 from analysis.stats import roofline
 from analysis.stats.comparisons import Place, Standings
 from analysis.stats.verdict import NOISE_THRESHOLD, SLOWER, Verdict
-from moe.spec import PEER, LayerSpec, Unsupported
+from moe.spec import PEER, LayerSpec, StrategySpec
 from runners.records import forced_balance
 
 OURS = "simple"  # the strategy that is nothing but its kernel
@@ -59,8 +60,17 @@ class Entrant:
     @property
     def fraction(self) -> float:
         """Of the roofline (`analysis.stats.roofline`); nan without a calibration."""
-        limit = roofline.bound(self.cell)
+        limit = roofline.bound(alone(self.cell))
         return limit.compute_fraction if limit else math.nan
+
+
+def alone(cell: CellSummary) -> CellSummary:
+    """Of one rank: the same work as a cell of ours, whoever computes it, so that the figures of a
+    peer do not depend on what is installed where they are read."""
+    if cell.world_size > 1 or not cell.strategy.startswith(PEER):
+        return cell
+    ours = dataclasses.replace(cell.cell, strategy=StrategySpec())
+    return dataclasses.replace(cell, cell=ours)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,8 +186,8 @@ def rate(cell: CellSummary) -> tuple[float, float, float]:
     """FLOP/s of a step and the ends of their interval: the FLOPs that the routing needs
     (`roofline.flops`), the same for every kernel, over the median time. nan where unknown."""
     try:
-        work = roofline.flops(cell)
-    except (Unsupported, ValueError, ArithmeticError):  # a peer that is not installed here
+        work = roofline.flops(alone(cell))
+    except ValueError:  # a peer on several ranks whose module is not here
         work = math.nan
     ends = (cell.median_ms, cell.high_ms, cell.low_ms)
     middle, low, high = (work / ms * 1e3 if ms > 0 else math.nan for ms in ends)
@@ -193,7 +203,7 @@ def rate_unit(entrants: Sequence[Entrant]) -> tuple[float, str]:
 
 def limit_rate(cell: CellSummary) -> float:
     """The roofline in FLOP/s: the same FLOPs over the least time; nan without a calibration."""
-    limit = roofline.bound(cell)
+    limit = roofline.bound(alone(cell))
     return rate(cell)[0] / limit.compute_fraction if limit else math.nan
 
 

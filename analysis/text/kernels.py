@@ -13,10 +13,11 @@ from analysis.stats.findings import Lead
 from analysis.stats.kernels import RIVAL, Entrant, Kernels, Rival, Setting, Uneven
 from analysis.text import headline, settings
 from analysis.text.insights import Insight
-from analysis.text.phrases import listing, span, times
+from analysis.text.phrases import listing
 from analysis.text.sentences import Claim, claim
 from runners.records import forced_balance
 
+MOST_NAMED = 4  # entrants of one tie, and of the overview
 MOST_TIES = 3  # groups that share the first place, and are written out
 MOST_REASONS = 3  # of cells without a time
 LONGEST = 160  # characters of a reason
@@ -48,9 +49,21 @@ def _at(view: Kernels, some: Sequence[Setting], of: Sequence[Setting]) -> str:
 
 def _geometric(ratios: Sequence[float], how: str) -> str:
     """ "1.4 times as long", or of several their geometric mean with its range."""
-    text = f"{times(statistics.geometric_mean(ratios))} times as {how}"
-    ends = span(ratios)
-    return f"{text} (geometric mean; {ends})" if "to" in ends else text
+    low, high = _factor(min(ratios)), _factor(max(ratios))
+    text = f"{_factor(statistics.geometric_mean(ratios))} times as {how}"
+    return f"{text} (geometric mean; {low} to {high})" if low != high else text
+
+
+def _factor(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 9.995 else f"{ratio:,.0f}"
+
+
+def _named(names: Sequence[str]) -> str:
+    """All of a few names, of many the first ones and how many others there are."""
+    if len(names) <= MOST_NAMED:
+        return listing(names)
+    shown = MOST_NAMED - 1
+    return listing([*names[:shown], f"{len(names) - shown} others"])
 
 
 def _fastest(view: Kernels) -> list[Claim]:
@@ -102,12 +115,12 @@ def _tied(view: Kernels, names: tuple[str, ...], at: Sequence[Setting]) -> Claim
     lead = Lead(names, tuple(s.place for s in at))
     where = _at(view, at, view.compared)
     if findings.too_few_samples(lead, view.standings):
-        text = f"{listing(names)} have too few samples to be compared{where}"
+        text = f"{_named(names)} have too few samples to be compared{where}"
     elif findings.all_same(lead, view.standings):
-        text = f"{listing(names)} are fastest{where} and take the same time (within " \
+        text = f"{_named(names)} are fastest{where} and take the same time (within " \
                f"{view.standings.threshold:.0%})"  # fmt: skip
     else:
-        text = f"{listing(names)} share the first place{where}: they are not told apart"
+        text = f"{_named(names)} share the first place{where}: they are not told apart"
     return claim(text, [e.cell for s in at for e in s.timed])
 
 
@@ -118,7 +131,10 @@ def _overview(view: Kernels) -> Claim:
         for name in view.leaders(setting):
             counts[name] = counts.get(name, 0) + 1
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    listed = ", ".join(f"{name} at {count}" for name, count in ordered)
+    parts = [f"{name} at {count}" for name, count in ordered]
+    listed = ", ".join(parts[:MOST_NAMED])
+    if left := parts[MOST_NAMED:]:
+        listed += f", {len(left)} others at {ordered[MOST_NAMED][1]} or fewer"
     return claim(f"First, alone or with others, of {len(view.compared)} settings: {listed}")
 
 

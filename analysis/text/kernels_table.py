@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from analysis import numbers
-from analysis.stats import kernels
+from analysis.stats import kernels, roofline
 from analysis.stats.kernels import Entrant, Kernels, Setting
 from analysis.text import render, settings
 from analysis.text.kernels import percent, reason
@@ -125,6 +125,11 @@ def notes(view: Kernels) -> list[str]:
         "the share of the calibrated limit that is reached. MiB: weights and the most that a step "
         "adds. Waits: of the host for the GPU in a step; - where there is none.",
     ]
+    if wrong := roofline.wrong(view.cells):
+        lines.append(
+            f"The roofline is wrong for {len(wrong)} of {len(view.cells)} cells, which are faster "
+            "than it: python -m analysis check"
+        )
     if view.left_out:
         lines.append(
             f"{view.left_out} cells of strategies that spread the layer are left out: "

@@ -105,17 +105,17 @@ def not_told_apart() -> Records:
 
 
 def a_rival_wins() -> Records:
-    """At 8 tokens only: there it takes 1.0 ms to our best's 1.25; at 16 it takes 2.0 to 1.0."""
+    """At 8 tokens only: there it takes 1.0 ms to our best's 1.25; at 16 it takes 2.1 to 1.0."""
     return [
         measured("grouped", 1.25), measured("loop", 1.6), measured("peer_transformers eager", 1.0),
         measured("grouped", 1.0, batch=16), measured("loop", 4.0, batch=16),
-        measured("peer_transformers eager", 2.0, batch=16),
+        measured("peer_transformers eager", 2.1, batch=16),
     ]  # fmt: skip
 
 
 def a_rival_within_three_percent() -> Records:
-    """It takes 0.98 of our time: surely faster, and surely not by over 3%."""
-    return [measured("grouped", 1.0, 0.0005), measured("peer_transformers eager", 0.975, 0.0005)]
+    """It takes 0.976 of our time: surely faster, and surely not by over 3%."""
+    return [measured("grouped", 1.0, 0.0005), measured("peer_transformers eager", 0.976, 0.0005)]
 
 
 def a_rival_in_the_noise() -> Records:
@@ -158,7 +158,7 @@ def near_the_roof() -> Records:
 
 SITUATIONS: dict[str, tuple[Callable[[], Records], list[str]]] = {
     "one wins everywhere": (one_wins, [
-        "grouped is fastest at both settings: loop takes 2.0 times as long.",
+        "grouped is fastest at both settings: loop takes 2.00 times as long.",
     ]),
     "all tie": (all_tie, [
         "grouped and loop are fastest at both settings and take the same time (within 2%).",
@@ -168,13 +168,13 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], list[str]]] = {
         "dense, grouped and loop share the first place: they are not told apart.",
     ]),
     "a rival wins": (a_rival_wins, [
-        "peer_transformers eager is fastest at 1 of 2 settings (8 tokens): grouped takes 1.2 times "
-        "as long.",
-        "grouped is fastest at 1 of 2 settings (16 tokens): peer_transformers eager takes 2.0 "
+        "peer_transformers eager is fastest at 1 of 2 settings (8 tokens): grouped takes 1.25 "
         "times as long.",
-        "The best other system takes 1.3 times as long as the best kernel of ours (geometric mean; "
-        "0.80 to 2.0); shown to beat all of ours by more than 3%: peer_transformers eager at 1 of "
-        "2 settings (8 tokens), 1.2 times as fast.",
+        "grouped is fastest at 1 of 2 settings (16 tokens): peer_transformers eager takes 2.10 "
+        "times as long.",
+        "The best other system takes 1.30 times as long as the best kernel of ours (geometric "
+        "mean; 0.80 to 2.10); shown to beat all of ours by more than 3%: peer_transformers eager at 1 of "
+        "2 settings (8 tokens), 1.25 times as fast.",
     ]),
     "a rival within 3%": (a_rival_within_three_percent, [
         "The best other system takes 0.98 times as long as the best kernel of ours; none is shown "
@@ -196,14 +196,14 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], list[str]]] = {
         "grouped failed: no.",
     ]),
     "uneven splits": (uneven, [
-        "Uneven splits: with zipf 1 in place of forced balance a step takes 2.0 times as long in "
+        "Uneven splits: with zipf 1 in place of forced balance a step takes 2.00 times as long in "
         "bmm and 1.00 times as long in grouped; of 2 pairs 1 are shown to be slower.",
         "Forced balance: experts get equally many slots by decree (workload=balanced); a learned "
         "router does not give that.",
     ]),
     "waits": (on_a_gpu, [
         "In a step the host waits for the GPU, at most so many times: loop 9; the others never.",
-        "grouped is fastest: loop (graph) takes 1.5 times as long.",
+        "grouped is fastest: loop (graph) takes 1.50 times as long.",
     ]),
     "roofline": (near_the_roof, [
         "The fastest of each setting reaches 20% of the roofline (train) to 39% (forward).",
