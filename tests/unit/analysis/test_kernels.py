@@ -24,6 +24,8 @@ from analysis.text import kernels, settings
 from moe.spec import Cell
 from runners.records import flat_row
 from runners.records.record import Record
+from runners.records.sweep_folder import read_refused
+from runners.sweep.folder import write_refused
 from tests.support import analysis_factory as factory
 from tests.support.situations import Records, timed
 
@@ -173,8 +175,8 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], list[str]]] = {
         "grouped is fastest at 1 of 2 settings (16 tokens): peer_transformers eager takes 2.10 "
         "times as long.",
         "The best other system takes 1.30 times as long as the best kernel of ours (geometric "
-        "mean; 0.80 to 2.10); shown to beat all of ours by more than 3%: peer_transformers eager at 1 of "
-        "2 settings (8 tokens), 1.25 times as fast.",
+        "mean; 0.80 to 2.10); shown to beat all of ours by more than 3%: peer_transformers eager "
+        "at 1 of 2 settings (8 tokens), 1.25 times as fast.",
     ]),
     "a rival within 3%": (a_rival_within_three_percent, [
         "The best other system takes 0.98 times as long as the best kernel of ours; none is shown "
@@ -231,6 +233,21 @@ def test_what_is_refused_is_told_by_its_reason() -> None:
         "Refused before the start: 3 cells, x is not installed; 1 cell, dtype=float16: allowed is "
         "float32; set it." in told
     )
+
+
+def test_what_a_sweep_has_left_out_is_read_from_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(sweep(tmp_path, one_wins()))
+    write_refused(folder, [])
+    assert not (folder / "refused.json").exists()
+    write_refused(folder, [("strategy=peer_x", "x is not installed; install it")])
+    assert read_refused(folder) == [("strategy=peer_x", "x is not installed; install it")]
+    assert cli.main(["kernels", str(folder)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Refused before the start: 1 cell, x is not installed; install it." in said
+    (folder / "refused.json").write_text("[]", "utf-8")
+    assert read_refused(folder) == []
 
 
 def test_no_waits_are_said_only_of_a_gpu() -> None:
