@@ -170,7 +170,7 @@ def _panels(
     keys = {}
     for setting in among:
         for graph in (False, True):
-            how = ["as a CUDA graph" if graph else "eager"] if len(graphs) > 1 else []
+            how = ["graph" if graph else "eager"] if len(graphs) > 1 else []
             column, row = (settings.words(setting.fixed, names) for names in (columns, rows))
             keys[setting, graph] = (column, ", ".join(filter(None, [row, *how])))
     return keys

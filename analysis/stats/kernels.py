@@ -148,6 +148,11 @@ class Kernels:
         ]
 
     @property
+    def graphs(self) -> bool:
+        """Whether steps of some cell are a CUDA graph."""
+        return any(e.graph for s in self.settings for e in s.entrants)
+
+    @property
     def compared(self) -> list[Setting]:
         """The settings with two times or more."""
         return [s for s in self.settings if len(s.timed) > 1]
@@ -157,8 +162,22 @@ class Kernels:
         return sorted(self.standings.leaders(setting.place), key=order)
 
     def rivals(self) -> list[Rival]:
-        """One for every setting where ours and peers have a time."""
-        return [rival for s in self.settings if (rival := self._rival(s))]
+        """One for every setting where ours and peers have a time: eager ones beside eager ones, and
+        graphs beside graphs."""
+        parts = [part for s in self.settings for part in self._by_graph(s)]
+        return [rival for part in parts if (rival := self._rival(part))]
+
+    def _by_graph(self, setting: Setting) -> list[Setting]:
+        """The setting, in a sweep with graphs as two settings with this further column."""
+        if not self.graphs:
+            return [setting]
+        return [
+            Setting(
+                {**setting.fixed, "graph": "on" if graph else "off"},
+                tuple(e for e in setting.entrants if e.graph == graph),
+            )
+            for graph in (False, True)
+        ]
 
     def _rival(self, setting: Setting) -> Rival | None:
         ours = [e for e in setting.timed if not e.is_peer]

@@ -43,7 +43,8 @@ def short(view: Kernels, refused: Sequence[tuple[str, str]] = ()) -> Insight:
 
 def _at(view: Kernels, some: Sequence[Setting], of: Sequence[Setting]) -> str:
     """ " at 2 of 4 settings (1 token)"; empty where there is one setting."""
-    words = settings.some([s.fixed for s in some], [s.fixed for s in of], view.varied)
+    names = [*view.varied, *(["graph"] if len({s.fixed.get("graph") for s in of}) > 1 else [])]
+    words = settings.some([s.fixed for s in some], [s.fixed for s in of], names)
     return f" {words}" if words else ""
 
 
@@ -148,6 +149,8 @@ def _rivals(view: Kernels) -> list[Claim]:
     of = [r.setting for r in rivals]
     how = _geometric([r.ratio for r in rivals], "long as the best kernel of ours")
     text = f"The best other system takes {how}; "
+    if view.graphs:
+        text = f"Eager steps beside eager ones, graphs beside graphs: the{text.removeprefix('The')}"
     if not beaten:
         text += f"none is shown to beat all of ours by more than {RIVAL:.0%}"
     else:

@@ -44,18 +44,14 @@ def _unit(view: Kernels) -> tuple[float, str]:
     return kernels.rate_unit([e for s in view.settings for e in s.timed])
 
 
-def _graphs(view: Kernels) -> bool:
-    return any(e.graph for s in view.settings for e in s.entrants)
-
-
 def _header(view: Kernels) -> list[str]:
-    graph = ["graph"] if _graphs(view) else []
+    graph = ["graph"] if view.graphs else []
     return ["", "kernel", *graph, _unit(view)[1], "roofline", "ms", "latency ms", "MiB", "waits"]
 
 
 def _rows(view: Kernels, setting: Setting) -> list[list[str]]:
     first = view.leaders(setting) if len(setting.timed) > 1 else []
-    graphs = _graphs(view)
+    graphs = view.graphs
     return [
         [
             FIRST if entrant.series in first else "",

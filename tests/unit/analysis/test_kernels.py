@@ -225,6 +225,18 @@ def test_what_a_reader_is_told(name: str) -> None:
         assert any(sentence in line for line in said), said
 
 
+def test_rivals_are_beside_what_is_like_them() -> None:
+    """A graph of ours is faster than the eager peer, which is faster than our eager steps."""
+    records = [measured("grouped", 1.0), measured("grouped", 0.5, graph="on"),
+               measured("peer_transformers eager", 0.8)]  # fmt: skip
+    view = view_of(records)
+    (rival,) = view.rivals()
+    assert rival.beats and rival.ratio == pytest.approx(0.8, rel=0.01)
+    said = "\n".join(kernels.short(view).lines())
+    assert "graphs beside graphs: the best other system takes 0.80 times as long" in said
+    assert "peer_transformers eager, 1.25 times as fast" in said
+
+
 def test_what_is_refused_is_told_by_its_reason() -> None:
     refused = [("strategy=peer_x batch_size=1", "x is not installed")] * 3
     refused += [("a", "dtype=float16: allowed is float32; set it")]
@@ -364,8 +376,8 @@ def test_a_picture_per_model_with_its_roofline(tmp_path: Path) -> None:
     large, small = drawn("kernels", tmp_path, gpu_sweep())
     assert (large.suffix, small.suffix) == ("_large", "_small")
     titles = [ax.get_title(loc="left") for ax in small.axes]
-    assert titles == ["forced balance, eager", "zipf 1, eager", "forced balance, as a CUDA graph",
-                      "zipf 1, as a CUDA graph"]  # fmt: skip
+    assert titles == ["forced balance, eager", "zipf 1, eager", "forced balance, graph",
+                      "zipf 1, graph"]  # fmt: skip
     lines = {str(line.get_label()): line for line in small.axes[0].lines}
     assert {"grouped", "loop", "peer_transformers eager", "roofline"} <= set(lines)
     assert len({lines[n].get_color() for n in ("grouped", "loop", "peer_transformers eager")}) == 3
@@ -393,7 +405,7 @@ def test_the_cost_of_uneven_splits_by_hand(tmp_path: Path) -> None:
     ratio = float(rows["small, eager", "loop", "64"][3])
     assert ratio == pytest.approx(1.5, rel=0.01)
     assert rows["small, eager", "loop", "64"][5] == "slower"
-    assert float(rows["large, as a CUDA graph", "grouped", "8"][3]) == pytest.approx(1, rel=0.01)
+    assert float(rows["large, graph", "grouped", "8"][3]) == pytest.approx(1, rel=0.01)
     assert "forced balance" in made.account.caption
 
 
