@@ -228,9 +228,10 @@ def limit_rate(cell: CellSummary) -> float:
 
 def _settings(frame: pd.DataFrame, cells: pd.DataFrame) -> list[Setting]:
     names = _setting_names(cells)
+    cells = cells.assign(entrant=_names(cells))
     found = []
     for fixed, part in grouped(cells, names):
-        named = zip(_names(part, cells), summaries(part), strict=True)
+        named = zip(part["entrant"], summaries(part), strict=True)
         entrants = [Entrant(name, cell, _host_waits(frame, cell)) for name, cell in named]
         entrants.sort(key=lambda e: (e.cell.median_ms if e.cell.measured else math.inf, e.series))
         found.append(Setting(dict(fixed), tuple(entrants)))
@@ -253,11 +254,12 @@ def _setting_names(cells: pd.DataFrame) -> list[str]:
     return [*always, *(n for n in names if n not in always)]
 
 
-def _names(part: pd.DataFrame, cells: pd.DataFrame) -> list[str]:
+def _names(cells: pd.DataFrame) -> list[str]:
     """The entrant of every row, told apart by all of FORM that varies in the sweep."""
     forms = varying(cells, FORM)
     names = []
-    for row in part.to_dict("records"):
+    columns = ["strategy", "variant", "kernel", *forms]
+    for row in cells[columns].to_dict("records"):
         peer = str(row["strategy"]).startswith(PEER)
         words = [row["strategy"], row["variant"]] if peer else [row["kernel"]]
         words += [f"{n}={row[n]}" for n in forms if row[n]]

@@ -18,6 +18,7 @@ from analysis.errors import InputError
 from analysis.plots import canvas
 from analysis.plots.canvas import PlotData
 from analysis.plots.drawing import Drawing
+from analysis.stats import kernels as stats
 from analysis.stats.kernels import Kernels
 from analysis.stats.summarize import summarize
 from analysis.text import kernels, settings
@@ -66,8 +67,6 @@ def test_rates_and_the_roofline_by_hand() -> None:
     ]
     view = view_of(records)
     forward, train = (setting.timed[0] for setting in view.settings)
-    from analysis.stats import kernels as stats
-
     assert stats.rate(forward.cell)[0] == pytest.approx(393_216 / 1e-5, rel=1e-3)
     assert stats.rate(train.cell)[0] == pytest.approx(3 * 393_216 / 1e-5, rel=1e-3)
     assert forward.fraction == pytest.approx(0.393216, rel=1e-3)
