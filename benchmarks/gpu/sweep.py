@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.rows import Part
-from moe.cost import expected, step_flops, touched_weight_bytes
+from moe.cost import TRAIN_FACTOR, expected, expert_flops, touched_weight_bytes
 from moe.spec import StrategySpec
 from runners.host import project_paths
 from runners.records import record, stats
@@ -142,7 +142,8 @@ def cell_row(one: Record, case: SweepCase) -> dict[str, Any]:
     figures = stats.headline(one)
     if figures:
         load = expected(cell)
-        flops = step_flops(cell, load)
+        passes = TRAIN_FACTOR if cell.workload.mode == "train" else 1
+        flops = passes * expert_flops(cell, load)  # as published rates count them
         row["TFLOP_s"] = flops / figures["median_duration_ms"] * 1e-9
         row["read_MB"] = touched_weight_bytes(cell, load) / 1e6
         row |= {"ms": figures["median_duration_ms"], "latency_ms": figures["latency_ms"],

@@ -13,7 +13,7 @@ LABEL = "forced balance"
 TAG = "forced_balance"  # of a W&B run, and a column of `python -m analysis kernels --format csv`
 NAME = "Forced balance"
 MEANING = (
-    f"experts get equally many slots by decree (workload={BALANCED}); "
+    f"the workload gives all experts equally many slots (workload={BALANCED}); "
     "a learned router does not give that"
 )
 

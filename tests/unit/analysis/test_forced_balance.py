@@ -21,8 +21,8 @@ from tests.support import analysis_factory as factory
 
 LABEL = "forced balance"
 MEANING = (
-    "Forced balance: experts get equally many slots by decree (workload=balanced); a learned "
-    "router does not give that."
+    "Forced balance: the workload gives all experts equally many slots (workload=balanced); a "
+    "learned router does not give that."
 )
 
 
@@ -115,7 +115,7 @@ OUTPUTS: dict[str, tuple[Output, str]] = {
     "beside": (verb("beside"), MEANING),
     "compare by group": (verb("compare", "--group", "strategy"), MEANING),
     "compare two": (compared, MEANING),
-    "report": (page, "experts get equally many slots by decree"),
+    "report": (page, "the workload gives all experts equally many slots"),
     "a plot of lines": (picture("speed_vs_batch"), LABEL),
     "a plot of bars": (picture("memory"), LABEL),
     "the forest": (picture("forest"), LABEL),

@@ -199,8 +199,8 @@ SITUATIONS: dict[str, tuple[Callable[[], Records], list[str]]] = {
     "uneven splits": (uneven, [
         "Uneven splits: with zipf 1 in place of forced balance a step takes 2.00 times as long in "
         "bmm and 1.00 times as long in grouped; of 2 pairs 1 are shown to be slower.",
-        "Forced balance: experts get equally many slots by decree (workload=balanced); a learned "
-        "router does not give that.",
+        "Forced balance: the workload gives all experts equally many slots (workload=balanced); a "
+        "learned router does not give that.",
     ]),
     "waits": (on_a_gpu, [
         "In a step the host waits for the GPU, at most so many times: loop 9; the others never.",
