@@ -1,34 +1,34 @@
 """Dispatch through symmetric memory (experimental): splits and offsets stay on the GPU, so no host
 waits for the number of rows that come and go.
 
-    forward    slots    ─ copy ─ send[0]     all_to_all_vdev_2d           hold[0] ─ experts
-               results  ─ copy ─ hold[1]     all_to_all_vdev_2d_offset    send[1] ─ gated sum
-    backward   of results ─ copy ─ send[0]   all_to_all_vdev_2d           hold[1] ─ experts, back
-               of rows    ─ copy ─ hold[0]   all_to_all_vdev_2d_offset    send[1] ─ of slots
+    forward    slots       ─ copy ─ leaving    all_to_all_vdev_2d          arrived ─ experts
+               results     ─ copy ─ passing    all_to_all_vdev_2d_offset   returned ─ gated sum
+    backward   of results  ─ copy ─ leaving    all_to_all_vdev_2d          passing ─ experts
+               of rows     ─ copy ─ passing    all_to_all_vdev_2d_offset   returned ─ of slots
 
-Four buffers of symmetric memory, two with room for a rank's slots (`send`) and two for all rows
-that can reach it (`hold`): with G ranks up to G times the rows of an even routing, which a kernel's
-elementwise steps then pass over, too. They are kept until the process ends, because to free
-symmetric memory all ranks must meet; a cell uses those of an earlier one that are large enough.
+Four buffers of symmetric memory: `leaving` and `returned` have room for a rank's slots, `arrived`
+and `passing` for all rows that can reach it. With G ranks those are up to G times the rows of an
+even routing, and whatever works on rows passes over all of them but the products. Buffers stay
+until the process ends, because to free symmetric memory all ranks must meet; a cell uses those of
+an earlier one that are large enough.
 
 Each operation (torch.ops.symm_mem, on NVSHMEM) begins with a barrier of the group and then reads
-from the others' memory; there is none at its end. So what a rank reads from must not change before
-the next operation has begun: two in a row never have the same source. hold[0] keeps the rows that
-the experts' backward pass needs, so a forward pass must have had its backward pass before the next.
+the others' memory; it ends without one. So what a rank gives to read must not change before the
+next operation has begun: two in a row never read the same buffer. `arrived` keeps the rows that the
+experts' backward pass needs, so a step's backward pass must come before the next forward pass.
 
 Rows arrive by place, then by source. `major_align` is 1, the least that the operation takes:
-F.grouped_mm reads the ends of groups of any size, in bfloat16 on Hopper and data centers' Blackwell
-too (its TMA descriptors start at any row, whose bytes are multiples of 16). With 1, a place without
-rows still has a row of padding. It is set to zero in both directions, so that it adds nothing to
-gradients of weights; rows behind the last place's are undefined.
+F.grouped_mm takes groups of any number of rows, since a row's bytes are a multiple of 16. With 1 a
+place without rows still has one of padding. It is set to zero in both directions, so that it adds
+nothing to the gradients of weights. Rows behind those of the last place are undefined.
 
 Shape letters: T tokens, K top-k, S slots of these tokens, N rows that can be here, P places here, G
-ranks of the group, D and O columns.
+ranks of the group, X = G * P, D and O columns.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -47,7 +47,7 @@ from moe.parallel.traffic import SPLIT_BYTES
 from moe.phases import phase
 from moe.spec import Unsupported
 
-NVSHMEM = "NVSHMEM"
+NVSHMEM: Final = "NVSHMEM"
 ALIGN = 1
 
 _kept: dict[tuple[int, ...], list[Buffers]] = {}  # by the ranks of the group
@@ -59,14 +59,17 @@ class Buffers:
 
     def __init__(self, group: RankGroup, room: Room) -> None:
         self.group, self.room = group, room
-        self.name: str = (group.pg or dist.group.WORLD).group_name
+        world: Any = dist.group.WORLD
+        self.pg: Any = world if group.pg is None else group.pg
+        self.name: str = self.pg.group_name
         self.turn = 0  # forward passes so far
         self.last: Tensor | None = None  # what the last operation read from
         splits = group.size * room.places
         with torch.inference_mode(False):
-            self.send = [self._new(room.slots * room.row_bytes, torch.uint8) for _ in range(2)]
-            self.hold = [self._new(room.rows * room.row_bytes, torch.uint8) for _ in range(2)]
-            self.sent_X = self._new(splits, torch.int64)  # rows to each place of the group
+            slots, rows = (count * room.row_bytes for count in (room.slots, room.rows))
+            self.leaving, self.returned = self._new(slots), self._new(slots)
+            self.arrived, self.passing = self._new(rows), self._new(rows)
+            self.leaving_X = self._new(splits, torch.int64)  # rows to each place of the group
             # Splits and offsets: of rows by place here and source, and by member and place there.
             self.arrived_2X = self._new(2 * splits, torch.int64).view(2, splits)
             self.returned_2X = self._new(2 * splits, torch.int64).view(2, splits)
@@ -74,9 +77,9 @@ class Buffers:
     def __deepcopy__(self, memo: dict[int, Any]) -> Buffers:
         return self  # copies of a layer take turns
 
-    def _new(self, size: int, dtype: torch.dtype) -> Tensor:
+    def _new(self, size: int, dtype: torch.dtype = torch.uint8) -> Tensor:
         buffer = symmetric.empty(size, dtype=dtype, device=self.group.comm.device)
-        symmetric.rendezvous(buffer, self.name)
+        symmetric.rendezvous(buffer, self.pg)
         return buffer
 
     def fit(self, room: Room) -> bool:
@@ -118,16 +121,16 @@ class Exchange:
         """[N, D]: the rows that come here of those that all ranks send, `counts` to each place of
         the group, which lie in the order of places."""
         self.buffers.turn += 1
-        self.buffers.sent_X.copy_(counts.per_expert(x_SD.device))
+        self.buffers.leaving_X.copy_(counts.per_expert(x_SD.device))
         if torch.is_grad_enabled() and x_SD.requires_grad:
             return _There.apply(x_SD, self)  # type: ignore[no-any-return]
-        return self.to_places(x_SD, self.buffers.hold[0])
+        return self.to_places(x_SD, self.buffers.arrived)
 
     def back(self, y_NO: Tensor, slots: int) -> Tensor:
         """[S, O]: the results of the S=`slots` rows that were sent, in their order."""
         if torch.is_grad_enabled() and y_NO.requires_grad:
             return _Back.apply(y_NO, self, slots)  # type: ignore[no-any-return]
-        return self.from_places(y_NO, self.buffers.hold[1], slots)
+        return self.from_places(y_NO, slots)
 
     def counts(self) -> RowCounts:
         """Rows at each place, in memory that no other rank writes to. A place's rows end where the
@@ -141,31 +144,31 @@ class Exchange:
     def to_places(self, x_SD: Tensor, target: Tensor) -> Tensor:
         """Sends rows to the ranks of their places: a view [N, D] of the buffer `target`."""
         buffers = self.buffers
-        x_SD = self._readable(x_SD, buffers.send[0], self.room.slots)
+        x_SD = self._readable(x_SD, buffers.leaving, self.room.slots)
         out_ND = _rows(target, self.room.rows, x_SD)
         self.group.line_up()
         torch.ops.symm_mem.all_to_all_vdev_2d(
-            x_SD, out_ND, buffers.sent_X, buffers.arrived_2X, buffers.name, major_align=ALIGN
+            x_SD, out_ND, buffers.leaving_X, buffers.arrived_2X, buffers.name, major_align=ALIGN
         )
         splits_PG, offsets_PG = buffers.arrived_2X.view(2, -1, self.group.size)
         start_P, empty_P1 = offsets_PG[:, 0], splits_PG.sum(1, keepdim=True) == 0
         first_PD = out_ND.index_select(0, start_P)
         out_ND.index_copy_(0, start_P, first_PD.masked_fill(empty_P1, 0))
         self._count(x_SD, back=False)
-        return out_ND
+        return out_ND.detach()  # for autograd no view of what later steps write to
 
-    def from_places(self, y_NO: Tensor, source: Tensor, slots: int) -> Tensor:
-        """Sends rows back by way of the buffer `source`: a view [S, O] of send[1], S=`slots`. Rows
-        behind those that were sent are undefined."""
+    def from_places(self, y_NO: Tensor, slots: int) -> Tensor:
+        """Sends rows back: a view [S, O] of the buffer `returned`, S=`slots`. Those behind the rows
+        that were sent are undefined."""
         buffers = self.buffers
-        y_NO = self._readable(y_NO, source, self.room.rows)
-        out_SO = _rows(buffers.send[1], self.room.slots, y_NO)
+        y_NO = self._readable(y_NO, buffers.passing, self.room.rows)
+        out_SO = _rows(buffers.returned, self.room.slots, y_NO)
         self.group.line_up()
         torch.ops.symm_mem.all_to_all_vdev_2d_offset(
             y_NO, out_SO, buffers.arrived_2X, buffers.returned_2X, buffers.name
         )
         self._count(y_NO, back=True)
-        return out_SO[:slots]
+        return out_SO[:slots].detach()
 
     def _readable(self, x: Tensor, buffer: Tensor, rows: int) -> Tensor:
         """A view [rows, columns] of `buffer` that begins with x, for other ranks to read."""
@@ -184,9 +187,9 @@ class Exchange:
             return
         splits = (group.size - 1) * self.room.places * SPLIT_BYTES
         comm.count("all_to_all", group.name, splits, splits, splits)
-        sent_G = buffers.sent_X.view(group.size, -1).sum(1)
+        leaving_G = buffers.leaving_X.view(group.size, -1).sum(1)
         arrived_G = buffers.arrived_2X[0].view(-1, group.size).sum(0)
-        both_2G = waits.to_host(torch.stack([sent_G, arrived_G]))
+        both_2G = waits.to_host(torch.stack([leaving_G, arrived_G]))
         row_bytes = rows.shape[1] * rows.element_size()
         sent, received = ((sum(one_G) - one_G[group.index]) * row_bytes for one_G in both_2G)
         if back:
@@ -198,26 +201,25 @@ class _There(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_SD: Tensor, exchange: Exchange) -> Tensor:
         ctx.exchange, ctx.turn, ctx.slots = exchange, exchange.buffers.turn, len(x_SD)
-        return exchange.to_places(x_SD, exchange.buffers.hold[0])
+        return exchange.to_places(x_SD, exchange.buffers.arrived)
 
     @staticmethod
     def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None]:
         _require(ctx)
-        buffers = ctx.exchange.buffers
-        return ctx.exchange.from_places(grad_ND, buffers.hold[0], ctx.slots), None
+        return ctx.exchange.from_places(grad_ND, ctx.slots), None
 
 
 class _Back(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y_NO: Tensor, exchange: Exchange, slots: int) -> Tensor:
         ctx.exchange, ctx.turn = exchange, exchange.buffers.turn
-        return exchange.from_places(y_NO, exchange.buffers.hold[1], slots)
+        return exchange.from_places(y_NO, slots)
 
     @staticmethod
     def backward(ctx: Any, grad_SO: Tensor) -> tuple[Tensor, None, None]:
         _require(ctx)
         exchange = ctx.exchange
-        return exchange.to_places(grad_SO, exchange.buffers.hold[1]), None, None
+        return exchange.to_places(grad_SO, exchange.buffers.passing), None, None
 
 
 def _require(ctx: Any) -> None:

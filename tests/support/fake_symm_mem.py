@@ -135,8 +135,8 @@ class FakeSymmMem:
         self.known[made.data_ptr()] = made, set()
         return made
 
-    def rendezvous(self, tensor: Tensor, group: str) -> None:
-        self._known(tensor)[1].add(group)
+    def rendezvous(self, tensor: Tensor, group: Any) -> None:
+        self._known(tensor)[1].add(group if isinstance(group, str) else group.group_name)
 
     def _known(self, x: Tensor) -> tuple[OnDevice, set[str]]:
         if not isinstance(x, OnDevice) or x.untyped_storage().data_ptr() not in self.known:
