@@ -40,9 +40,9 @@ from moe.parallel.comm import RankGroup
 from moe.parallel.dispatch import Compute, Way
 from moe.parallel.permute import permute, sort_slots, unpermute
 from moe.parallel.row_counts import RowCounts
+from moe.parallel.symm_mem_limits import FIELD, OTHER, Room
 from moe.parallel.symm_mem_limits import KERNELS as KERNELS
 from moe.parallel.symm_mem_limits import SYMM_MEM as SYMM_MEM
-from moe.parallel.symm_mem_limits import Room
 from moe.parallel.traffic import SPLIT_BYTES
 from moe.phases import phase
 from moe.spec import Unsupported
@@ -97,8 +97,8 @@ def buffers_of(group: RankGroup, room: Room) -> Buffers:
     """
     if not symmetric.is_nvshmem_available():
         raise Unsupported(
-            "strategy.dispatcher", SYMM_MEM, "symm_mem where torch has NVSHMEM",
-            "install a torch for CUDA with nvidia-nvshmem, or set strategy.dispatcher=alltoall",
+            FIELD, SYMM_MEM, "symm_mem where torch finds NVSHMEM",
+            f"install torch for CUDA with its package of NVSHMEM, or set {OTHER}",
         )  # fmt: skip
     if symmetric.get_backend(group.comm.device) != NVSHMEM:
         symmetric.set_backend(NVSHMEM)

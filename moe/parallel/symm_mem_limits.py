@@ -17,6 +17,7 @@ from moe.spec import DTYPE_BYTES, Cell, Unsupported
 SYMM_MEM = "symm_mem"
 MOST_RANKS = 16
 MOST_PLACES = 16
+FIELD, OTHER = "strategy.dispatcher", "strategy.dispatcher=alltoall"
 KERNELS = ("auto", "grouped")  # read the ends of experts' rows on the device, and no other rows
 
 
@@ -48,34 +49,35 @@ def refuse(cell: Cell, degrees: tuple[int, int, int], places: int) -> None:
     ranks, parts, _ = degrees
     widths = (layer.dim, layer.hidden // parts, layer.dim_out)
     odd = [width for width in widths if width * DTYPE_BYTES[layer.dtype] % 16]
-    other = "set strategy.dispatcher=alltoall"
+    kernels = "|".join(KERNELS)
     if place.device != "cuda" or place.backend != "nccl":
-        _refuse("on GPUs with backend=nccl", f"{other}, or device=cuda backend=nccl")
+        raise Unsupported(FIELD, SYMM_MEM, "symm_mem on GPUs with backend=nccl",
+                          f"set device=cuda backend=nccl or {OTHER}")  # fmt: skip
     if ranks < 2:
-        _refuse("with at least 2 ranks, each on a GPU, that share the experts",
-                f"{other}, or raise strategy.ep or world_size")  # fmt: skip
+        raise Unsupported(FIELD, SYMM_MEM, "symm_mem where at least 2 ranks, each with a GPU, "
+                          "share the experts",
+                          f"raise world_size or strategy.ep, or set {OTHER}")  # fmt: skip
     if place.nodes > 1:
-        _refuse("on one node, where GPUs read each other's memory", other)
+        raise Unsupported(FIELD, SYMM_MEM, "symm_mem on one node, whose GPUs read each other's "
+                          "memory", f"set {OTHER} or hosts.nnodes=1")  # fmt: skip
     if ranks > MOST_RANKS:
-        _refuse(f"with at most {MOST_RANKS} ranks that share the experts, the most that torch's "
-                f"operations take, not {ranks}", f"{other}, or lower strategy.ep")  # fmt: skip
+        raise Unsupported(FIELD, SYMM_MEM, f"symm_mem where at most {MOST_RANKS} ranks, the most "
+                          f"that torch's operations take, share the experts, not {ranks}",
+                          f"lower strategy.ep or set {OTHER}")  # fmt: skip
     if places > MOST_PLACES:
-        _refuse(f"with at most {MOST_PLACES} experts on a rank, the most that torch's operations "
-                f"take, not {places}", f"{other}, or raise strategy.ep or world_size")  # fmt: skip
+        raise Unsupported(FIELD, SYMM_MEM, f"symm_mem with at most {MOST_PLACES} experts on a "
+                          f"rank, the most that torch's operations take, not {places}",
+                          f"raise world_size or strategy.ep, or set {OTHER}")  # fmt: skip
     if odd:
-        _refuse("where D, O and the hidden units of a rank are multiples of 16 bytes, which "
-                f"{odd[0]} is not", f"{other} or other sizes")  # fmt: skip
+        raise Unsupported(FIELD, SYMM_MEM, "symm_mem where D, O and the hidden units of a rank "
+                          f"are multiples of 16 bytes, which {odd[0]} is not",
+                          f"set {OTHER} or other sizes")  # fmt: skip
     if strategy.comm_dtype not in ("", layer.dtype):
         raise Unsupported("strategy.comm_dtype", strategy.comm_dtype,
                           "the layer's dtype with strategy.dispatcher=symm_mem",
-                          f"set strategy.comm_dtype=null, or {other[4:]}")  # fmt: skip
+                          f"set strategy.comm_dtype=null or {OTHER}")  # fmt: skip
     if strategy.kernel not in KERNELS:
-        kernels = "|".join(KERNELS)
         raise Unsupported("strategy.kernel", strategy.kernel,
                           f"{kernels} with strategy.dispatcher=symm_mem, where only the GPU knows "
                           "the rows of each expert",
-                          f"set strategy.kernel={kernels}, or {other[4:]}")  # fmt: skip
-
-
-def _refuse(where: str, remedy: str) -> None:
-    raise Unsupported("strategy.dispatcher", SYMM_MEM, f"symm_mem {where}", remedy)
+                          f"set strategy.kernel={kernels} or {OTHER}")  # fmt: skip

@@ -15,7 +15,7 @@ import pytest
 
 from moe import build
 from moe.build import supports
-from moe.parallel import rules
+from moe.parallel import rules, symm_mem_limits
 from moe.parallel.rules import StrategyRules
 from moe.spec import (
     Cell,
@@ -58,6 +58,10 @@ GRAPH = {
     "strategy.graph": "on", "strategy.dispatcher": "local", "placement.device": "cuda",
     "placement.backend": "nccl",
 }  # fmt: skip
+SYMM_MEM = {
+    "strategy.dispatcher": "symm_mem", "placement.device": "cuda", "placement.backend": "nccl",
+}  # fmt: skip
+REFUSED_HERE = "strategy.dispatcher=symm_mem"
 CHOICE = {"router.kind": "expert_choice"}
 GROUPS = {"router.groups": 4, "router.group_topk": 2}
 
@@ -181,6 +185,42 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         },
         ("strategy.dispatcher=allgather", "with tokens=sharded", "alltoall|dedup"),
     ),
+    ({**SYMM_MEM, "placement.device": "cpu"}, (REFUSED_HERE, "on GPUs with backend=nccl")),
+    ({**SYMM_MEM, "placement.backend": "gloo"}, (REFUSED_HERE, "device=cuda backend=nccl")),
+    (
+        {**SYMM_MEM, "placement.world_size": 1},
+        (REFUSED_HERE, "at least 2 ranks, each with a GPU", "strategy.dispatcher=alltoall"),
+    ),
+    (
+        {**SYMM_MEM, "strategy.name": "dp_ep", "strategy.ep": 1},
+        (REFUSED_HERE, "at least 2 ranks, each with a GPU", "raise world_size or strategy.ep"),
+    ),
+    ({**SYMM_MEM, "placement.nodes": 2}, (REFUSED_HERE, "on one node", "hosts.nnodes=1")),
+    (
+        {**SYMM_MEM, "placement.world_size": 32, "layer.num_experts": 32},
+        (REFUSED_HERE, "at most 16 ranks", "not 32", "lower strategy.ep"),
+    ),
+    (
+        {**SYMM_MEM, "layer.num_experts": 128},
+        (REFUSED_HERE, "at most 16 experts on a rank", "not 32", "raise world_size"),
+    ),
+    ({**SYMM_MEM, "layer.dim": 18}, (REFUSED_HERE, "16 bytes, which 18 is not", "other sizes")),
+    (
+        {**SYMM_MEM, "strategy.comm_dtype": "bfloat16"},
+        ("strategy.comm_dtype=bfloat16", "with strategy.dispatcher=symm_mem", "comm_dtype=null"),
+    ),
+    (
+        {**SYMM_MEM, "strategy.kernel": "dense"},
+        ("strategy.kernel=dense", "auto|grouped with strategy.dispatcher=symm_mem"),
+    ),
+    (
+        {**SYMM_MEM, "strategy.overlap": 2},
+        ("strategy.overlap=2", "1 without strategy.dispatcher=alltoall"),
+    ),
+    (
+        {**SYMM_MEM, "strategy.graph": "on"},
+        ("measure.graph=on", "off with strategy.dispatcher=symm_mem", "another dispatcher"),
+    ),
     ({"strategy.overlap": 0}, ("strategy.overlap=0", "from 1")),
     (
         {"strategy.overlap": 2, "strategy.dispatcher": "dedup"},
@@ -215,6 +255,10 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ),
     ({"strategy.hot_replicas": 3}, ("strategy.hot_replicas=3", "multiples of 4 up to 24")),
     ({"strategy.hot_replicas": 28}, ("strategy.hot_replicas=28", "up to 24")),
+    (
+        {**SYMM_MEM, "layer.num_experts": 64, "strategy.hot_replicas": 4},
+        (REFUSED_HERE, "at most 16 experts on a rank", "not 17"),
+    ),
     # kernels
     (
         {"strategy.kernel": "grouped", "layer.dim": 6},
@@ -260,6 +304,12 @@ ACCEPTED: list[dict[str, Any]] = [
     {**SIMPLE, "placement.world_size": 3, "layer.num_experts": 5, "layer.hidden": 7},
     {"workload.batch_size": 1},
     GRAPH,
+    SYMM_MEM,
+    {**SYMM_MEM, "layer.num_experts": 64, "workload.tokens": "sharded", **CHOICE},
+    {**SYMM_MEM, "placement.world_size": 16, "layer.num_experts": 16, "strategy.hot_replicas": 16},
+    {**SYMM_MEM, "strategy.name": "dp_ep", "strategy.ep": 2, "router.capacity_factor": 1.0},
+    {**SYMM_MEM, "strategy.name": "ep_tp", "strategy.ep": 2, "strategy.kernel": "grouped"},
+    {**SYMM_MEM, "layer.dtype": "bfloat16", "strategy.comm_dtype": "bfloat16"},
 ]
 
 
@@ -270,7 +320,7 @@ def test_what_is_near_it_is_accepted(changes: dict[str, Any]) -> None:
 
 CHECKS = ("one_of", "whole", "at_least_0", "Unsupported")
 RULES = [sys.modules[type(rules_of(name)).__module__] for name in names()]
-REFUSING = [str(module.__file__) for module in (build, checks, rules, *RULES)]
+REFUSING = [str(module.__file__) for module in (build, checks, rules, symm_mem_limits, *RULES)]
 
 
 def refusals() -> dict[tuple[str, int], str]:
