@@ -9,14 +9,19 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.distributed_c10d import _resolve_process_group
 
 from moe.build import build
 from moe.parallel import comm as comm_module
+from moe.parallel import symm_mem
 from moe.parallel.comm import Comm
+from moe.parallel.row_counts import RowCounts
+from moe.parallel.symm_mem import Exchange
 from moe.step import Step
 from moe.strategies import rules_of
 from moe.workload import batches
@@ -25,6 +30,29 @@ from tests.support.covering import Row
 from tests.support.fake_cuda import DEVICE, FakeCuda, nccl_only
 from tests.support.fake_symm_mem import FakeSymmMem
 from tests.support.ranks import prepare as prepare
+
+
+class EndsWithoutPadding(Exchange):
+    def counts(self) -> RowCounts:
+        return RowCounts(counts_P=super().counts().per_expert(DEVICE))
+
+
+class BackFromTheNextPlace(Exchange):
+    def from_places(self, y_NO: Tensor, slots: int) -> Tensor:
+        offsets_X = self.buffers.arrived_2X[1]
+        offsets_X.copy_(offsets_X.roll(1))
+        return super().from_places(y_NO, slots)
+
+
+class GradientsOfOtherSlots(Exchange):
+    def to_places(self, x_SD: Tensor, target: Tensor) -> Tensor:
+        backward = target is self.buffers.passing
+        return super().to_places(x_SD.flip(0) if backward else x_SD, target)
+
+
+PLANTED = {one.__name__: one for one in (
+    EndsWithoutPadding, BackFromTheNextPlace, GradientsOfOtherSlots
+)}  # fmt: skip
 
 
 def gather(group: str, mine: Any) -> list[Any]:
@@ -70,8 +98,10 @@ def main(arguments: list[str]) -> int:
         comm = Comm(DEVICE, ranks, rank)
         for row in rows:
             memory.calls.clear()
+            exchange = PLANTED.get(row.get("planted", ""), Exchange)
             try:
-                found = gpu_ranks.check(gpu_ranks.cell_of(row, ranks), comm, gpu)
+                with mock.patch.object(symm_mem, "Exchange", exchange):
+                    found = gpu_ranks.check(gpu_ranks.cell_of(row, ranks), comm, gpu)
                 found["calls"], found["counted_waits"] = memory.calls[:4], found["counted"]
                 results.append(found | sent(row, ranks, comm))
             except Exception as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.dist import agree_ranks
+from tests.dist import agree_ranks, symm_mem_ranks
 from tests.dist.test_gpu import name_of, wrong
 from tests.support.covering import Row
 from tests.support.ranks import run_ranks
@@ -68,3 +68,11 @@ def test_in_float32_it_is_right(tmp_path: Path) -> None:
     """As the twin of a cell in half precision, whose rounding could hide a fault."""
     rows = [{**PLAIN, "core": core, "dtype": "float32", "mode": "train"} for core in CORES[:2]]
     assert wrong(check(rows, 2, tmp_path)) == {}
+
+
+@pytest.mark.dist
+def test_a_planted_fault_is_wrong(tmp_path: Path) -> None:
+    train = {**PLAIN, "core": CORES[1], "mode": "train", "workload": "k_hot"}
+    rows = [{**train, "planted": name} for name in symm_mem_ranks.PLANTED]
+    found = wrong(check(rows, 2, tmp_path))
+    assert len(rows) == 3 and set(found) == {name_of(row) for row in rows}
