@@ -1,9 +1,10 @@
 """What strategy.dispatcher=symm_mem can do, and the memory it takes. Torch-free.
 
-The limits are those of torch's operations on NVSHMEM (torch 2.11 to 2.13,
-torch/csrc/distributed/c10d/symm_mem/nvshmem_extension.cu). Tables of splits and offsets are scanned
-by warps of 32 lanes in blocks of 512 threads: `all_to_all_vdev_2d` takes 32 ranks and 16 experts of
-a rank, `all_to_all_vdev_2d_offset` 16 ranks and 32 experts. Every row goes both ways.
+The limits are those of torch's operations on NVSHMEM, in PyTorch's
+torch/csrc/distributed/c10d/symm_mem/nvshmem_extension.cu (versions of main from July 2025 on, with
+the signatures of torch 2.13). Tables of splits and offsets are scanned by warps of 32 lanes in
+blocks of 512 threads: `all_to_all_vdev_2d` takes 32 ranks and 16 experts of a rank,
+`all_to_all_vdev_2d_offset` 16 ranks and 32 experts. Every row goes both ways.
 
 Shape letters: G ranks of the group, T tokens of a rank, K slots of a token, P places of a rank.
 """

@@ -3,19 +3,19 @@
     with FakeCuda(), nccl_only(comm_module), FakeSymmMem(gathered):
         ...
 
-It gives the semantics of torch/csrc/distributed/c10d/symm_mem/nvshmem_extension.cu (torch 2.11 to
-2.13) to real values, and holds what the kernels leave to their callers:
+It gives the semantics of PyTorch's torch/csrc/distributed/c10d/symm_mem/nvshmem_extension.cu to
+real values, and holds what the kernels leave to their callers:
 
-- every argument is contiguous symmetric memory of one device, that all ranks have made alike, and
-  rows have one dtype and width; splits and offsets are int64, [X] and [2, X];
-- at most 16 ranks, and 16 experts of a rank there, 32 back;
+- every argument is contiguous symmetric memory that all ranks have made alike; rows have one dtype
+  and width; splits and offsets are int64, [X] and [2, X];
+- at most 16 ranks and 16 experts of a rank, which both operations take;
+- `all_to_all_vdev_2d` rounds the rows of an expert up to `major_align`, at least to one row;
 - rows that do not fit raise; what is not written is undefined: NaN in all of `out` but its rows;
 - an operation reads the others' memory, and has no barrier at its end: what a rank gave one to read
   from must be unchanged when the next one begins.
 
-Simulated too: a split table of `all_to_all_vdev_2d` rounds the rows of an expert up to
-`major_align`, at least to one row. Not simulated: that offsets lie in the exchanged table before
-they are final, and memory that is freed.
+Not simulated: that the table of offsets holds other numbers while an operation runs, and memory
+that is freed.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ GRAPH = {
 SYMM_MEM = {
     "strategy.dispatcher": "symm_mem", "placement.device": "cuda", "placement.backend": "nccl",
 }  # fmt: skip
-REFUSED_HERE = "strategy.dispatcher=symm_mem"
+NAMED = "strategy.dispatcher=symm_mem"
 CHOICE = {"router.kind": "expert_choice"}
 GROUPS = {"router.groups": 4, "router.group_topk": 2}
 
@@ -185,42 +185,6 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         },
         ("strategy.dispatcher=allgather", "with tokens=sharded", "alltoall|dedup"),
     ),
-    ({**SYMM_MEM, "placement.device": "cpu"}, (REFUSED_HERE, "on GPUs with backend=nccl")),
-    ({**SYMM_MEM, "placement.backend": "gloo"}, (REFUSED_HERE, "device=cuda backend=nccl")),
-    (
-        {**SYMM_MEM, "placement.world_size": 1},
-        (REFUSED_HERE, "at least 2 ranks, each with a GPU", "strategy.dispatcher=alltoall"),
-    ),
-    (
-        {**SYMM_MEM, "strategy.name": "dp_ep", "strategy.ep": 1},
-        (REFUSED_HERE, "at least 2 ranks, each with a GPU", "raise world_size or strategy.ep"),
-    ),
-    ({**SYMM_MEM, "placement.nodes": 2}, (REFUSED_HERE, "on one node", "hosts.nnodes=1")),
-    (
-        {**SYMM_MEM, "placement.world_size": 32, "layer.num_experts": 32},
-        (REFUSED_HERE, "at most 16 ranks", "not 32", "lower strategy.ep"),
-    ),
-    (
-        {**SYMM_MEM, "layer.num_experts": 128},
-        (REFUSED_HERE, "at most 16 experts on a rank", "not 32", "raise world_size"),
-    ),
-    ({**SYMM_MEM, "layer.dim": 18}, (REFUSED_HERE, "16 bytes, which 18 is not", "other sizes")),
-    (
-        {**SYMM_MEM, "strategy.comm_dtype": "bfloat16"},
-        ("strategy.comm_dtype=bfloat16", "with strategy.dispatcher=symm_mem", "comm_dtype=null"),
-    ),
-    (
-        {**SYMM_MEM, "strategy.kernel": "dense"},
-        ("strategy.kernel=dense", "auto|grouped with strategy.dispatcher=symm_mem"),
-    ),
-    (
-        {**SYMM_MEM, "strategy.overlap": 2},
-        ("strategy.overlap=2", "1 without strategy.dispatcher=alltoall"),
-    ),
-    (
-        {**SYMM_MEM, "strategy.graph": "on"},
-        ("measure.graph=on", "off with strategy.dispatcher=symm_mem", "another dispatcher"),
-    ),
     ({"strategy.overlap": 0}, ("strategy.overlap=0", "from 1")),
     (
         {"strategy.overlap": 2, "strategy.dispatcher": "dedup"},
@@ -255,10 +219,6 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ),
     ({"strategy.hot_replicas": 3}, ("strategy.hot_replicas=3", "multiples of 4 up to 24")),
     ({"strategy.hot_replicas": 28}, ("strategy.hot_replicas=28", "up to 24")),
-    (
-        {**SYMM_MEM, "layer.num_experts": 64, "strategy.hot_replicas": 4},
-        (REFUSED_HERE, "at most 16 experts on a rank", "not 17"),
-    ),
     # kernels
     (
         {"strategy.kernel": "grouped", "layer.dim": 6},
@@ -269,6 +229,23 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         ("strategy.kernel=grouped", "16 bytes, which 6 is not"),
     ),
 ]
+
+
+REFUSED += [({**SYMM_MEM, **changes}, words) for changes, words in (
+    ({"placement.device": "cpu"}, (NAMED, "on GPUs with backend=nccl")),
+    ({"placement.backend": "gloo"}, (NAMED, "device=cuda backend=nccl")),
+    ({"placement.world_size": 1}, (NAMED, "at least 2 ranks, each with a GPU", "=alltoall")),
+    ({"strategy.name": "dp_ep", "strategy.ep": 1}, (NAMED, "at least 2 ranks", "raise world_size")),
+    ({"placement.nodes": 2}, (NAMED, "on one node", "hosts.nnodes=1")),
+    ({"placement.world_size": 32, "layer.num_experts": 32}, (NAMED, "at most 16 ranks", "not 32")),
+    ({"layer.num_experts": 128}, (NAMED, "at most 16 experts on a rank", "not 32", "raise world")),
+    ({"layer.num_experts": 64, "strategy.hot_replicas": 4}, (NAMED, "at most 16", "not 17")),
+    ({"layer.dim": 18}, (NAMED, "16 bytes, which 18 is not", "other sizes")),
+    ({"strategy.comm_dtype": "bfloat16"}, ("strategy.comm_dtype=bfloat16", "with strategy.dis")),
+    ({"strategy.kernel": "dense"}, ("strategy.kernel=dense", "auto|grouped with strategy.disp")),
+    ({"strategy.overlap": 2}, ("strategy.overlap=2", "1 without strategy.dispatcher=alltoall")),
+    ({"strategy.graph": "on"}, ("measure.graph=on", "off with strategy.dispatcher=symm_mem")),
+)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("changes", "words"), REFUSED, ids=[words[0] for _, words in REFUSED])
