@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from moe.knob import knob
 
 PEER = "peer_"  # strategies with this prefix are other systems' layers, see moe.peers
-DISPATCHERS = ("local", "alltoall", "allgather", "dedup")
+DISPATCHERS = ("local", "alltoall", "allgather", "dedup", "symm_mem")
+EXPERIMENTAL = ("symm_mem",)  # dispatchers that run only where a config names them
 TOKENS = ("replicated", "sharded")
 MODES = ("forward", "train")
 DTYPES = ("float32", "bfloat16", "float16")

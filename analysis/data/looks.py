@@ -44,6 +44,7 @@ SPARE = ("#6A994E", "#B8860B", "#3D405B", "#B56576", "#2A9D8F", "#9A031E")
 MARKERS = "osD^vPhX*<>pd8"
 LINES = ("-", "--", "-.", ":")
 FORMS = {"": 0, **{name: number for number, name in enumerate(DISPATCHERS)}}
+OTHERS = 4  # the first number of forms that are no dispatchers
 ORDER = tuple(LOOKS)
 
 
@@ -71,7 +72,7 @@ def form_number(form: str, among: Iterable[str] = ()) -> int:
     number, the later one takes the next."""
     numbers = dict(FORMS)
     for name in sorted({form, *among} - set(FORMS)):
-        number = len(DISPATCHERS) + zlib.crc32(name.encode()) % 10
+        number = OTHERS + zlib.crc32(name.encode()) % 10
         while number in numbers.values():
             number += 1
         numbers[name] = number

@@ -22,7 +22,7 @@ from moe.layer.capacity import Scope, extents, places_per_expert
 from moe.layer.experts import Experts, can_be_captured
 from moe.layer.router import Router, Routing
 from moe.layer.weight_store import FusedWeights
-from moe.parallel import collectives, dispatch
+from moe.parallel import collectives, dispatch, symm_mem
 from moe.parallel.comm import Comm, RankGroup
 from moe.parallel.expert_placement import order_for, places_of
 from moe.parallel.permute import RowsElsewhere, Slots, permute, sort_slots, unpermute
@@ -77,6 +77,9 @@ class MoELayer(nn.Module):
         order = order_for(cell, self.ep.size, loads)
         self.places = places_of(order, cell.layer.num_experts, comm.device)
         self.first = self.ep.index * (len(order) // self.ep.size)  # place of the first expert here
+        self.exchange: symm_mem.Exchange | None = None
+        if cell.strategy.dispatcher == symm_mem.SYMM_MEM:
+            self.exchange = symm_mem.Exchange(self.ep, self.rules.room(cell))
         self.experts = self.make_experts()
         self.shared = self.make_shared()
         self.requires_grad_(cell.workload.mode == "train")
@@ -279,6 +282,10 @@ class MoELayer(nn.Module):
         way = dispatch.Way(self.ep, total, self.wire, routing.kept_TK is not None)
         places_TK = self.places.locate(routing.indices_TK, self.rows[0])
         places_TK = without_dropped(places_TK, routing, total)
+        if self.exchange is not None:
+            return symm_mem.exchanged(
+                x_TD, places_TK, routing.gates_TK, way, self.compute, self.exchange
+            )
         if strategy.dispatcher == "dedup":
             return dispatch.dedup(x_TD, places_TK, routing.gates_TK, way, self.compute)
         if strategy.overlap > 1:
@@ -330,6 +337,8 @@ class MoELayer(nn.Module):
         """Chooses the kernel for strategy.kernel; collective, and runs one forward where there is a
         choice. Returns {name, how, candidates_ms}."""
         names = self.experts.variants(self.cell.strategy.kernel, x_TD.dtype)
+        if self.exchange is not None:
+            names = [name for name in names if name in symm_mem.KERNELS]
         if self.wait_free:
             names = [name for name in names if can_be_captured(name, x_TD.dtype, x_TD.device)]
             if not names:

@@ -52,6 +52,11 @@ def _graph(cell: Cell) -> None:
             "measure.graph", "on", f"off with strategy.dispatcher={strategy.dispatcher}, where the "
             "host waits for the number of rows to send", f"{off} or another dispatcher",
         )  # fmt: skip
+    if strategy.dispatcher in spec.EXPERIMENTAL:
+        raise Unsupported(
+            "measure.graph", "on", f"off with strategy.dispatcher={strategy.dispatcher}, which no "
+            "run on GPUs has shown in a graph", f"{off} or another dispatcher",
+        )  # fmt: skip
     if strategy.kernel not in GRAPH_KERNELS:
         raise Unsupported(
             "measure.graph", "on", f"off with strategy.kernel={strategy.kernel}, where the host "
