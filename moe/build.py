@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from moe.parallel.refusals import one_of
 from moe.peers.registry import layer_of, limits_of
-from moe.spec import PEER, Cell, Unsupported
+from moe.spec import PEER, Cell
 from moe.strategies import names, rules_of
 from moe.strategies.checks import check_fields
 
@@ -23,9 +23,7 @@ def supports(cell: Cell) -> None:
     name = cell.strategy.name
     if name.startswith(PEER):
         limits = limits_of(name)
-        if cell.strategy.graph != "off":
-            raise Unsupported("measure.graph", "on", f"off with strategy={name}, another system's "
-                              "layer", "set measure.graph=off")  # fmt: skip
+        limits.refuse_graph(cell)
         supports(limits.equivalent(cell))
         limits.refuse(cell)
         return

@@ -30,6 +30,8 @@ DEVICES = ("cpu", "cuda")
 TOP, MODEL, ROUTER, STRATEGY, WORKLOAD = "", "model", "model.router", "strategy", "workload"
 MEASURE = "measure"
 GROUPED_DTYPE = "bfloat16"  # in others F.grouped_mm reads its offsets on the host
+GROUPED_MOST = 1023  # experts of one F.grouped_mm on a GPU
+GROUPED_BYTES = 16  # strides that F.grouped_mm takes are multiples of it
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -95,9 +97,7 @@ class LayerSpec:
 class StrategySpec:
     """How the layer is spread over ranks. Degrees of 0 mean "the strategy's default"."""
 
-    name: str = knob(
-        "simple", "name of the strategy, or peer_<name> (docs/other-systems.md)", STRATEGY
-    )
+    name: str = knob("simple", "name of the strategy, or peer_<name> (docs/peers.md)", STRATEGY)
     dispatcher: str = knob(
         "local", "how tokens reach their experts; auto: local with replicated tokens, else "
         "alltoall", STRATEGY, conf="auto", allowed=("auto", *DISPATCHERS),

@@ -33,7 +33,7 @@ from moe.layer.expert_autograd import GradientBuffers, PerExpertFunction
 from moe.layer.onednn import Packed, runs
 from moe.parallel.permute import Slots
 from moe.parallel.row_counts import RowCounts
-from moe.spec import GROUPED_DTYPE, LayerSpec
+from moe.spec import GROUPED_BYTES, GROUPED_DTYPE, GROUPED_MOST, LayerSpec
 
 TRANSPOSED = {"bmm_t": (True, True), "dense": (False, True)}
 VARIANTS = {"loop": ("loop", "loop_wx", "packed", "wide"), "bmm": ("bmm", "bmm_t"),
@@ -42,7 +42,6 @@ VARIANTS = {"loop": ("loop", "loop_wx", "packed", "wide"), "bmm": ("bmm", "bmm_t
 # Kernels that do not need the counts on the host.
 WITHOUT_COUNTS = ("dense", "grouped", *liger.TILES)
 GROUPED_CAPABILITIES = (9, 10)
-GROUPED_MOST = 1023  # experts of one F.grouped_mm on a GPU
 FEW_ROWS = 32  # up to this many rows, W @ x.T beats x @ W.T in float32
 
 
@@ -165,12 +164,13 @@ class Experts(nn.Module):
         return [n for n in names if fits.get(n, True)]
 
     def _grouped_fits(self, dtype: torch.dtype) -> bool:
-        """F.grouped_mm wants strides that are multiples of 16 bytes."""
+        """Whether F.grouped_mm takes this rank's sizes and number of experts."""
         width = self.columns[1] - self.columns[0]
         sizes = (self.layer.dim, width, self.layer.dim_out)
         if self.device.type == "cuda" and len(self.ids) > GROUPED_MOST:
             return False
-        return hasattr(F, "grouped_mm") and all(n * dtype.itemsize % 16 == 0 for n in sizes)
+        aligned = all(n * dtype.itemsize % GROUPED_BYTES == 0 for n in sizes)
+        return hasattr(F, "grouped_mm") and aligned
 
     def _liger_fits(self, dtype: torch.dtype) -> bool:
         layer = self.layer

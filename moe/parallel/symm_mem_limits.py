@@ -19,7 +19,8 @@ SYMM_MEM = "symm_mem"
 MOST_RANKS = 16
 MOST_PLACES = 16
 FIELD, OTHER = "strategy.dispatcher", "strategy.dispatcher=alltoall"
-KERNELS = ("auto", "grouped")  # read the ends of experts' rows on the device, and no other rows
+# They read the ends of experts' rows on the device, and no other rows.
+KERNELS = ("auto", "grouped", "liger")
 
 
 class Room(NamedTuple):

@@ -7,13 +7,24 @@ from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 
 from moe import spec
-from moe.spec import Cell, StrategySpec, Unsupported
+from moe.spec import (
+    GROUPED_BYTES,
+    GROUPED_DTYPE,
+    GROUPED_MOST,
+    Cell,
+    StrategySpec,
+    Unsupported,
+)
 
 EXTRA = "in the clone: pip install -e '.[peers]'"
+GPU_EXTRA = "in the clone: pip install -e '.[gpu]'"
 
 
 def _nothing_more(cell: Cell) -> None:
     """For peers whose limits the fields of `Limits` express in full."""
+
+
+KEPT = ("slowdown", "graph")  # knobs of a strategy that a peer has as ours
 
 
 @dataclass(frozen=True)
@@ -31,6 +42,8 @@ class Limits:
     modes: tuple[str, ...] = spec.MODES
     tokens: tuple[str, ...] = spec.TOKENS
     backends: tuple[str, ...] = spec.BACKENDS
+    devices: tuple[str, ...] = spec.DEVICES
+    graph_dtypes: tuple[str, ...] = ()  # in which no step waits for a GPU: a graph can hold it
     square: bool = True  # outputs have the width of inputs
     check: Callable[[Cell], None] = _nothing_more  # further limits
 
@@ -43,13 +56,13 @@ class Limits:
     def equivalent(self, cell: Cell) -> Cell:
         """The cell of this project with the same weights, work and messages."""
         like = self.like[self.variant(cell)]
-        return replace(cell, strategy=replace(like, slowdown=cell.strategy.slowdown))
+        return replace(cell, strategy=replace(like, **{n: getattr(cell.strategy, n) for n in KEPT}))
 
     def refuse(self, cell: Cell) -> None:
         """Raises Unsupported, naming field, value, what is allowed and what to do."""
         layer, work, place = cell.layer, cell.workload, cell.placement
         for field in fields(StrategySpec):
-            if field.name not in ("name", "variant", "slowdown"):
+            if field.name not in ("name", "variant", *KEPT):
                 value = getattr(cell.strategy, field.name)
                 _one_of(cell, f"strategy.{field.name}", value, (field.default,))
         _one_of(cell, "layer.activation", layer.activation, self.activations)
@@ -57,6 +70,7 @@ class Limits:
         _one_of(cell, "dtype", layer.dtype, self.dtypes)
         _one_of(cell, "mode", work.mode, self.modes)
         _one_of(cell, "tokens", work.tokens, self.tokens)
+        _one_of(cell, "device", place.device, self.devices)
         _one_of(cell, "backend", place.backend, self.backends)
         if place.staged:  # its messages are its own, and do not go through the host
             _one_of(cell, "device", place.device, ("cpu",))
@@ -66,6 +80,18 @@ class Limits:
         if self.square:
             _one_of(cell, "layer.dim_out", layer.dim_out, (layer.dim,))
         self.check(cell)
+
+    def refuse_graph(self, cell: Cell) -> None:
+        """Raises Unsupported for a CUDA graph of a layer that may wait for the GPU."""
+        dtype = cell.layer.dtype
+        if cell.strategy.graph == "off" or dtype in self.graph_dtypes:
+            return
+        where, remedy = f"strategy={cell.strategy.name}", "set measure.graph=off"
+        if self.graph_dtypes:
+            where, allowed = f"{where} and dtype={dtype}", "|".join(self.graph_dtypes)
+            remedy = f"{remedy} or dtype={allowed}"
+        raise Unsupported("measure.graph", "on", f"off with {where}, whose host may wait for the "
+                          "GPU in a step", remedy)  # fmt: skip
 
     def missing(self) -> list[str]:
         """Required modules that are not installed."""
@@ -130,6 +156,45 @@ def _deepspeed(cell: Cell) -> None:
         _one_of(cell, "router.normalize", False, (True,))
 
 
+def _grouped(cell: Cell) -> None:
+    """What F.grouped_mm takes: sizes whose rows are multiples of 16 bytes; on a GPU, so many
+    experts."""
+    layer = cell.layer
+    least = GROUPED_BYTES // spec.DTYPE_BYTES[layer.dtype]
+    _multiples(cell, least, f"rows of {GROUPED_BYTES} bytes for F.grouped_mm")
+    if cell.placement.device == "cuda" and layer.num_experts > GROUPED_MOST:
+        raise Unsupported("num_experts", layer.num_experts,
+                          f"at most {GROUPED_MOST} for F.grouped_mm on a GPU",
+                          "lower num_experts or leave this strategy out")  # fmt: skip
+
+
+def _moe_ops(cell: Cell) -> None:
+    """Its count of slots is a Triton histogram, its products on Hopper read by tensor descriptors,
+    and offsets into tokens are 32-bit integers."""
+    layer, work = cell.layer, cell.workload
+    number = layer.num_experts
+    if number & (number - 1) or number > MOE_OPS_MOST:
+        raise Unsupported("num_experts", number, f"powers of two up to {MOE_OPS_MOST} for "
+                          "strategy=peer_moe_ops, which counts slots with tl.histogram",
+                          "change num_experts or leave this strategy out")  # fmt: skip
+    _multiples(cell, 8, "rows of 16 bytes for a tensor descriptor of Triton")
+    if work.batch_size * layer.dim >= 1 << 31:
+        raise Unsupported("batch_size", work.batch_size, f"less than 2^31 / layer.dim={layer.dim} "
+                          "for strategy=peer_moe_ops, whose kernels have 32-bit offsets",
+                          "lower batch_size or leave this strategy out")  # fmt: skip
+
+
+def _multiples(cell: Cell, least: int, why: str) -> None:
+    for name in ("dim", "hidden"):
+        size = getattr(cell.layer, name)
+        if size % least:
+            raise Unsupported(f"layer.{name}", size, f"multiples of {least} in "
+                              f"dtype={cell.layer.dtype} for strategy={cell.strategy.name}: {why}",
+                              f"change layer.{name} or leave this strategy out")  # fmt: skip
+
+
+MOE_OPS_MOST = 2048  # experts: slots that one program of its histogram counts
+HALF = ("bfloat16", "float16")
 SIMPLE = StrategySpec("simple")
 ALLTOALL = StrategySpec("ep", "alltoall")
 MAKE = "`make peers` sets up an environment that has it"
@@ -140,6 +205,31 @@ LIMITS = {
         needs=("transformers",),
         like=dict.fromkeys(("grouped_mm", "eager", "batched_mm"), SIMPLE),
         check=_transformers,
+    ),
+    "grouped": Limits(
+        system="PyTorch",
+        needs=("torch",),
+        like={"grouped_mm": SIMPLE},
+        graph_dtypes=(GROUPED_DTYPE,),
+        check=_grouped,
+    ),
+    "liger": Limits(
+        system="Liger Kernel",
+        needs=("liger_kernel", "triton"),
+        like={"fused_moe": SIMPLE},
+        install=GPU_EXTRA,
+        dtypes=HALF,  # in float32 its products are TF32, which the check does not take
+        devices=("cuda",),
+    ),
+    "moe_ops": Limits(
+        system="moe-ops",
+        needs=("moe_ops", "triton"),
+        like={"grouped_gemm": SIMPLE},
+        install=GPU_EXTRA,
+        dtypes=HALF,  # as its README says
+        devices=("cuda",),
+        graph_dtypes=HALF,
+        check=_moe_ops,
     ),
     "reference": Limits(
         system="the reference's style of code",

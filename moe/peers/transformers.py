@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from moe.peers.base import Gate, Matrices, PeerLayer, View
+from moe.peers.fused import split
 from moe.peers.instrument import Part
 from moe.strategies.simple.layer import Simple
 
@@ -46,11 +47,7 @@ class Peer(PeerLayer, Simple):
         return block
 
     def matrices(self, of: View) -> Matrices:
-        fc1_EFD = of(self.system.experts.gate_up_proj)
-        fc2_EDH = of(self.system.experts.down_proj)
-        for e in range(self.layer.num_experts):
-            w1, w3 = fc1_EFD[e].chunk(2)
-            yield e, {"w1": w1, "w3": w3, "w2": fc2_EDH[e]}
+        yield from split(of, self.system.experts)
 
     def timed_parts(self) -> Sequence[Part]:
         return [Part(self.system.experts, "forward", "experts")]
