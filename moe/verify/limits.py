@@ -32,6 +32,8 @@ SAFE_RMS, SAFE_ROW, SAFE_GRADIENT, SAFE_LOGIT = 1.6, 7.0, 9.0, 8.0
 # More roundings of both products on a GPU, where torch may sum parts in half precision
 # (torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction and its like, on by default).
 PARTS_ON_GPU = 4
+PRODUCTS_AT_A_TIME = 16
+LARGEST_LOGIT = 8.0  # of millions: six standard deviations, to the next power of two
 FEW = 16.0  # with so few numbers their root mean square is uncertain
 
 
@@ -77,7 +79,15 @@ def _typical(cell: Cell) -> float:
     return RMS * math.sqrt(squares)
 
 
-def logit_limit(dim: int) -> float:
+def logit_limit(dim: int, tensor_cores: bool = False) -> float:
     """Limit for a float32 logit, relative to the product of the norms of token and router row over
-    sqrt(D), which is about 1. A logit is a sum of D products."""
-    return SAFE_LOGIT * RMS * UNIT["float32"] * math.sqrt(dim + 16)
+    sqrt(D), which is about 1. A logit is a sum of D products.
+
+    Tensor cores add 16 products at a time and cut the sum off after 24 bits instead of rounding it
+    (Fasi and others, Numerical behavior of NVIDIA tensor cores, PeerJ CS 7:e330), so these errors
+    all point to zero and add up: each of D / 16 is at most 2**-23 of the next power of two, which
+    for a logit is at most LARGEST_LOGIT.
+    """
+    rounded = SAFE_LOGIT * RMS * UNIT["float32"] * math.sqrt(dim + 16)
+    cut_off = dim / PRODUCTS_AT_A_TIME * 2 * UNIT["float32"] * LARGEST_LOGIT
+    return rounded + (cut_off if tensor_cores else 0.0)

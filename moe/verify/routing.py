@@ -86,7 +86,8 @@ def _logit_slack(layer: LayerSpec, x_TD: Tensor) -> Tensor:
     """[T, E] allowed error of a float32 logit."""
     norms_E = oracle.router_weight(layer, x_TD.device).norm(dim=1)
     size_TE = x_TD.norm(dim=1, keepdim=True) * norms_E / layer.dim**0.5
-    return logit_limit(layer.dim) * size_TE
+    tensor_cores = x_TD.is_cuda and layer.dtype != "float32"
+    return logit_limit(layer.dim, tensor_cores) * size_TE
 
 
 def _check_rows(
