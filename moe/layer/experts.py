@@ -160,7 +160,7 @@ class Experts(nn.Module):
             "packed": forward_on_cpu and self.resident and runs(dtype),
             # Its backward pass would be autograd's: a gradient of all experts for each expert.
             "loop_wx": not self.fc1.requires_grad,
-        } | dict.fromkeys(liger.TILES, self._liger_fits(dtype))
+        } | dict.fromkeys(liger.TILES, self._liger_fits(kernel, dtype))
         return [n for n in names if fits.get(n, True)]
 
     def _grouped_fits(self, dtype: torch.dtype) -> bool:
@@ -172,9 +172,12 @@ class Experts(nn.Module):
         aligned = all(n * dtype.itemsize % GROUPED_BYTES == 0 for n in sizes)
         return hasattr(F, "grouped_mm") and aligned
 
-    def _liger_fits(self, dtype: torch.dtype) -> bool:
+    def _liger_fits(self, kernel: str, dtype: torch.dtype) -> bool:
         layer = self.layer
-        fits = self.device.type == "cuda" and dtype.itemsize == 2
+        fast = (
+            kernel != "auto" or dtype != torch.float32
+        )  # which it multiplies without tensor cores
+        fits = self.device.type == "cuda" and fast
         plain = layer.activation == "silu_gated" and self.b1 is None and layer.bias == "none"
         return fits and plain and not liger_support.missing()
 

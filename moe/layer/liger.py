@@ -16,6 +16,7 @@ all bags (slots), M tiles of rows.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -36,6 +37,12 @@ class Tile(NamedTuple):
     depth: int
     warps: int
     stages: int
+
+    def of_type(self, dtype: torch.dtype) -> Tile:
+        """The tile for a dtype: float32 needs twice the shared memory."""
+        if dtype.itemsize == 2:
+            return self
+        return self._replace(depth=self.depth // 2, stages=2)
 
     @property
     def for_gates(self) -> Tile:
@@ -63,7 +70,9 @@ INPUT_GRADIENT_STAGES = 2  # of the kernel that loads two blocks of both operand
 
 @functools.cache
 def kernels() -> Any:
-    """Liger's module of kernels. Imports triton."""
+    """Liger's module of kernels. Imports triton, whose float32 products are exact from then on in
+    this process: by default they round their operands to TF32."""
+    os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
     from liger_kernel.ops import fused_moe_kernels
 
     return fused_moe_kernels
@@ -162,7 +171,9 @@ def of_tokens(
     """[T, O]: sum of gate * expert's output over the slots of each token, by the kernel `name`."""
     assert slots.bags is not None
     tiles = _tiles(slots.counts, len(slots.order_S), name, x_TD.device)
-    rows = SlotRows(tiles, TILES[name], slots.bags.source_S, slots.order_S, slots.bags)
+    rows = SlotRows(
+        tiles, TILES[name].of_type(x_TD.dtype), slots.bags.source_S, slots.order_S, slots.bags
+    )
     return _Experts.apply(x_TD, fc1_PFD, fc2_POH, gates_TK.to(x_TD.dtype), rows)  # type: ignore[no-any-return]
 
 
@@ -171,7 +182,7 @@ def of_rows(x_SD: Tensor, fc1_PFD: Tensor, fc2_POH: Tensor, counts: RowCounts, n
     are undefined."""
     row_S = numbers(len(x_SD), x_SD.device)
     tiles = _tiles(counts, len(x_SD), name, x_SD.device)
-    rows = SlotRows(tiles, TILES[name], row_S, row_S)
+    rows = SlotRows(tiles, TILES[name].of_type(x_SD.dtype), row_S, row_S)
     return _Experts.apply(x_SD, fc1_PFD, fc2_POH, None, rows)  # type: ignore[no-any-return]
 
 
@@ -253,7 +264,7 @@ def row_gradients(dh_SF: Tensor, fc1_PFD: Tensor, rows: SlotRows) -> Tensor:
 
 def first_gradient(x_TD: Tensor, dh_SF: Tensor, fc1_PFD: Tensor, rows: SlotRows) -> Tensor:
     """[P, 2H, D]: the gradient of fc1; zeros for experts without rows."""
-    inputs, hidden, tile = x_TD.shape[1], dh_SF.shape[1] // 2, WEIGHT_GRADIENT
+    inputs, hidden, tile = x_TD.shape[1], dh_SF.shape[1] // 2, WEIGHT_GRADIENT.of_type(x_TD.dtype)
     dfc1_PFD = torch.zeros_like(fc1_PFD)
     launch(
         kernels()._moe_bwd_dW1_kernel,
@@ -266,7 +277,7 @@ def first_gradient(x_TD: Tensor, dh_SF: Tensor, fc1_PFD: Tensor, rows: SlotRows)
 
 def second_gradient(gated_SH: Tensor, dy_TO: Tensor, fc2_POH: Tensor, rows: SlotRows) -> Tensor:
     """[P, O, H]: the gradient of fc2; zeros for experts without rows."""
-    (outputs, hidden), tile = fc2_POH.shape[1:], WEIGHT_GRADIENT
+    (outputs, hidden), tile = fc2_POH.shape[1:], WEIGHT_GRADIENT.of_type(dy_TO.dtype)
     dfc2_POH = torch.zeros_like(fc2_POH)
     launch(
         kernels()._moe_bwd_dW2_kernel,

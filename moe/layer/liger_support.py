@@ -10,7 +10,6 @@ from moe.spec import Cell, Unsupported
 KERNEL = "liger"
 MODULES = ("triton", "liger_kernel")
 PACKAGE, SERIES = "liger-kernel", "0.8."  # its kernels are private: another version may change them
-DTYPES = ("bfloat16", "float16")  # in float32 its products round to TF32
 INSTALL = "in the clone: pip install -e '.[gpu]'"
 
 
@@ -33,7 +32,6 @@ def refuse(cell: Cell) -> None:
     layer, another = cell.layer, "set strategy.kernel=auto"
     for name, value, allowed in (
         ("device", cell.placement.device, ("cuda",)),
-        ("dtype", layer.dtype, DTYPES),
         ("model.activation", layer.activation, ("silu_gated",)),
         ("model.bias", layer.bias, ("none",)),
     ):

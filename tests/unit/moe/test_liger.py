@@ -84,8 +84,6 @@ def test_most_tiles(rows: int, experts: int, tile_rows: int, expected: int) -> N
 
 REFUSED: dict[str, tuple[Cell, str, str]] = {
     "cpu": (replace(CELL, placement=RankLayout()), "device=cpu", "cuda"),
-    "float32": (replace(CELL, layer=replace(LAYER, dtype="float32")), "dtype=float32",
-                "bfloat16|float16"),
     "relu": (replace(CELL, layer=replace(LAYER, activation="relu")), "model.activation=relu",
              "silu_gated"),
     "bias": (replace(CELL, layer=replace(LAYER, bias="zero")), "model.bias=zero", "none"),
@@ -142,6 +140,7 @@ def candidates(kernel: str, layer: LayerSpec) -> list[str]:
 def test_auto_tries_every_tile_on_a_gpu_and_needs_no_package() -> None:
     tiles = list(liger.TILES)
     assert candidates("liger", LAYER) == tiles
+    assert candidates("liger", replace(LAYER, dtype="float32")) == tiles
     assert candidates("auto", LAYER)[-len(tiles) :] == tiles
     assert not set(candidates("auto", replace(LAYER, dtype="float32"))) & set(tiles)
     assert not set(candidates("auto", replace(LAYER, bias="zero"))) & set(tiles)
