@@ -174,9 +174,7 @@ class Experts(nn.Module):
 
     def _liger_fits(self, kernel: str, dtype: torch.dtype) -> bool:
         layer = self.layer
-        fast = (
-            kernel != "auto" or dtype != torch.float32
-        )  # which it multiplies without tensor cores
+        fast = kernel != "auto" or dtype != torch.float32  # it has no tensor cores for that
         fits = self.device.type == "cuda" and fast
         plain = layer.activation == "silu_gated" and self.b1 is None and layer.bias == "none"
         return fits and plain and not liger_support.missing()

@@ -175,11 +175,19 @@ def test_a_cell_passes_the_whole_check_without_waits(
     assert (report["waits"], report["counted"], report["on_host"]) == ([], 0, [])
 
 
-def checked(strategy: StrategySpec, tokens: str, mode: str) -> dict[str, Any]:
+@pytest.mark.parametrize("mode", ["forward", "train"])
+def test_the_float32_twin_of_a_cell_passes_the_check(mode: str) -> None:
+    report = checked(StrategySpec("simple", kernel="liger"), "sharded", mode, "float32")
+    assert report["ok"], report["detail"]
+
+
+def checked(
+    strategy: StrategySpec, tokens: str, mode: str, dtype: str = "float16"
+) -> dict[str, Any]:
     """What the check says on the simulated GPU."""
     layer = LayerSpec(
         dim=32, hidden=48, dim_out=40, num_experts=8, topk=2, topk_requested=2,
-        activation="silu_gated", bias="none", dtype="float16",
+        activation="silu_gated", bias="none", dtype=dtype,
     )  # fmt: skip
     work = WorkloadSpec(batch_size=21, mode=mode, tokens=tokens)
     with FakeCuda() as gpu:
