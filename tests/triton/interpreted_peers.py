@@ -1,10 +1,9 @@
 """Liger Kernel's and moe-ops' layers in Triton's interpreter, on the processor, against the oracle.
 
-Not collected by itself: TRITON_INTERPRET=1 has to be set before triton is imported, so it is run as
-`TRITON_INTERPRET=1 python -m pytest tests/triton/interpreted_peers.py`. Layers are built on the
-device that their peers refuse, in float32, where the interpreter's products are exact, and in
-float16; those of bfloat16 are wrong in the interpreter. Autotuners cannot measure there, so each
-is left its first configuration.
+Started by tests/system/test_triton.py: TRITON_INTERPRET=1 has to be set before triton is imported.
+Layers are built on the device that their peers refuse, in float32, where the interpreter's products
+are exact, and in float16; those of bfloat16 are wrong in the interpreter. Autotuners cannot measure
+there, so each is left its first configuration.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ FEW = (8, 2, 6, "learned", 0.0, (0, 4))
 HOT = (8, 2, 70, "k_hot", 2.0, (0, 70))  # two tiles of rows of two experts, none of the others
 ALL = (4, 3, 20, "balanced", 0.0, (15, 15))  # a top-k that is no power of two
 ONE = (8, 1, 1, "learned", 0.0, (0, 1))
+CASES = [(FEW, "forward"), *((batch, "train") for batch in (FEW, HOT, ALL, ONE))]
 
 
 @pytest.fixture(autouse=True)
@@ -84,9 +84,8 @@ def verdict(
     return found.ok, found.detail
 
 
-@pytest.mark.parametrize("mode", ["forward", "train"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("batch", [FEW, HOT, ALL, ONE])
+@pytest.mark.parametrize("batch, mode", CASES)
 @pytest.mark.parametrize("name", list(PEERS))
 def test_the_kernels_compute_this_projects_function(
     name: str, batch: tuple[Any, ...], dtype: str, mode: str
@@ -96,8 +95,7 @@ def test_the_kernels_compute_this_projects_function(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", ["forward", "train"])
-@pytest.mark.parametrize("batch", [FEW, HOT, ALL, ONE])
+@pytest.mark.parametrize("batch, mode", CASES)
 def test_moe_ops_with_tensor_descriptors(
     batch: tuple[Any, ...], mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
