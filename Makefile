@@ -21,6 +21,18 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 .PHONY: setup
 setup: $(VENV)/.ready ## the virtual environment, with the tested versions
 
+# Where torch brings no Triton of its own, as on a processor: Triton's interpreter and its compiler
+# for GPUs, by which tests run the kernels.
+TRITON := triton==3.9.0
+$(VENV)/.gpu-ready: $(VENV)/.ready
+	@$(RUN) -c 'import triton' 2>/dev/null || \
+	  $(RUN) -m pip install --disable-pip-version-check --no-deps $(TRITON)
+	@$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[gpu]'
+	@touch $(VENV)/.gpu-ready
+
+.PHONY: setup-gpu
+setup-gpu: $(VENV)/.gpu-ready ## setup, and other people's Triton kernels: strategy.kernel=liger and two peers
+
 .PHONY: bench
 bench: setup ## the main job: simple, tp, ep at top-k 2, 4, 8 on 8 ranks; tables, plots, W&B runs
 	$(RUN) runners/bench.py -m strategy=simple,tp,ep topk=2,4,8
@@ -42,7 +54,7 @@ report: setup ## one HTML page on the newest sweep
 	$(RUN) -m analysis report
 
 .PHONY: test
-test: setup ## every test that CI runs, on all cores; T=pattern for those whose names match
+test: setup-gpu ## every test that CI runs, on all cores; T=pattern for those whose names match
 	$(RUN) -m pytest -q -m "not slow and not browser" \
 	  $(if $(T),-k "$(T)",-n auto --dist worksteal --durations=5 --budget 360)
 
@@ -52,7 +64,7 @@ test-browser: setup ## the report in headless Chromium, which must be installed
 	$(RUN) -m pytest -q -m browser
 
 .PHONY: test-full
-test-full: setup ## every accepted way to spread the layer against the oracle, the whole product
+test-full: setup-gpu ## every accepted way to spread the layer against the oracle, the whole product
 	$(RUN) -m pytest -q -m slow tests/dist/test_agree.py tests/dist/test_gpu.py
 
 .PHONY: faults
@@ -96,7 +108,7 @@ results: setup ## the pages of docs/results/ again, from the figures in benchmar
 PEERS := .venv-peers
 DEEPSPEED := deepspeed==0.19.8 einops==0.8.2 hjson==3.1.0 py-cpuinfo==9.0.0 psutil==7.2.2 \
   msgpack==1.2.4 ninja==1.13.2
-TORCHTITAN := torchtitan==0.3.0 triton==3.9.0 spmd_types==0.2.3 tyro==1.0.17 torchdata==0.11.0 \
+TORCHTITAN := torchtitan==0.3.0 $(TRITON) spmd_types==0.2.3 tyro==1.0.17 torchdata==0.11.0 \
   torch_checkpointing==0.1.1 docstring-parser==0.18.0
 
 $(PEERS)/.ready: $(VENV)/.ready Makefile
@@ -118,7 +130,7 @@ GPU_WHEELS := .cache/gpu-wheels
 gpu-wheels: setup ## wheels that python -m benchmarks.gpu brings to a bare GPU machine, in .cache/gpu-wheels
 	rm -rf $(GPU_WHEELS)
 	$(RUN) -m pip wheel --disable-pip-version-check --no-deps -c constraints.txt -w $(GPU_WHEELS) \
-	  hydra-core omegaconf antlr4-python3-runtime
+	  hydra-core omegaconf antlr4-python3-runtime liger-kernel moe-ops
 
 .PHONY: check
 check: setup ## lint, formatting, types, and known vulnerabilities where they can be asked for

@@ -27,6 +27,7 @@ EXAMPLES = """examples:
   python -m analysis compare --group strategy
   python -m analysis compare --group workload --filter strategy=ep
   python -m analysis beside outputs/latest --format markdown
+  python -m analysis kernels outputs/latest --filter mode=forward
   python -m analysis check
   python -m analysis status
   python -m analysis plot --name speed_vs_ranks --name roofline
@@ -49,6 +50,7 @@ VERBS = {
     "finish": "what a sweep ends with: tables on screen; tables and pictures in its folder",
     "compare": "two sweeps, or the strategies or commits of one: which is faster",
     "beside": "ours against the best of other systems, setting by setting",
+    "kernels": "which expert kernel, ours or another system's, is fastest where",
     "check": "what limits the numbers, and what to do next",
     "status": "cells by outcome, failures and their logs",
     "plot": "pictures as PNG and SVG",
@@ -70,13 +72,13 @@ def parser() -> argparse.ArgumentParser:
     )
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     parsers = {name: _verb(verbs, name, about) for name, about in VERBS.items()}
-    for name in ("show", "compare", "beside", "check", "status", "predict", "advise"):
+    for name in ("show", "compare", "beside", "kernels", "check", "status", "predict", "advise"):
         parsers[name].add_argument("--format", choices=("text", "markdown", "csv"), default="text")
     for name in ("show", "compare", "plot"):
         parsers[name].add_argument("--group", default="", help="axis or column to arrange by")
     for name in ("show", "plot"):
         parsers[name].add_argument("--metric", default="", help="column to show; default duration")
-    for name in ("show", "compare", "beside", "report"):
+    for name in ("show", "compare", "beside", "kernels", "report"):
         parsers[name].add_argument(
             "--threshold", type=float, default=None, help="noise threshold, such as 0.02"
         )

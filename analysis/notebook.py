@@ -33,13 +33,14 @@ class Picture:
 
 
 def picture(frame: pd.DataFrame, name: str, group: str = "", metric: str = "") -> Picture | str:
-    """The plot of this name (see `plot --name`), or the sentence in its place; raises InputError
-    without data for it."""
+    """The plot of this name (see `plot --name`), of several pictures the first, or the sentence in
+    its place; raises InputError without data for it."""
     from analysis.plots.canvas import PlotData, styled
 
     scene = PlotData(frame, summarize(frame), metric=metric, group=group)
     with styled():
-        figure = plots.maker(name)(scene)
+        drawn = plots.maker(name)(scene)
+    figure = drawn[0] if isinstance(drawn, list) else drawn
     if figure is None:
         raise InputError(f"picture {name}: these records have no data for it; allowed are others")
     return figure if isinstance(figure, str) else Picture(figure)

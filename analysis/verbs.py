@@ -189,24 +189,24 @@ def compare_(options: argparse.Namespace) -> int:
     if options.group:
         data = load(options)
         name = check_column(data.frame, options.group, "--group")
+        frames = [data.frame]
         comparisons = compare.column(data.frame, name, threshold)
-        banners = captions.banners(data.frame)
     elif len(options.sources) == 2:
         frames = [filtered(analysis.load(s), options.filter) for s in options.sources]
         frames = [frame.reset_index(drop=True) for frame in frames]
         names = _two_names(options.sources)
         comparisons = compare.sweeps(frames[0], frames[1], names, threshold)
-        banners = [line for frame in frames for line in captions.banners(frame)]
     else:
         raise InputError(
             f"compare: {len(options.sources)} sources; allowed are two, or --group with any; "
             "for example compare A B, or compare --group strategy"
         )
     rows = [c.row(threshold) for c in comparisons]
+    lines = [*captions.forced_lines(frames), *compare.summary(comparisons, threshold)]
     parts = [
-        render.lines(banners, options.format),
+        render.lines([b for frame in frames for b in captions.banners(frame)], options.format),
         render.simple(compare.HEADER, rows, options.format),
-        render.lines(compare.summary(comparisons, threshold), options.format),
+        render.lines(lines, options.format),
     ]
     write_output("\n\n".join(part for part in parts if part), options.output)
     return 0
@@ -218,8 +218,28 @@ def beside_(options: argparse.Namespace) -> int:
     parts = [
         render.lines(captions.banners(data.frame), options.format),
         render.simple(peers.HEADER, peers.rows(comparisons, data.cells), options.format),
-        render.lines(peers.summary_lines(comparisons, threshold), options.format),
+        render.lines(peers.summary_lines(comparisons, data.cells, threshold), options.format),
     ]
+    write_output("\n\n".join(part for part in parts if part), options.output)
+    return 0
+
+
+def kernels_(options: argparse.Namespace) -> int:
+    from analysis.stats.kernels import Kernels
+    from analysis.text import kernels, kernels_table
+
+    data, style = load(options), options.format
+    view = Kernels(data.frame, data.cells, _threshold(options))
+    short = kernels.short(view, status.refused(data.sources or [LATEST]))
+    again = captions.command("kernels", data.sources, *data.options)
+    parts = [
+        render.lines(captions.banners(data.frame), style),
+        render.lines(short.lines(), style),
+        kernels_table.text(view, style),
+        render.lines(kernels_table.notes(view), style),
+        render.lines(captions.lines(data.frame, view.cells, again), style),
+    ]
+    parts = parts[2:3] if style == "csv" else parts
     write_output("\n\n".join(part for part in parts if part), options.output)
     return 0
 
@@ -317,6 +337,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "finish": finish,
     "compare": compare_,
     "beside": beside_,
+    "kernels": kernels_,
     "check": check_,
     "status": status_,
     "plot": plot,

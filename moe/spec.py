@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from moe.knob import knob
 
 PEER = "peer_"  # strategies with this prefix are other systems' layers, see moe.peers
-DISPATCHERS = ("local", "alltoall", "allgather", "dedup")
+DISPATCHERS = ("local", "alltoall", "allgather", "dedup", "symm_mem")
+EXPERIMENTAL = ("symm_mem",)  # dispatchers that run only where a config names them
 TOKENS = ("replicated", "sharded")
 MODES = ("forward", "train")
 DTYPES = ("float32", "bfloat16", "float16")
 ACTIVATIONS = ("relu", "identity", "gelu", "silu_gated")
 BIASES = ("none", "zero", "random")
-KERNELS = ("auto", "loop", "bmm", "dense", "grouped")
+KERNELS = ("auto", "loop", "bmm", "dense", "grouped", "liger")
 WORKLOADS = (
     "learned", "balanced", "zipf", "k_hot", "hot_rank", "imbalance", "trace"
 )  # fmt: skip

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from moe.spec import Cell
-from runners.records import flat_row
+from runners.records import flat_row, forced_balance
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,9 +143,10 @@ def measured(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def load_of(attempt: Mapping[str, Any]) -> str:
-    """The workload of a row: "learned", "zipf 1.2", "hot_rank 0.5 of ep 4", "trace 1a2b3c4d"."""
+    """The workload of a row in words: "learned", "forced balance", "zipf 1.2", "hot_rank 0.5 of ep
+    4", "trace 1a2b3c4d"."""
     work = flat_row.cell_of(attempt).workload
-    words = [work.kind]
+    words = [forced_balance.label(work.kind)]
     words += [f"{work.parameter:g}"] if work.parameter else []
     words += [f"of ep {work.nominal_ep}"] if work.nominal_ep else []
     words += [work.trace_sha256[:8]] if work.trace_sha256 else []

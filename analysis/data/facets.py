@@ -24,6 +24,7 @@ from analysis.data.series import (
     series_order,
     without_serial,
 )
+from runners.records import forced_balance
 
 # Columns that may follow an axis without being an axis of their own.
 COMPANIONS = {
@@ -40,7 +41,7 @@ FIRST_AXES = ("topk_requested", "batch_size", "world_size", "num_experts", "dim"
 NOT_AXES = ("strategy", "topk", "weight_seed", "threads", "workload", "workload_nominal_ep",
             "trace_sha256")  # fmt: skip
 DESCRIBED = (*(n for n in CONFIG if n not in LOAD_PARTS), "load")
-PLAIN = ("balanced", "learned", "forward", "replicated", "warm", "float32")
+PLAIN = (forced_balance.LABEL, "learned", "forward", "replicated", "warm", "float32")
 TITLES = {
     "topk_requested": "top-k",
     "topk": "top-k",
@@ -200,6 +201,9 @@ def setting(facet: Facet) -> str:
             value = "ranks" if follows else None
         if value is not None:
             words.append(f"{title_of(name)} = {value}" if value == "ranks" else _pair(name, value))
+    load = str(facet.fixed_of("load") or "")
+    if "load" not in fixed and load.startswith(forced_balance.LABEL):
+        words.append(load)
     return ", ".join(words)
 
 

@@ -27,11 +27,24 @@ PEER_LOOKS: dict[str, Look] = {
     f"{PEER}transformers": ("#8C564B", "*", "-"),
     f"{PEER}deepspeed": ("#7A5195", "X", "-."),
     f"{PEER}torchtitan": ("#A4133C", ">", ":"),
+    f"{PEER}grouped": ("#4E79A7", "p", "--"),
+    f"{PEER}liger": ("#B5179E", "d", "--"),
+    f"{PEER}moe_ops": ("#5F6368", "8", "-."),
+}
+# Expert kernels of `simple`, where each is a line of its own.
+KERNEL_LOOKS: dict[str, Look] = {
+    "auto": ("#E69F00", "o", "-"),
+    "loop": ("#6A994E", "v", "-."),
+    "bmm": ("#B8860B", "s", "--"),
+    "dense": ("#3D405B", "D", ":"),
+    "grouped": ("#2A9D8F", "^", "-"),
+    "liger": ("#D55E00", "P", "-"),
 }
 SPARE = ("#6A994E", "#B8860B", "#3D405B", "#B56576", "#2A9D8F", "#9A031E")
 MARKERS = "osD^vPhX*<>pd8"
 LINES = ("-", "--", "-.", ":")
 FORMS = {"": 0, **{name: number for number, name in enumerate(DISPATCHERS)}}
+OTHERS = 4  # the first number of forms that are no dispatchers
 ORDER = tuple(LOOKS)
 
 
@@ -59,11 +72,21 @@ def form_number(form: str, among: Iterable[str] = ()) -> int:
     number, the later one takes the next."""
     numbers = dict(FORMS)
     for name in sorted({form, *among} - set(FORMS)):
-        number = len(DISPATCHERS) + zlib.crc32(name.encode()) % 10
+        number = OTHERS + zlib.crc32(name.encode()) % 10
         while number in numbers.values():
             number += 1
         numbers[name] = number
     return numbers[form]
+
+
+def kernel_look(name: str, among: Iterable[str] = ()) -> Look:
+    """Colour, marker and line of an expert kernel or, by their names, of a peer and its variants,
+    told apart from others `among` them."""
+    first, _, form = name.partition(" ")
+    if first in KERNEL_LOOKS:
+        return KERNEL_LOOKS[first]
+    forms = {f for one, _, f in (other.partition(" ") for other in among) if one == first}
+    return form_look(first, form_number(form, forms))
 
 
 def form_look(strategy: str, number: int) -> Look:

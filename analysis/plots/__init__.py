@@ -1,5 +1,5 @@
-"""Every picture by name: a function of a scene that gives a drawing, a sentence in its place where
-it would show nothing more, or None without data for it."""
+"""Every picture by name: a function of a scene that gives a drawing (or several), a sentence in its
+place where it would show nothing more, or None without data for it."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ PLOTS = {
     "roofline": ("roofline", "arithmetic rate against intensity, under the calibrated roof"),
     "forest": ("forest", "ratios of durations with their intervals"),
     "beside": ("forest", "ours over the best of other systems, setting by setting"),
+    "kernels": ("kernels", "FLOP/s of every expert kernel and peer against tokens, by model"),
+    "uneven": ("kernels", "what uneven splits cost: a step's time over that of forced balance"),
     "traces": ("samples", "every sample in the order taken, warm-up shaded"),
 }
 
@@ -64,7 +66,7 @@ def settle_matplotlib() -> None:
         import matplotlib  # noqa: F401
 
 
-def maker(name: str) -> Callable[[PlotData], Drawing | str | None]:
+def maker(name: str) -> Callable[[PlotData], Drawing | list[Drawing] | str | None]:
     """The function that draws a plot; raises InputError for an unknown name."""
     if name not in PLOTS:
         near = difflib.get_close_matches(name, PLOTS, 3, 0.4)
@@ -75,21 +77,24 @@ def maker(name: str) -> Callable[[PlotData], Drawing | str | None]:
     from importlib import import_module
 
     module = import_module(f"analysis.plots.{PLOTS[name][0]}")
-    function: Callable[[PlotData], Drawing | str | None] = getattr(module, name)
+    function: Callable[[PlotData], Drawing | list[Drawing] | str | None] = getattr(module, name)
     return function
 
 
 def figures(
     scene: PlotData, names: Sequence[str] = ()
 ) -> Iterator[tuple[str, Drawing | str | None]]:
-    """Each plot with its name, in order. Cells that were checked and not timed are in none."""
+    """Each picture with its plot's name, in order. Cells that were checked and not timed are in
+    none."""
     from analysis.plots import canvas
 
     cells = scene.cells[scene.cells["outcome"] != "checked"]
     scene = dataclasses.replace(scene, cells=cells)
     for name, make in [(name, maker(name)) for name in names or PLOTS]:
         with canvas.styled():
-            yield name, None if cells.empty else make(scene)
+            made = None if cells.empty else make(scene)
+            for figure in made if isinstance(made, list) else [made]:
+                yield name, figure
 
 
 def draw(scene: PlotData, folder: Path, names: Sequence[str] = ()) -> dict[str, list[Path | str]]:
@@ -99,11 +104,12 @@ def draw(scene: PlotData, folder: Path, names: Sequence[str] = ()) -> dict[str, 
 
     drawn: dict[str, list[Path | str]] = {}
     for name, figure in figures(scene, names):
+        files = drawn.setdefault(name, [])
         if figure is None or isinstance(figure, str):
-            drawn[name] = [harmless(f"note: {name}: {figure}")] if figure else []
+            files += [harmless(f"note: {name}: {figure}")] if figure else []
             continue
         with canvas.styled():
-            drawn[name] = [*canvas.save(figure, folder, name)]
+            files += canvas.save(figure, folder, name + figure.suffix)
     return drawn
 
 

@@ -89,6 +89,7 @@ def finish(
     """
     cells = scene.cells if shown is None else shown
     frame = captions.attempts(scene.frame, cells)
+    about = captions.labelled(about, frame)
     fig.account = Account(
         name=name,
         about=about,

@@ -58,5 +58,6 @@ class Drawing(Figure):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.account = Account()
+        self.suffix = ""  # of its files' names, where a plot is several pictures
         self.framing: list[Text] = []
         self.kept_inside: list[Text] = []  # texts of axes that may not leave them

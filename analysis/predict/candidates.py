@@ -60,7 +60,8 @@ def plain(layer: LayerSpec) -> LayerSpec:
 
 
 def strategies(ranks: int, degrees: bool, overlap: bool) -> Iterator[StrategySpec]:
-    """Every strategy and dispatcher; with `degrees` every split of the ranks, too."""
+    """Every strategy, and every dispatcher that is not experimental; with `degrees` every split of
+    the ranks, too."""
     for name in names():
         if rules_of(name).single_rank:
             continue
@@ -68,7 +69,7 @@ def strategies(ranks: int, degrees: bool, overlap: bool) -> Iterator[StrategySpe
             yield StrategySpec(name=name)
             continue
         splits = _divisors(ranks) if degrees and name != "ep" else [0]
-        for dispatcher in spec.DISPATCHERS:
+        for dispatcher in (d for d in spec.DISPATCHERS if d not in spec.EXPERIMENTAL):
             for ep in splits:
                 if ep in (1, ranks) or (ep == 0 and name != "ep" and degrees):
                     continue

@@ -19,6 +19,7 @@ from analysis.predict.model import (
 )
 from analysis.predict.problem import HERE, PredictionProblem
 from runners.host.project_paths import BENCH
+from runners.records import forced_balance
 
 if TYPE_CHECKING:
     from analysis.plots.drawing import Drawing
@@ -79,6 +80,11 @@ def legend(setup: PredictionProblem, predictions: Sequence[Prediction]) -> list[
     lines += [f"beyond: {reason}" for reason in reasons[:6]]
     if setup.skew > 1:
         lines.append(f"skew {setup.skew:g}: the busiest rank's slots over the mean")
+    else:
+        lines.append(
+            f"skew 1: equally many slots on every rank, as {forced_balance.LABEL} gives them and "
+            "no learned router does; --skew takes the busiest rank's over the mean"
+        )
     if setup.cluster == HERE and any(
         p.cell.placement.world_size > setup.cores for p in predictions
     ):

@@ -58,7 +58,7 @@ def _picture(name: str, what: str, drawing: Drawing, whole: str) -> Picture:
     with styled():
         drawing.savefig(stream, format="png", dpi=DPI, metadata=account.metadata())
     return Picture(
-        name,
+        name + drawing.suffix,
         what,
         about=account.about,
         source="" if account.source == whole else account.source,

@@ -43,7 +43,7 @@ def workspace(frame: pd.DataFrame, cells: pd.DataFrame, entity: str = "", projec
         ("Phases", phases(wr, cells)),
         ("Skew", skew(wr)),
         ("Memory and traffic", totals(wr)),
-        ("Roofline, crossover and other plots", pictures(wr)),
+        ("Roofline, crossover and other plots", pictures(wr, cells)),
         ("Samples", samples(wr)),
         ("Flags", flags(wr, cells)),
     ]
@@ -164,10 +164,14 @@ def totals(wr: Any) -> list[Any]:
     return [_bar(wr, title, [name]) for title, name in named.items()]
 
 
-def pictures(wr: Any) -> list[Any]:
+def pictures(wr: Any, cells: pd.DataFrame) -> list[Any]:
     """Our own plots, with intervals and captions, of the sweep's summary run."""
+    from analysis.plots.kernels import suffix
+
     keys = [f"plots/{name}" for name in ("roofline", "crossover", "skew", "phases", "forest")]
     keys += [f"plots/{name}" for name in PLOTS if f"plots/{name}" not in keys]
+    models = list(dict.fromkeys(cells["model"]))
+    keys += [f"plots/kernels{suffix(model)}" for model in models if len(models) > 1]
     return [wr.MediaBrowser(title="Plots of the sweep", media_keys=keys, num_columns=2)]
 
 

@@ -15,6 +15,7 @@ from analysis.data.cell_summary import measured, summaries
 from analysis.data.frame import hashable, plain
 from analysis.text import flag_legend
 from moe.strategies import rules_of
+from runners.records.forced_balance import LABEL, is_forced, sentences
 from runners.records.stats import DRIFT_THRESHOLD
 
 STAMP = re.compile(r"^\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_(?=.)")  # before a sweep's name
@@ -125,8 +126,8 @@ def commits(frame: pd.DataFrame, digits: int = 40) -> list[str]:
 
 
 def engine(frame: pd.DataFrame) -> str:
-    """Backend, device, threads a rank, dtype, cache state, and the dispatcher where a strategy has
-    a choice."""
+    """Backend, device, threads a rank, dtype, cache state, whether balance was forced, and the
+    dispatcher where a strategy has a choice."""
     backends = _values(frame, "backend")
     words = [f"Engine: {backends} on {_values(frame, 'device')}"]
     words.append(f"{_values(frame, 'threads')} thread(s) a rank")
@@ -134,10 +135,29 @@ def engine(frame: pd.DataFrame) -> str:
     words.append(f"{_values(frame, 'cache')} cache")
     words.append(f"mode {_values(frame, 'mode')}")
     words.append(f"tokens {_values(frame, 'tokens')}")
+    words += [forced] if (forced := forced_part(frame)) else []
     for strategy, part in frame.groupby("strategy", sort=False):
         if rules_of(str(strategy)).dispatchers:
             words.append(f"{strategy!s} with dispatcher {_values(part, 'dispatcher')}")
     return ", ".join(words) + "." + across_nodes(frame)
+
+
+def forced_part(frame: pd.DataFrame) -> str:
+    """ "forced balance", "forced balance in part", or empty where no workload of the frame is."""
+    forced = [is_forced(str(kind)) for kind in frame["workload"]]
+    return f"{LABEL}{' in part' * (not all(forced))}" if any(forced) else ""
+
+
+def forced_lines(frames: Sequence[pd.DataFrame]) -> list[str]:
+    """What forced balance is, where one of the frames has some."""
+    return sentences(str(kind) for frame in frames for kind in frame["workload"])
+
+
+def labelled(about: str, frame: pd.DataFrame) -> str:
+    """The sentence with the label of forced balance, where the frame has some and it lacks it."""
+    forced = forced_part(frame)
+    said = not forced or LABEL in about
+    return about if said else f"{about.removesuffix('.')}; {forced}."
 
 
 def across_nodes(frame: pd.DataFrame) -> str:

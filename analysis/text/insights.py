@@ -17,6 +17,7 @@ from analysis.text import headline, phrases, sentences
 from analysis.text.phrases import listing
 from analysis.text.sentences import Claim
 from runners.host.project_paths import BENCH
+from runners.records import forced_balance
 
 # Axes that people ask for, and the experiment that measures each.
 EXPERIMENTS = {
@@ -82,6 +83,7 @@ def headline_and_insights(
     claims = headline.claims(cells, meetings, every, standings)
     rows = summaries(measured(cells))
     notes = {
+        **forced_balance.notes(cell.cell.workload.kind for cell in rows),
         "How sure": headline.sureness(rows, standings),
         "Limit": headline.limit(cells),
         "Not varied": "" if not rows else _not_varied(by_axis),

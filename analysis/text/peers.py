@@ -11,6 +11,7 @@ from analysis import numbers
 from analysis.data.cell_summary import CellSummary, summaries
 from analysis.stats import compare, roofline, verdict
 from analysis.stats.compare import Comparison
+from runners.records import forced_balance
 
 HEADER = ("setting", "ours", "ms", "of its limit", "MiB", "best peer", "ms", "of its limit", "MiB",
           "peer / ours")  # fmt: skip
@@ -23,7 +24,7 @@ def rows(pairs: Sequence[Comparison], cells: pd.DataFrame) -> list[list[str]]:
     lines = []
     for one in pairs:
         sides = [
-            [name, numbers.short(ms), _of_limit(by_id[cell]), _mebibytes(by_id[cell])]
+            [name, numbers.short(ms), _of_limit(by_id[cell]), mebibytes(by_id[cell])]
             for name, ms, cell in zip(one.names, one.medians_ms, one.cell_ids, strict=True)
         ]
         lines.append([one.cell, *sides[0], *sides[1], one.ratio(digits=2)])
@@ -35,13 +36,16 @@ def _of_limit(cell: CellSummary) -> str:
     return f"{limit.compute_fraction:.0%}" if limit else "-"
 
 
-def _mebibytes(cell: CellSummary) -> str:
+def mebibytes(cell: CellSummary) -> str:
+    """Weights and the most that a step adds, of the largest rank, in MiB."""
     weights, step = cell.weights_bytes_max, cell.step_bytes_max
     return "-" if weights is None or step is None else numbers.short((weights + step) / 2**20)
 
 
-def summary_lines(pairs: Sequence[Comparison], threshold: float) -> list[str]:
+def summary_lines(pairs: Sequence[Comparison], cells: pd.DataFrame, threshold: float) -> list[str]:
     """Lines: how often ours is faster and by how much; what the columns and intervals mean."""
+    used = {cell_id for one in pairs for cell_id in one.cell_ids}
+    kinds = [c.cell.workload.kind for c in summaries(cells) if c.cell_id in used]
     ratios = [one.verdict.inverted().ratio for one in pairs if one.verdict]
     words = [one.verdict.word if one.verdict else "" for one in pairs]
     lines = []
@@ -54,6 +58,7 @@ def summary_lines(pairs: Sequence[Comparison], threshold: float) -> list[str]:
         )
     return [
         *lines,
+        *forced_balance.sentences(kinds),
         "Of its limit: the step's arithmetic at the calibrated rate, or its weights at the "
         "calibrated bandwidth, over the median time. MiB: weights and the most that a step adds, "
         "largest rank.",

@@ -118,6 +118,11 @@ def _gate_text(attempt: Any) -> str:
     return "; ".join(str(n) for n in attempt.notes) or "no reason recorded"
 
 
+def refused(sources: Sequence[str | Path]) -> list[tuple[str, str]]:
+    """(overrides, reason) of the cells that the sweeps left out because they cannot run."""
+    return [pair for folder in _folders(sources) for pair in sweep_folder.read_refused(folder)]
+
+
 def sweep_commands(sources: Sequence[str | Path]) -> set[str]:
     """The command lines that started the sweeps, from their plans."""
     return {str(plan.get("command") or "") for plan in _plans(sources)}

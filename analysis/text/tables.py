@@ -14,6 +14,7 @@ from analysis.data.facets import Facet, axes, facets, setting, title_of, x_label
 from analysis.data.frame import hashable
 from analysis.data.series import series_names, without_serial
 from analysis.text import captions, flag_legend
+from runners.records import forced_balance
 
 MAX_FACETS = 6  # of one axis in `show`; --filter chooses among more
 
@@ -182,6 +183,8 @@ def _flat_title(cells: pd.DataFrame) -> str:
         values = {hashable(v) for v in without_serial(cells)[name]}
         if len(values) == 1:
             words.append(f"{title_of(name)} {values.pop()}")
+    loads = set(without_serial(cells)["load"])
+    words += [load for load in loads if len(loads) == 1 and load.startswith(forced_balance.LABEL)]
     return "Cells" + (f"; {', '.join(words)}" if words else "")
 
 

@@ -1,12 +1,12 @@
 """The GPU path on one GPU in one short run; what came out goes to benchmarks/gpu/results/.
 
-    python -m benchmarks.gpu --out DIR [--budget 330] [--parts forms,bench] [--dry-run]
+    python -m benchmarks.gpu --out DIR [--budget 370] [--parts forms,bench] [--dry-run]
     python -m benchmarks.gpu table FILE    # a run's rows.jsonl, as Markdown
     python -m benchmarks.gpu page          # writes docs/gpu.md from benchmarks/gpu/results/
 
-Needs torch. Where Hydra is not installed, run `make gpu-wheels` before, where there is a network,
-and bring .cache/gpu-wheels/. Results to take away are in DIR/pack; rows are in DIR/rows.jsonl as
-they come. Exit codes: 0 all right, 1 something failed, 2 bad input.
+Needs torch. Where Hydra or Liger's kernels are not installed, run `make gpu-wheels` before, where
+there is a network, and bring .cache/gpu-wheels/. Results to take away are in DIR/pack; rows are in
+DIR/rows.jsonl as they come. Exit codes: 0 all right, 1 something failed, 2 bad input.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from importlib import import_module  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any, NoReturn  # noqa: E402
 
+from benchmarks.gpu import packages  # noqa: E402
 from benchmarks.gpu.parts import BUDGET_S, PARTS, deadlines  # noqa: E402
 from benchmarks.gpu.rows import Part, Rows, error_of  # noqa: E402
 
@@ -46,7 +47,7 @@ def refuse(message: str) -> NoReturn:
 
 
 def parser() -> Parser:
-    table = "\n".join(f"  {name:6} {share:4} s  {about}" for name, (share, about) in PARTS.items())
+    table = "\n".join(f"  {name:7} {share:4} s  {about}" for name, (share, about) in PARTS.items())
     top = Parser(
         prog="python -m benchmarks.gpu", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -120,6 +121,7 @@ def whole_run(
     watchdog = threading.Timer(budget_s - rows.used_s() - LAST_S, give_up, [rows, finish])
     watchdog.daemon = True
     watchdog.start()
+    packages.provide(folder)
     try:
         for name, end_s in deadlines(names, budget_s).items():
             one_part(Part(name, rows, BEGAN_S + end_s, folder, tiny))

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.gpu.facts import device_of
 from benchmarks.gpu.rows import Part, error_of
 from moe import build, waits
+from moe.layer import liger_support
 from moe.parallel.comm import Comm
 from moe.spec import (
     Cell,
@@ -38,7 +39,7 @@ PLACES = (  # strategy and tokens
     (StrategySpec("ep_tp", "dedup"), "sharded"),
 )
 FEWER = 11  # of these, in dtypes beside the first: every strategy, and every dispatcher of ep
-KERNELS = ("grouped", "loop", "bmm", "dense")
+KERNELS = ("grouped", "loop", "bmm", "dense", "liger")
 DTYPES = ("bfloat16", "float32", "float16")
 MODES = ("forward", "train")
 PLAIN = "softmax"
@@ -52,7 +53,8 @@ ROUTERS = {
 }
 ROUTED = ("simple", "ep")  # strategies that are checked with every router
 BATCH = 63
-STRIDE = 5  # a dry run takes every fifth form: no multiple of the number of kernels or places
+CPU_KERNELS = KERNELS[:4]
+STRIDE = 5  # a dry run takes every fifth form: no multiple of the number of its kernels or places
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def forms() -> list[Form]:
         for mode, (strategy, tokens), kernel in itertools.product(
             MODES, PLACES if dtype == DTYPES[0] else PLACES[:FEWER], KERNELS
         )
+        if kernel != liger_support.KERNEL or dtype in liger_support.DTYPES
     ]
     routed = [
         Form(replace(strategy, kernel="grouped"), tokens, "bfloat16", mode, router)
@@ -103,6 +106,11 @@ def forms() -> list[Form]:
         if strategy.dispatcher not in WAITING_DISPATCHERS
     ]
     return plain + graphs + routed
+
+
+def dry_forms() -> list[Form]:
+    """Those of a dry run."""
+    return [form for form in forms() if form.strategy.kernel in CPU_KERNELS][::STRIDE]
 
 
 def layer_of(tiny: bool) -> LayerSpec:
@@ -118,7 +126,7 @@ def one_rank(tiny: bool) -> RankLayout:
 def run(part: Part) -> None:
     placement, layer = one_rank(part.tiny), layer_of(part.tiny)
     comm = Comm(device_of(part.tiny), 1, 0)
-    for form in forms()[:: STRIDE if part.tiny else 1]:
+    for form in dry_forms() if part.tiny else forms():
         if part.is_over():
             return part.add(cut=True)
         part.add(**form.labels(), **check(form.cell(layer, placement), comm))

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import rows, summary
-from benchmarks.gpu.bench import SWEEPS
 from benchmarks.gpu.rows import error_of
+from benchmarks.gpu.sweep import FOLDER as SWEEPS
 
 FOLDER = "pack"
 FILES, FILE_BYTES = 8, 16 << 20

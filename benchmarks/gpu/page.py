@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.gpu import budget
+from benchmarks.gpu import budget, kernel_figures
 from benchmarks.gpu.parts import BUDGET_S, PARTS
 from benchmarks.gpu.summary import SCHEMA, Row, geometric_mean, ratios
 from benchmarks.gpu.table import cell_table
@@ -70,6 +70,7 @@ POINTS: tuple[tuple[str, Callable[[Row], bool]], ...] = (
      f"{LEAST_RATIO}, and a geometric mean of at least {LEAST_MEAN}.", fast_enough),
     (f"No cell is above its limit, and two measurements of a cell are within {REPEAT - 1:.0%}.",
      believable),
+    *kernel_figures.POINTS,
     ("The script ends within its budget; its results are committed with card, driver and versions.",
      ended_in_time),
 )  # fmt: skip
@@ -159,7 +160,8 @@ def section(name: str, summary: Row) -> str:
     if known:
         lines.append(f"- transformers' time over ours: least {min(known):.2f}, geometric mean "
                      f"{geometric_mean(known):.2f}, over {len(known)} cells")  # fmt: skip
-    return "\n".join([*lines, *cell_table(summary["cells"]), *graph_table(summary["graphs"])])
+    return "\n".join([*lines, *cell_table(summary["cells"]), *graph_table(summary["graphs"]),
+                      *kernel_figures.table(summary["kernels"])])  # fmt: skip
 
 
 def counts_text(counts: Row) -> str:

@@ -75,7 +75,7 @@ def line(row: dict[str, Any]) -> str:
     result = words.get(row.get("ok"), "     ")
     left_out = ("part", "at_s", "ok")
     values = [f"{key}={_shown(value)}" for key, value in row.items() if key not in left_out]
-    return f"{row['part']:6} {row['at_s']:6.1f} s {result} {' '.join(values)}"
+    return f"{row['part']:7} {row['at_s']:6.1f} s {result} {' '.join(values)}"
 
 
 def _shown(value: Any) -> str:

@@ -10,6 +10,8 @@ ranks      {world_size: {passed, failed, refused}}: the check by several ranks o
 cells      [{model, batch, simple_ms, transformers, transformers_ms, ratio, repeat}]: ratio is
            transformers' time over ours, transformers' best variant; repeat is the larger over the
            smaller of two measurements of ours
+kernels    [{sweep, model, batch, mode, graph, strategy, ms, TFLOP_s, read_MB}]: read_MB are the
+           weights that a step has to read
 limits     {cells, largest, above}: fractions of a cell's limit; or {unknown: why}
 parts      {name: {seconds, cut}}; budget_s, wall_s, within_budget
 failures   the first rows of what failed
@@ -22,6 +24,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from benchmarks.gpu import kernel_figures
 from benchmarks.gpu.bench import OURS, PEER
 
 SCHEMA = 1
@@ -56,6 +59,7 @@ def summary_of(rows: Sequence[Row], about: Row) -> Row:
         ],
         "ranks": {size: counts(group) for size, group in ranks.items()},
         "cells": cells(by_part.get("bench", [])),
+        "kernels": kernel_figures.figures(by_part.get("kernels", [])),
         "parts": {
             row["part"]: {"seconds": row["seconds"], "cut": row["cut"]}
             for row in rows if row.get("end")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import rows
+from benchmarks.gpu import kernel_figures, rows
 from benchmarks.gpu.summary import KINDS, cells, counts, shares
 
 FORMER = {"gate": "forms"}  # names of parts in files of the earlier script
@@ -31,7 +31,10 @@ def table(path: Path) -> str:
     for size, group in sized.items():
         lines.append(f"{size} ranks on one GPU: {counts(group)['passed']} of {len(group)} agree")
     lines += speed_table([row for row in by_part.get("speed", []) if "grouped_ms" in row])
-    return "\n".join(lines + cell_table(cells(by_part.get("bench", []))))
+    lines += cell_table(cells(by_part.get("bench", [])))
+    return "\n".join(
+        lines + kernel_figures.table(kernel_figures.figures(by_part.get("kernels", [])))
+    )
 
 
 def facts(group: list[dict[str, Any]]) -> str:

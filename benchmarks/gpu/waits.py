@@ -33,6 +33,7 @@ GRAPH_BATCHES = (1, 16, 128)
 GRAPH_FORMS = [
     Form(StrategySpec("simple", kernel="grouped"), "sharded", "bfloat16", "forward"),
     Form(StrategySpec("simple", kernel="dense"), "sharded", "bfloat16", "forward"),
+    Form(StrategySpec("simple", kernel="liger"), "sharded", "bfloat16", "forward"),
     Form(StrategySpec("ep", "allgather", kernel="grouped"), "sharded", "bfloat16", "forward"),
     Form(StrategySpec("simple", kernel="grouped"), "sharded", "bfloat16", "train"),
 ]

@@ -74,7 +74,8 @@ def drawn(generator: random.Random, ranks: int) -> Cell:
     name, spread = pick(names()), dict(pick(SPREADS))
     if "hot_replicas" in spread:
         spread["hot_replicas"] = ranks
-    dispatcher = pick(spec.DISPATCHERS) if rules_of(name).dispatchers else "local"
+    usual = tuple(name for name in spec.DISPATCHERS if name not in spec.EXPERIMENTAL)
+    dispatcher = pick(usual) if rules_of(name).dispatchers else "local"
     kind = pick(("learned", *PARAMETERS, "balanced", "learned"))
     work = WorkloadSpec(
         pick((1, 3, 8, 29, 64, 400, 1024)), pick(spec.TOKENS), pick(spec.MODES), kind,

@@ -22,10 +22,10 @@ from moe.layer.capacity import Scope, extents, places_per_expert
 from moe.layer.experts import Experts, can_be_captured
 from moe.layer.router import Router, Routing
 from moe.layer.weight_store import FusedWeights
-from moe.parallel import collectives, dispatch
+from moe.parallel import collectives, dispatch, symm_mem
 from moe.parallel.comm import Comm, RankGroup
 from moe.parallel.expert_placement import order_for, places_of
-from moe.parallel.permute import RowsElsewhere, permute, sort_slots, unpermute
+from moe.parallel.permute import RowsElsewhere, Slots, permute, sort_slots, unpermute
 from moe.parallel.row_counts import RowCounts
 from moe.parallel.rules import StrategyRules
 from moe.parallel.traffic import GroupShape
@@ -77,6 +77,9 @@ class MoELayer(nn.Module):
         order = order_for(cell, self.ep.size, loads)
         self.places = places_of(order, cell.layer.num_experts, comm.device)
         self.first = self.ep.index * (len(order) // self.ep.size)  # place of the first expert here
+        self.exchange: symm_mem.Exchange | None = None
+        if cell.strategy.dispatcher == symm_mem.SYMM_MEM:
+            self.exchange = symm_mem.Exchange(self.ep, self.rules.room(cell))
         self.experts = self.make_experts()
         self.shared = self.make_shared()
         self.requires_grad_(cell.workload.mode == "train")
@@ -223,10 +226,19 @@ class MoELayer(nn.Module):
                 places_TK = (places_TK - self.first) % total
             places_TK = without_dropped(places_TK, routing, total)
             slots = sort_slots(places_TK, here, self._rows_elsewhere(routing))
-            x_SD = permute(x_TD, slots)
+            by_token = experts.takes_tokens and slots.order_S.numel() > 0
+            x_SD = x_TD if by_token else permute(x_TD, slots)
+        if by_token:
+            return self._mix_tokens(x_TD, routing, slots)
         y_SO = self.compute(x_SD, slots.counts)
         with phase("unpermute"):
             return unpermute(y_SO, routing.gates_TK, slots)
+
+    def _mix_tokens(self, x_TD: Tensor, routing: Routing, slots: Slots) -> Tensor:
+        if self.seen is not None:
+            self.seen.slots += sum(slots.counts.on_host)
+        with phase("experts"):
+            return self.experts.of_tokens(x_TD, routing.gates_TK, slots)
 
     def _rows_elsewhere(self, routing: Routing) -> RowsElsewhere:
         """What becomes of rows of slots that are elsewhere, on a GPU."""
@@ -270,6 +282,10 @@ class MoELayer(nn.Module):
         way = dispatch.Way(self.ep, total, self.wire, routing.kept_TK is not None)
         places_TK = self.places.locate(routing.indices_TK, self.rows[0])
         places_TK = without_dropped(places_TK, routing, total)
+        if self.exchange is not None:
+            return symm_mem.exchanged(
+                x_TD, places_TK, routing.gates_TK, way, self.compute, self.exchange
+            )
         if strategy.dispatcher == "dedup":
             return dispatch.dedup(x_TD, places_TK, routing.gates_TK, way, self.compute)
         if strategy.overlap > 1:
@@ -321,6 +337,8 @@ class MoELayer(nn.Module):
         """Chooses the kernel for strategy.kernel; collective, and runs one forward where there is a
         choice. Returns {name, how, candidates_ms}."""
         names = self.experts.variants(self.cell.strategy.kernel, x_TD.dtype)
+        if self.exchange is not None:
+            names = [name for name in names if name in symm_mem.KERNELS]
         if self.wait_free:
             names = [name for name in names if can_be_captured(name, x_TD.dtype, x_TD.device)]
             if not names:

@@ -12,6 +12,8 @@ No kernel is fastest everywhere, so `MoELayer.tune` measures. Each has its own l
 | bmm_t   | [P, D, F] | [P, H, O] | the same, weights stored transposed                        |
 | dense   | [P, F, D] | [P, H, O] | all experts on all rows in two products; fewest operations |
 | grouped | [P, F, D] | [P, O, H] | F.grouped_mm                                               |
+| liger   | [P, F, D] | [P, O, H] | Liger's Triton kernels on tiles of 64 rows; on a GPU only  |
+| liger_N | [P, F, D] | [P, O, H] | the same on tiles of 16 or 128 rows                        |
 
 Shape letters: T tokens, S slots here, D in, H hidden, F = H or (gated) 2H, O out, P experts here.
 """
@@ -25,18 +27,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe import weights
-from moe.layer import weight_store
+from moe.layer import liger, liger_support, weight_store
 from moe.layer.activations import activate
 from moe.layer.expert_autograd import GradientBuffers, PerExpertFunction
 from moe.layer.onednn import Packed, runs
+from moe.parallel.permute import Slots
 from moe.parallel.row_counts import RowCounts
 from moe.spec import GROUPED_BYTES, GROUPED_DTYPE, GROUPED_MOST, LayerSpec
 
 TRANSPOSED = {"bmm_t": (True, True), "dense": (False, True)}
 VARIANTS = {"loop": ("loop", "loop_wx", "packed", "wide"), "bmm": ("bmm", "bmm_t"),
-            "dense": ("dense",), "grouped": ("grouped",)}  # fmt: skip
+            "dense": ("dense",), "grouped": ("grouped",), "liger": tuple(liger.TILES)}  # fmt: skip
 
-WITHOUT_COUNTS = ("dense", "grouped")  # kernels that do not need the counts on the host
+# Kernels that do not need the counts on the host.
+WITHOUT_COUNTS = ("dense", "grouped", *liger.TILES)
 GROUPED_CAPABILITIES = (9, 10)
 FEW_ROWS = 32  # up to this many rows, W @ x.T beats x @ W.T in float32
 
@@ -46,7 +50,7 @@ def can_be_captured(kernel: str, dtype: torch.dtype, device: torch.device) -> bo
     all-to-all. F.grouped_mm reads its offsets on the device in bfloat16 on Hopper and on data
     centers' Blackwell, elsewhere on the host (torch 2.11 to 2.13: _grouped_mm_cuda)."""
     if kernel != "grouped":
-        return kernel == "dense"
+        return kernel in WITHOUT_COUNTS
     fits = torch.cuda.get_device_capability(device)[0] in GROUPED_CAPABILITIES
     return fits and dtype == weights.dtype_of(GROUPED_DTYPE)
 
@@ -83,6 +87,11 @@ class Experts(nn.Module):
     def fused(self) -> bool:
         """Whether the kernel computes all experts on all tokens at once, gates included."""
         return self.kernel == "dense"
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether the kernel reads tokens and writes their sums itself: see `of_tokens`."""
+        return self.kernel in liger.TILES
 
     @property
     def counts_on_host(self) -> bool:
@@ -151,7 +160,7 @@ class Experts(nn.Module):
             "packed": forward_on_cpu and self.resident and runs(dtype),
             # Its backward pass would be autograd's: a gradient of all experts for each expert.
             "loop_wx": not self.fc1.requires_grad,
-        }
+        } | dict.fromkeys(liger.TILES, self._liger_fits(dtype))
         return [n for n in names if fits.get(n, True)]
 
     def _grouped_fits(self, dtype: torch.dtype) -> bool:
@@ -163,12 +172,24 @@ class Experts(nn.Module):
         aligned = all(n * dtype.itemsize % GROUPED_BYTES == 0 for n in sizes)
         return hasattr(F, "grouped_mm") and aligned
 
+    def _liger_fits(self, dtype: torch.dtype) -> bool:
+        layer = self.layer
+        fits = self.device.type == "cuda" and dtype.itemsize == 2
+        plain = layer.activation == "silu_gated" and self.b1 is None and layer.bias == "none"
+        return fits and plain and not liger_support.missing()
+
+    def of_tokens(self, x_TD: Tensor, gates_TK: Tensor, slots: Slots) -> Tensor:
+        """[T, O]: gated sum over the slots of each token."""
+        return liger.of_tokens(x_TD, self.fc1, self.fc2, gates_TK, slots, self.kernel)
+
     def rows(self, x_SD: Tensor, counts: RowCounts) -> Tensor:
         """[S, D] rows in expert order, `counts` of each expert -> [S, O] in the same order. Rows
         behind the last expert's are left undefined by the kernels WITHOUT_COUNTS; others accept
         none."""
         if not x_SD.shape[0]:  # an empty product, so that every rank has the same graph
             return self._loop(x_SD, RowCounts([0] * len(self.ids)))
+        if self.takes_tokens:
+            return liger.of_rows(x_SD, self.fc1, self.fc2, counts, self.kernel)
         kernels: dict[str, Callable[[Tensor, RowCounts], Tensor]] = {
             "loop": self._loop, "loop_wx": self._loop, "wide": self._loop, "packed": self._loop,
             "bmm": self._bmm, "bmm_t": self._bmm, "grouped": self._grouped, "dense": self._one_hot,

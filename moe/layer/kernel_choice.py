@@ -112,7 +112,7 @@ def _median_ms(
     try:
         use()
         return _timed_ms(call, device, budget_ns)
-    except RuntimeError as error:
+    except Exception as error:
         if not is_out_of_memory(error):
             raise
     free_cached(device)  # when the error, and what it kept, have gone

@@ -10,13 +10,16 @@ ASKED = re.compile(r"Tried to allocate ([\d.]+ \w+)")
 FREE = re.compile(r"of which ([\d.]+ \w+) is free")
 # What libraries say that allocate by themselves; torch raises plain RuntimeErrors for them.
 LIBRARIES = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+TRITON = "out of resource: shared memory"  # of a kernel whose blocks are too large for the GPU
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a GPU's memory was not enough. A host's memory is another matter."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in LIBRARIES)
+    if isinstance(error, RuntimeError) and any(word in str(error) for word in LIBRARIES):
+        return True
+    return TRITON in str(error)
 
 
 def out_of_memory_text(error: BaseException) -> str:

@@ -135,7 +135,8 @@ class RankGroup:
         return self.ranks.index(self.comm.rank)
 
     @property
-    def _pg(self) -> Any:
+    def pg(self) -> Any:
+        """torch.distributed's group; None for all ranks."""
         return self.comm.process_group(self.ranks)
 
     @property
@@ -145,7 +146,7 @@ class RankGroup:
         message."""
         if self.comm.backend != "mpi4py":
             return None
-        return self._pg or dist.group.WORLD
+        return self.pg or dist.group.WORLD
 
     @property
     def _staged(self) -> bool:
@@ -155,21 +156,25 @@ class RankGroup:
 
     def barrier(self) -> None:
         if self.size > 1:
-            dist.barrier(group=self._pg)
+            dist.barrier(group=self.pg)
 
     def _begin(
         self, name: str, sent: float, received: float, bus: float | None = None, algorithm: str = ""
     ) -> None:
         bus = received if bus is None else bus
         self.comm.count(name, self.name, sent, received, bus, algorithm)
+        self.line_up()
+
+    def line_up(self) -> None:
+        """Where phases are timed, ranks wait for each other before a collective."""
         if phases.active():
             with phases.phase("wait"):
-                self._meet()
+                self.meet()
 
-    def _meet(self) -> None:
+    def meet(self) -> None:
         """Ranks wait for each other: on their GPUs with NCCL, where no host waits."""
         if self.comm.backend == "nccl":
-            dist.all_reduce(torch.zeros(1, device=self.comm.device), group=self._pg)
+            dist.all_reduce(torch.zeros(1, device=self.comm.device), group=self.pg)
         else:
             self.barrier()
 
@@ -195,7 +200,7 @@ class RankGroup:
         if own is not None:
             own.allreduce([x], _SUM)
             return x
-        return self._run(lambda out: dist.all_reduce(out, group=self._pg), x)
+        return self._run(lambda out: dist.all_reduce(out, group=self.pg), x)
 
     def all_gather(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
         """[sum(sizes), ...] rows of every member in rank order; sent rows are padded to the
@@ -219,7 +224,7 @@ class RankGroup:
         if own is not None:
             own.all_gather_single(out, x)
             return out
-        return self._run(lambda o, i: _all_gather(o, i, group=self._pg), out, x)
+        return self._run(lambda o, i: _all_gather(o, i, group=self.pg), out, x)
 
     def reduce_scatter(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
         """This rank's `sizes[index]` rows of the sum over the group.
@@ -235,7 +240,7 @@ class RankGroup:
         self._begin("reduce_scatter", x.nbytes - own * row_bytes, received)
         if self.comm.backend == "nccl" and min(sizes) == max(sizes):
             out = x.new_empty((own, *x.shape[1:]))
-            dist.reduce_scatter_tensor(out, x, group=self._pg)
+            dist.reduce_scatter_tensor(out, x, group=self.pg)
             return out
         parts = x.new_empty((self.size * own, *x.shape[1:]))
         self._exchange(parts, x, [own] * self.size, list(sizes))
@@ -276,8 +281,8 @@ class RankGroup:
         if own is not None:
             return own.all_to_all_single(out, x, received, sent)
         if not wait and not self._staged:
-            return dist.all_to_all_single(out, x, received, sent, group=self._pg, async_op=True)
-        self._run(lambda o, i: dist.all_to_all_single(o, i, received, sent, group=self._pg), out, x)
+            return dist.all_to_all_single(out, x, received, sent, group=self.pg, async_op=True)
+        self._run(lambda o, i: dist.all_to_all_single(o, i, received, sent, group=self.pg), out, x)
         return None
 
     # Not part of a step: neither counted nor timed.
@@ -289,13 +294,13 @@ class RankGroup:
             x.copy_(REDUCE[operation](parts).view_as(x))
         elif self.size > 1:
             kind = {"max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN, "sum": dist.ReduceOp.SUM}
-            self._run(lambda out: dist.all_reduce(out, kind[operation], group=self._pg), x)
+            self._run(lambda out: dist.all_reduce(out, kind[operation], group=self.pg), x)
         return x
 
     def broadcast_(self, x: Tensor) -> Tensor:
         """Gives every member the first member's x, in place."""
         if self.size > 1:
-            self._run(lambda out: dist.broadcast(out, self.ranks[0], group=self._pg), x)
+            self._run(lambda out: dist.broadcast(out, self.ranks[0], group=self.pg), x)
         return x
 
 

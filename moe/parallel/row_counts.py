@@ -23,7 +23,8 @@ def numbers(count: int, device: torch.device, step: int = 1) -> Tensor:
 
 class RowCounts:
     """Rows of each of P experts, which lie in expert order: `counts` on the host, `counts_P`
-    (integers) or their running sum `ends_P` (int32) on the device; at least one of them.
+    (integers) or their running sum `ends_P` (int32) on the device; at least one of them. Where
+    padding belongs to an expert's part, `ends_P` has it and `counts_P`, given with it, has not.
 
     The host waits for the device when a kernel asks for the list and it is not known yet.
     """
@@ -39,10 +40,10 @@ class RowCounts:
     @property
     def on_host(self) -> list[int]:
         if self._counts is None:
-            if self._ends_P is None:
-                assert self._counts_P is not None
+            if self._counts_P is not None:
                 self._counts = waits.to_host(self._counts_P)
             else:
+                assert self._ends_P is not None
                 ends = [0, *waits.to_host(self._ends_P)]
                 self._counts = [end - start for start, end in itertools.pairwise(ends)]
         return self._counts

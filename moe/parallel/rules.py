@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, NamedTuple
 
+from moe.parallel import symm_mem_limits
 from moe.parallel.algorithms import Limits
 from moe.parallel.refusals import one_of
+from moe.parallel.symm_mem_limits import SYMM_MEM, Room
 from moe.parallel.traffic import (
     ROUTER_BYTES,
     Call,
@@ -27,7 +29,7 @@ from moe.parallel.traffic import (
 )
 from moe.spec import DTYPE_BYTES, Cell, LayerSpec, Unsupported
 
-SENDING = ("alltoall", "dedup")  # dispatchers that send rows to their experts
+SENDING = ("alltoall", "dedup", "symm_mem")  # dispatchers that send rows to their experts
 
 
 class Degrees(NamedTuple):
@@ -144,6 +146,15 @@ class StrategyRules:
         again."""
         return 0
 
+    def room(self, cell: Cell) -> Room:
+        """Symmetric memory of strategy.dispatcher=symm_mem, the same on every rank."""
+        layer, size = cell.layer, cell.placement.world_size
+        tokens = max(len(range(*self.routed_rows(cell, rank))) for rank in range(size))
+        slots = layer.num_experts if layer.router.kind == "expert_choice" else layer.topk
+        row_bytes = max(layer.dim, layer.dim_out) * DTYPE_BYTES[layer.dtype]
+        ep, places = self.degrees(cell).ep, self.places(cell)
+        return symm_mem_limits.room(ep, tokens, slots, places, row_bytes)
+
     # What a step sends.
 
     def forward(self, r: RankTraffic) -> Iterator[Call]:
@@ -231,6 +242,8 @@ class StrategyRules:
             raise Unsupported("strategy.overlap", strategy.overlap,
                               "1 without strategy.dispatcher=alltoall",
                               "set strategy.overlap=1 or strategy.dispatcher=alltoall")  # fmt: skip
+        if strategy.dispatcher == SYMM_MEM:
+            symm_mem_limits.refuse(cell, self.degrees(cell), self.places(cell))
         if not self.sends:
             one_of(f"strategy.comm_dtype for strategy={strategy.name}, which sends nothing",
                    strategy.comm_dtype, ("",))  # fmt: skip

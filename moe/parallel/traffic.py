@@ -32,10 +32,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from moe.parallel.algorithms import EXCHANGE, Limits, algorithm
+from moe.parallel.symm_mem_limits import SYMM_MEM
 from moe.spec import DTYPE_BYTES, Cell, shard_bounds
 
 COUNT_BYTES = 8  # slot counts travel as int64
 GATE_BYTES = 4  # float32
+SPLIT_BYTES = 16  # of rows for one place: their number and offset, int64 each
 INDEX_BYTES = 8  # int64
 ROUTER_BYTES = 4  # its weights and logits are float32 whatever the dtype
 EXPERTS = ("fc1", "fc2", "b1", "b2")
@@ -183,6 +185,11 @@ class RankTraffic:
     def dispatch(self) -> Iterator[Call]:
         """All-to-alls of counts (of rows by place; for dedup also of tokens), rows (for dedup also
         gates), and results."""
+        if self.cell.strategy.dispatcher == SYMM_MEM:
+            yield self.splits()
+            yield self.exchange(self.layer.dim * self.w, "dispatch")
+            yield self.exchange(self.layer.dim_out * self.w, "combine", back=True)
+            return
         deduplicated = self.cell.strategy.dispatcher == "dedup"
         numbers = 1 + self.places if deduplicated else self.places * self.cell.strategy.overlap
         counts = (self.ep.size - 1) * numbers * COUNT_BYTES
@@ -192,8 +199,16 @@ class RankTraffic:
             yield self.exchange(self.places * GATE_BYTES, "dispatch")
         yield self.exchange(self.layer.dim_out * self.w, "combine", back=True)
 
+    def splits(self) -> Call:
+        """The numbers and offsets that go ahead of rows through symmetric memory, both ways."""
+        ahead = 2 * (self.ep.size - 1) * self.places * SPLIT_BYTES
+        return Call("all_to_all", self.ep, "counts", ahead, ahead, 2)
+
     def dispatch_backward(self) -> Iterator[Call]:
-        """Backward repeats each exchange in reverse; count exchanges have no gradient."""
+        """Backward repeats each exchange in reverse; count exchanges have no gradient, but splits
+        go ahead of every exchange through symmetric memory."""
+        if self.cell.strategy.dispatcher == SYMM_MEM:
+            yield self.splits()
         yield self.exchange(self.layer.dim_out * self.w, "backward")
         if self.cell.strategy.dispatcher == "dedup":
             yield self.exchange(self.places * GATE_BYTES, "backward", back=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from moe import spec
 from moe.knob import knobs
+from moe.layer import liger_support
 from moe.parallel.refusals import at_least_0, one_of, whole
 from moe.spec import GROUPED_DTYPE, Cell, Unsupported
 from moe.workload.checks import check_workload
 
 WAITING_DISPATCHERS = ("alltoall", "dedup")
-GRAPH_KERNELS = ("auto", "grouped", "dense")
+GRAPH_KERNELS = ("auto", "grouped", "dense", "liger")
 
 
 def check_fields(cell: Cell) -> None:
@@ -29,6 +30,8 @@ def check_fields(cell: Cell) -> None:
     if layer.topk > layer.num_experts:
         raise Unsupported("topk", layer.topk, f"1 to num_experts={layer.num_experts}",
                           "lower topk, raise num_experts or set topk_overflow=clamp")  # fmt: skip
+    if cell.strategy.kernel == liger_support.KERNEL:
+        liger_support.refuse(cell)
     _router(cell)
     check_workload(cell)
     if cell.strategy.graph != "off":
@@ -48,6 +51,11 @@ def _graph(cell: Cell) -> None:
         raise Unsupported(
             "measure.graph", "on", f"off with strategy.dispatcher={strategy.dispatcher}, where the "
             "host waits for the number of rows to send", f"{off} or another dispatcher",
+        )  # fmt: skip
+    if strategy.dispatcher in spec.EXPERIMENTAL:
+        raise Unsupported(
+            "measure.graph", "on", f"off with strategy.dispatcher={strategy.dispatcher}, which no "
+            "run on GPUs has shown in a graph", f"{off} or another dispatcher",
         )  # fmt: skip
     if strategy.kernel not in GRAPH_KERNELS:
         raise Unsupported(

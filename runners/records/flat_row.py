@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe.spec import Cell, WorkloadSpec
-from runners.records import stats
+from runners.records import forced_balance, stats
 from runners.records.record import Record, Samples, current_name
 
 # Cell fields whose plain name would be ambiguous in a flat row. Fields of the router get the prefix
@@ -64,8 +64,9 @@ ENVIRONMENT = {
 
 
 def workload_name(work: WorkloadSpec) -> str:
-    """Its kind and, if it has one, its parameter: zipf(1.2)."""
-    return f"{work.kind}({work.parameter:g})" if work.parameter else work.kind
+    """For people: its kind and, if it has one, its parameter: zipf(1.2), forced balance."""
+    kind = forced_balance.label(work.kind)
+    return f"{kind}({work.parameter:g})" if work.parameter else kind
 
 
 def flat_config(cell: Cell) -> dict[str, Any]:

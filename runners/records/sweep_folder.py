@@ -16,6 +16,7 @@ from runners.records.record import Record
 from runners.records.sealed import RecordError, read_sealed
 
 PLAN = "plan.json"
+REFUSED = "refused.json"  # cells that cannot run (on_invalid=skip)
 Version = tuple[Any, ...]
 
 
@@ -40,6 +41,16 @@ class CellState(NamedTuple):
 def read_plan(folder: Path) -> dict[str, Any]:
     """plan.json; raises OSError and RecordError, a ValueError."""
     return read_sealed(folder / PLAN)
+
+
+def read_refused(folder: Path) -> list[tuple[str, str]]:
+    """(overrides, reason) of every refused cell; empty where there is no such file that can be
+    read."""
+    try:
+        cells = read_sealed(folder / REFUSED)["refused"]
+        return [(str(cell["overrides"]), str(cell["reason"])) for cell in cells]
+    except (OSError, ValueError, LookupError, TypeError):
+        return []
 
 
 def config_path(folder: Path, cell_id: str) -> Path:

@@ -22,7 +22,7 @@ from runners.launch.hosts import join, starting
 from runners.plan import Job
 from runners.records import calibrations
 from runners.sweep import resume, slurm
-from runners.sweep.folder import new_or_resumed
+from runners.sweep.folder import new_or_resumed, write_refused
 from runners.sweep.progress import Progress
 from runners.sweep.result import SweepResult
 from runners.sweep.settings import settings_of
@@ -59,8 +59,9 @@ def run_composed(
     jobs, errors = validate(composed, machine)
     if errors and not (value(first, "on_invalid") == "skip" and jobs):
         raise ConfigError(format_errors(errors))
-    for number, error in errors.items():
-        progress.print_line(f"skipped: {' '.join(composed[number].overrides)}: {error}")
+    refused = [(" ".join(composed[n].overrides), str(error)) for n, error in errors.items()]
+    for overrides, reason in refused:
+        progress.print_line(f"skipped: {overrides}: {reason}")
     if hosts.node_rank:
         on_begin()
         outcome = "measured" if join(sweep_dir, hosts) else "failed"
@@ -77,11 +78,13 @@ def run_composed(
     if slurm_options:
         with resume.locked(sweep_dir / slurm.FOLDER):
             new_or_resumed(settings)
+            write_refused(sweep_dir, refused)
             watched = slurm.SlurmSweep(runnable, settings, progress, slurm_options, hosts.interface)
             result = watched.run()
     else:
         with resume.locked(sweep_dir), starting(sweep_dir, hosts) as start:
             new_or_resumed(settings)
+            write_refused(sweep_dir, refused)
             on_begin()
             sweep = Sweep(runnable, settings, progress, start)
             sweep.on_measured = on_measured

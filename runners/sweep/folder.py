@@ -14,7 +14,7 @@ from runners.host import project_paths
 from runners.plan import Job
 from runners.records import calibrations, record
 from runners.records.sealed import RecordError, sealed, write_atomic
-from runners.records.sweep_folder import PLAN, config_path, read_plan
+from runners.records.sweep_folder import PLAN, REFUSED, config_path, read_plan
 from runners.sweep.settings import Settings
 
 READ_BY_PEOPLE = 200  # cells in a plan; a longer one is written without indentation
@@ -40,6 +40,13 @@ def point_latest(sweep_dir: Path) -> None:
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(sweep_dir.name)
     fresh.replace(link)
+
+
+def write_refused(folder: Path, refused: Sequence[tuple[str, str]]) -> None:
+    """Keeps (overrides, reason) of every cell that cannot run, where there are any."""
+    if refused:
+        cells = [{"overrides": overrides, "reason": reason} for overrides, reason in refused]
+        write_atomic(folder / REFUSED, sealed({"refused": cells}, indent=1))
 
 
 def write_plan(jobs: Sequence[Job], settings: Settings) -> list[str]:

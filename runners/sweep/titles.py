@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from moe.spec import Cell, StrategySpec
 from moe.strategies import rules_of
-from runners.records import flat_row
+from runners.records import flat_row, forced_balance
 
 SHORT = {"topk_requested": "k", "batch_size": "batch", "world_size": "ranks"}  # and come first
 UNSAID = ("topk", "trace_sha256")  # of no use to people
@@ -26,6 +26,8 @@ def title(cell: Cell, label: str = "") -> str:
         (cell.strategy, usual.strategy, ("variant",)),
     ):
         words += [getattr(part, n) for n in names if getattr(part, n) != getattr(normal, n)]
+    if cell.strategy.kernel != usual.strategy.kernel:
+        words.append(f"kernel={cell.strategy.kernel}")
     if work.kind != usual.workload.kind:
         words.append(flat_row.workload_name(work))
     if cell.strategy.graph == "on":
@@ -70,4 +72,10 @@ class SettingTitles:
     def title(self, setting: Cell) -> str:
         """Empty where all settings are alike."""
         flat = flat_row.flat_config(setting)
-        return " ".join(f"{SHORT.get(name, name)}={flat[name]}" for name in self.varied)
+        return " ".join(_pair(name, flat[name]) for name in self.varied)
+
+
+def _pair(name: str, value: object) -> str:
+    if name == "workload" and forced_balance.is_forced(str(value)):
+        return forced_balance.LABEL
+    return f"{SHORT.get(name, name)}={value}"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moe.strategies import rules_of
-from runners.records import flat_row
+from runners.records import flat_row, forced_balance
 from runners.records.record import GOOD, Record
 
 # Row names outside the cell that are known before anything is measured.
@@ -54,6 +54,7 @@ def run_of(record: Record, sweep: str) -> Run:
     history = samples(record)
     summary = {name: value for name, value in row.items() if name not in known}
     marks = [] if record.outcome == "measured" else [record.outcome]
+    marks += [forced_balance.TAG] if forced_balance.is_forced(record.cell.workload.kind) else []
     return Run(
         id=run_id(record, sweep),
         name=_name(record),

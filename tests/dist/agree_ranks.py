@@ -67,6 +67,7 @@ CORE = tuple(
     (name, dispatcher, tokens)
     for name, dispatcher, tokens in itertools.product(names(), spec.DISPATCHERS, spec.TOKENS)
     if dispatcher == "local" or rules_of(name).dispatchers
+    if dispatcher not in spec.EXPERIMENTAL
 )
 CROSSED = ("core", "mode", "dtype")
 FACTORS: dict[str, tuple[Any, ...]] = {

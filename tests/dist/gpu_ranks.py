@@ -53,6 +53,21 @@ def every_form(ranks: int) -> list[Row]:
     return rows if ranks < 4 else rows[::2]  # they take long
 
 
+def with_liger(ranks: int) -> list[Row]:
+    """Every strategy and dispatcher with the kernel `liger`, and two routers that drop slots. Takes
+    a Triton that interprets, which float16 needs (tests/triton/)."""
+    plain = [row for row in agree_ranks.every_core(ranks) if row["dtype"] == "float16"]
+    rows = [{**row, "bias": "none", "kernel": "liger"} for row in plain]
+    dropping = [
+        {**row, "router": router}
+        for row in rows
+        for router in ("capacity", "expert choice")
+        if row["core"][:2] in (("simple", "local"), ("ep", "alltoall")) and row["mode"] == "train"
+    ]
+    rows = [*rows[::2], *dropping]
+    return [row for row in rows if agree_ranks.accepted(row, ranks, cell_of)]
+
+
 def mixed(ranks: int) -> list[Row]:
     """Some rows of the covering array: all values of its factors occur, not all pairs."""
     return agree_ranks.covering(ranks)[0][::SHARE]

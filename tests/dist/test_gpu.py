@@ -55,6 +55,22 @@ def test_every_form_is_right_and_waits_no_more_than_it_must(ranks: int, tmp_path
 
 
 @pytest.mark.dist
+def test_ligers_kernels_are_right_on_two_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    rows = gpu_ranks.with_liger(2)
+    assert {row["core"][0] for row in rows} >= {"simple", "dp", "tp", "fsdp", "ep", "dp_ep"}
+    checked = check(rows, 2, tmp_path)
+    assert wrong(checked) == {}
+    for row, by_rank in checked:
+        strategy, dispatcher, _ = row["core"]
+        budget = host_waits(strategy, dispatcher, "liger")
+        assert budget is not None
+        assert max(len(rank["waits"]) for rank in by_rank) <= budget, name_of(row)
+
+
+@pytest.mark.dist
 @RANKS
 def test_routers_kernels_dtypes_and_placements_are_right(ranks: int, tmp_path: Path) -> None:
     rows = gpu_ranks.mixed(ranks)

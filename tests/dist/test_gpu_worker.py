@@ -71,9 +71,9 @@ def jobs(ranks: int) -> list[Job]:
     return [one for one in (*warm, *cold) if accepted(one)]
 
 
-def measured(jobs: list[Job], folder: Path) -> list[Record]:
-    worker = partial(start, worker="tests.dist.gpu_worker")
-    result = Sweep(jobs, Settings(folder / "sweep"), Progress(), worker).run()
+def measured(jobs: list[Job], folder: Path, worker: str = "gpu_worker") -> list[Record]:
+    begin = partial(start, worker=f"tests.dist.{worker}")
+    result = Sweep(jobs, Settings(folder / "sweep"), Progress(), begin).run()
     assert result.exit_code == 0, result.failures
     return [record.read(path) for path in record.paths(folder / "sweep")]
 
@@ -147,3 +147,39 @@ def test_cells_of_a_wave_without_room_for_all_keep_their_layer_s_weights(
     assert seen["on_host"] == []
     in_dtype = {name: times for name, times in seen["made"].items() if "bfloat16" in name}
     assert in_dtype == {"bfloat16 [0, 1, 2, 3] [0, 64]": 1}
+
+
+SYMM_MEM = StrategySpec("ep", dispatcher="symm_mem")
+
+
+@pytest.mark.dist
+def test_a_sweep_through_symmetric_memory(tmp_path: Path) -> None:
+    measure = replace(WARM, calibrate=False)
+    jobs = [job(2, SYMM_MEM, mode, measure) for mode in MODES]
+    jobs += [
+        job(2, SYMM_MEM, "train", replace(measure, cache="cold")),
+        job(2, STRATEGIES[2], "train", measure),
+    ]
+    records = measured(jobs, tmp_path, "symm_mem_worker")
+    assert len(records) == 4
+    for one in records:
+        check(one, 2)
+        if one.cell.strategy.dispatcher == "symm_mem":
+            assert one.host_waits == [0, 0] and one.kernel
+            assert (one.kernel["name"], one.kernel["how"]) == ("grouped", "asked for")
+
+
+@pytest.mark.dist
+def test_without_nvshmem_the_cell_fails_by_name_and_others_are_measured(tmp_path: Path) -> None:
+    measure = replace(WARM, calibrate=False)
+    jobs = [job(2, one, "forward", measure) for one in (SYMM_MEM, STRATEGIES[2])]
+    worker = partial(start, worker="tests.dist.gpu_worker")
+    Sweep(jobs, Settings(tmp_path / "sweep"), Progress(), worker).run()
+    records = [record.read(path) for path in record.paths(tmp_path / "sweep")]
+    by_dispatcher = {one.cell.strategy.dispatcher: one for one in records}
+    assert by_dispatcher["alltoall"].outcome == "measured"
+    failed = by_dispatcher["symm_mem"]
+    assert failed.outcome == "failed"
+    assert "strategy.dispatcher=symm_mem: allowed is symm_mem where torch finds NVSHMEM" in str(
+        failed.error
+    )

@@ -11,7 +11,7 @@ It holds what CUDA's rules forbid or leave open:
 - tensors of both devices in one operation raise;
 - whatever makes the host wait is noted, and obeys torch.cuda.set_sync_debug_mode;
 - a copy to pinned memory is there only after an event behind it was waited for;
-- F.grouped_mm leaves rows behind the last offset undefined (NaN here);
+- new memory, and rows of F.grouped_mm behind the last offset, are undefined (NaN here);
 - a CUDA graph captures no waits, and its replay reads and writes the captured memory.
 
 `nccl_only` makes torch.distributed's calls accept what NCCL accepts. What a GPU computes
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -30,6 +31,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from moe.layer import liger
 from tests.support.fake_cuda_queue import (
     Event,
     Graph,
@@ -41,7 +43,13 @@ from tests.support.fake_cuda_queue import (
     simulating,
 )
 from tests.support.fake_cuda_tensor import DEVICE as DEVICE
-from tests.support.fake_cuda_tensor import Functions, HostOperations, OnDevice, raw
+from tests.support.fake_cuda_tensor import (
+    Functions,
+    HostOperations,
+    OnDevice,
+    raw,
+    triton_launch,
+)
 from tests.support.fake_cuda_tensor import MixedDevices as MixedDevices
 
 L2_BYTES = 50 << 20
@@ -85,6 +93,8 @@ class FakeCuda(Queue):
         }  # fmt: skip
         for name, value in patches.items():
             self._patches.enter_context(mock.patch.object(torch.cuda, name, value))
+        on_values = functools.partial(triton_launch, liger.launch)
+        self._patches.enter_context(mock.patch.object(liger, "launch", on_values))
         self._patches.enter_context(Functions())
         return self
 

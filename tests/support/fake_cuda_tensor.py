@@ -2,8 +2,9 @@
 tests/support/fake_cuda.py describes the whole.
 
 Simulated: a tensor knows its device; operations on tensors of both devices raise; what makes the
-host wait is noted; F.grouped_mm leaves rows behind the last offset undefined (NaN here); torch.mm
-of half-precision matrices into float32.
+host wait is noted; new memory is undefined (NaN here), as are the rows of F.grouped_mm behind the
+last offset; torch.mm of half-precision matrices into float32; Triton kernels of `moe.layer.liger`,
+in Triton's interpreter (TRITON_INTERPRET=1).
 
 Not simulated: rounding and the order of sums; dtypes or shapes that a GPU's kernels refuse.
 """
@@ -35,6 +36,7 @@ NEED_ONE_DEVICE = {
     "index_select", "mm", "bmm", "addmm", "linear", "gather", "scatter", "index_add", "index_copy",
     "searchsorted",
 }  # fmt: skip
+UNDEFINED = {"empty", "new_empty", "empty_like"}
 INDEXING = ("index", "index_put_", "index_put", "_index_put_impl_")
 WAIT_FOR_SIZE = {"nonzero", "nonzero_numpy", "masked_select", "_unique2", "unique_dim", "equal"}
 FACTORIES = {
@@ -151,7 +153,7 @@ def answer(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if func in (torch.tensor, torch.as_tensor):
             wait("copy of a list to the GPU")
         kwargs["device"] = "cpu"
-        return _made(lambda: func(*raw(args), **kwargs))
+        return _made(lambda: _filled(func.__name__, func(*raw(args), **kwargs)))
     if func in (Tensor.to, Tensor.cuda, Tensor.cpu):
         return _to(func, args, kwargs)
     if args and isinstance(args[0], OnDevice):
@@ -228,7 +230,7 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
     def call() -> Any:
         out = func(*values, **named)
-        return _undefined(values, named, out) if name == "_grouped_mm" else out
+        return _undefined(values, named, out) if name == "_grouped_mm" else _filled(name, out)
 
     out = call()
     known = {id(x.value): x for x in tensors if isinstance(x, OnDevice)}
@@ -322,6 +324,30 @@ def _undefined(values: Any, named: dict[str, Any], out: Tensor) -> Tensor:
     if out.dim() == 2 and ends is not None and values[0].dim() == 2:
         out[int(ends[-1]) :] = torch.nan
     return out
+
+
+def _filled(name: str, out: Any) -> Any:
+    """New memory, with NaN where it is undefined."""
+    undefined = name in UNDEFINED and out.is_floating_point()
+    return out.fill_(torch.nan) if undefined else out
+
+
+def triton_launch(
+    run_kernel: Callable[..., None], kernel: Any, grid: Any, tensors: Any, widths: Any,
+    strided: Any, options: Any,
+) -> None:  # fmt: skip
+    """`moe.layer.liger.launch` on the values."""
+    values, strides = raw(tensors), raw(strided)
+    assert all(isinstance(x, OnDevice) and x.value.is_contiguous() for x in tensors)
+    present().kernels["triton"] += 1
+
+    def call() -> None:
+        run_kernel(kernel, grid, values, widths, strides, options)
+
+    with simulating():
+        call()
+    if (graph := present().graph) is not None:
+        graph.note(call, None, False)
 
 
 class _Up(torch.autograd.Function):

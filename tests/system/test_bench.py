@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from runners.records import record
+from runners.records.sweep_folder import read_refused
 from tests.support import started
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,6 +160,8 @@ def test_impossible_cells_can_be_skipped(tmp_path: Path) -> None:
     end = last_line(done)
     assert (end["measured"], end["skipped"], end["exit_code"]) == (1, 1, 0)
     assert "1 of 2 cells correct and measured, 1 skipped" in done.stderr
+    ((overrides, reason),) = read_refused(tmp_path / "sweep")
+    assert "topk=9" in overrides and "topk=9" in reason
 
 
 @pytest.mark.dist

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu import bench, pack, parts, ranks, rows, summary
+from benchmarks.gpu import pack, packages, parts, ranks, rows, summary, sweep
 from benchmarks.gpu.rows import Part, Rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ def test_a_dry_run_gives_tables_and_a_report(tmp_path: Path) -> None:
     for row in rows.read(out / rows.NAME):
         by_part.setdefault(row["part"], []).append(row)
     assert list(by_part) == list(parts.PARTS)
-    assert [group[-1]["cut"] for group in by_part.values()] == [False] * 5
+    assert [group[-1]["cut"] for group in by_part.values()] == [False] * 6
     assert [row["fact"] for row in by_part["facts"][1:-1]] == [
         "copy_TB_s", "bf16_TFLOP_s", "launch_us", "wait_us"
     ]  # fmt: skip
@@ -50,8 +50,9 @@ def test_a_dry_run_gives_tables_and_a_report(tmp_path: Path) -> None:
     assert by_part["waits"][0]["left_out"] == "waits and CUDA graphs need a GPU"
     sizes = [row["world_size"] for row in by_part["ranks"] if row.get("ok")]
     assert sizes == [2] * 10 + [4] * 10
-    (sweep,) = [row for row in by_part["bench"] if "command" in row]
-    assert (sweep["cells"], sweep["exit_code"]) == (4, 0)
+    for name, cells in (("kernels", 6), ("bench", 4)):
+        (sweep,) = [row for row in by_part[name] if "command" in row]
+        assert (sweep["cells"], sweep["exit_code"]) == (cells, 0)
     assert "0 rows failed" in printed.splitlines()[-1]
 
     names = sorted(path.name for path in (out / pack.FOLDER).iterdir())
@@ -82,9 +83,9 @@ def test_the_rows_of_the_earlier_script_are_still_a_table() -> None:
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--dry-run"], "--out: missing; allowed is a folder; name one for the results"),
     (["--out", "x", "--parts", "form"], "--parts=form: allowed is facts, forms, waits, ranks, "
-     "bench; name one or more of them, with commas"),
+     "kernels, bench; name one or more of them, with commas"),
     (["--out", "x", "--budget", "9"], "--budget=9: allowed is a number of seconds from 20; name "
-     "more, 330 say"),
+     "more, 370 say"),
     (["--out", "tests"], "--out=tests: allowed is an empty or a new folder; name another"),
     (["--gone"], "unrecognized arguments: --gone; --help lists the options"),
 ])  # fmt: skip
@@ -187,9 +188,10 @@ def test_a_sweep_whose_time_is_over_is_interrupted(tmp_path: Path) -> None:
         "print('ready', file=sys.stderr, flush=True)\n"
         "time.sleep(60)\n"
     )
-    seconds = bench.INTERRUPT_S + 2.0
+    seconds = sweep.INTERRUPT_S + 2.0
     log = tmp_path / "log"
-    assert bench.ended_in_time([sys.executable, "-c", program], {}, log, seconds) == (130, True)
+    command = [sys.executable, "-c", program]
+    assert sweep.ended_in_time(command, {}, log, seconds, "bench") == (130, True)
     assert log.read_text("utf-8") == "ready\n[1/2] kept\n"
 
 
@@ -200,42 +202,49 @@ def wheel(folder: Path, package: str) -> None:
         archive.writestr(f"{package}/__init__.py", f"NAME = {package!r}\n")
 
 
-def test_wheels_serve_where_hydra_is_not_installed(
+def test_wheels_serve_where_packages_are_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With made-up wheels: the real ones need a network."""
     wheels, out = tmp_path / "wheels", tmp_path / "out"
     wheels.mkdir()
-    monkeypatch.setattr(bench, "WHEELS", wheels)
-    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "WHEELS", wheels)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "path", sys.path[:])
     part = Part("bench", Rows(out, 0.0), 0.0, out, tiny=True)
-    assert bench.module_variables(part) is None
+    packages.provide(out)
+    assert packages.variables(part) is None
     (row,) = rows.read(out / rows.NAME)
     assert row["error"].startswith("hydra, omegaconf, antlr4: not installed, and not in ")
-    for package in bench.NEEDED:
+    names = (*packages.HYDRA, *packages.KERNELS)
+    for package in names:
         wheel(wheels, package)
-    variables = bench.module_variables(part)
+    packages.provide(out)
+    assert sys.path[-1] == str(out / packages.FOLDER)
+    variables = packages.variables(part)
     assert variables is not None
     path = variables["PYTHONPATH"].split(os.pathsep)
-    assert path[0] == str(ROOT) and path[-1] == str(out / bench.PACKAGES)
-    code = "import hydra, omegaconf, antlr4; print(hydra.NAME, omegaconf.NAME, antlr4.NAME)"
+    assert path[0] == str(ROOT) and path[-1] == str(out / packages.FOLDER)
+    code = f"import {', '.join(names)}; print([m.NAME for m in ({', '.join(names)})])"
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **variables},
                           capture_output=True, text=True, cwd=tmp_path)  # fmt: skip
-    assert done.stdout == "hydra omegaconf antlr4\n"
+    assert done.stdout == f"{list(names)}\n"
 
 
 @pytest.mark.skipif(
-    len(list(bench.WHEELS.glob("*.whl"))) < 3, reason="make gpu-wheels, which needs a network"
+    len(list(packages.WHEELS.glob("*.whl"))) < 3, reason="make gpu-wheels, which needs a network"
 )
 def test_the_real_wheels_start_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the unpacked wheels have Hydra: what is installed is hidden by a finder."""
-    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "path", sys.path[:])
     out = tmp_path / "out"
-    variables = bench.module_variables(Part("bench", Rows(out, 0.0), 0.0, out, tiny=True))
+    packages.provide(out)
+    variables = packages.variables(Part("bench", Rows(out, 0.0), 0.0, out, tiny=True))
     assert variables is not None
     code = (
         "import runpy, sys\n"
-        f"names, here = {bench.NEEDED!r}, {str(out)!r}\n"
+        f"names, here = {packages.HYDRA!r}, {str(out)!r}\n"
         "import importlib.machinery as machinery\n"
         "class Hide:\n"
         "    def find_spec(self, name, path=None, target=None):\n"

@@ -152,6 +152,14 @@ def test_grouped_mm_waits_but_in_bfloat16_and_leaves_rows_behind_the_last_offset
     assert kinds(gpu, lambda: grouped(torch.float32, ends)) == ["grouped_mm but in bfloat16"]
 
 
+def test_new_memory_is_undefined(gpu: FakeCuda) -> None:
+    x = on_gpu(1, 2)
+    for new in (x.new_empty(3), torch.empty_like(x), torch.empty(2, device=DEVICE)):
+        assert new.cpu().isnan().all()
+    assert torch.zeros(2, device=DEVICE).tolist() == [0, 0]
+    assert x.new_empty(2, dtype=torch.int64).shape == (2,)
+
+
 def test_pinned_memory_is_garbage_until_its_event_was_waited_for(gpu: FakeCuda) -> None:
     host, later = pinned(2), pinned(2)
     host.copy_(on_gpu(1, 2), non_blocking=True)

@@ -9,14 +9,25 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import bench, budget, forms, page, parts, rows, summary, waits
+from benchmarks.gpu import (
+    bench,
+    budget,
+    forms,
+    kernels,
+    page,
+    parts,
+    rows,
+    summary,
+    sweep,
+    waits,
+)
 from moe.parallel.comm import Comm
 from moe.spec import RankLayout
 from tests.support import fake_cuda
 
 RUN: dict[str, Any] = {
     "date": "2030-01-02", "command": "python -m benchmarks.gpu --out x", "dry_run": False,
-    "budget_s": 330.0, "wall_s": 300.0, "limits": {"cells": 24, "largest": 0.9, "above": []},
+    "budget_s": 370.0, "wall_s": 300.0, "limits": {"cells": 24, "largest": 0.9, "above": []},
 }  # fmt: skip
 FORM = {"strategy": "ep", "dispatcher": "alltoall", "kernel": "grouped", "dtype": "bfloat16",
         "mode": "train", "router": "softmax"}  # fmt: skip
@@ -45,12 +56,31 @@ def all_cells(ours_ms: float, again_ms: float, theirs_ms: float) -> list[dict[st
     ]  # fmt: skip
 
 
+def kernel_row(strategy: str, ms: float, **changed: Any) -> dict[str, Any]:
+    """By default of Qwen3's layer, forward, with many tokens: 19.8 TFLOP."""
+    return {"part": "kernels", "ok": True, "sweep": "forward", "model": "qwen3_30b_a3b",
+            "batch": 32_768, "mode": "forward", "graph": "off", "strategy": strategy, "ms": ms,
+            "TFLOP_s": 19_800 / ms * 1e-1, "read_MB": 1208.0, **changed}  # fmt: skip
+
+
+def kernel_rows() -> list[dict[str, Any]]:
+    token = {"batch": 1, "graph": "on", "sweep": "graph", "TFLOP_s": 1.0}
+    return [
+        kernel_row("simple liger", 6.0),  # 330 TFLOP/s
+        kernel_row("simple grouped", 8.0),
+        kernel_row("peer_transformers grouped_mm", 7.2),
+        kernel_row("peer_liger", 5.9),  # ours is slower by 1.7%
+        kernel_row("simple liger", 0.055, **token),
+        kernel_row("simple grouped", 0.3, **token, model="mixtral_8x7b", read_MB=704.0),
+    ]
+
+
 def good_rows() -> list[dict[str, Any]]:
     """Of a run that meets every point."""
     return [
         {"part": "facts", "card": "NVIDIA H100", "driver": "580.1", "git": {"sha": "abc"},
          "versions": {"torch": "2.11.0+cu130", "triton": None}},
-        {"part": "facts", "fact": "wait_us", "value": 17.5},
+        {"part": "facts", "fact": "copy_TB_s", "value": 3.0},
         {"part": "forms", "ok": True, **FORM, "row_share": 0.2, "waits": 1},
         {"part": "forms", "ok": True, **FORM, "dtype": "float32", "row_share": 0.1, "waits": 2},
         ended("forms"),
@@ -59,6 +89,8 @@ def good_rows() -> list[dict[str, Any]]:
         ended("waits"),
         *({"part": "ranks", "ok": True, **FORM, "world_size": size} for size in (2, 4)),
         ended("ranks"),
+        *kernel_rows(),
+        ended("kernels"),
         *all_cells(1.0, 1.02, 1.1),
         ended("bench"),
     ]  # fmt: skip
@@ -69,7 +101,7 @@ def good_rows() -> list[dict[str, Any]]:
     ("fsdp", "local", "dense", 0), ("ep", "local", "grouped", 0), ("ep", "allgather", "dense", 0),
     ("ep", "alltoall", "grouped", 1), ("dp_ep", "alltoall", "dense", 1),
     ("ep_tp", "alltoall", "grouped", 1), ("ep", "dedup", "grouped", 1),
-    ("ep_tp", "dedup", "dense", 1),
+    ("ep_tp", "dedup", "dense", 1), ("ep", "symm_mem", "grouped", 0),
     ("simple", "local", "loop", None), ("ep", "alltoall", "bmm", None),
     ("peer_transformers", "local", "grouped", None),
 ])  # fmt: skip
@@ -79,10 +111,13 @@ def test_the_budget_of_waits(strategy: str, dispatcher: str, kernel: str, most: 
 
 def test_the_forms_cross_what_they_name() -> None:
     every = forms.forms()
-    assert len(every) == (14 + 11 + 11) * 4 * 2 + 8 * 2 * 2 + 3 * 2 * 6
-    dry = every[:: forms.STRIDE]
-    for group in (dry, every):
-        assert {f.strategy.kernel for f in group} == {"grouped", "loop", "bmm", "dense"}
+    liger = (14 + 11) * 2 + 8 * 2
+    assert len(every) == (14 + 11 + 11) * 4 * 2 + 8 * 2 * 2 + 3 * 2 * 6 + liger
+    dry = forms.dry_forms()
+    on_cpu = {"grouped", "loop", "bmm", "dense"}
+    assert {f.strategy.kernel for f in dry} == on_cpu
+    assert {f.strategy.kernel for f in every} == {*on_cpu, "liger"}
+    assert {f.dtype for f in every if f.strategy.kernel == "liger"} == {"bfloat16", "float16"}
     places = [{(f.strategy.name, f.strategy.dispatcher) for f in group} for group in (dry, every)]
     assert places[0] == places[1]
     assert {(f.dtype, f.mode) for f in dry} == {(f.dtype, f.mode) for f in every}
@@ -91,10 +126,10 @@ def test_the_forms_cross_what_they_name() -> None:
 
 
 def test_parts_share_the_budget_and_a_named_part_has_it_alone() -> None:
-    ends = parts.deadlines(list(parts.PARTS), 330)
-    assert [round(end) for end in ends.values()] == [15, 60, 75, 145, 275]
-    ends = parts.deadlines(["forms", "waits"], 66)
-    assert {name: round(end, 1) for name, end in ends.items()} == {"forms": 41.2, "waits": 55.0}
+    ends = parts.deadlines(list(parts.PARTS), 370)
+    assert [round(end) for end in ends.values()] == [15, 60, 75, 145, 200, 330]
+    ends = parts.deadlines(["forms", "waits"], 74)
+    assert {name: round(end, 1) for name, end in ends.items()} == {"forms": 49.5, "waits": 66.0}
 
 
 def test_a_row_is_on_disk_at_once_and_a_torn_one_is_left_out(tmp_path: Path) -> None:
@@ -170,7 +205,7 @@ def test_the_line_of_a_wait_is_the_projects_own() -> None:
 def test_a_summary_has_what_the_rows_say() -> None:
     failed = {"part": "ranks", "ok": False, **FORM, "world_size": 4, "error": "e"}
     made = summary.summary_of([*good_rows(), failed], RUN)
-    assert (made["card"], made["facts"]) == ("NVIDIA H100", {"wait_us": 17.5})
+    assert (made["card"], made["facts"]) == ("NVIDIA H100", {"copy_TB_s": 3.0})
     assert made["forms"] == {
         "passed": 2, "failed": 0, "refused": 0,
         "shares": {"bfloat16": {"row": 0.2}, "float32": {"row": 0.1}},
@@ -207,7 +242,13 @@ def met(made: dict[str, Any]) -> list[bool]:
 
 
 def test_a_good_run_meets_every_point() -> None:
-    assert met(summary.summary_of(good_rows(), RUN)) == [True] * 5
+    assert met(summary.summary_of(good_rows(), RUN)) == [True] * 8
+
+
+def slower(taken: list[dict[str, Any]], graph: str, model: str, ms: float) -> None:
+    for row in taken:
+        if (row.get("graph"), row.get("model")) == (graph, model):
+            row["ms"] = ms
 
 
 @pytest.mark.parametrize(("change", "point"), [
@@ -219,6 +260,13 @@ def test_a_good_run_meets_every_point() -> None:
     (lambda taken: taken.append(measured("qwen3_30b_a3b", 1, "c", "simple", 1.01)) or taken.append(
         measured("qwen3_30b_a3b", 1, "c", "peer_transformers x", 0.97)), 2),
     (lambda taken: taken.append(measured("qwen3_30b_a3b", 1, "c", "simple", 1.04)), 3),
+    (lambda taken: taken.remove(kernel_row("simple liger", 6.0)) or taken.append(
+        kernel_row("simple liger", 6.0, TFLOP_s=319.0)), 4),
+    (lambda taken: slower(taken, "on", "qwen3_30b_a3b", 0.061), 5),
+    (lambda taken: slower(taken, "on", "mixtral_8x7b", 0.31), 5),  # of 0.305: 1.3 * 704 MB / 3 TB/s
+    (lambda taken: taken.append(kernel_row("peer_moe_ops", 5.8)), 6),  # ours is slower by 3.4%
+    (lambda taken: taken.append(kernel_row("peer_transformers eager", 6.8)), 6),  # 1.13
+    (lambda taken: taken.append(ended("kernels", cut=True)), 6),
 ])  # fmt: skip
 def test_one_fault_leaves_its_point_open(change: Any, point: int) -> None:
     taken = good_rows()
@@ -230,18 +278,18 @@ def test_one_fault_leaves_its_point_open(change: Any, point: int) -> None:
 def test_points_stay_open_without_limits_or_time_or_cells() -> None:
     made = summary.summary_of(good_rows(), RUN | {"limits": {"unknown": "no calibration"}})
     assert met(made)[3] is False
-    assert met(summary.summary_of(good_rows(), RUN | {"wall_s": 331.0}))[4] is False
+    assert met(summary.summary_of(good_rows(), RUN | {"wall_s": 371.0}))[7] is False
     fewer = [row for row in good_rows() if row.get("batch") != 128]
     assert met(summary.summary_of(fewer, RUN))[2] is False
     slower = [row | ({"ms": 1.04} if row.get("ms") == 1.1 else {}) for row in good_rows()]
     assert met(summary.summary_of(slower, RUN))[2] is False  # the mean
-    assert met(summary.summary_of([], RUN))[:4] == [False] * 4
+    assert met(summary.summary_of([], RUN))[:7] == [False] * 7
 
 
 def test_a_page_without_results_says_so(tmp_path: Path) -> None:
     text = page.markdown(tmp_path)
     assert "The present script has not run on a GPU yet" in text
-    assert text.count("- [ ]") == 5 and text.count("Open.") == 5 and "[x]" not in text
+    assert text.count("- [ ]") == 10 and text.count("Open.") == 10 and "[x]" not in text
 
 
 def test_a_page_has_the_figures_of_its_results(tmp_path: Path) -> None:
@@ -249,13 +297,14 @@ def test_a_page_has_the_figures_of_its_results(tmp_path: Path) -> None:
     (tmp_path / "h100.json").write_text(json.dumps(made), "utf-8")
     text = page.markdown(tmp_path)
     assert "has not run on a GPU" not in text
-    assert text.count("- [x]") == 5
+    assert text.count("- [x]") == 8
     link = "[NVIDIA H100, 2030-01-02, torch 2.11.0+cu130](#nvidia-h100-2030-01-02-torch-2110cu130)"
     assert f"Shown by {link}." in text
     assert "## NVIDIA H100, 2030-01-02, torch 2.11.0+cu130" in text
     assert "transformers' time over ours: least 1.10, geometric mean 1.10, over 12 cells" in text
     assert "| deepseek_v3 | 16384 | 1.000 | 1.100 | grouped_mm | 1.10 |" in text
     assert "| ep alltoall grouped train | 1 | 0.500 | 0.250 |" in text
+    assert "| qwen3_30b_a3b | 1 | forward, graph | simple liger | 0.055 | 1 |" in text
     assert "24 cells, the largest fraction 90%; above: none" in text
 
 
@@ -273,10 +322,25 @@ def test_what_is_not_of_a_gpu_is_no_result(
 
 
 def test_the_sweeps_are_those_of_the_issue() -> None:
-    command = " ".join(bench.command_of(bench.cases(tiny=False)[2], Path("out"), tiny=False))
+    cases = bench.cases(tiny=False)
+    command = " ".join(sweep.command_of(cases[2], bench.MEASURE, Path("out"), tiny=False))
     for word in ("tracker=none", "backend=nccl", "world_size=1", "dtype=bfloat16", "model.scale=1",
                  "tokens=sharded", "model=deepseek_v3", "strategy=simple,peer_transformers",
                  "batch_size=1,128,1024,16384", "hydra.sweep.dir=out/sweeps/deepseek_v3",
                  "model.shared_experts=0"):  # fmt: skip
         assert word in command.split()
-    assert [case.model for case in bench.cases(tiny=False)] == [*bench.MODELS, *bench.MODELS]
+    assert [case.settings["model"] for case in cases] == [*bench.MODELS, *bench.MODELS]
+
+
+def test_the_sweeps_of_kernels_are_those_of_the_issue() -> None:
+    commands = {
+        case.name: sweep.command_of(case, kernels.MEASURE, Path("out"), tiny=False)
+        for case in kernels.cases(tiny=False)
+    }
+    assert list(commands) == ["forward", "graph", "train", "rivals"]
+    both = "model=qwen3_30b_a3b,mixtral_8x7b"
+    assert {both, "strategy=simple_liger,simple_grouped,peer_transformers",
+            "batch_size=32768,4096,128", "workload=balanced"} <= {*commands["forward"]}  # fmt: skip
+    assert {both, "batch_size=1", "measure.graph=on"} <= {*commands["graph"]}
+    assert {both, "batch_size=4096", "mode=train"} <= {*commands["train"]}
+    assert "strategy=simple_liger,peer_grouped,peer_liger,peer_moe_ops" in commands["rivals"]

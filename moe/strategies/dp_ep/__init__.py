@@ -2,8 +2,8 @@
 
 local (replicated): own experts on the replica's slice of the batch, all-reduce over ep, all-gather
 of the outputs over dp.
-alltoall, dedup: own tokens travel inside the replica; an all-gather of the outputs over all ranks
-follows where tokens are replicated. Training adds up the experts' gradients over dp.
+alltoall, dedup, symm_mem: own tokens travel inside the replica; an all-gather of the outputs over
+all ranks follows where tokens are replicated. Training adds up the experts' gradients over dp.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from moe.spec import Cell
 
 class DpEpRules(StrategyRules):
     dispatchers: ClassVar = {
-        "replicated": ("local", "alltoall", "dedup"),
-        "sharded": ("alltoall", "dedup"),
+        "replicated": ("local", "alltoall", "dedup", "symm_mem"),
+        "sharded": ("alltoall", "dedup", "symm_mem"),
     }
     splits = ("ep",)
 

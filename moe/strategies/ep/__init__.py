@@ -4,7 +4,8 @@ local (replicated): own experts on the whole batch, one all-reduce of the output
 allgather (sharded): all-gather of the tokens, own experts, reduce-scatter of the outputs.
 alltoall: every slot of the rank's own tokens travels to its expert and back.
 dedup: a token crosses once to every rank that has one of its experts.
-The last two end with an all-gather of the outputs where tokens are replicated.
+symm_mem: as alltoall, through symmetric memory (experimental).
+The last three end with an all-gather of the outputs where tokens are replicated.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from moe.spec import Cell
 
 class EpRules(StrategyRules):
     dispatchers: ClassVar = {
-        "replicated": ("local", "alltoall", "dedup"),
-        "sharded": ("alltoall", "dedup", "allgather"),
+        "replicated": ("local", "alltoall", "dedup", "symm_mem"),
+        "sharded": ("alltoall", "dedup", "allgather", "symm_mem"),
     }
     splits = ("ep",)
     replicas = True

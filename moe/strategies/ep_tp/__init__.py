@@ -1,8 +1,8 @@
 """ep_tp: E/ep experts on a rank, H/tp hidden units of each; ep * tp = R, tp groups are neighbours.
 
 local (replicated): own part of own experts on the whole batch, one all-reduce over all ranks.
-alltoall, dedup: a tp group acts as one rank of ep. Its members route the same tokens and send the
-slots to the members of the same part in other tp groups; partial results add up over tp.
+alltoall, dedup, symm_mem: a tp group acts as one rank of ep. Its members route the same tokens and
+send the slots to the members of the same part in other tp groups; partial results add up over tp.
 replicated: the tp group's slice of the batch; all-reduce over tp, all-gather over ep.
 sharded: all-gather of the tokens over tp before, reduce-scatter of the outputs over tp after.
 """
@@ -19,8 +19,8 @@ from moe.spec import Cell
 
 class EpTpRules(StrategyRules):
     dispatchers: ClassVar = {
-        "replicated": ("local", "alltoall", "dedup"),
-        "sharded": ("alltoall", "dedup"),
+        "replicated": ("local", "alltoall", "dedup", "symm_mem"),
+        "sharded": ("alltoall", "dedup", "symm_mem"),
     }
     splits = ("ep", "tp")
 

@@ -168,7 +168,7 @@ def test_the_skew_map_has_rows_in_order_and_none_that_are_always_even(tmp_path: 
     ]  # fmt: skip
     made = drawing("skew", scene_of(tmp_path / "some", records))
     where = [f"(batch size {b}, workload {w})" for b in (8, 16)
-             for w in ("balanced", "zipf 0.6", "zipf 1.2")]  # fmt: skip
+             for w in ("forced balance", "zipf 0.6", "zipf 1.2")]  # fmt: skip
     assert row_names(made) == [f"{name}  {w}" for name in ("ep", "ep_tp") for w in where]
     even = [record for record in records if record.cell.strategy.name not in ("ep", "ep_tp")]
     with canvas.styled():

@@ -15,7 +15,7 @@ import pytest
 
 from moe import build
 from moe.build import supports
-from moe.parallel import rules
+from moe.parallel import rules, symm_mem_limits
 from moe.parallel.rules import StrategyRules
 from moe.spec import (
     Cell,
@@ -58,6 +58,10 @@ GRAPH = {
     "strategy.graph": "on", "strategy.dispatcher": "local", "placement.device": "cuda",
     "placement.backend": "nccl",
 }  # fmt: skip
+SYMM_MEM = {
+    "strategy.dispatcher": "symm_mem", "placement.device": "cuda", "placement.backend": "nccl",
+}  # fmt: skip
+NAMED = "strategy.dispatcher=symm_mem"
 CHOICE = {"router.kind": "expert_choice"}
 GROUPS = {"router.groups": 4, "router.group_topk": 2}
 
@@ -244,6 +248,23 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
 ]
 
 
+REFUSED += [({**SYMM_MEM, **changes}, words) for changes, words in (
+    ({"placement.device": "cpu"}, (NAMED, "on GPUs with backend=nccl")),
+    ({"placement.backend": "gloo"}, (NAMED, "device=cuda backend=nccl")),
+    ({"placement.world_size": 1}, (NAMED, "at least 2 ranks, each with a GPU", "=alltoall")),
+    ({"strategy.name": "dp_ep", "strategy.ep": 1}, (NAMED, "at least 2 ranks", "raise world_size")),
+    ({"placement.nodes": 2}, (NAMED, "on one node", "hosts.nnodes=1")),
+    ({"placement.world_size": 32, "layer.num_experts": 32}, (NAMED, "at most 16 ranks", "not 32")),
+    ({"layer.num_experts": 128}, (NAMED, "at most 16 experts on a rank", "not 32", "raise world")),
+    ({"layer.num_experts": 64, "strategy.hot_replicas": 4}, (NAMED, "at most 16", "not 17")),
+    ({"layer.dim": 18}, (NAMED, "16 bytes, which 18 is not", "other sizes")),
+    ({"strategy.comm_dtype": "bfloat16"}, ("strategy.comm_dtype=bfloat16", "with strategy.dis")),
+    ({"strategy.kernel": "dense"}, ("strategy.kernel=dense", "auto|grouped|liger with strategy.disp")),
+    ({"strategy.overlap": 2}, ("strategy.overlap=2", "1 without strategy.dispatcher=alltoall")),
+    ({"strategy.graph": "on"}, ("measure.graph=on", "off with strategy.dispatcher=symm_mem")),
+)]  # fmt: skip
+
+
 @pytest.mark.parametrize(("changes", "words"), REFUSED, ids=[words[0] for _, words in REFUSED])
 def test_what_is_not_done_is_refused_by_name(
     changes: dict[str, Any], words: tuple[str, ...]
@@ -277,6 +298,12 @@ ACCEPTED: list[dict[str, Any]] = [
     {**SIMPLE, "placement.world_size": 3, "layer.num_experts": 5, "layer.hidden": 7},
     {"workload.batch_size": 1},
     GRAPH,
+    SYMM_MEM,
+    {**SYMM_MEM, "layer.num_experts": 64, "workload.tokens": "sharded", **CHOICE},
+    {**SYMM_MEM, "placement.world_size": 16, "layer.num_experts": 16, "strategy.hot_replicas": 16},
+    {**SYMM_MEM, "strategy.name": "dp_ep", "strategy.ep": 2, "router.capacity_factor": 1.0},
+    {**SYMM_MEM, "strategy.name": "ep_tp", "strategy.ep": 2, "strategy.kernel": "grouped"},
+    {**SYMM_MEM, "layer.dtype": "bfloat16", "strategy.comm_dtype": "bfloat16"},
 ]
 
 
@@ -287,7 +314,7 @@ def test_what_is_near_it_is_accepted(changes: dict[str, Any]) -> None:
 
 CHECKS = ("one_of", "whole", "at_least_0", "Unsupported")
 RULES = [sys.modules[type(rules_of(name)).__module__] for name in names()]
-REFUSING = [str(module.__file__) for module in (build, checks, rules, *RULES)]
+REFUSING = [str(module.__file__) for module in (build, checks, rules, symm_mem_limits, *RULES)]
 
 
 def refusals() -> dict[tuple[str, int], str]:

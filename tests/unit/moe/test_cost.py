@@ -14,7 +14,8 @@ from moe import cost
 from moe.cost import load as loads
 from moe.cost import work
 from moe.parallel.comm import Comm
-from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
+from moe.spec import Cell, LayerSpec, RankLayout, RouterSpec, StrategySpec, WorkloadSpec
+from moe.strategies import rules_of
 from moe.strategies.simple.layer import Simple
 from moe.workload import batches
 from runners.records import flat_row
@@ -100,6 +101,36 @@ def test_bytes_of_dispatch_by_hand() -> None:
     assert found["all_to_all counts"] == 4 * 8  # a count for each of the other's 4 experts
     assert found["all_to_all dispatch"] == pytest.approx(8 * 4 * 4)
     assert found["all_to_all combine"] == pytest.approx(8 * 10 * 4)
+
+
+def test_bytes_through_symmetric_memory_by_hand() -> None:
+    plain = sent(cell("ep", 2, "alltoall", mode="train"))
+    found = sent(cell("ep", 2, "symm_mem"))
+    # a number and an offset for each of the other's 4 experts, ahead of both exchanges of rows
+    assert found["all_to_all counts"] == 2 * 4 * 16
+    assert found["all_to_all dispatch"] == plain["all_to_all dispatch"]
+    assert found["all_to_all combine"] == plain["all_to_all combine"]
+    train = cell("ep", 2, "symm_mem", mode="train")
+    calls = cost.collectives(train, cost.expected(train))
+    counts = [(call.calls, call.sent_bytes) for call in calls if call.purpose == "counts"]
+    assert counts == [(2, 128), (2, 128)]  # forward, backward
+    assert [call.purpose for call in calls].count("backward") == 2
+
+
+def test_symmetric_memory_has_room_for_the_worst_routing() -> None:
+    of = cell("ep", 2, "symm_mem")
+    # 8 tokens here of 2 slots, and a row for those that are dropped. At worst all of the 2 ranks'
+    # 16 tokens have both slots here, and 3 of 4 experts without rows have one of padding.
+    room = rules_of("ep").room(of)
+    assert room == (8 * 2 + 1, 16 * 2 + 4, 10 * 4, 4)
+    assert room.bytes == 2 * (17 + 36) * 40
+    one_expert = dataclasses.replace(LAYER, num_experts=2)
+    assert rules_of("ep").room(cell("ep", 2, "symm_mem", layer=one_expert)).rows == 16 + 1
+    choice = dataclasses.replace(LAYER, router=RouterSpec(kind="expert_choice"))
+    assert rules_of("ep").room(cell("ep", 2, "symm_mem", layer=choice))[:2] == (65, 16 * 4 + 4)
+    uneven = cell("dp_ep", 4, "symm_mem", ep=2)
+    uneven = dataclasses.replace(uneven, workload=WorkloadSpec(batch_size=5, tokens="sharded"))
+    assert rules_of("dp_ep").room(uneven)[:2] == (2 * 2 + 1, 2 * 2 * 2 + 4)  # on every rank
 
 
 def test_dedup_sends_a_token_once_per_rank() -> None:

@@ -77,6 +77,24 @@ def test_kernels_that_pad_count_where_they_are_asked_for() -> None:
     assert padded_bytes(cell("dense"), load) == 8 * 16 * (6 + 6) * 4
 
 
+def test_symmetric_memory_is_kept_and_a_step_has_all_rows_it_has_room_for() -> None:
+    work = WorkloadSpec(batch_size=16, tokens="sharded")
+    place = RankLayout(2, "nccl", "cuda")
+    plain = Cell(LAYER, StrategySpec("ep", "alltoall", kernel="grouped"), work, place)
+    of = replace(plain, strategy=replace(plain.strategy, dispatcher="symm_mem"))
+    symmetric = 2 * (17 + 36) * 40 + 512 * 2**20  # test_cost.py has these rows
+    assert gpu_memory.kept_bytes(of) == gpu_memory.kept_bytes(plain) + symmetric
+    wide = {  # where a step is larger than the check
+        one: replace(one, layer=replace(LAYER, hidden=600), workload=replace(work, batch_size=1600))
+        for one in (plain, of)
+    }
+    steps = [
+        gpu_memory.needed_bytes(wide[one]) - gpu_memory.kept_bytes(wide[one]) for one in (plain, of)
+    ]
+    # 3,204 rows instead of 1,600, of 4 + 600 + 600 numbers
+    assert steps[1] - steps[0] == pytest.approx(1604 * 1204 * 4)
+
+
 def test_the_fullest_expert_is_above_the_mean_and_has_at_most_all_slots() -> None:
     assert fullest(32, 1) == 32
     assert fullest(1, 8) == pytest.approx(1 / 8 + math.sqrt(math.log(8) / 4))
