@@ -9,6 +9,7 @@ there, so each is left its first configuration.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -45,6 +46,14 @@ def first_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (fused_moe_kernels, grouped_gemm_ops, grouped_gemm_ops_sm90, unpermute_ops):
         pin(module, monkeypatch)
     hopper(monkeypatch, False)
+
+
+@pytest.fixture(autouse=True)
+def undefined_memory() -> Iterator[None]:
+    """What is allocated and not written is NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def pin(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,11 +93,12 @@ def verdict(
     return found.ok, found.detail
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("batch, mode", CASES)
+@pytest.mark.parametrize("batch, mode, dtype", [
+    *((*case, "float32") for case in CASES), *((*case, "float16") for case in CASES[:3])
+])  # fmt: skip
 @pytest.mark.parametrize("name", list(PEERS))
 def test_the_kernels_compute_this_projects_function(
-    name: str, batch: tuple[Any, ...], dtype: str, mode: str
+    name: str, batch: tuple[Any, ...], mode: str, dtype: str
 ) -> None:
     assert verdict(PEERS[name], name, dtype, mode, batch) == (
         True, "agrees with the float64 oracle"
