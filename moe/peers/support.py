@@ -18,13 +18,11 @@ from moe.spec import (
 
 EXTRA = "in the clone: pip install -e '.[peers]'"
 GPU_EXTRA = "in the clone: pip install -e '.[gpu]'"
+KEPT = ("slowdown", "graph")  # knobs of strategies that mean the same for a peer
 
 
 def _nothing_more(cell: Cell) -> None:
     """For peers whose limits the fields of `Limits` express in full."""
-
-
-KEPT = ("slowdown", "graph")  # knobs of a strategy that a peer has as ours
 
 
 @dataclass(frozen=True)
@@ -240,6 +238,7 @@ LIMITS = {
         dtypes=("float32",),
         modes=("forward",),
         backends=("gloo", "mpi"),
+        devices=("cpu",),
         square=False,
         check=_reference,
     ),

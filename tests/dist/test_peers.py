@@ -15,6 +15,7 @@ import pytest
 
 from moe import peers
 from moe.build import supports
+from moe.peers import support
 from moe.peers.support import LIMITS
 from moe.spec import (
     Cell,
@@ -32,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYER = LayerSpec(32, 64, 32, 8, 2, 2, "silu_gated", "none")
 CELL = Cell(LAYER, StrategySpec("peer_transformers"), WorkloadSpec(12), RankLayout(2))
 SQUARE = ["model.dim_out=32", "model.activation=silu_gated", "model.bias=none"]
+GPU = {"device": "cuda", "backend": "nccl", "dtype": "bfloat16"}
 QUICK = ["measure=quick", "measure.block_ms=1", "measure.block_gloo_ms=1", "measure.block_floors=2",
          "report=false", "tracker=none", "world_size=2"]  # fmt: skip
 
@@ -80,6 +82,58 @@ def changed(**changes: Any) -> Cell:
             "toke",
         ),
         ({"variant": "batched_mm", "hidden": 4096, "batch_size": 4096}, "batch_size=4096: allowed"),
+        ({"name": "peer_grouped", "kernel": "grouped"}, "strategy.kernel=grouped: allowed is auto"),
+        (
+            {"name": "peer_grouped", "hidden": 66},
+            "layer.hidden=66: allowed is multiples of 4 in dtype=float32 for strategy=peer_grouped",
+        ),
+        (
+            {"name": "peer_grouped", "dim": 36, "dim_out": 36, "dtype": "bfloat16"},
+            "layer.dim=36: allowed is multiples of 8 in dtype=bfloat16",
+        ),
+        (
+            {"name": "peer_grouped", **GPU, "num_experts": 1024},
+            "num_experts=1024: allowed is at most 1023 for F.grouped_mm on a GPU; lower num_expe",
+        ),
+        (
+            {"name": "peer_reference", "activation": "relu", "device": "cuda"},
+            "device=cuda: allowed",
+        ),
+        (
+            {"name": "peer_liger"},
+            "dtype=float32: allowed is bfloat16|float16 for strategy=peer_lig",
+        ),
+        (
+            {"name": "peer_liger", "dtype": "bfloat16"},
+            "device=cpu: allowed is cuda for strategy=pe",
+        ),
+        (
+            {"name": "peer_liger", **GPU, "activation": "gelu"},
+            "layer.activation=gelu: allowed is s",
+        ),
+        ({"name": "peer_liger", **GPU, "bias": "zero"}, "layer.bias=zero: allowed is none for"),
+        ({"name": "peer_liger", **GPU, "kernel": "loop"}, "strategy.kernel=loop: allowed is auto"),
+        (
+            {"name": "peer_moe_ops"},
+            "dtype=float32: allowed is bfloat16|float16 for strategy=peer_m",
+        ),
+        (
+            {"name": "peer_moe_ops", "dtype": "float16"},
+            "device=cpu: allowed is cuda for strategy=p",
+        ),
+        (
+            {"name": "peer_moe_ops", **GPU, "num_experts": 12},
+            "num_experts=12: allowed is powers of two up to 2048 for strategy=peer_moe_ops",
+        ),
+        (
+            {"name": "peer_moe_ops", **GPU, "num_experts": 4096},
+            "num_experts=4096: allowed is power",
+        ),
+        ({"name": "peer_moe_ops", **GPU, "hidden": 68}, "layer.hidden=68: allowed is multiples of"),
+        (
+            {"name": "peer_moe_ops", **GPU, "batch_size": 1 << 26},
+            f"batch_size={1 << 26}: allowed is less than 2^31 / layer.dim=32",
+        ),
     ],
 )
 def test_what_a_peer_cannot_do_is_refused_by_name(changes: dict[str, Any], words: str) -> None:
@@ -92,10 +146,23 @@ def test_every_peer_takes_the_cell_that_suits_it() -> None:
     for name, limits in LIMITS.items():
         for variant in limits.like:
             experts = 2 if (name, variant) == ("reference", "ep") else 8
+            device = limits.devices[-1]
+            backend = {"cpu": "gloo", "cuda": "nccl"}[device]
             cell = changed(name=f"peer_{name}", variant=variant, num_experts=experts,
-                           activation=limits.activations[-1], dtype=limits.dtypes[-1])  # fmt: skip
+                           activation=limits.activations[-1], dtype=limits.dtypes[-1],
+                           device=device, backend=backend)  # fmt: skip
             supports(cell)
             assert peers.equivalent(cell).strategy == limits.like[variant]
+
+
+@pytest.mark.parametrize("name, module", [("liger", "liger_kernel"), ("moe_ops", "moe_ops")])
+def test_peers_of_triton_are_refused_where_they_are_not_installed(
+    name: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(support, "find_spec", lambda module: None)
+    with pytest.raises(Unsupported) as refused:
+        peers.check_installed(changed(name=f"peer_{name}"))
+    assert f"({module}, triton is not); in the clone: pip install -e '.[gpu]'" in str(refused.value)
 
 
 def test_an_unknown_peer_names_those_there_are() -> None:
@@ -115,7 +182,7 @@ def test_what_is_not_installed_says_how_to_get_it(monkeypatch: pytest.MonkeyPatc
 @pytest.fixture(scope="module")
 def verdicts() -> dict[str, dict[str, Any]]:
     names = ["faults", "bytes", "transformers", "transformers:eager", "transformers:batched_mm",
-             "reference", "reference:tp", "reference:ep"]  # fmt: skip
+             "grouped", "reference", "reference:tp", "reference:ep"]  # fmt: skip
     return ranks(2, names)
 
 
@@ -134,10 +201,10 @@ def of(verdicts: dict[str, dict[str, Any]], *names: str) -> dict[str, dict[str, 
 def test_every_peer_that_ci_has_computes_this_projects_function(
     verdicts: dict[str, dict[str, Any]],
 ) -> None:
-    ways = ("transformers", "transformers:eager", "transformers:batched_mm")
+    ways = ("transformers", "transformers:eager", "transformers:batched_mm", "grouped")
     right = of(verdicts, *ways, "reference", "reference:tp", "reference:ep")
     assert {name: v for name, v in right.items() if not v["ok"]} == {}
-    assert [len(of(right, way)) for way in ways] == [32] * 3  # dtypes, modes, tokens, skews, sizes
+    assert [len(of(right, way)) for way in ways] == [32] * 4  # dtypes, modes, tokens, skews, sizes
     assert [len(of(right, f"reference{way}")) for way in ("", ":tp", ":ep")] == [8, 4, 8]
     assert all(v["gradient_error"] is not None for name, v in right.items() if " train " in name)
 

@@ -146,6 +146,23 @@ REFUSED: list[tuple[dict[str, Any], tuple[str, ...]]] = [
         {**GRAPH, "strategy.name": "peer_transformers"},
         ("measure.graph=on", "off with strategy=peer_transformers", "measure.graph=off"),
     ),
+    (
+        {**GRAPH, "strategy.name": "peer_liger"},
+        ("measure.graph=on", "off with strategy=peer_liger, whose host may wait"),
+    ),
+    (
+        {**GRAPH, "strategy.name": "peer_grouped"},
+        ("measure.graph=on", "strategy=peer_grouped and dtype=float32", "off or dtype=bfloat16"),
+    ),
+    (
+        {
+            **GRAPH,
+            "strategy.name": "peer_grouped",
+            "layer.dtype": "bfloat16",
+            "placement.device": "cpu",
+        },
+        ("measure.graph=on", "on GPUs with backend=nccl"),
+    ),
     # how experts are spread
     (
         {"strategy.name": "serial", "workload.tokens": "sharded"},
