@@ -141,7 +141,9 @@ def section(name: str, summary: Row) -> str:
     ranks = "; ".join(
         f"{size} ranks: {counts_text(counts)}" for size, counts in summary["ranks"].items()
     )
-    known, commit = ratios(summary), (summary["git"] or {}).get("sha", "not known")
+    git = summary["git"] or {}
+    changed = " with changes" if git.get("dirty") else ""
+    known, commit = ratios(summary), git.get("sha", "not known") + changed
     lines = [
         f"## {title(summary)}",
         "",
