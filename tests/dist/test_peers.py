@@ -82,6 +82,10 @@ def changed(**changes: Any) -> Cell:
             "toke",
         ),
         ({"variant": "batched_mm", "hidden": 4096, "batch_size": 4096}, "batch_size=4096: allowed"),
+        (
+            {"hidden": 66},
+            "layer.hidden=66: allowed is multiples of 4 in dtype=float32 for strategy",
+        ),
         ({"name": "peer_grouped", "kernel": "grouped"}, "strategy.kernel=grouped: allowed is auto"),
         (
             {"name": "peer_grouped", "hidden": 66},
