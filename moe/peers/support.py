@@ -107,8 +107,8 @@ COPY_LIMIT = 1 << 30  # bytes
 
 
 def _transformers(cell: Cell) -> None:
-    """grouped_mm is F.grouped_mm; batched_mm copies an expert's weights for every slot, which limits
-    the batch."""
+    """grouped_mm is F.grouped_mm; batched_mm copies an expert's weights for every slot, which
+    limits the batch."""
     layer, work = cell.layer, cell.workload
     if cell.strategy.variant in ("", "grouped_mm"):
         _grouped(cell)
