@@ -222,7 +222,7 @@ def test_a_trace_that_nothing_would_read_is_refused() -> None:
 def test_titles_say_the_workload_with_its_parameter() -> None:
     work = WorkloadSpec(kind="zipf", parameter=1.25)
     assert "zipf(1.25)" in title(Cell(workload=work)).split()
-    assert "balanced" in title(Cell(workload=WorkloadSpec(kind="balanced"))).split()
+    assert title(Cell(workload=WorkloadSpec(kind="balanced"))).endswith(" forced balance")
     assert "learned" not in title(Cell())
 
 
