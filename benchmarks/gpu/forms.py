@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.gpu.facts import device_of
 from benchmarks.gpu.rows import Part, error_of
 from moe import build, waits
-from moe.layer import liger_support
+from moe.layer import liger_support, triton_support
 from moe.parallel.comm import Comm
 from moe.spec import (
     Cell,
@@ -39,7 +39,7 @@ PLACES = (  # strategy and tokens
     (StrategySpec("ep_tp", "dedup"), "sharded"),
 )
 FEWER = 11  # of these, in dtypes beside the first: every strategy, and every dispatcher of ep
-KERNELS = ("grouped", "loop", "bmm", "dense", "liger")
+KERNELS = ("grouped", "loop", "bmm", "dense", "liger", "triton")
 DTYPES = ("bfloat16", "float32", "float16")
 MODES = ("forward", "train")
 PLAIN = "softmax"
@@ -84,6 +84,13 @@ class Form:
                 "router": self.router}  # fmt: skip
 
 
+def dtypes_of(kernel: str, mode: str) -> tuple[str, ...]:
+    """Those that the kernel computes."""
+    if kernel == triton_support.KERNEL:
+        return triton_support.dtypes(mode == "train")
+    return liger_support.DTYPES if kernel == liger_support.KERNEL else DTYPES
+
+
 def forms() -> list[Form]:
     """Every strategy, kernel, dtype and mode with the plain router, the most used dtype first; then
     CUDA graphs, then the other routers."""
@@ -93,7 +100,7 @@ def forms() -> list[Form]:
         for mode, (strategy, tokens), kernel in itertools.product(
             MODES, PLACES if dtype == DTYPES[0] else PLACES[:FEWER], KERNELS
         )
-        if kernel != liger_support.KERNEL or dtype in liger_support.DTYPES
+        if dtype in dtypes_of(kernel, mode)
     ]
     routed = [
         Form(replace(strategy, kernel="grouped"), tokens, "bfloat16", mode, router)
