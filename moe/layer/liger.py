@@ -194,7 +194,7 @@ def _rows(
 ) -> SlotRows:
     gradients = torch.is_grad_enabled()  # the backward pass adds up what a row gives its gate
     ends_P = counts.ends(token_S.device)
-    tiles = row_tiles(ends_P, len(token_S), tile.rows, overlap=not gradients)
+    tiles = row_tiles(ends_P, len(token_S), tile.rows, not gradients)
     return SlotRows(tiles, tile, gradients, token_S, entry_S, bags)
 
 

@@ -106,8 +106,8 @@ def sums(rows_SO: Tensor, weights_N: Tensor | None, rows: SlotRows) -> Tensor:
     sums_TO = rows_SO.new_empty((tokens, outputs))
     liger.launch(
         kernels().sum_of_rows, (tokens, blocks(outputs, SUM_COLUMNS)),
-        (rows_SO, row_TK, row_TK if weights_N is None else weights_N, rows.tiles.starts_P1,
-         sums_TO),
+        (rows_SO, row_TK, row_TK if weights_N is None else weights_N.contiguous(),
+         rows.tiles.starts_P1, sums_TO),
         (outputs, topk, len(rows.tiles.starts_P1) - 1), (),
         {"WEIGHTED": weights_N is not None, "BLOCK": SUM_COLUMNS, "num_warps": SUM_WARPS},
     )  # fmt: skip

@@ -8,6 +8,7 @@ need no masks, except where the depth is no multiple of its block.
 Shape letters as in `liger`; M tiles of rows, A tokens, N entries of all bags.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-decorators
 from __future__ import annotations
 
 import triton
@@ -124,12 +125,11 @@ def sum_of_rows(
     total = tl.zeros((BLOCK,), tl.float32)
     for k in tl.range(0, TOPK, loop_unroll_factor=8):
         row = tl.load(row_N + token * TOPK + k)
-        value = tl.load(
-            rows_SO + row * OUTPUTS + column, mask=(row < end) & (column < OUTPUTS), other=0.0
-        )
+        columns = tl.where(row < end, OUTPUTS, 0)
+        value = tl.load(rows_SO + row * OUTPUTS + column, mask=column < columns, other=0.0)
         value = value.to(tl.float32)
         if WEIGHTED:
-            weight = tl.load(weights_N + token * TOPK + k, mask=row < end, other=0.0)
+            weight = tl.load(weights_N + token * TOPK + k)
             value *= weight.to(tl.float32)
         total += value
     tl.store(
