@@ -8,7 +8,7 @@ need no masks, except where the depth is no multiple of its block.
 Shape letters as in `liger`; M tiles of rows, A tokens, N entries of all bags.
 """
 
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 from __future__ import annotations
 
 import triton
