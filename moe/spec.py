@@ -18,7 +18,7 @@ MODES = ("forward", "train")
 DTYPES = ("float32", "bfloat16", "float16")
 ACTIVATIONS = ("relu", "identity", "gelu", "silu_gated")
 BIASES = ("none", "zero", "random")
-KERNELS = ("auto", "loop", "bmm", "dense", "grouped", "liger")
+KERNELS = ("auto", "loop", "bmm", "dense", "grouped", "liger", "triton")
 WORKLOADS = (
     "learned", "balanced", "zipf", "k_hot", "hot_rank", "imbalance", "trace"
 )  # fmt: skip

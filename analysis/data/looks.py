@@ -39,6 +39,7 @@ KERNEL_LOOKS: dict[str, Look] = {
     "dense": ("#3D405B", "D", ":"),
     "grouped": ("#2A9D8F", "^", "-"),
     "liger": ("#D55E00", "P", "-"),
+    "triton": ("#5E3C99", "*", "-"),
 }
 SPARE = ("#6A994E", "#B8860B", "#3D405B", "#B56576", "#2A9D8F", "#9A031E")
 MARKERS = "osD^vPhX*<>pd8"

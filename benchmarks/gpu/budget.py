@@ -10,7 +10,7 @@ next kernel.
 
 from __future__ import annotations
 
-KERNELS = ("grouped", "dense", "liger")  # the others need the experts' counts on the host
+KERNELS = ("grouped", "dense", "liger", "triton")  # the others need the experts' counts on the host
 BY_DISPATCHER = {"local": 0, "allgather": 0, "alltoall": 1, "dedup": 1, "symm_mem": 0}
 STRATEGIES = ("serial", "simple", "dp", "tp", "fsdp", "ep", "dp_ep", "ep_tp")
 

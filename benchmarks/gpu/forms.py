@@ -9,7 +9,6 @@ from typing import Any
 from benchmarks.gpu.facts import device_of
 from benchmarks.gpu.rows import Part, error_of
 from moe import build, waits
-from moe.layer import liger_support
 from moe.parallel.comm import Comm
 from moe.spec import (
     Cell,
@@ -39,7 +38,7 @@ PLACES = (  # strategy and tokens
     (StrategySpec("ep_tp", "dedup"), "sharded"),
 )
 FEWER = 11  # of these, in dtypes beside the first: every strategy, and every dispatcher of ep
-KERNELS = ("grouped", "loop", "bmm", "dense", "liger")
+KERNELS = ("grouped", "loop", "bmm", "dense", "liger", "triton")
 DTYPES = ("bfloat16", "float32", "float16")
 MODES = ("forward", "train")
 PLAIN = "softmax"
@@ -53,7 +52,7 @@ ROUTERS = {
 }
 ROUTED = ("simple", "ep")  # strategies that are checked with every router
 BATCH = 63
-CPU_KERNELS = KERNELS[:4]
+TRITON, CPU_KERNELS = KERNELS[4:], KERNELS[:4]
 STRIDE = 5  # a dry run takes every fifth form: no multiple of the number of its kernels or places
 
 
@@ -93,7 +92,7 @@ def forms() -> list[Form]:
         for mode, (strategy, tokens), kernel in itertools.product(
             MODES, PLACES if dtype == DTYPES[0] else PLACES[:FEWER], KERNELS
         )
-        if (kernel, dtype) != (liger_support.KERNEL, "float32")  # its twins are checked in sweeps
+        if dtype != "float32" or kernel not in TRITON  # their twins are checked in sweeps
     ]
     routed = [
         Form(replace(strategy, kernel="grouped"), tokens, "bfloat16", mode, router)

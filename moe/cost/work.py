@@ -20,7 +20,8 @@ from moe.strategies import degrees, rules_of
 
 TRAIN_FACTOR = 3
 KEPT_HIDDEN = {"relu": 1, "identity": 1, "gelu": 2, "silu_gated": 4}
-KEPT_BY = {"loop": {**KEPT_HIDDEN, "silu_gated": 3}, "liger": {"silu_gated": 2}}
+KEPT_BY = {"loop": {**KEPT_HIDDEN, "silu_gated": 3}, "liger": {"silu_gated": 2},
+           "triton": {"silu_gated": 2}}  # fmt: skip
 
 
 def expert_elements(layer: LayerSpec, parts: int = 1) -> int:
@@ -85,8 +86,8 @@ def activation_bytes(cell: Cell, load: Load, rank: int = 0) -> float:
         shared    + h T' N U (forward: (F + U) T' N after the experts, if that is more)
         router    + T (4 E + 32 K), and 4 T D where the dtype is not float32
 
-    h = 1 for relu and identity, 2 for gelu, 4 (kernel=loop: 3, liger: 2) for silu_gated: tensors of
-    U columns that autograd keeps. Kernels that pad keep more: `padded_bytes`.
+    h = 1 for relu and identity, 2 for gelu, 4 (kernel=loop: 3, liger and triton: 2) for silu_gated:
+    tensors of U columns that autograd keeps. Kernels that pad keep more: `padded_bytes`.
     """
     layer, size = cell.layer, DTYPE_BYTES[cell.layer.dtype]
     units, train = layer.hidden // degrees(cell).tp, cell.workload.mode == "train"

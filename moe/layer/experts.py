@@ -14,6 +14,7 @@ No kernel is fastest everywhere, so `MoELayer.tune` measures. Each has its own l
 | grouped | [P, F, D] | [P, O, H] | F.grouped_mm                                               |
 | liger   | [P, F, D] | [P, O, H] | Liger's Triton kernels on tiles of 64 rows; on a GPU only  |
 | liger_N | [P, F, D] | [P, O, H] | the same on tiles of 16 or 128 rows                        |
+| triton* | [P, F, D] | [P, O, H] | our own, on tiles of 128 rows or 64, 16; on a GPU only     |
 
 Shape letters: T tokens, S slots here, D in, H hidden, F = H or (gated) 2H, O out, P experts here.
 """
@@ -27,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe import weights
-from moe.layer import liger, liger_support, weight_store
+from moe.layer import liger, liger_support, triton_experts, triton_support, weight_store
 from moe.layer.activations import activate
 from moe.layer.expert_autograd import GradientBuffers, PerExpertFunction
 from moe.layer.onednn import Packed, runs
@@ -37,10 +38,12 @@ from moe.spec import GROUPED_BYTES, GROUPED_DTYPE, GROUPED_MOST, LayerSpec
 
 TRANSPOSED = {"bmm_t": (True, True), "dense": (False, True)}
 VARIANTS = {"loop": ("loop", "loop_wx", "packed", "wide"), "bmm": ("bmm", "bmm_t"),
-            "dense": ("dense",), "grouped": ("grouped",), "liger": tuple(liger.TILES)}  # fmt: skip
+            "dense": ("dense",), "grouped": ("grouped",), "liger": tuple(liger.PRODUCTS),
+            "triton": tuple(triton_experts.PRODUCTS)}  # fmt: skip
+BY_TILES = {**liger.PRODUCTS, **triton_experts.PRODUCTS}
 
 # Kernels that do not need the counts on the host.
-WITHOUT_COUNTS = ("dense", "grouped", *liger.TILES)
+WITHOUT_COUNTS = ("dense", "grouped", *BY_TILES)
 GROUPED_CAPABILITIES = (9, 10)
 FEW_ROWS = 32  # up to this many rows, W @ x.T beats x @ W.T in float32
 
@@ -91,7 +94,7 @@ class Experts(nn.Module):
     @property
     def takes_tokens(self) -> bool:
         """Whether the kernel reads tokens and writes their sums itself: see `of_tokens`."""
-        return self.kernel in liger.TILES
+        return self.kernel in BY_TILES
 
     @property
     def counts_on_host(self) -> bool:
@@ -160,7 +163,13 @@ class Experts(nn.Module):
             "packed": forward_on_cpu and self.resident and runs(dtype),
             # Its backward pass would be autograd's: a gradient of all experts for each expert.
             "loop_wx": not self.fc1.requires_grad,
-        } | dict.fromkeys(liger.TILES, self._liger_fits(kernel, dtype))
+        }
+        # In float32 they have no tensor cores, so that it takes asking for them.
+        on_tiles = self.device.type == "cuda" and (kernel != "auto" or dtype != torch.float32)
+        train = self.fc1.requires_grad
+        fits |= dict.fromkeys(liger.PRODUCTS, on_tiles and liger_support.fits(self.layer))
+        ours = on_tiles and triton_support.fits(self.layer, train)
+        fits |= dict.fromkeys(triton_experts.PRODUCTS, ours)
         return [n for n in names if fits.get(n, True)]
 
     def _grouped_fits(self, dtype: torch.dtype) -> bool:
@@ -172,16 +181,9 @@ class Experts(nn.Module):
         aligned = all(n * dtype.itemsize % GROUPED_BYTES == 0 for n in sizes)
         return hasattr(F, "grouped_mm") and aligned
 
-    def _liger_fits(self, kernel: str, dtype: torch.dtype) -> bool:
-        layer = self.layer
-        fast = kernel != "auto" or dtype != torch.float32  # it has no tensor cores for that
-        fits = self.device.type == "cuda" and fast
-        plain = layer.activation == "silu_gated" and self.b1 is None and layer.bias == "none"
-        return fits and plain and not liger_support.missing()
-
     def of_tokens(self, x_TD: Tensor, gates_TK: Tensor, slots: Slots) -> Tensor:
         """[T, O]: gated sum over the slots of each token."""
-        return liger.of_tokens(x_TD, self.fc1, self.fc2, gates_TK, slots, self.kernel)
+        return liger.of_tokens(x_TD, self.fc1, self.fc2, gates_TK, slots, BY_TILES[self.kernel])
 
     def rows(self, x_SD: Tensor, counts: RowCounts) -> Tensor:
         """[S, D] rows in expert order, `counts` of each expert -> [S, O] in the same order. Rows
@@ -190,7 +192,7 @@ class Experts(nn.Module):
         if not x_SD.shape[0]:  # an empty product, so that every rank has the same graph
             return self._loop(x_SD, RowCounts([0] * len(self.ids)))
         if self.takes_tokens:
-            return liger.of_rows(x_SD, self.fc1, self.fc2, counts, self.kernel)
+            return liger.of_rows(x_SD, self.fc1, self.fc2, counts, BY_TILES[self.kernel])
         kernels: dict[str, Callable[[Tensor, RowCounts], Tensor]] = {
             "loop": self._loop, "loop_wx": self._loop, "wide": self._loop, "packed": self._loop,
             "bmm": self._bmm, "bmm_t": self._bmm, "grouped": self._grouped, "dense": self._one_hot,

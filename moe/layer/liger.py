@@ -19,6 +19,7 @@ import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -70,26 +71,25 @@ INPUT_GRADIENT_STAGES = 2  # of the kernel that loads two blocks of both operand
 
 @functools.cache
 def kernels() -> Any:
-    """Liger's module of kernels. Imports triton, whose float32 products are exact from then on in
+    """Liger's kernels, without their autotuners, so that a kernel's name says what was measured, on
+    every rank and in every run. Imports triton, whose float32 products are exact from then on in
     this process: by default they round their operands to TF32."""
     os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
     from liger_kernel.ops import fused_moe_kernels
+    from triton.runtime.autotuner import Autotuner
 
-    return fused_moe_kernels
+    tuned = vars(fused_moe_kernels).items()
+    return SimpleNamespace(**{name: k.fn for name, k in tuned if isinstance(k, Autotuner)})
 
 
 def launch(
-    kernel: Any, grid: tuple[int, int], tensors: Sequence[Tensor], widths: tuple[int, int],
+    kernel: Any, grid: tuple[int, ...], tensors: Sequence[Tensor], widths: tuple[int, ...],
     strided: Sequence[Tensor], options: Mapping[str, int],
 ) -> None:  # fmt: skip
-    """Runs one of Liger's kernels: on `tensors`, for matrices of `widths`, with all strides of
-    `strided`.
-
-    Its autotuner is left out, so that a kernel's name says what was measured, on every rank and in
-    every run.
-    """
+    """Runs a Triton kernel: on `tensors`, for matrices of `widths`, with all strides of
+    `strided`."""
     strides = [stride for one in strided for stride in one.stride()]
-    kernel.fn[grid](*tensors, *widths, *strides, **options)
+    kernel[grid](*tensors, *widths, *strides, **options)
 
 
 def blocks(width: int, block: int) -> int:
@@ -156,56 +156,73 @@ def _bucket(ends_P: Tensor, number_M: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class SlotRows:
     """The rows of a step. Row i is of token `token_S[i]`, and its gate is entry `entry_S[i]` of the
-    gates; `bags` sums the rows of each token. Without bags every row is a token of its own."""
+    gates; `bags` sums the rows of each token. Without bags every row is a token of its own.
+    `gradients`: whether a backward pass may follow."""
 
     tiles: RowTiles
     tile: Tile
+    gradients: bool
     token_S: Tensor
     entry_S: Tensor
     bags: Bags | None = None
 
 
+@dataclass(frozen=True)
+class Products:
+    """The two products of a forward pass, as `first_mm` and `second_mm` below, and the sum of each
+    token's rows, for weights or none. The backward pass is Liger's, on blocks of `tile`, whose
+    rows are those of the forward pass's blocks."""
+
+    tile: Tile
+    first: Callable[[Tensor, Tensor, Tensor, SlotRows], Tensor]
+    second: Callable[[Tensor, Tensor, SlotRows], Tensor]
+    sums: Callable[[Tensor, Tensor | None, SlotRows], Tensor]
+
+
 def of_tokens(
-    x_TD: Tensor, fc1_PFD: Tensor, fc2_POH: Tensor, gates_TK: Tensor, slots: Slots, name: str
+    x_TD: Tensor, fc1_PFD: Tensor, fc2_POH: Tensor, gates_TK: Tensor, slots: Slots, by: Products
 ) -> Tensor:
-    """[T, O]: sum of gate * expert's output over the slots of each token, by the kernel `name`."""
+    """[T, O]: sum of gate * expert's output over the slots of each token."""
     assert slots.bags is not None
-    tiles = _tiles(slots.counts, len(slots.order_S), name, x_TD.device)
-    rows = SlotRows(
-        tiles, TILES[name].of_type(x_TD.dtype), slots.bags.source_S, slots.order_S, slots.bags
-    )
-    return _Experts.apply(x_TD, fc1_PFD, fc2_POH, gates_TK.to(x_TD.dtype), rows)  # type: ignore[no-any-return]
+    tile, bags = by.tile.of_type(x_TD.dtype), slots.bags
+    rows = _rows(slots.counts, bags.source_S, slots.order_S, tile, bags)
+    return _Experts.apply(x_TD, fc1_PFD, fc2_POH, gates_TK.to(x_TD.dtype), rows, by)  # type: ignore[no-any-return]
 
 
-def of_rows(x_SD: Tensor, fc1_PFD: Tensor, fc2_POH: Tensor, counts: RowCounts, name: str) -> Tensor:
+def of_rows(
+    x_SD: Tensor, fc1_PFD: Tensor, fc2_POH: Tensor, counts: RowCounts, by: Products
+) -> Tensor:
     """[S, O]: the experts' outputs for rows that lie in expert order. Rows behind the last expert's
     are undefined."""
     row_S = numbers(len(x_SD), x_SD.device)
-    tiles = _tiles(counts, len(x_SD), name, x_SD.device)
-    rows = SlotRows(tiles, TILES[name].of_type(x_SD.dtype), row_S, row_S)
-    return _Experts.apply(x_SD, fc1_PFD, fc2_POH, None, rows)  # type: ignore[no-any-return]
+    rows = _rows(counts, row_S, row_S, by.tile.of_type(x_SD.dtype))
+    return _Experts.apply(x_SD, fc1_PFD, fc2_POH, None, rows, by)  # type: ignore[no-any-return]
 
 
-def _tiles(counts: RowCounts, rows: int, name: str, device: torch.device) -> RowTiles:
-    overlap = not torch.is_grad_enabled()  # the backward pass adds up what a row gives its gate
-    return row_tiles(counts.ends(device), rows, TILES[name].rows, overlap)
+def _rows(
+    counts: RowCounts, token_S: Tensor, entry_S: Tensor, tile: Tile, bags: Bags | None = None
+) -> SlotRows:
+    gradients = torch.is_grad_enabled()  # the backward pass adds up what a row gives its gate
+    ends_P = counts.ends(token_S.device)
+    tiles = row_tiles(ends_P, len(token_S), tile.rows, not gradients)
+    return SlotRows(tiles, tile, gradients, token_S, entry_S, bags)
 
 
-def _visible(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def visible(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Shows calls of `product` to torch function modes, by which the correctness check counts
     multiplications as it does those of torch's own products."""
 
     @functools.wraps(product)
-    def call(x: Tensor, *rest: Any) -> Tensor:
+    def call(x: Tensor, *rest: Any, **named: Any) -> Tensor:
         if torch.overrides.has_torch_function((x,)):
-            shown: Tensor = torch.overrides.handle_torch_function(call, (x,), x, *rest)
+            shown: Tensor = torch.overrides.handle_torch_function(call, (x,), x, *rest, **named)
             return shown
-        return product(x, *rest)
+        return product(x, *rest, **named)
 
     return call
 
 
-@_visible
+@visible
 def first_mm(x_TD: Tensor, fc1_PFD: Tensor, activated_SH: Tensor, rows: SlotRows) -> Tensor:
     """[S, 2H]: hidden rows, gates first; writes silu(gate) * other half to `activated_SH`."""
     hidden, tile = activated_SH.shape[1], rows.tile
@@ -218,7 +235,7 @@ def first_mm(x_TD: Tensor, fc1_PFD: Tensor, activated_SH: Tensor, rows: SlotRows
     return h_SF
 
 
-@_visible
+@visible
 def second_mm(activated_SH: Tensor, fc2_POH: Tensor, rows: SlotRows) -> Tensor:
     """[S, O]."""
     outputs, hidden = fc2_POH.shape[1:]
@@ -229,6 +246,14 @@ def second_mm(activated_SH: Tensor, fc2_POH: Tensor, rows: SlotRows) -> Tensor:
         (outputs, hidden), (activated_SH, fc2_POH, y_SO), rows.tile.options(),
     )  # fmt: skip
     return y_SO
+
+
+def _bag_sums(rows_SO: Tensor, weights_N: Tensor | None, rows: SlotRows) -> Tensor:
+    assert rows.bags is not None
+    return rows.bags.sums(rows_SO, weights_N)
+
+
+PRODUCTS = {name: Products(tile, first_mm, second_mm, _bag_sums) for name, tile in TILES.items()}
 
 
 def gate_gradients(
@@ -294,18 +319,19 @@ class _Experts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_TD: Tensor, fc1: Tensor, fc2: Tensor, gates_TK: Tensor | None, rows: SlotRows
-    ) -> Tensor:
+        ctx: Any, x_TD: Tensor, fc1: Tensor, fc2: Tensor, gates_TK: Tensor | None, rows: SlotRows,
+        by: Products,
+    ) -> Tensor:  # fmt: skip
         x_TD, count = x_TD.contiguous(), len(rows.token_S)
         activated_SH = x_TD.new_empty((count, fc2.shape[2]))
-        h_SF = first_mm(x_TD, fc1, activated_SH, rows)
-        y_SO = second_mm(activated_SH, fc2, rows)
-        ctx.rows = rows
+        h_SF = by.first(x_TD, fc1, activated_SH, rows)
+        y_SO = by.second(activated_SH, fc2, rows)
+        ctx.rows, ctx.sums = rows, by.sums
         ctx.save_for_backward(x_TD, fc1, fc2, h_SF, *(() if gates_TK is None else (gates_TK,)))
-        return y_SO if rows.bags is None else rows.bags.sums(y_SO, gates_TK)
+        return y_SO if rows.bags is None else by.sums(y_SO, gates_TK, rows)
 
     @staticmethod
-    def backward(ctx: Any, dy_TO: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
+    def backward(ctx: Any, dy_TO: Tensor) -> tuple[Tensor | None, ...]:
         rows: SlotRows = ctx.rows
         x_TD, fc1, fc2, h_SF, *gates = ctx.saved_tensors
         gates_N = gates[0].reshape(-1) if gates else x_TD.new_ones(len(h_SF))
@@ -315,6 +341,6 @@ class _Experts(torch.autograd.Function):
         dfc1 = first_gradient(x_TD, dh_SF, fc1, rows)
         dfc2 = second_gradient(gated_SH, dy_TO, fc2, rows)
         if rows.bags is None:
-            return dx, dfc1, dfc2, None, None
+            return dx, dfc1, dfc2, None, None, None
         dgates_TK = dgates_N.to(x_TD.dtype).view_as(gates[0])
-        return rows.bags.sums(dx), dfc1, dfc2, dgates_TK, None
+        return ctx.sums(dx, None, rows), dfc1, dfc2, dgates_TK, None, None

@@ -5,11 +5,12 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from moe.spec import Cell, Unsupported
+from moe.spec import Cell, LayerSpec, Unsupported
 
 KERNEL = "liger"
 MODULES = ("triton", "liger_kernel")
 PACKAGE, SERIES = "liger-kernel", "0.8."  # its kernels are private: another version may change them
+ANOTHER = "set strategy.kernel=auto"
 INSTALL = "in the clone: pip install -e '.[gpu]'"
 
 
@@ -27,17 +28,33 @@ def missing() -> str:
     return ""
 
 
-def refuse(cell: Cell) -> None:
-    """Raises Unsupported for a cell with this kernel that it cannot compute."""
-    layer, another = cell.layer, "set strategy.kernel=auto"
+def takes(layer: LayerSpec) -> bool:
+    """Whether tiles of rows, and their backward pass, compute what the layer does."""
+    return layer.activation == "silu_gated" and layer.bias == "none"
+
+
+def fits(layer: LayerSpec) -> bool:
+    """Whether the kernel computes the layer on a GPU, here and now."""
+    return takes(layer) and not missing()
+
+
+def refuse_fields(cell: Cell, kernel: str) -> None:
+    """Raises Unsupported for what tiles of rows and their backward pass cannot compute, whatever is
+    installed."""
+    layer = cell.layer
     for name, value, allowed in (
         ("device", cell.placement.device, ("cuda",)),
         ("model.activation", layer.activation, ("silu_gated",)),
         ("model.bias", layer.bias, ("none",)),
     ):
         if value not in allowed:
-            raise Unsupported(name, value, f"{'|'.join(allowed)} with strategy.kernel={KERNEL}",
-                              f"set {name} to it, or {another}")  # fmt: skip
+            raise Unsupported(name, value, f"{'|'.join(allowed)} with strategy.kernel={kernel}",
+                              f"set {name} to it, or {ANOTHER}")  # fmt: skip
+
+
+def refuse(cell: Cell) -> None:
+    """Raises Unsupported for a cell with this kernel that it cannot compute."""
+    refuse_fields(cell, KERNEL)
     if why := missing():
         raise Unsupported("strategy.kernel", KERNEL, f"{KERNEL} with {PACKAGE} {SERIES}* ({why})",
-                          f"{INSTALL}; or {another}")  # fmt: skip
+                          f"{INSTALL}; or {ANOTHER}")  # fmt: skip

@@ -20,7 +20,7 @@ MOST_RANKS = 16
 MOST_PLACES = 16
 FIELD, OTHER = "strategy.dispatcher", "strategy.dispatcher=alltoall"
 # They read the ends of experts' rows on the device, and no other rows.
-KERNELS = ("auto", "grouped", "liger")
+KERNELS = ("auto", "grouped", "liger", "triton")
 
 
 class Room(NamedTuple):

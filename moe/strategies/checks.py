@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from moe import spec
 from moe.knob import knobs
-from moe.layer import liger_support
+from moe.layer import liger_support, triton_support
 from moe.parallel.refusals import at_least_0, one_of, whole
 from moe.spec import GROUPED_DTYPE, Cell, Unsupported
 from moe.workload.checks import check_workload
 
 WAITING_DISPATCHERS = ("alltoall", "dedup")
-GRAPH_KERNELS = ("auto", "grouped", "dense", "liger")
+GRAPH_KERNELS = ("auto", "grouped", "dense", "liger", "triton")
 
 
 def check_fields(cell: Cell) -> None:
@@ -30,8 +30,9 @@ def check_fields(cell: Cell) -> None:
     if layer.topk > layer.num_experts:
         raise Unsupported("topk", layer.topk, f"1 to num_experts={layer.num_experts}",
                           "lower topk, raise num_experts or set topk_overflow=clamp")  # fmt: skip
-    if cell.strategy.kernel == liger_support.KERNEL:
-        liger_support.refuse(cell)
+    for support in (liger_support, triton_support):
+        if cell.strategy.kernel == support.KERNEL:
+            support.refuse(cell)
     _router(cell)
     check_workload(cell)
     if cell.strategy.graph != "off":

@@ -6,138 +6,45 @@ In float32 and float16: the interpreter's products of bfloat16 are wrong.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from moe.layer import liger
-from moe.parallel.comm import Comm
-from moe.parallel.permute import RowsElsewhere, Slots, _sorted_on_gpu
-from moe.parallel.row_counts import RowCounts
-from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
-from tests.dist import gpu_ranks
-from tests.support.fake_cuda import DEVICE, FakeCuda
+from moe.parallel.permute import RowsElsewhere, _sorted_on_gpu
+from moe.spec import StrategySpec
+from tests.support import expert_cases
 
-D, H, OUT, P, K = 24, 20, 40, 5, 2  # no multiples of a block, nor of each other
-LIMITS = {torch.float32: 2e-6, torch.float16: 2e-3}  # relative, root mean square
-DTYPES = pytest.mark.parametrize("dtype", LIMITS)
-NAMES = pytest.mark.parametrize("name", liger.TILES)
-
-# Experts of each token's slots. P and more: on other ranks.
-CHOICES = {
-    "even": [[t % P, (t + 1) % P] for t in range(10)],
-    "one expert has all": [[3, 3]] * 40,
-    "one row": [[4, P]],
-    "empty first and last": [[1, 2], [3, 1], [2, 3]] * 30,
-    "more than a tile of 128": [[0, 4]] * 140,
-    "elsewhere": [[0, P], [P + 1, P], [2, 4], [P, 1]] * 5,
-    "all elsewhere but one": [[P, P + 1]] * 20 + [[P, 2]],
-}
+PRODUCTS = liger.PRODUCTS
+DTYPES = pytest.mark.parametrize("dtype", expert_cases.LIMITS)
+NAMES = pytest.mark.parametrize("name", PRODUCTS)
 
 
 @pytest.fixture(autouse=True)
-def undefined_memory() -> Iterator[None]:
-    """Whatever is not written is NaN."""
-    new_empty, empty_like = Tensor.new_empty, torch.empty_like
-
-    def filled(x: Tensor) -> Tensor:
-        return x.fill_(torch.nan) if x.is_floating_point() else x
-
-    with (
-        mock.patch.object(Tensor, "new_empty", lambda x, *a, **k: filled(new_empty(x, *a, **k))),
-        mock.patch.object(torch, "empty_like", lambda x, **k: filled(empty_like(x, **k))),
-    ):
+def undefined() -> Iterator[None]:
+    with expert_cases.undefined_memory():
         yield
 
 
-def inputs(tokens: int, dtype: torch.dtype) -> list[Tensor]:
-    """Tokens, both matrices and gates."""
-    draw = torch.Generator().manual_seed(tokens)
-    shapes = ((tokens, D), (P, 2 * H, D), (P, OUT, H), (tokens, K))
-    return [torch.randn(shape, generator=draw).mul(0.5).to(dtype) for shape in shapes]
-
-
-def expected(x: Tensor, fc1: Tensor, fc2: Tensor, gates: Tensor, chosen: list[list[int]]) -> Tensor:
-    """By one expert of one token after the other."""
-    rows = []
-    for t, experts in enumerate(chosen):
-        total = torch.zeros(OUT, dtype=x.dtype)
-        for k, e in enumerate(experts):
-            if e < P:
-                gate, other = (fc1[e] @ x[t]).chunk(2)
-                total = total + gates[t, k] * (fc2[e] @ (F.silu(gate) * other))
-        rows.append(total)
-    return torch.stack(rows)
-
-
-def error(value: Tensor | None, want: Tensor | None) -> float:
-    assert value is not None and want is not None
-    size = want.norm()
-    difference = (value.double() - want).norm()
-    return float(difference / size) if size else float(difference)
-
-
-def doubled(tensors: list[Tensor]) -> list[Tensor]:
-    return [x.detach().double().requires_grad_() for x in tensors]
-
-
-def slots_of(chosen: list[list[int]], elsewhere: RowsElsewhere) -> Slots:
-    return _sorted_on_gpu(torch.tensor(chosen), P, elsewhere)
-
-
 @NAMES
 @DTYPES
-@pytest.mark.parametrize("case, elsewhere", [
-    *((case, "kept") for case, rows in CHOICES.items() if max(map(max, rows)) < P),
-    *itertools.product(("one row", "elsewhere", "all elsewhere but one"), ("cut", "padded")),
-])  # fmt: skip
+@pytest.mark.parametrize("case, elsewhere", expert_cases.CASES)
 def test_outputs_and_gradients_are_those_of_float64(
     case: str, elsewhere: RowsElsewhere, dtype: torch.dtype, name: str
 ) -> None:
-    chosen = CHOICES[case]
-    leaves = [x.requires_grad_() for x in inputs(len(chosen), dtype)]
-    slots = slots_of(chosen, elsewhere)
-    y = liger.of_tokens(*leaves, slots, name)
-    cotangent = torch.ones_like(y) + torch.arange(OUT, dtype=dtype) / OUT
-    y.backward(cotangent)
-    want_leaves = doubled(leaves)
-    want = expected(*want_leaves, chosen)
-    want.backward(cotangent.double())
-    assert error(y.detach(), want.detach()) <= LIMITS[dtype]
-    for leaf, want_leaf in zip(leaves, want_leaves, strict=True):
-        assert error(leaf.grad, want_leaf.grad) <= LIMITS[dtype]
-    with torch.inference_mode():
-        assert torch.equal(liger.of_tokens(*leaves, slots, name), y)
+    expert_cases.assert_outputs_and_gradients(case, elsewhere, dtype, PRODUCTS[name])
 
 
 @NAMES
 @DTYPES
-@pytest.mark.parametrize("counts", [[3, 0, 1, 70, 2], [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]])
+@pytest.mark.parametrize("counts", expert_cases.COUNTS)
 def test_rows_in_expert_order_with_undefined_rows_behind_them(
     counts: list[int], dtype: torch.dtype, name: str
 ) -> None:
-    used = sum(counts)
-    x, fc1, fc2, _ = inputs(used + 4, dtype)
-    x[used:] = torch.nan
-    leaves = [one.requires_grad_() for one in (x, fc1, fc2)]
-    y = liger.of_rows(*leaves, RowCounts(counts), name)[:used]
-    y.sum().backward()
-    want_leaves = doubled(leaves)
-    chosen = [[e] for e, count in enumerate(counts) for _ in range(count)]
-    want = expected(want_leaves[0][:used], *want_leaves[1:], torch.ones(used, 1), chosen)
-    want.sum().backward()
-    assert error(y.detach(), want.detach()) <= LIMITS[dtype]
-    for leaf, want_leaf in zip(leaves, want_leaves, strict=True):
-        grad, want_grad = leaf.grad, want_leaf.grad
-        assert grad is not None and want_grad is not None
-        rows = used if leaf is leaves[0] else len(leaf)
-        assert error(grad[:rows], want_grad[:rows]) <= LIMITS[dtype]
+    expert_cases.assert_rows(counts, dtype, PRODUCTS[name])
 
 
 @NAMES
@@ -153,7 +60,7 @@ def test_gradients_of_gates_are_summed_in_float32(name: str) -> None:
     fc2[:, :, : tile.columns] = 1
     gates = torch.ones(1, 1, dtype=torch.float16, requires_grad=True)
     y = liger.of_tokens(x, fc1, fc2, gates, _sorted_on_gpu(torch.zeros(1, 1).long(), 1, "kept"),
-                        name)  # fmt: skip
+                        liger.PRODUCTS[name])  # fmt: skip
     y.backward(torch.ones_like(y))
     small = tile.columns * 20 * 2.0**-12 * (parts - 1)
     assert gates.grad is not None
@@ -170,45 +77,21 @@ def test_gradients_of_gates_are_summed_in_float32(name: str) -> None:
 def test_a_cell_passes_the_whole_check_without_waits(
     name: str, dispatcher: str, tokens: str, graph: str, mode: str
 ) -> None:
-    report = checked(StrategySpec(name, dispatcher, kernel="liger", graph=graph), tokens, mode)
+    strategy = StrategySpec(name, dispatcher, kernel="liger", graph=graph)
+    report = expert_cases.checked(strategy, tokens, mode)
     assert report["ok"], report["detail"]
     assert (report["waits"], report["counted"], report["on_host"]) == ([], 0, [])
 
 
 @pytest.mark.parametrize("mode", ["forward", "train"])
 def test_the_float32_twin_of_a_cell_passes_the_check(mode: str) -> None:
-    report = checked(StrategySpec("simple", kernel="liger"), "sharded", mode, "float32")
+    strategy = StrategySpec("simple", kernel="liger")
+    report = expert_cases.checked(strategy, "sharded", mode, "float32")
     assert report["ok"], report["detail"]
 
 
-def checked(
-    strategy: StrategySpec, tokens: str, mode: str, dtype: str = "float16"
-) -> dict[str, Any]:
-    """What the check says on the simulated GPU."""
-    layer = LayerSpec(
-        dim=32, hidden=48, dim_out=40, num_experts=8, topk=2, topk_requested=2,
-        activation="silu_gated", bias="none", dtype=dtype,
-    )  # fmt: skip
-    work = WorkloadSpec(batch_size=21, mode=mode, tokens=tokens)
-    with FakeCuda() as gpu:
-        cell = Cell(layer, strategy, work, RankLayout(1, "nccl", "cuda", 1))
-        return gpu_ranks.check(cell, Comm(DEVICE, 1, 0), gpu)
-
-
-def fewer_tiles(*arguments: Any) -> liger.RowTiles:
-    tiles = liger_row_tiles(*arguments)
-    return liger.RowTiles(tiles.row_M[:-1], tiles.expert_M[:-1], tiles.starts_P1)
-
-
-def late_tiles(*arguments: Any) -> liger.RowTiles:
-    tiles = liger_row_tiles(*arguments)
-    return liger.RowTiles(tiles.row_M + 1, tiles.expert_M, tiles.starts_P1)
-
-
-liger_row_tiles = liger.row_tiles
-
-
-@pytest.mark.parametrize("mutant", [fewer_tiles, late_tiles])
+@pytest.mark.parametrize("mutant", expert_cases.WRONG_TILES)
 def test_the_check_catches_wrong_tiles(mutant: Any) -> None:
+    strategy = StrategySpec("simple", kernel="liger")
     with mock.patch.object(liger, "row_tiles", mutant):
-        assert not checked(StrategySpec("simple", kernel="liger"), "sharded", "forward")["ok"]
+        assert not expert_cases.checked(strategy, "sharded", "forward")["ok"]

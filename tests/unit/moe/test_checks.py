@@ -259,7 +259,7 @@ REFUSED += [({**SYMM_MEM, **changes}, words) for changes, words in (
     ({"layer.num_experts": 64, "strategy.hot_replicas": 4}, (NAMED, "at most 16", "not 17")),
     ({"layer.dim": 18}, (NAMED, "16 bytes, which 18 is not", "other sizes")),
     ({"strategy.comm_dtype": "bfloat16"}, ("strategy.comm_dtype=bfloat16", "with strategy.dis")),
-    ({"strategy.kernel": "dense"}, ("strategy.kernel=dense", "auto|grouped|liger with strategy")),
+    ({"strategy.kernel": "dense"}, ("strategy.kernel=dense", "auto|grouped|liger|triton with ")),
     ({"strategy.overlap": 2}, ("strategy.overlap=2", "1 without strategy.dispatcher=alltoall")),
     ({"strategy.graph": "on"}, ("measure.graph=on", "off with strategy.dispatcher=symm_mem")),
 )]  # fmt: skip

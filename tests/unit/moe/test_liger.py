@@ -1,4 +1,5 @@
-"""The kernel `liger` without Triton: which tile computes which rows, and where it is refused."""
+"""The kernels `liger` and `triton` without Triton: which tile computes which rows, and where they
+are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe.build import supports
-from moe.layer import liger, liger_support
+from moe.layer import liger, liger_support, triton_experts, triton_support
 from moe.layer.out_of_memory import is_out_of_memory
 from moe.parallel.comm import Comm
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, Unsupported, WorkloadSpec
@@ -122,30 +123,79 @@ def test_another_version_is_refused() -> None:
         supports(CELL)
 
 
-def test_it_is_accepted_with_every_strategy() -> None:
+OURS = replace(CELL, strategy=StrategySpec(kernel="triton"))
+OURS_TRAIN = replace(OURS, workload=WorkloadSpec(mode="train"))
+
+
+def test_our_kernels_are_refused_by_their_own_name() -> None:
+    with pytest.raises(Unsupported, match=r"model.bias=zero: allowed is none with .*=triton; set"):
+        supports(replace(OURS, layer=replace(LAYER, bias="zero")))
+    with pytest.raises(Unsupported, match=r"device=cpu: allowed is cuda with .*=triton; set"):
+        supports(replace(OURS, placement=RankLayout()))
+
+
+def test_our_kernels_need_ligers_to_train() -> None:
+    with mock.patch.object(liger_support, "find_spec", without("liger_kernel")):
+        supports(OURS)
+        with pytest.raises(
+            Unsupported, match=r"triton and liger-kernel \(liger_kernel is not inst"
+        ):
+            supports(OURS_TRAIN)
+        assert candidates("triton", LAYER) == list(triton_experts.PRODUCTS)
+        assert candidates("triton", LAYER, "train") == []
+
+
+def test_without_triton_ours_are_refused_with_the_command_that_installs_it() -> None:
+    with (
+        mock.patch.object(triton_support, "find_spec", without("triton")),
+        pytest.raises(Unsupported, match=r"triton is not installed.*pip install -e '.\[gpu\]'"),
+    ):
+        supports(OURS)
+
+
+@pytest.mark.parametrize("mode", ["forward", "train"])
+def test_float32_takes_asking_for_it(mode: str) -> None:
+    """In float32 neither has tensor cores."""
+    float32 = replace(LAYER, dtype="float32")
+    for kernel, names in (("liger", liger.PRODUCTS), ("triton", triton_experts.PRODUCTS)):
+        supports(replace(CELL, layer=float32, strategy=StrategySpec(kernel=kernel)))
+        assert candidates(kernel, float32, mode) == list(names)
+        assert not set(candidates("auto", float32, mode)) & set(names)
+
+
+def test_rows_of_a_forward_blocks_are_those_of_its_backward_blocks() -> None:
+    for sizes in triton_experts.BLOCKS.values():
+        assert sizes.first.rows == sizes.second.rows == sizes.backward.rows
+
+
+@pytest.mark.parametrize("kernel", ["liger", "triton"])
+def test_they_are_accepted_with_every_strategy(kernel: str) -> None:
     for name in ("simple", "dp", "tp", "fsdp", "ep", "serial"):
-        supports(replace(CELL, strategy=StrategySpec(name, kernel="liger")))
+        supports(replace(CELL, strategy=StrategySpec(name, kernel=kernel)))
 
 
-def candidates(kernel: str, layer: LayerSpec) -> list[str]:
+def candidates(kernel: str, layer: LayerSpec, mode: str = "forward") -> list[str]:
     """Kernels that a GPU's layer would try."""
     from moe.build import build
 
     with FakeCuda():
-        cell = replace(CELL, layer=layer, strategy=StrategySpec(kernel="loop"))
+        work = WorkloadSpec(mode=mode)
+        cell = replace(CELL, layer=layer, strategy=StrategySpec(kernel="loop"), workload=work)
         experts = build(cell, Comm(DEVICE, 1, 0)).experts
         return experts.variants(kernel, getattr(torch, layer.dtype))
 
 
 def test_auto_tries_every_tile_on_a_gpu_and_needs_no_package() -> None:
-    tiles = list(liger.TILES)
-    assert candidates("liger", LAYER) == tiles
-    assert candidates("liger", replace(LAYER, dtype="float32")) == tiles
+    ligers, ours = list(liger.PRODUCTS), list(triton_experts.PRODUCTS)
+    tiles = ligers + ours
+    assert candidates("liger", LAYER) == ligers
     assert candidates("auto", LAYER)[-len(tiles) :] == tiles
-    assert not set(candidates("auto", replace(LAYER, dtype="float32"))) & set(tiles)
     assert not set(candidates("auto", replace(LAYER, bias="zero"))) & set(tiles)
     assert not set(candidates("auto", replace(LAYER, activation="relu"))) & set(tiles)
-    with mock.patch.object(liger_support, "find_spec", without("triton")):
+    with (
+        mock.patch.object(liger_support, "find_spec", without("triton")),
+        mock.patch.object(triton_support, "find_spec", without("triton")),
+    ):
         assert not set(candidates("auto", LAYER)) & set(tiles)
 
 
@@ -153,7 +203,7 @@ def test_nothing_of_triton_is_imported_before_a_kernel_runs() -> None:
     import subprocess
 
     code = (
-        "import sys, moe.build, moe.layer.experts, moe.layer.liger, moe.strategies.simple.layer; "
+        "import sys, moe.build, moe.layer.triton_experts, moe.strategies.simple.layer; "
         "print([m for m in ('triton', 'liger_kernel', 'moe_ops') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -1,0 +1,109 @@
+"""The kernel `triton` in Triton's interpreter: our kernels as moe/layer/triton_experts.py calls
+them, beside float64. tests/system/test_triton.py starts this file with TRITON_INTERPRET=1.
+
+In float32 and float16: the interpreter's products of bfloat16 are wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from moe.layer import liger, triton_experts
+from moe.parallel.permute import RowsElsewhere
+from moe.spec import StrategySpec
+from tests.support import expert_cases
+
+PRODUCTS = triton_experts.PRODUCTS
+# The interpreter takes seconds for each: all blocks in one dtype, and another dtype.
+FORMS = [*((name, torch.float16) for name in PRODUCTS), ("triton_16", torch.float32)]
+
+
+@pytest.fixture(autouse=True)
+def undefined() -> Iterator[None]:
+    with expert_cases.undefined_memory():
+        yield
+
+
+@pytest.mark.parametrize("name, dtype", [form for form in FORMS if form[0] != "triton_narrow"])
+@pytest.mark.parametrize("case, elsewhere", expert_cases.CASES)
+def test_outputs_and_gradients_are_those_of_float64(
+    case: str, elsewhere: RowsElsewhere, name: str, dtype: torch.dtype
+) -> None:
+    expert_cases.assert_outputs_and_gradients(case, elsewhere, dtype, PRODUCTS[name])
+
+
+@pytest.mark.parametrize("name, dtype", FORMS)
+@pytest.mark.parametrize("counts", expert_cases.COUNTS)
+def test_rows_in_expert_order_with_undefined_rows_behind_them(
+    counts: list[int], name: str, dtype: torch.dtype
+) -> None:
+    expert_cases.assert_rows(counts, dtype, PRODUCTS[name])
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_every_block_is_computed_once_whatever_the_group(group: int) -> None:
+    """Of 11 tiles of rows and 2 blocks of columns."""
+    x, fc1, fc2, gates = expert_cases.inputs(80, torch.float16)
+    fc1, fc2 = fc1.repeat(1, 4, 1), fc2.repeat(1, 4, 4)
+    slots = expert_cases.slots_of([[t % 5, 1] for t in range(80)], "kept")
+    name = "triton_16"
+    y = liger.of_tokens(x, fc1, fc2, gates, slots, PRODUCTS[name])
+    with mock.patch.object(triton_experts, "GROUP", group):
+        assert torch.equal(liger.of_tokens(x, fc1, fc2, gates, slots, PRODUCTS[name]), y)
+    assert not y.isnan().any()
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_hidden_rows_are_kept_for_gradients_alone(gradients: bool) -> None:
+    sizes: list[int] = []
+    launch = liger.launch
+
+    def note(kernel: Any, grid: Any, tensors: Any, *rest: Any) -> None:
+        sizes.append(max(len(x) * x.shape[-1] for x in tensors[-2:]))
+        launch(kernel, grid, tensors, *rest)
+
+    leaves = expert_cases.inputs(10, torch.float32)
+    slots = expert_cases.slots_of(expert_cases.CHOICES["even"], "kept")
+    with torch.set_grad_enabled(gradients), mock.patch.object(liger, "launch", note):
+        liger.of_tokens(*leaves, slots, PRODUCTS["triton_16"])
+    assert sizes[0] == 20 * expert_cases.H * (2 if gradients else 1)
+
+
+def test_rows_are_added_in_float32() -> None:
+    """In float16, 2,048 + 1 is 2,048; the sum of 2,048 and two ones is 2,050."""
+    rows = torch.tensor([[2048.0], [1.0], [1.0], [torch.nan]], dtype=torch.float16)
+    slots = expert_cases.slots_of([[0, 1, 2, 9]], "kept")
+    tiles = liger.row_tiles(slots.counts.ends(rows.device), 4, 16, True)
+    assert slots.bags is not None
+    of = liger.SlotRows(tiles, liger.TILES["liger_16"], False, slots.order_S, slots.order_S,
+                        slots.bags)  # fmt: skip
+    halves = torch.full((1, 4), 0.5, dtype=torch.float16)
+    assert triton_experts.sums(rows, None, of).tolist() == [[2050.0]]
+    assert triton_experts.sums(rows, halves, of).tolist() == [[1025.0]]
+
+
+@pytest.mark.parametrize("name, dispatcher, tokens, graph, mode", [
+    ("simple", "local", "sharded", "on", "forward"),
+    ("simple", "local", "sharded", "off", "train"),
+    ("ep", "local", "replicated", "off", "forward"),
+    ("ep", "alltoall", "sharded", "off", "train"),
+])  # fmt: skip
+def test_a_cell_passes_the_whole_check_without_waits(
+    name: str, dispatcher: str, tokens: str, graph: str, mode: str
+) -> None:
+    strategy = StrategySpec(name, dispatcher, kernel="triton", graph=graph)
+    report = expert_cases.checked(strategy, tokens, mode)
+    assert report["ok"], report["detail"]
+    assert (report["waits"], report["counted"], report["on_host"]) == ([], 0, [])
+
+
+@pytest.mark.parametrize("mutant", expert_cases.WRONG_TILES)
+def test_the_check_catches_wrong_tiles(mutant: Any) -> None:
+    strategy = StrategySpec("simple", kernel="triton")
+    with mock.patch.object(liger, "row_tiles", mutant):
+        assert not expert_cases.checked(strategy, "sharded", "forward")["ok"]
