@@ -59,7 +59,7 @@ test: setup-gpu ## every test that CI runs, on all cores; T=pattern for those wh
 	  $(if $(T),-k "$(T)",-n auto --dist worksteal --durations=5 --budget 360)
 
 .PHONY: test-browser
-test-browser: setup ## the report in headless Chromium, which must be installed
+test-browser: setup-gpu ## the report in headless Chromium, which must be installed
 	@$(RUN) -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[browser]'
 	$(RUN) -m pytest -q -m browser
 

@@ -45,7 +45,7 @@ SPARE = ("#6A994E", "#B8860B", "#3D405B", "#B56576", "#2A9D8F", "#9A031E")
 MARKERS = "osD^vPhX*<>pd8"
 LINES = ("-", "--", "-.", ":")
 FORMS = {"": 0, **{name: number for number, name in enumerate(DISPATCHERS)}}
-OTHERS = 4  # the first number of forms that are no dispatchers
+OTHERS = 4  # of forms that are no dispatchers, from here on: changing it would change colours
 ORDER = tuple(LOOKS)
 
 

@@ -92,8 +92,8 @@ def figures(
     scene = dataclasses.replace(scene, cells=cells)
     for name, make in [(name, maker(name)) for name in names or PLOTS]:
         with canvas.styled():
-            made = None if cells.empty else make(scene)
-            for figure in made if isinstance(made, list) else [made]:
+            drawings = None if cells.empty else make(scene)
+            for figure in drawings if isinstance(drawings, list) else [drawings]:
                 yield name, figure
 
 

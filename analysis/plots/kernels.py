@@ -110,13 +110,13 @@ def _rates(scene: PlotData, of_model: list[Setting], model: str) -> Drawing:
     shown = cells_frame(e.cell for s in of_model for e in s.entrants)
     option = ["--filter", f"model={model}"] if model else []
     own_scene = dataclasses.replace(scene, options=[*scene.options, *option])
-    made = canvas.finish(
+    drawing = canvas.finish(
         fig, own_scene, "kernels", f"{about}.", notes, shown=shown,
         values=_values(points, per_s, [percent(p.entrant.fraction) for p in points],
                        "of the roofline"),
     )  # fmt: skip
-    made.suffix = suffix(model)
-    return made
+    drawing.suffix = suffix(model)
+    return drawing
 
 
 def suffix(model: str) -> str:

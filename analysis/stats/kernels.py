@@ -229,13 +229,13 @@ def limit_rate(cell: CellSummary) -> float:
 def _settings(frame: pd.DataFrame, cells: pd.DataFrame) -> list[Setting]:
     names = _setting_names(cells)
     cells = cells.assign(entrant=_names(cells))
-    found = []
+    settings = []
     for fixed, part in grouped(cells, names):
         named = zip(part["entrant"], summaries(part), strict=True)
         entrants = [Entrant(name, cell, _host_waits(frame, cell)) for name, cell in named]
         entrants.sort(key=lambda e: (e.cell.median_ms if e.cell.measured else math.inf, e.series))
-        found.append(Setting(dict(fixed), tuple(entrants)))
-    return sorted(found, key=lambda s: [sort_key(value) for value in s.fixed.values()])
+        settings.append(Setting(dict(fixed), tuple(entrants)))
+    return sorted(settings, key=lambda s: [sort_key(value) for value in s.fixed.values()])
 
 
 def _setting_names(cells: pd.DataFrame) -> list[str]:

@@ -156,8 +156,8 @@ def forced_lines(frames: Sequence[pd.DataFrame]) -> list[str]:
 def labelled(about: str, frame: pd.DataFrame) -> str:
     """The sentence with the label of forced balance, where the frame has some and it lacks it."""
     forced = forced_part(frame)
-    said = not forced or LABEL in about
-    return about if said else f"{about.removesuffix('.')}; {forced}."
+    complete = not forced or LABEL in about
+    return about if complete else f"{about.removesuffix('.')}; {forced}."
 
 
 def across_nodes(frame: pd.DataFrame) -> str:

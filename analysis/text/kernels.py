@@ -258,11 +258,11 @@ def _problems(view: Kernels) -> list[Claim]:
                 key = (entrant.series, entrant.cell.outcome)
                 groups.setdefault(key, []).append((entrant, setting))
     claims = []
-    for (name, outcome), found in groups.items():
-        where = _at(view, [s for _, s in found], view.settings)
-        why = reason(found[0][0].cell)
+    for (name, outcome), group in groups.items():
+        where = _at(view, [s for _, s in group], view.settings)
+        why = reason(group[0][0].cell)
         text = f"{name} {OUTCOMES.get(outcome, outcome)}{where}" + (f": {why}" if why else "")
-        claims.append(claim(text, [e.cell for e, _ in found]))
+        claims.append(claim(text, [e.cell for e, _ in group]))
     return claims
 
 

@@ -43,8 +43,8 @@ def _which(chosen: Sequence[Fixed], every: Sequence[Fixed], names: Sequence[str]
     product = _product(chosen, every, names)
     if product is not None:
         return _joined(product, names)
-    ways = [parts for name in names if (parts := _split(chosen, every, names, name))]
-    best = min(ways, key=len, default=[])
+    divisions = [parts for name in names if (parts := _split(chosen, every, names, name))]
+    best = min(divisions, key=len, default=[])
     if best and len(best) <= NAMED and len(best) < len(chosen):
         return "; ".join(best)
     return "; ".join(words(c, names) for c in chosen) if len(chosen) <= NAMED else ""

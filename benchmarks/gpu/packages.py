@@ -18,15 +18,16 @@ KERNELS = ("liger_kernel", "moe_ops")  # expert kernels, without which their row
 
 
 def provide(folder: Path) -> None:
-    """Unpacks the wheels into DIR, where something is missing, for this process and for those of
+    """Unpacks the wheels of what is missing into DIR, for this process and for those of
     `variables`. Unpacked, because Hydra does not find its own config in a zip file."""
-    if all(map(find_spec, (*HYDRA, *KERNELS))):
-        return
+    missing = {name for name in (*HYDRA, *KERNELS) if not find_spec(name)}
     packages = folder / FOLDER
     for wheel in sorted(WHEELS.glob("*.whl")):
         with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(packages)
-    sys.path.append(str(packages))
+            if missing & {name.split("/")[0] for name in archive.namelist()}:
+                archive.extractall(packages)
+    if packages.is_dir():
+        sys.path.append(str(packages))
 
 
 def variables(part: Part) -> dict[str, str] | None:

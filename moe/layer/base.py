@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from moe import weights
 from moe.layer import kernel_choice
 from moe.layer.capacity import Scope, extents, places_per_expert
-from moe.layer.experts import Experts, can_be_captured
+from moe.layer.experts import BY_ENDS, Experts, can_be_captured
 from moe.layer.router import Router, Routing
 from moe.layer.weight_store import FusedWeights
 from moe.parallel import collectives, dispatch, symm_mem
@@ -338,7 +338,8 @@ class MoELayer(nn.Module):
         choice. Returns {name, how, candidates_ms}."""
         names = self.experts.variants(self.cell.strategy.kernel, x_TD.dtype)
         if self.exchange is not None:
-            names = [name for name in names if name in symm_mem.KERNELS]
+            names = [name for name in names if name in BY_ENDS]
+            self.use(names[0])  # the watched pass below: others split rows by counts
         if self.wait_free:
             names = [name for name in names if can_be_captured(name, x_TD.dtype, x_TD.device)]
             if not names:

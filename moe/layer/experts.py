@@ -45,6 +45,7 @@ BY_TILES = {**liger.PRODUCTS, **triton_experts.PRODUCTS}
 # Kernels that do not need the counts on the host.
 WITHOUT_COUNTS = ("dense", "grouped", *BY_TILES)
 GROUPED_CAPABILITIES = (9, 10)
+BY_ENDS = ("grouped", *BY_TILES)  # of these, those that skip rows behind the last expert's
 FEW_ROWS = 32  # up to this many rows, W @ x.T beats x @ W.T in float32
 
 

@@ -337,9 +337,10 @@ class _Experts(torch.autograd.Function):
         gates_N = gates[0].reshape(-1) if gates else x_TD.new_ones(len(h_SF))
         dy_TO = dy_TO.contiguous()
         dh_SF, gated_SH, dgates_N = gate_gradients(dy_TO, fc2, h_SF, gates_N, rows)
-        dx = row_gradients(dh_SF, fc1, rows)
-        dfc1 = first_gradient(x_TD, dh_SF, fc1, rows)
         dfc2 = second_gradient(gated_SH, dy_TO, fc2, rows)
+        del gated_SH
+        dfc1 = first_gradient(x_TD, dh_SF, fc1, rows)
+        dx = row_gradients(dh_SF, fc1, rows)
         if rows.bags is None:
             return dx, dfc1, dfc2, None, None, None
         dgates_TK = dgates_N.to(x_TD.dtype).view_as(gates[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -10,8 +12,16 @@ from moe.spec import Cell, LayerSpec, Unsupported
 KERNEL = "liger"
 MODULES = ("triton", "liger_kernel")
 PACKAGE, SERIES = "liger-kernel", "0.8."  # its kernels are private: another version may change them
+COMPILERS = ("gcc", "clang")
 ANOTHER = "set strategy.kernel=auto"
 INSTALL = "in the clone: pip install -e '.[gpu]'"
+
+
+def no_compiler() -> str:
+    """Triton compiles its launchers for the host, when a kernel is first run; empty if it can."""
+    if os.environ.get("CC") or any(map(shutil.which, COMPILERS)):
+        return ""
+    return f"there is no C compiler for triton: {', '.join(COMPILERS)}, or CC"
 
 
 def missing() -> str:
@@ -25,7 +35,7 @@ def missing() -> str:
         return f"{PACKAGE} is not installed as a package"
     if not installed.startswith(SERIES):
         return f"{PACKAGE} {installed} is installed, not {SERIES}*"
-    return ""
+    return no_compiler()
 
 
 def takes(layer: LayerSpec) -> bool:

@@ -15,7 +15,7 @@ def missing(train: bool) -> str:
     """Why it cannot run here, in words; empty if it can. Its backward pass is Liger's."""
     if train:
         return liger_support.missing()
-    return "" if find_spec("triton") else "triton is not installed"
+    return liger_support.no_compiler() if find_spec("triton") else "triton is not installed"
 
 
 def fits(layer: LayerSpec, train: bool) -> bool:

@@ -41,7 +41,6 @@ from moe.parallel.dispatch import Compute, Way
 from moe.parallel.permute import permute, sort_slots, unpermute
 from moe.parallel.row_counts import RowCounts
 from moe.parallel.symm_mem_limits import FIELD, OTHER, Room
-from moe.parallel.symm_mem_limits import KERNELS as KERNELS
 from moe.parallel.symm_mem_limits import SYMM_MEM as SYMM_MEM
 from moe.parallel.traffic import SPLIT_BYTES
 from moe.phases import phase
@@ -102,12 +101,12 @@ def buffers_of(group: RankGroup, room: Room) -> Buffers:
         )  # fmt: skip
     if symmetric.get_backend(group.comm.device) != NVSHMEM:
         symmetric.set_backend(NVSHMEM)
-    made = _kept.setdefault(group.ranks, [])
-    for buffers in made:
+    earlier = _kept.setdefault(group.ranks, [])
+    for buffers in earlier:
         if buffers.fit(room):
             return buffers
-    made.append(Buffers(group, room))
-    return made[-1]
+    earlier.append(Buffers(group, room))
+    return earlier[-1]
 
 
 class Exchange:

@@ -6,11 +6,15 @@ Shape letters: T tokens on this rank, S = T*K slots, D in, H hidden, E experts, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe.layer.experts import can_be_captured
 from moe.peers.fused import FusedExperts, FusedPeer
+from moe.spec import Unsupported
 
 
 class Grouped(FusedExperts):
@@ -30,3 +34,9 @@ class Grouped(FusedExperts):
 class Peer(FusedPeer):
     def make_system(self) -> nn.Module:
         return Grouped(self.fused())
+
+    def tune(self, x_TD: Tensor) -> dict[str, Any]:
+        if self.wait_free and not can_be_captured("grouped", x_TD.dtype, x_TD.device):
+            raise Unsupported("measure.graph", "on", "off on this GPU, whose F.grouped_mm reads "
+                              "the experts' rows on the host", "set measure.graph=off")  # fmt: skip
+        return super().tune(x_TD)

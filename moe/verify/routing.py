@@ -67,19 +67,19 @@ def check_routing(
     gates_BK = oracle.gates(cell.layer, logits_BE, table_BK, kept_BK)
     if seen.routing is not None:
         rows = slice(*seen.rows)
-        tolerance_T1 = _gate_tolerance(cell.layer, x_BD[rows])
-        off_TK = (seen.routing.gates_TK.detach().double() - gates_BK[rows]).abs()
-        collector.require(bool((off_TK <= tolerance_T1).all()), faults.GATES)
+        used_TE = seen.routing.logits_TE.detach().double()
+        kept_TK = None if kept_BK is None else kept_BK[rows]
+        want_TK = oracle.gates(cell.layer, used_TE, table_BK[rows], kept_TK)
+        off_TK = (seen.routing.gates_TK.detach().double() - want_TK).abs()
+        collector.require(bool((off_TK <= _gate_limit(cell.layer)).all()), faults.GATES)
         if kept_BK is not None:
-            _check_weights(cell, seen.routing, logits_BE[rows], tolerance_T1, collector)
+            _check_weights(cell, seen.routing, used_TE, collector)
     return Routed(table_BK, kept_BK, gates_BK, logits_BE)
 
 
-def _gate_tolerance(layer: LayerSpec, x_TD: Tensor) -> Tensor:
-    """[T, 1] allowed error of a gate: a logit's error changes it by as much times the gate, as do
-    errors of the other logits in the sum."""
-    slack_T1 = _logit_slack(layer, x_TD).amax(1, keepdim=True)
-    return layer.router.scale * (2 * slack_T1 + GATE_ROUNDING)
+def _gate_limit(layer: LayerSpec) -> float:
+    """Allowed error of a gate, given the layer's own logits, which are checked by themselves."""
+    return layer.router.scale * GATE_ROUNDING
 
 
 def _logit_slack(layer: LayerSpec, x_TD: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ def _everyones_choice(
 
 
 def _check_weights(
-    cell: Cell, routing: Routing, logits_TE: Tensor, tolerance_T1: Tensor, collector: FaultCollector
+    cell: Cell, routing: Routing, logits_TE: Tensor, collector: FaultCollector
 ) -> None:
     """Checks what slots were ordered by: scores where experts choose, else the gates before slots
     were dropped."""
@@ -192,7 +192,8 @@ def _check_weights(
         collector.require(torch.equal(weight_TK, routing.scores_TE.detach().double()), faults.KEPT)
         return
     want_TK = oracle.gates(cell.layer, logits_TE, routing.indices_TK)
-    collector.require(bool(((weight_TK - want_TK).abs() <= tolerance_T1).all()), faults.KEPT)
+    limit = _gate_limit(cell.layer)
+    collector.require(bool(((weight_TK - want_TK).abs() <= limit).all()), faults.KEPT)
 
 
 def check_ties(

@@ -49,7 +49,8 @@ class Snapshot:
         self.limit = limit
         assert step.output is not None
         cell = step.layer.cell
-        unordered = cell.strategy.name.startswith(PEER) and cell.placement.threads > 1
+        train = cell.workload.mode == "train"
+        unordered = train and cell.strategy.name.startswith(PEER) and cell.placement.threads > 1
         self.exact = step.output.device.type == "cpu" and not unordered
         self.y_TO = step.output.clone()
         self.x_TD = step.x_TD.detach().clone()

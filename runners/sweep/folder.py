@@ -43,10 +43,12 @@ def point_latest(sweep_dir: Path) -> None:
 
 
 def write_refused(folder: Path, refused: Sequence[tuple[str, str]]) -> None:
-    """Keeps (overrides, reason) of every cell that cannot run, where there are any."""
-    if refused:
-        cells = [{"overrides": overrides, "reason": reason} for overrides, reason in refused]
-        write_atomic(folder / REFUSED, sealed({"refused": cells}, indent=1))
+    """Keeps (overrides, reason) of every cell that cannot run; no file where there are none."""
+    if not refused:
+        (folder / REFUSED).unlink(missing_ok=True)
+        return
+    cells = [{"overrides": overrides, "reason": reason} for overrides, reason in refused]
+    write_atomic(folder / REFUSED, sealed({"refused": cells}, indent=1))
 
 
 def write_plan(jobs: Sequence[Job], settings: Settings) -> list[str]:
