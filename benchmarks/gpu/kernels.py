@@ -18,7 +18,7 @@ from benchmarks.gpu.rows import Part
 from benchmarks.gpu.sweep import SweepCase, one_sweep
 
 QWEN, MIXTRAL = "qwen3_30b_a3b", "mixtral_8x7b"
-LIGER, GROUPED = "simple_liger", "simple_grouped"
+LIGER, TRITON, GROUPED = "simple_liger", "simple_triton", "simple_grouped"
 RIVALS = ("peer_grouped", "peer_liger", "peer_moe_ops")
 MANY = 32_768  # tokens
 SHARES = {"forward": 75, "train": 37}  # of the part; `rivals` has what they leave
@@ -35,10 +35,10 @@ def cases(tiny: bool) -> list[SweepCase]:
         peers = (PEER,) if find_spec("transformers") else ()
         kernels = ",".join((GROUPED, "simple_loop", *peers))
         return [SweepCase("forward", settings(model=MIXTRAL, strategy=kernels, batch_size="1,16"))]
-    ours = f"{LIGER},{GROUPED}"
+    ours = f"{LIGER},{TRITON},{GROUPED}"
     both = {"model": f"{QWEN},{MIXTRAL}"}
     beside = f"{ours},{PEER}"
-    triton = ",".join((LIGER, *RIVALS))
+    triton = ",".join((LIGER, TRITON, *RIVALS))
     return [
         SweepCase(
             "forward",

@@ -34,6 +34,7 @@ GRAPH_FORMS = [
     Form(StrategySpec("simple", kernel="grouped"), "sharded", "bfloat16", "forward"),
     Form(StrategySpec("simple", kernel="dense"), "sharded", "bfloat16", "forward"),
     Form(StrategySpec("simple", kernel="liger"), "sharded", "bfloat16", "forward"),
+    Form(StrategySpec("simple", kernel="triton"), "sharded", "bfloat16", "forward"),
     Form(StrategySpec("ep", "allgather", kernel="grouped"), "sharded", "bfloat16", "forward"),
     Form(StrategySpec("simple", kernel="grouped"), "sharded", "bfloat16", "train"),
 ]

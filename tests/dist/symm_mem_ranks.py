@@ -71,7 +71,7 @@ def sent(row: Row, ranks: int, comm: Comm) -> dict[str, Any]:
     and as planned."""
     cell = gpu_ranks.cell_of({**row, "kernel": "auto"}, ranks)
     layer, x = build(cell, comm), batches.inputs(cell, comm.rank, DEVICE)
-    kernel = layer.tune(x)["name"]
+    choice = layer.tune(x)
     load = cost_ranks.counted_load(cell, layer, x, comm.rank, ranks)
     step = Step(cell, layer, x)
     with comm.counting() as rows:
@@ -80,7 +80,8 @@ def sent(row: Row, ranks: int, comm: Comm) -> dict[str, Any]:
     counted = [one for one in rows if one["collective"] == "all_to_all"]
     planned = [one for one in calls if one.collective == "all_to_all"]
     return {
-        "kernel": kernel,
+        "kernel": choice["name"],
+        "candidates": len(choice["candidates_ms"]),
         "counted": [sum(one[key] for one in counted) for key in ("calls", "sent_bytes",
                                                                  "received_bytes")],
         "planned": [sum(getattr(one, key) for one in planned) for key in ("calls", "sent_bytes",
@@ -101,9 +102,9 @@ def main(arguments: list[str]) -> int:
             exchange = PLANTED.get(row.get("planted", ""), Exchange)
             try:
                 with mock.patch.object(symm_mem, "Exchange", exchange):
-                    found = gpu_ranks.check(gpu_ranks.cell_of(row, ranks), comm, gpu)
-                found["calls"], found["counted_waits"] = memory.calls[:4], found["counted"]
-                results.append(found | sent(row, ranks, comm))
+                    report = gpu_ranks.check(gpu_ranks.cell_of(row, ranks), comm, gpu)
+                report["calls"], report["counted_waits"] = memory.calls[:4], report["counted"]
+                results.append(report | sent(row, ranks, comm))
             except Exception as error:
                 raise RuntimeError(f"rank {rank}: {row}") from error
     everybody: list[Any] = [None] * ranks

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from moe.layer.experts import BY_ENDS
 from tests.dist import agree_ranks, symm_mem_ranks
 from tests.dist.test_gpu import name_of, wrong
 from tests.support.covering import Row
@@ -68,6 +69,21 @@ def test_in_float32_it_is_right(tmp_path: Path) -> None:
     """As the twin of a cell in half precision, whose rounding could hide a fault."""
     rows = [{**PLAIN, "core": core, "dtype": "float32", "mode": "train"} for core in CORES[:2]]
     assert wrong(check(rows, 2, tmp_path)) == {}
+
+
+@pytest.mark.dist
+def test_a_kernel_is_chosen_among_those_that_read_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With Triton's kernels there are several, so that one pass is run before the choice."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    row = {**PLAIN, "core": CORES[1], "bias": "none", "dtype": "float16", "workload": "k_hot"}
+    checked = check([row], 2, tmp_path)
+    assert wrong(checked) == {}
+    for _, by_rank in checked:
+        assert len({rank["kernel"] for rank in by_rank}) == 1
+        assert {rank["kernel"] for rank in by_rank} <= set(BY_ENDS)
+        assert all(rank["candidates"] > 1 for rank in by_rank)
 
 
 @pytest.mark.dist

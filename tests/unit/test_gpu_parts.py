@@ -340,8 +340,11 @@ def test_the_sweeps_of_kernels_are_those_of_the_issue() -> None:
     }
     assert list(commands) == ["forward", "train", "rivals"]
     both = "model=qwen3_30b_a3b,mixtral_8x7b"
-    assert {both, "strategy=simple_liger,simple_grouped,peer_transformers",
+    assert {both, "strategy=simple_liger,simple_triton,simple_grouped,peer_transformers",
             "batch_size=32768,4096,1,128", "measure.graph=both", "workload=balanced",
             } <= {*commands["forward"]}  # fmt: skip
     assert {both, "batch_size=4096", "mode=train"} <= {*commands["train"]}
-    assert "strategy=simple_liger,peer_grouped,peer_liger,peer_moe_ops" in commands["rivals"]
+    assert (
+        "strategy=simple_liger,simple_triton,peer_grouped,peer_liger,peer_moe_ops"
+        in commands["rivals"]
+    )
