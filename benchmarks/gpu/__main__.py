@@ -1,6 +1,7 @@
 """The GPU path on one GPU in one short run; what came out goes to benchmarks/gpu/results/.
 
-    python -m benchmarks.gpu --out DIR [--budget 390] [--parts forms,bench] [--dry-run]
+    python -m benchmarks.gpu --out DIR [--budget 398] [--parts forms,bench] [--dry-run]
+    python -m benchmarks.gpu blocks [CASES]  # times block sizes of the kernel triton
     python -m benchmarks.gpu table FILE    # a run's rows.jsonl, as Markdown
     python -m benchmarks.gpu page          # writes docs/gpu.md from benchmarks/gpu/results/
 
@@ -73,6 +74,8 @@ def main(arguments: Sequence[str]) -> int:
 
         page.write()
         return 0
+    if arguments[:1] == ["blocks"]:
+        return blocks(arguments[1:])
     options = parser().parse_args(arguments)
     names, budget_s = chosen(options.parts), seconds(options.budget)
     if options.out is None:
@@ -87,6 +90,23 @@ def main(arguments: Sequence[str]) -> int:
         refuse("device=cpu: allowed is a CUDA GPU that torch can use; run this on a machine "
                "that has one, or add --dry-run for tiny sizes on the CPU")  # fmt: skip
     return whole_run(options.out, budget_s, names, options.dry_run, list(arguments))
+
+
+def blocks(names: Sequence[str]) -> int:
+    import torch
+
+    from benchmarks.gpu import blocks
+
+    for name in names:
+        model, _, tokens = name.partition(":")
+        if model not in blocks.SIZES or not tokens.isdecimal() or not int(tokens):
+            refuse(f"{name}: allowed is MODEL:TOKENS with one of {', '.join(blocks.SIZES)}; name a "
+                   f"case such as {blocks.CASES[0]}")  # fmt: skip
+    if not torch.cuda.is_available():
+        refuse("device=cpu: allowed is a CUDA GPU that torch can use; run this on a machine that "
+               "has one")  # fmt: skip
+    blocks.main(names, torch.device("cuda", 0))
+    return 0
 
 
 def chosen(text: str) -> list[str]:

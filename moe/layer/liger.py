@@ -185,7 +185,7 @@ def of_tokens(
     """[T, O]: sum of gate * expert's output over the slots of each token."""
     assert slots.bags is not None
     tile, bags = by.tile.of_type(x_TD.dtype), slots.bags
-    rows = _rows(slots.counts, bags.source_S, slots.order_S, tile, bags)
+    rows = slot_rows(slots.counts, bags.source_S, slots.order_S, tile, bags)
     return _Experts.apply(x_TD, fc1_PFD, fc2_POH, gates_TK.to(x_TD.dtype), rows, by)  # type: ignore[no-any-return]
 
 
@@ -195,11 +195,11 @@ def of_rows(
     """[S, O]: the experts' outputs for rows that lie in expert order. Rows behind the last expert's
     are undefined."""
     row_S = numbers(len(x_SD), x_SD.device)
-    rows = _rows(counts, row_S, row_S, by.tile.of_type(x_SD.dtype))
+    rows = slot_rows(counts, row_S, row_S, by.tile.of_type(x_SD.dtype))
     return _Experts.apply(x_SD, fc1_PFD, fc2_POH, None, rows, by)  # type: ignore[no-any-return]
 
 
-def _rows(
+def slot_rows(
     counts: RowCounts, token_S: Tensor, entry_S: Tensor, tile: Tile, bags: Bags | None = None
 ) -> SlotRows:
     gradients = torch.is_grad_enabled()  # the backward pass adds up what a row gives its gate

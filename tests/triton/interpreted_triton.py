@@ -13,8 +13,9 @@ from unittest import mock
 import pytest
 import torch
 
+from benchmarks.gpu import blocks
 from moe.layer import liger, triton_experts
-from moe.parallel.permute import RowsElsewhere
+from moe.parallel.permute import RowsElsewhere, _sorted_on_gpu
 from moe.spec import StrategySpec
 from tests.support import expert_cases
 
@@ -107,3 +108,16 @@ def test_the_check_catches_wrong_tiles(mutant: Any) -> None:
     strategy = StrategySpec("simple", kernel="triton")
     with mock.patch.object(liger, "row_tiles", mutant):
         assert not expert_cases.checked(strategy, "sharded", "forward")["ok"]
+
+
+def test_block_sizes_are_timed_and_agree(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(blocks, "FIRST", blocks.FIRST[-2:])
+    monkeypatch.setattr(blocks, "SECOND", blocks.SECOND[-2:])
+    monkeypatch.setattr(blocks, "sort_slots", _sorted_on_gpu)
+    monkeypatch.setattr(blocks, "median_ms", lambda call, device, seconds: call() is None or 1.0)
+    blocks.main(["tiny:8"], torch.device("cpu"), torch.float16)
+    lines = capsys.readouterr().out.splitlines()
+    assert [text.split()[1] for text in lines] == ["fc1"] * 2 + ["fc2"] * 2 + ["whole"] * 7
+    assert all(text.endswith(" TFLOP/s") for text in lines), lines
