@@ -19,6 +19,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 ACTIVATIONS = ("relu", "identity", "gelu", "silu_gated")
 BIASES = ("none", "zero", "random")
 KERNELS = ("auto", "loop", "bmm", "dense", "grouped", "liger", "triton")
+# The host need not know how many rows each expert has; but for dense, they read on a GPU where
+# the experts' rows end, and leave rows behind the last one's alone.
+KERNELS_WITHOUT_COUNTS = ("grouped", "dense", "liger", "triton")
+KERNELS_BY_ENDS = tuple(name for name in KERNELS_WITHOUT_COUNTS if name != "dense")
 WORKLOADS = (
     "learned", "balanced", "zipf", "k_hot", "hot_rank", "imbalance", "trace"
 )  # fmt: skip

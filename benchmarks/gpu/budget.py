@@ -1,5 +1,5 @@
 """How often a step may wait for the GPU: the budget that the GPU script and the tests hold a form
-to. Stdlib only.
+to. Torch-free.
 
 It is for bfloat16 and token-choice routers, forward and train, at any number of ranks and any
 overlap, where the rows that other ranks compute take at most `moe.layer.base.ELSEWHERE_BYTES`.
@@ -10,7 +10,9 @@ next kernel.
 
 from __future__ import annotations
 
-KERNELS = ("grouped", "dense", "liger", "triton")  # the others need the experts' counts on the host
+from moe.spec import KERNELS_WITHOUT_COUNTS
+
+KERNELS = KERNELS_WITHOUT_COUNTS  # the others need the experts' counts on the host
 BY_DISPATCHER = {"local": 0, "allgather": 0, "alltoall": 1, "dedup": 1, "symm_mem": 0}
 STRATEGIES = ("serial", "simple", "dp", "tp", "fsdp", "ep", "dp_ep", "ep_tp")
 

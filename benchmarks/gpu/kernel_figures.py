@@ -23,8 +23,8 @@ def figures(rows: Iterable[Row]) -> list[Row]:
 
 def best(rows: Sequence[Row], prefix: str) -> Row | None:
     """The fastest whose strategy begins so."""
-    mine = [row for row in rows if row["strategy"].startswith(prefix)]
-    return min(mine, key=lambda row: row["ms"]) if mine else None
+    candidates = [row for row in rows if row["strategy"].startswith(prefix)]
+    return min(candidates, key=lambda row: row["ms"], default=None)
 
 
 def ratios(kernels: Sequence[Row], prefix: str) -> list[float]:

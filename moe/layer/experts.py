@@ -34,7 +34,14 @@ from moe.layer.expert_autograd import GradientBuffers, PerExpertFunction
 from moe.layer.onednn import Packed, runs
 from moe.parallel.permute import Slots
 from moe.parallel.row_counts import RowCounts
-from moe.spec import GROUPED_BYTES, GROUPED_DTYPE, GROUPED_MOST, LayerSpec
+from moe.spec import (
+    GROUPED_BYTES,
+    GROUPED_DTYPE,
+    GROUPED_MOST,
+    KERNELS_BY_ENDS,
+    KERNELS_WITHOUT_COUNTS,
+    LayerSpec,
+)
 
 TRANSPOSED = {"bmm_t": (True, True), "dense": (False, True)}
 VARIANTS = {"loop": ("loop", "loop_wx", "packed", "wide"), "bmm": ("bmm", "bmm_t"),
@@ -42,10 +49,9 @@ VARIANTS = {"loop": ("loop", "loop_wx", "packed", "wide"), "bmm": ("bmm", "bmm_t
             "triton": tuple(triton_experts.PRODUCTS)}  # fmt: skip
 BY_TILES = {**liger.PRODUCTS, **triton_experts.PRODUCTS}
 
-# Kernels that do not need the counts on the host.
-WITHOUT_COUNTS = ("dense", "grouped", *BY_TILES)
+WITHOUT_COUNTS = tuple(name for kernel in KERNELS_WITHOUT_COUNTS for name in VARIANTS[kernel])
+BY_ENDS = tuple(name for kernel in KERNELS_BY_ENDS for name in VARIANTS[kernel])
 GROUPED_CAPABILITIES = (9, 10)
-BY_ENDS = ("grouped", *BY_TILES)  # of these, those that skip rows behind the last expert's
 FEW_ROWS = 32  # up to this many rows, W @ x.T beats x @ W.T in float32
 
 

@@ -26,6 +26,13 @@ def _block(tiles, blocks, GROUP: tl.constexpr):
     return first + place % size, place // size
 
 
+@triton.jit
+def _rows(tile, starts_P1, row_M, expert_M):
+    """(first row, expert, number of rows) of a tile; no rows for tiles that are not needed."""
+    row, expert = tl.load(row_M + tile).to(tl.int64), tl.load(expert_M + tile).to(tl.int64)
+    return row, expert, (tl.load(starts_P1 + expert + 1) - row).to(tl.int32)
+
+
 @triton.jit(do_not_specialize=["tiles"])
 def first_product(
     x_TD, fc1_PFD, token_S, starts_P1, row_M, expert_M, h_SF, activated_SH,
@@ -35,8 +42,7 @@ def first_product(
     """Gathers tokens, multiplies them by fc1, and writes silu(gate) * other half to `activated_SH`;
     with KEEP, both halves to `h_SF`."""
     tile, block = _block(tiles, tl.cdiv(HIDDEN, BLOCK_N), GROUP)
-    row, expert = tl.load(row_M + tile).to(tl.int64), tl.load(expert_M + tile).to(tl.int64)
-    used = (tl.load(starts_P1 + expert + 1) - row).to(tl.int32)
+    row, expert, used = _rows(tile, starts_P1, row_M, expert_M)
     if used <= 0:
         return
     m, k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
@@ -81,8 +87,7 @@ def second_product(
 ):  # fmt: skip
     """Multiplies activated rows by fc2."""
     tile, block = _block(tiles, tl.cdiv(OUTPUTS, BLOCK_N), GROUP)
-    row, expert = tl.load(row_M + tile).to(tl.int64), tl.load(expert_M + tile).to(tl.int64)
-    used = (tl.load(starts_P1 + expert + 1) - row).to(tl.int32)
+    row, expert, used = _rows(tile, starts_P1, row_M, expert_M)
     if used <= 0:
         return
     m, k = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)

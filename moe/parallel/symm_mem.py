@@ -83,10 +83,10 @@ class Buffers:
 
     def fit(self, room: Room) -> bool:
         """Whether a layer with that room can use these."""
-        mine = self.room
-        slots = room.slots * room.row_bytes <= mine.slots * mine.row_bytes
-        rows = room.rows * room.row_bytes <= mine.rows * mine.row_bytes
-        return room.places == mine.places and slots and rows
+        own = self.room
+        slots = room.slots * room.row_bytes <= own.slots * own.row_bytes
+        rows = room.rows * room.row_bytes <= own.rows * own.row_bytes
+        return room.places == own.places and slots and rows
 
 
 def buffers_of(group: RankGroup, room: Room) -> Buffers:

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from moe.spec import DTYPE_BYTES, Cell, Unsupported
+from moe.spec import DTYPE_BYTES, KERNELS_BY_ENDS, Cell, Unsupported
 
 SYMM_MEM = "symm_mem"
 MOST_RANKS = 16
 MOST_PLACES = 16
 FIELD, OTHER = "strategy.dispatcher", "strategy.dispatcher=alltoall"
-# They read the ends of experts' rows on the device, and no other rows.
-KERNELS = ("auto", "grouped", "liger", "triton")
+KERNELS = ("auto", *KERNELS_BY_ENDS)
 
 
 class Room(NamedTuple):

@@ -10,7 +10,7 @@ from moe.spec import GROUPED_DTYPE, Cell, Unsupported
 from moe.workload.checks import check_workload
 
 WAITING_DISPATCHERS = ("alltoall", "dedup")
-GRAPH_KERNELS = ("auto", "grouped", "dense", "liger", "triton")
+GRAPH_KERNELS = ("auto", *spec.KERNELS_WITHOUT_COUNTS)
 
 
 def check_fields(cell: Cell) -> None:

@@ -92,6 +92,16 @@ def check(cell: Cell, comm: Comm, gpu: FakeCuda) -> dict[str, Any]:
     }
 
 
+def end(results: list[Any]) -> int:
+    """Prints on rank 0 what every rank has, as one JSON line."""
+    everybody: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everybody, results)
+    if dist.get_rank() == 0:
+        print(json.dumps(everybody))
+    dist.destroy_process_group()
+    return 0
+
+
 def main(arguments: list[str]) -> int:
     rows: list[Row] = json.loads(Path(arguments[0]).read_text())
     dist.init_process_group("gloo")
@@ -105,12 +115,7 @@ def main(arguments: list[str]) -> int:
                 results.append(check(cell_of(row, ranks), comm, gpu))
             except Exception as error:
                 raise RuntimeError(f"rank {rank}: {row}") from error
-    everybody: list[Any] = [None] * ranks
-    dist.all_gather_object(everybody, results)
-    if rank == 0:
-        print(json.dumps(everybody))
-    dist.destroy_process_group()
-    return 0
+    return end(results)
 
 
 if __name__ == "__main__":

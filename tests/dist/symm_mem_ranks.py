@@ -107,12 +107,7 @@ def main(arguments: list[str]) -> int:
                 results.append(report | sent(row, ranks, comm))
             except Exception as error:
                 raise RuntimeError(f"rank {rank}: {row}") from error
-    everybody: list[Any] = [None] * ranks
-    dist.all_gather_object(everybody, results)
-    if rank == 0:
-        print(json.dumps(everybody))
-    dist.destroy_process_group()
-    return 0
+    return gpu_ranks.end(results)
 
 
 if __name__ == "__main__":
