@@ -102,10 +102,12 @@ def check(one: Record, ranks: int) -> None:
     assert [rank["weights_bytes"] > 0 for rank in one.memory or []] == [True] * ranks, name
     assert all(rank["method"] == "torch.cuda allocator" for rank in one.memory or []), name
     budget = host_waits(strategy.name, strategy.dispatcher, one.kernel["name"])
-    if strategy.graph == "on" or ranks == 1:
-        assert budget in (0, 1), name
-        budget = 0  # a rank alone sends nothing
-    assert budget is None or one.host_waits == [budget] * ranks, name
+    # Tuning may choose a kernel that needs counts, which has no budget; in a graph it cannot.
+    assert budget in (0, 1) or (strategy.kernel, strategy.graph) == ("auto", "off"), name
+    if budget is not None:
+        if strategy.graph == "on" or ranks == 1:
+            budget = 0  # a rank alone sends nothing
+        assert one.host_waits == [budget] * ranks, name
 
 
 @pytest.mark.dist
