@@ -357,7 +357,7 @@ class MoELayer(nn.Module):
         train = self.cell.workload.mode == "train"
         call, skip = kernel_choice.replay(seen.stage, seen.slots, self.experts, train, self.comm)
         return kernel_choice.choose(
-            [name for name in names if name not in skip], call, self.use, self.comm
+            [name for name in names if name not in skip], call, self.use, self.comm, self.wait_free
         )
 
     def clone(self) -> MoELayer:

@@ -1,4 +1,8 @@
-"""Chooses a kernel by timing each on the rows that this layer's experts are given."""
+"""Chooses a kernel by timing each on the rows that this layer's experts are given.
+
+For a step that runs from a CUDA graph, the GPU's time counts: a graph has no launches to wait for.
+Else the time that the host sees.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ import torch
 from torch import Tensor
 
 from moe.layer.experts import Experts
+from moe.layer.gpu_time import HeldQueue
 from moe.layer.out_of_memory import free_cached, is_out_of_memory
 from moe.layer.router import Routing
 from moe.parallel.comm import Comm
@@ -27,11 +32,13 @@ _TIE = 1.02  # candidates within this factor of the best tie; the first in the l
 
 
 def choose(
-    names: Sequence[str], call: Callable[[], None], use: Callable[[str], None], comm: Comm
-) -> dict[str, Any]:
+    names: Sequence[str], call: Callable[[], None], use: Callable[[str], None], comm: Comm,
+    captured: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Times `call` with each kernel, leaves the fastest in use, and returns {name, how,
     candidates_ms: {name: ms}}, and out_of_memory: [names] where a GPU's memory was not enough for
-    all kernels. Raises torch.OutOfMemoryError where it was enough for none.
+    all kernels. `captured`: for a step that a CUDA graph replays, by the GPU's time. Raises
+    torch.OutOfMemoryError where memory was enough for none.
 
     Collective: all ranks time their own parts at the same time, and the slowest rank's median
     counts, so all choose alike. After a short look at each kernel, those near the best are timed
@@ -40,11 +47,13 @@ def choose(
     runs out of memory on one rank takes infinitely long there, and so is out of the choice on all.
     """
     too_large: set[str] = set()
+    by_host = partial(_host_ms, call, comm.device)
+    timed = partial(HeldQueue().ms, call) if captured else by_host
 
     def time_ms(candidates: Sequence[str], budget_ns: int) -> dict[str, float]:
         times_ms = torch.zeros(len(candidates), device=comm.device)
         for i, name in enumerate(candidates):
-            times_ms[i] = _median_ms(partial(use, name), call, comm.device, budget_ns)
+            times_ms[i] = _median_ms(partial(use, name), by_host, timed, comm.device, budget_ns)
         comm.world.combine_(times_ms, "max")
         times = dict(zip(candidates, times_ms.tolist(), strict=True))
         too_large.update(name for name, ms in times.items() if math.isinf(ms))
@@ -105,13 +114,26 @@ def replay(
     return call, {"dense"} if anywhere.item() else set()
 
 
+def _host_ms(call: Callable[[], None], device: torch.device) -> float:
+    """Milliseconds until the device has done what `call` asks for."""
+    start_ns = time.monotonic_ns()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.monotonic_ns() - start_ns) / 1e6
+
+
 def _median_ms(
-    use: Callable[[], None], call: Callable[[], None], device: torch.device, budget_ns: int
-) -> float:
-    """Of `call` after `use`; infinite where the GPU's memory is not enough for them."""
+    use: Callable[[], None], warm_up: Callable[[], object], timed: Callable[[], float],
+    device: torch.device, budget_ns: int,
+) -> float:  # fmt: skip
+    """Of what `timed` returns after `use` and `warm_up`; infinite where the GPU's memory is not
+    enough for them."""
     try:
         use()
-        return _timed_ms(call, device, budget_ns)
+        begin_ns = time.monotonic_ns()
+        warm_up()
+        return _repeated_ms(timed, begin_ns + budget_ns)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -119,16 +141,11 @@ def _median_ms(
     return math.inf
 
 
-def _timed_ms(call: Callable[[], None], device: torch.device, budget_ns: int) -> float:
-    times = []
-    begin = time.monotonic_ns()
-    for turn in range(_MAX_CALLS + 1):
-        start = time.monotonic_ns()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if turn:
-            times.append((time.monotonic_ns() - start) / 1e6)
-        if turn >= _MIN_CALLS and time.monotonic_ns() - begin > budget_ns:
+def _repeated_ms(timed: Callable[[], float], end_ns: int) -> float:
+    """The median of at least _MIN_CALLS values, until the time `end_ns`."""
+    times: list[float] = []
+    while len(times) < _MAX_CALLS:
+        times.append(timed())
+        if len(times) >= _MIN_CALLS and time.monotonic_ns() > end_ns:
             break
     return statistics.median(times)

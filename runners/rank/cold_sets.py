@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from moe.layer.gpu_time import HeldQueue
 from moe.spec import Cell
 from moe.step import Step
 from runners.rank import gpu
@@ -21,7 +22,6 @@ from runners.rank import gpu
 SETS_MAX = 512
 CACHES = 2  # the sets of a GPU are this many times its cache, and one set more
 QUEUED = 128  # reads that are enqueued before the first of them begins
-HOLD_CYCLES = 4_000_000  # about 2 ms, in which they are enqueued
 ROTATIONS, REPEATS = 3, 8
 
 Read = Callable[[], object]
@@ -100,16 +100,12 @@ def _start(tensor: Tensor, share: float) -> Tensor:
 
 
 def device_s(reads: Sequence[Read]) -> float:
-    """Seconds that the GPU takes for all reads, without the host's time to launch them: they are
-    enqueued while the GPU is held."""
-    total_ms = 0.0
-    for first in range(0, len(reads), QUEUED):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(HOLD_CYCLES)
-        start.record()
-        for read in reads[first : first + QUEUED]:
+    """Seconds that the GPU takes for all reads, without the host's time to launch them."""
+    queue = HeldQueue()
+
+    def enqueue(part: Sequence[Read]) -> None:
+        for read in part:
             read()
-        end.record()
-        end.synchronize()
-        total_ms += start.elapsed_time(end)
-    return total_ms / 1e3
+
+    parts_of = (reads[first : first + QUEUED] for first in range(0, len(reads), QUEUED))
+    return sum(queue.ms(partial(enqueue, part)) for part in parts_of) / 1e3

@@ -89,7 +89,7 @@ class FakeCuda(Queue):
             "get_sync_debug_mode": lambda: self.sync_debug,
             "set_sync_debug_mode": self.set_sync_debug,
             "is_current_stream_capturing": lambda: self.graph is not None,
-            "_sleep": lambda cycles: None,
+            "_sleep": self.sleep,
         }  # fmt: skip
         for name, value in patches.items():
             self._patches.enter_context(mock.patch.object(torch.cuda, name, value))

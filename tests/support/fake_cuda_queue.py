@@ -41,6 +41,7 @@ class Queue:
         self.pending: list[tuple[Tensor, Tensor]] = []  # copies to pinned memory under way
         self.graph: Graph | None = None  # that is being captured
         self.sync_debug = 0  # default, warn, error
+        self.held = False  # by torch.cuda._sleep: nothing that was enqueued since has begun
 
     @property
     def launched(self) -> int:
@@ -60,7 +61,12 @@ class Queue:
     def synchronize(self, device: Any = None) -> None:
         """torch.cuda.synchronize."""
         asked_wait("synchronize")
+        self.held = False
         self.deliver()
+
+    def sleep(self, cycles: int) -> None:
+        """torch.cuda._sleep, which is never over before the host waits."""
+        self.held = True
 
 
 _present: list[Queue] = []
@@ -124,10 +130,11 @@ class Event:
 
     def synchronize(self) -> None:
         asked_wait("event")
+        present().held = False
         present().deliver(self.copies)
 
     def query(self) -> bool:
-        return True
+        return not present().held
 
     def elapsed_time(self, end: Event) -> float:
         return (end.at - self.at) / 1e3
