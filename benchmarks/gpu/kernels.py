@@ -1,10 +1,11 @@
 """Expert kernels beside other systems' layers, for two models, in time.
 
-    forward   many tokens, few, and one; step by step, and from a CUDA graph
+    graph     one token, from a CUDA graph
+    forward   many tokens and few
     train     forward and backward
     rivals    where there is time: other systems that use Triton, which compile for longer
 
-A sweep takes half a minute before its first cell is timed, so there are few.
+A wave has the cells of one model and batch: what a sweep has timed is kept when it is cut.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from benchmarks.gpu.sweep import SweepCase, one_sweep
 
 QWEN, MIXTRAL = "qwen3_30b_a3b", "mixtral_8x7b"
 LIGER, TRITON, GROUPED = "simple_liger", "simple_triton", "simple_grouped"
-RIVALS = ("peer_grouped", "peer_liger", "peer_moe_ops")
+PEER_GROUPED = "peer_grouped"
+RIVALS = (PEER_GROUPED, "peer_liger", "peer_moe_ops")
 MANY = 32_768  # tokens
-SHARES = {"forward": 75, "train": 37}  # of the part; `rivals` has what they leave
+SHARES = {"graph": 20, "forward": 72, "train": 58}  # of the part; `rivals` has what they leave
 LEAST_S = 25.0  # for the rivals
 # As in the part `bench`, with fewer samples.
 MEASURE = {
     "samples": 4, "samples_max": 8, "wall_limit_s": 0.5, "warmup_max": 4, "phases": 0,
     "anchors": 0, "calibration_limit_s": 4, "cell_limit_s": 40,
+    "wave_cells": 5,
 }  # fmt: skip
 
 
@@ -37,14 +40,13 @@ def cases(tiny: bool) -> list[SweepCase]:
         return [SweepCase("forward", settings(model=MIXTRAL, strategy=kernels, batch_size="1,16"))]
     ours = f"{LIGER},{TRITON},{GROUPED}"
     both = {"model": f"{QWEN},{MIXTRAL}"}
-    beside = f"{ours},{PEER}"
+    beside = f"{ours},{PEER_GROUPED},{PEER}"
     triton = ",".join((LIGER, TRITON, *RIVALS))
     return [
         SweepCase(
-            "forward",
-            settings(**both, strategy=beside, batch_size=f"{MANY},4096,1,128")
-            | {"measure.graph": "both"},
+            "graph", settings(**both, strategy=ours, batch_size=1) | {"measure.graph": "on"}
         ),
+        SweepCase("forward", settings(**both, strategy=beside, batch_size=f"{MANY},4096,128")),
         SweepCase("train", settings(**both, strategy=beside, batch_size=4096, mode="train")),
         SweepCase("rivals", settings(strategy=triton, batch_size=f"{MANY},128")),
     ]

@@ -32,15 +32,15 @@ class Blocks(NamedTuple):
     backward: Tile
 
 
-# Sized for a Hopper GPU, like liger.TILES.
+# The fastest of `python -m benchmarks.gpu blocks` on an H200.
 BLOCKS = {
     # Most rows and columns whose sums registers can hold: fewest reads from the cache.
-    "triton": Blocks(Tile(128, 128, 64, 8, 4), Tile(128, 256, 64, 8, 4), liger.TILES["liger_128"]),
+    "triton": Blocks(Tile(128, 128, 64, 8, 4), Tile(128, 256, 64, 8, 3), liger.TILES["liger_128"]),
     # Half as many columns: two blocks share a multiprocessor, and one multiplies as one stores.
     "triton_narrow": Blocks(
         Tile(128, 64, 64, 8, 3), Tile(128, 128, 64, 8, 3), liger.TILES["liger_128"]
     ),
-    "triton_64": Blocks(Tile(64, 128, 64, 8, 4), Tile(64, 256, 64, 8, 4), liger.TILES["liger"]),
+    "triton_64": Blocks(Tile(64, 128, 64, 4, 4), Tile(64, 256, 64, 4, 4), liger.TILES["liger"]),
     # Few rows for each expert: reads of weights are the limit.
     "triton_16": Blocks(
         Tile(16, 64, 128, 4, 3), Tile(16, 128, 128, 4, 3), liger.TILES["liger_16"]

@@ -128,9 +128,9 @@ def test_the_forms_cross_what_they_name() -> None:
 
 def test_parts_share_the_budget_and_a_named_part_has_it_alone() -> None:
     ends = parts.deadlines(list(parts.PARTS), 398)
-    assert [round(end) for end in ends.values()] == [12, 86, 98, 136, 248, 384]
-    ends = parts.deadlines(["forms", "waits"], 398)  # 74 and 12 of 86
-    assert {name: round(end) for name, end in ends.items()} == {"forms": 330, "waits": 384}
+    assert [round(end) for end in ends.values()] == [5, 69, 85, 118, 268, 384]
+    ends = parts.deadlines(["forms", "waits"], 398)  # 64 and 16 of 80
+    assert {name: round(end) for name, end in ends.items()} == {"forms": 307, "waits": 384}
 
 
 def test_a_row_is_on_disk_at_once_and_a_torn_one_is_left_out(tmp_path: Path) -> None:
@@ -338,11 +338,12 @@ def test_the_sweeps_of_kernels_are_those_of_the_issue() -> None:
         case.name: sweep.command_of(case, kernels.MEASURE, Path("out"), tiny=False)
         for case in kernels.cases(tiny=False)
     }
-    assert list(commands) == ["forward", "train", "rivals"]
+    assert list(commands) == ["graph", "forward", "train", "rivals"]
     both = "model=qwen3_30b_a3b,mixtral_8x7b"
-    assert {both, "strategy=simple_liger,simple_triton,simple_grouped,peer_transformers",
-            "batch_size=32768,4096,1,128", "measure.graph=both", "workload=balanced",
-            } <= {*commands["forward"]}  # fmt: skip
+    ours = "strategy=simple_liger,simple_triton,simple_grouped"
+    assert {both, ours, "batch_size=1", "measure.graph=on"} <= {*commands["graph"]}
+    assert {both, f"{ours},peer_grouped,peer_transformers", "batch_size=32768,4096,128",
+            "workload=balanced"} <= {*commands["forward"]}  # fmt: skip
     assert {both, "batch_size=4096", "mode=train"} <= {*commands["train"]}
     assert (
         "strategy=simple_liger,simple_triton,peer_grouped,peer_liger,peer_moe_ops"

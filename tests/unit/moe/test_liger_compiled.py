@@ -23,7 +23,7 @@ from moe.parallel.permute import _sorted_on_gpu
 QWEN3, MIXTRAL = (2048, 768), (4096, 14336)  # widths of their experts
 P, K, T = 2, 2, 16
 SHARED_BYTES = 227 << 10  # of a block on an H100 at most
-SPILLED_BYTES = 16  # for each thread
+SPILLED_BYTES = 32  # for each thread: eight registers
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32",
          torch.int64: "*i64", torch.int32: "*i32"}  # fmt: skip
 RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
