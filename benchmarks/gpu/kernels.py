@@ -43,9 +43,7 @@ def cases(tiny: bool) -> list[SweepCase]:
     beside = f"{ours},{PEER_GROUPED},{PEER}"
     triton = ",".join((LIGER, TRITON, *RIVALS))
     return [
-        SweepCase(
-            "graph", settings(**both, strategy=ours, batch_size=1) | {"measure.graph": "on"}
-        ),
+        SweepCase("graph", settings(**both, strategy=ours, batch_size=1) | {"measure.graph": "on"}),
         SweepCase("forward", settings(**both, strategy=beside, batch_size=f"{MANY},4096,128")),
         SweepCase("train", settings(**both, strategy=beside, batch_size=4096, mode="train")),
         SweepCase("rivals", settings(strategy=triton, batch_size=f"{MANY},128")),

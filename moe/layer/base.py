@@ -25,7 +25,7 @@ from moe.layer.weight_store import FusedWeights
 from moe.parallel import collectives, dispatch, symm_mem
 from moe.parallel.comm import Comm, RankGroup
 from moe.parallel.expert_placement import order_for, places_of
-from moe.parallel.permute import RowsElsewhere, Slots, permute, sort_slots, unpermute
+from moe.parallel.permute import RowsElsewhere, Slots, permute, unpermute
 from moe.parallel.row_counts import RowCounts
 from moe.parallel.rules import StrategyRules
 from moe.parallel.traffic import GroupShape
@@ -225,7 +225,7 @@ class MoELayer(nn.Module):
             if here < total:  # shifts this rank's places to 0 .. here - 1
                 places_TK = (places_TK - self.first) % total
             places_TK = without_dropped(places_TK, routing, total)
-            slots = sort_slots(places_TK, here, self._rows_elsewhere(routing))
+            slots = experts.sort_slots(places_TK, self._rows_elsewhere(routing))
             by_token = experts.takes_tokens and slots.order_S.numel() > 0
             x_SD = x_TD if by_token else permute(x_TD, slots)
         if by_token:

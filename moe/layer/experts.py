@@ -32,7 +32,8 @@ from moe.layer import liger, liger_support, triton_experts, triton_support, weig
 from moe.layer.activations import activate
 from moe.layer.expert_autograd import GradientBuffers, PerExpertFunction
 from moe.layer.onednn import Packed, runs
-from moe.parallel.permute import Slots
+from moe.parallel import permute
+from moe.parallel.permute import RowsElsewhere, Slots
 from moe.parallel.row_counts import RowCounts
 from moe.spec import (
     GROUPED_BYTES,
@@ -187,6 +188,11 @@ class Experts(nn.Module):
             return False
         aligned = all(n * dtype.itemsize % GROUPED_BYTES == 0 for n in sizes)
         return hasattr(F, "grouped_mm") and aligned
+
+    def sort_slots(self, local_TK: Tensor, elsewhere: RowsElsewhere) -> Slots:
+        """The slots of these experts in their order, as `permute.sort_slots`."""
+        sort = triton_experts.sort_slots if self.takes_tokens else permute.sort_slots
+        return sort(local_TK, len(self.ids), elsewhere)
 
     def of_tokens(self, x_TD: Tensor, gates_TK: Tensor, slots: Slots) -> Tensor:
         """[T, O]: gated sum over the slots of each token."""

@@ -96,12 +96,6 @@ def blocks(width: int, block: int) -> int:
     return -(-width // block)
 
 
-@functools.cache
-def _zero(device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.zeros(1, dtype=torch.int32, device=device)
-
-
 @dataclass(frozen=True)
 class RowTiles:
     """Which rows of which expert each tile computes: rows from `row_M` on, up to the end of
@@ -126,16 +120,20 @@ def most_tiles(rows: int, experts: int, tile_rows: int) -> int:
     return busy + (rows - busy) // tile_rows
 
 
-def row_tiles(ends_P: Tensor, rows: int, tile_rows: int, overlap: bool) -> RowTiles:
-    """Tiles of `tile_rows` rows over the rows of all experts, which end at `ends_P` (int32) and are
-    the first of `rows` rows.
+def row_tiles(
+    starts_P1: Tensor, rows: int, tile_rows: int, overlap: bool, expert_S: Tensor | None = None
+) -> RowTiles:
+    """Tiles of `tile_rows` rows over the rows of all experts, which start at `starts_P1` (int32)
+    and are the first of `rows` rows.
 
     With `overlap`, a row may be computed by several tiles, always alike: then few rows need little
-    arithmetic on the device, as a tile begins at each.
+    arithmetic on the device, as a tile begins at each; none, where their experts are given.
     """
-    device, experts = ends_P.device, len(ends_P)
-    starts_P1 = torch.cat((_zero(device), ends_P))
+    device, ends_P = starts_P1.device, starts_P1[1:]
+    experts = len(ends_P)
     if overlap and rows <= experts:
+        if expert_S is not None:
+            return RowTiles(numbers(len(expert_S), device), expert_S, starts_P1)
         row_M = numbers(rows, device)
         return RowTiles(row_M, _bucket(ends_P, row_M), starts_P1)
     starts_P = starts_P1[:-1]
@@ -171,12 +169,14 @@ class SlotRows:
 class Products:
     """The two products of a forward pass, as `first_mm` and `second_mm` below, and the sum of each
     token's rows, for weights or none. The backward pass is Liger's, on blocks of `tile`, whose
-    rows are those of the forward pass's blocks."""
+    rows are those of the forward pass's blocks. `float_gates`: whether `sums` takes weights in
+    float32 too."""
 
     tile: Tile
     first: Callable[[Tensor, Tensor, Tensor, SlotRows], Tensor]
     second: Callable[[Tensor, Tensor, SlotRows], Tensor]
     sums: Callable[[Tensor, Tensor | None, SlotRows], Tensor]
+    float_gates: bool = False
 
 
 def of_tokens(
@@ -185,8 +185,10 @@ def of_tokens(
     """[T, O]: sum of gate * expert's output over the slots of each token."""
     assert slots.bags is not None
     tile, bags = by.tile.of_type(x_TD.dtype), slots.bags
-    rows = slot_rows(slots.counts, bags.source_S, slots.order_S, tile, bags)
-    return _Experts.apply(x_TD, fc1_PFD, fc2_POH, gates_TK.to(x_TD.dtype), rows, by)  # type: ignore[no-any-return]
+    rows = slot_rows(slots.counts, bags.source_S, slots.order_S, tile, bags, slots.expert_S)
+    if not by.float_gates or rows.gradients:
+        gates_TK = gates_TK.to(x_TD.dtype)
+    return _Experts.apply(x_TD, fc1_PFD, fc2_POH, gates_TK, rows, by)  # type: ignore[no-any-return]
 
 
 def of_rows(
@@ -200,11 +202,12 @@ def of_rows(
 
 
 def slot_rows(
-    counts: RowCounts, token_S: Tensor, entry_S: Tensor, tile: Tile, bags: Bags | None = None
-) -> SlotRows:
+    counts: RowCounts, token_S: Tensor, entry_S: Tensor, tile: Tile, bags: Bags | None = None,
+    expert_S: Tensor | None = None,
+) -> SlotRows:  # fmt: skip
     gradients = torch.is_grad_enabled()  # the backward pass adds up what a row gives its gate
-    ends_P = counts.ends(token_S.device)
-    tiles = row_tiles(ends_P, len(token_S), tile.rows, not gradients)
+    starts_P1 = counts.starts(token_S.device)
+    tiles = row_tiles(starts_P1, len(token_S), tile.rows, not gradients, expert_S)
     return SlotRows(tiles, tile, gradients, token_S, entry_S, bags)
 
 

@@ -3,7 +3,8 @@
 As with Liger's (`liger`, whose rows, tiles and backward pass these are), a forward pass writes no
 gathered tokens to memory. Here blocks are ordered for the L2 cache, hidden rows before the
 activation are written only where a gradient is asked for, and a token's rows are added by a kernel
-of its own. Training needs liger-kernel too.
+of its own. Training needs liger-kernel too. Few slots are sorted by expert in one kernel, for
+Liger's kernels too: a step of few tokens is as long as its launches.
 
 Shape letters as in `liger`.
 """
@@ -18,9 +19,14 @@ from torch import Tensor
 
 from moe.layer import liger
 from moe.layer.liger import Products, SlotRows, Tile, blocks, visible
+from moe.parallel import permute
+from moe.parallel.bags import Bags
+from moe.parallel.permute import RowsElsewhere, Slots
+from moe.parallel.row_counts import RowCounts
 
 GROUP = 8  # tiles of rows that share a block of columns in the cache
 SUM_COLUMNS, SUM_WARPS = 1024, 4
+FEW_SLOTS, SORT_BLOCK, SORT_WARPS = 256, 32, 4  # a program counts SORT_BLOCK * FEW_SLOTS pairs
 
 
 class Blocks(NamedTuple):
@@ -114,10 +120,30 @@ def sums(rows_SO: Tensor, weights_N: Tensor | None, rows: SlotRows) -> Tensor:
     return sums_TO
 
 
+def sort_slots(local_TK: Tensor, num_local: int, elsewhere: RowsElsewhere) -> Slots:
+    """As `permute.sort_slots`, for kernels that take tokens, on a GPU."""
+    (tokens, topk), count = local_TK.shape, local_TK.numel()
+    if not 0 < count <= FEW_SLOTS or elsewhere == "cut":
+        return permute.sort_slots(local_TK, num_local, elsewhere)
+    padded = elsewhere == "padded"
+    order_S, token_S = (local_TK.new_empty(count + padded) for _ in range(2))
+    row_TK, expert_S = local_TK.new_empty((tokens, topk)), local_TK.new_empty(count)
+    starts_P1 = local_TK.new_empty(num_local + 1, dtype=torch.int32)
+    liger.launch(
+        kernels().sort_few, (blocks(max(count + 1, num_local + 1), SORT_BLOCK),),
+        (local_TK.contiguous(), order_S, token_S, row_TK, expert_S, starts_P1),
+        (count, num_local, topk), (),
+        {"PADDED": padded, "SLOTS": 1 << (count - 1).bit_length(), "BLOCK": SORT_BLOCK,
+         "num_warps": SORT_WARPS},
+    )  # fmt: skip
+    bags = Bags(row_TK, token_S, order_S, padding=count if padded else None)
+    return Slots(RowCounts(starts_P1=starts_P1), order_S, tokens, topk, bags, expert_S)
+
+
 def _products(sizes: Blocks) -> Products:
     first = functools.partial(first_mm, tile=sizes.first)
     second = functools.partial(second_mm, tile=sizes.second)
-    return Products(sizes.backward, first, second, sums)
+    return Products(sizes.backward, first, second, sums, float_gates=True)
 
 
 PRODUCTS = {name: _products(sizes) for name, sizes in BLOCKS.items()}

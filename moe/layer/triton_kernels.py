@@ -116,6 +116,36 @@ def second_product(
     tl.store(out, y.to(y_SO.dtype.element_ty), mask=stored)
 
 
+@triton.jit(do_not_specialize=["slots"])
+def sort_few(
+    local_N, order_S, token_S, row_N, expert_S, starts_P1,
+    slots, EXPERTS: tl.constexpr, TOPK: tl.constexpr, PADDED: tl.constexpr,
+    SLOTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The tables of moe.parallel.permute.Slots, by counting for each slot those before it in expert
+    order, and for each expert the slots of those before it. `slots` is at most SLOTS."""
+    m, n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, SLOTS)
+    every = tl.load(local_N + n, mask=n < slots, other=EXPERTS).to(tl.int32)
+    own = tl.load(local_N + m, mask=m < slots, other=EXPERTS).to(tl.int32)
+    every, own = tl.minimum(every, EXPERTS)[None, :], tl.minimum(own, EXPERTS)
+    earlier = n[None, :] < m[:, None]
+    before = (every < own[:, None]) | ((every == own[:, None]) & earlier)
+    place = tl.sum(before.to(tl.int32), axis=1)
+    used = m < slots
+    tl.store(order_S + place, m, mask=used)
+    tl.store(token_S + place, m // TOPK, mask=used)
+    tl.store(expert_S + place, tl.minimum(own, EXPERTS - 1), mask=used)
+    if PADDED:
+        row = tl.where(own < EXPERTS, place, slots)
+        tl.store(order_S + m, 0, mask=m == slots)
+        tl.store(token_S + m, 0, mask=m == slots)
+    else:
+        row = place
+    tl.store(row_N + m, row, mask=used)
+    start = tl.sum((every < m[:, None]).to(tl.int32), axis=1)
+    tl.store(starts_P1 + m, start, mask=m <= EXPERTS)
+
+
 @triton.jit
 def sum_of_rows(
     rows_SO, row_N, weights_N, starts_P1, sums_AO,

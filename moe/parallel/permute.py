@@ -35,6 +35,7 @@ class Slots:
     num_tokens: int
     topk: int
     bags: Bags | None = None  # on a GPU
+    expert_S: Tensor | None = None  # of each row, where it is known; any, for rows elsewhere
 
     @property
     def token_S(self) -> Tensor:

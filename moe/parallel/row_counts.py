@@ -21,10 +21,17 @@ def numbers(count: int, device: torch.device, step: int = 1) -> Tensor:
         return torch.arange(0, count * step, step, device=device)
 
 
+@functools.cache
+def _zero(device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.zeros(1, dtype=torch.int32, device=device)
+
+
 class RowCounts:
     """Rows of each of P experts, which lie in expert order: `counts` on the host, `counts_P`
-    (integers) or their running sum `ends_P` (int32) on the device; at least one of them. Where
-    padding belongs to an expert's part, `ends_P` has it and `counts_P`, given with it, has not.
+    (integers), their running sum `ends_P` (int32) or `starts_P1`, the same after a 0, on the
+    device; at least one of them. Where padding belongs to an expert's part, `ends_P` has it and
+    `counts_P`, given with it, has not.
 
     The host waits for the device when a kernel asks for the list and it is not known yet.
     """
@@ -34,8 +41,10 @@ class RowCounts:
         counts: list[int] | None = None,
         counts_P: Tensor | None = None,
         ends_P: Tensor | None = None,
+        starts_P1: Tensor | None = None,
     ) -> None:
-        self._counts, self._counts_P, self._ends_P = counts, counts_P, ends_P
+        self._counts, self._counts_P, self._starts_P1 = counts, counts_P, starts_P1
+        self._ends_P = ends_P if starts_P1 is None else starts_P1[1:]
 
     @property
     def on_host(self) -> list[int]:
@@ -53,6 +62,12 @@ class RowCounts:
         if self._ends_P is None:
             self._ends_P = self.per_expert(device).cumsum(0).to(torch.int32)
         return self._ends_P
+
+    def starts(self, device: torch.device) -> Tensor:
+        """[P + 1] int32: each expert's first row, and the row after the last one's last."""
+        if self._starts_P1 is None:
+            self._starts_P1 = torch.cat((_zero(device), self.ends(device)))
+        return self._starts_P1
 
     def per_expert(self, device: torch.device) -> Tensor:
         """[P] int64."""

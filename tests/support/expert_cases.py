@@ -133,17 +133,25 @@ def assert_rows(counts: list[int], dtype: torch.dtype, by: liger.Products) -> No
         assert error(grad[:rows], want_grad[:rows]) <= LIMITS[dtype]
 
 
-def checked(
-    strategy: StrategySpec, tokens: str, mode: str, dtype: str = "float16"
-) -> dict[str, Any]:
-    """What the check says on the simulated GPU."""
+def cell_of(
+    strategy: StrategySpec, batch: int, tokens: str = "sharded", mode: str = "forward",
+    dtype: str = "float16",
+) -> Cell:  # fmt: skip
+    """A small cell for one GPU."""
     layer = LayerSpec(
         dim=32, hidden=48, dim_out=40, num_experts=8, topk=2, topk_requested=2,
         activation="silu_gated", bias="none", dtype=dtype,
     )  # fmt: skip
-    work = WorkloadSpec(batch_size=21, mode=mode, tokens=tokens)
+    work = WorkloadSpec(batch_size=batch, mode=mode, tokens=tokens)
+    return Cell(layer, strategy, work, RankLayout(1, "nccl", "cuda", 1))
+
+
+def checked(
+    strategy: StrategySpec, tokens: str, mode: str, dtype: str = "float16"
+) -> dict[str, Any]:
+    """What the check says on the simulated GPU."""
     with FakeCuda() as gpu:
-        cell = Cell(layer, strategy, work, RankLayout(1, "nccl", "cuda", 1))
+        cell = cell_of(strategy, 21, tokens, mode, dtype)
         return gpu_ranks.check(cell, Comm(DEVICE, 1, 0), gpu)
 
 

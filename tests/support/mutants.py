@@ -27,6 +27,7 @@ from moe.layer.expert_autograd import PerExpertFunction
 from moe.layer.experts import Experts
 from moe.layer.router import Router, Routing
 from moe.parallel import collectives, dispatch
+from moe.parallel import permute as permute_module
 from moe.parallel.collectives import add_up
 from moe.parallel.expert_placement import Places
 from moe.parallel.permute import Slots
@@ -937,7 +938,7 @@ def backward_pass_remembered() -> list[Patch]:
 @fault("state", cell())
 def choice_sorted_once_for_a_content() -> list[Patch]:
     kept: dict[Any, Any] = {}
-    right = layer_module.sort_slots
+    right = permute_module.sort_slots
 
     def remembered(places: Tensor, held: int, elsewhere: Any) -> Any:
         key = (held, tuple(places.reshape(-1).tolist()))
@@ -945,7 +946,7 @@ def choice_sorted_once_for_a_content() -> list[Patch]:
             kept[key] = right(places, held, elsewhere)
         return kept[key]
 
-    return [(layer_module, "sort_slots", remembered)]
+    return [(permute_module, "sort_slots", remembered)]
 
 
 @fault("copies", cell(cache="cold"), cell(cache="cold", mode="train"))

@@ -15,9 +15,15 @@ import torch
 
 from benchmarks.gpu import blocks
 from moe.layer import liger, triton_experts
+from moe.parallel import permute
+from moe.parallel.comm import Comm
 from moe.parallel.permute import RowsElsewhere, _sorted_on_gpu
 from moe.spec import StrategySpec
+from moe.step import Step
+from moe.strategies.simple.layer import Simple
+from moe.workload import batches
 from tests.support import expert_cases
+from tests.support.fake_cuda import DEVICE, FakeCuda
 
 PRODUCTS = triton_experts.PRODUCTS
 # The interpreter takes seconds for each: all blocks in one dtype, and another dtype.
@@ -79,13 +85,54 @@ def test_rows_are_added_in_float32() -> None:
     """In float16, 2,048 + 1 is 2,048; the sum of 2,048 and two ones is 2,050."""
     rows = torch.tensor([[2048.0], [1.0], [1.0], [torch.nan]], dtype=torch.float16)
     slots = expert_cases.slots_of([[0, 1, 2, 9]], "kept")
-    tiles = liger.row_tiles(slots.counts.ends(rows.device), 4, 16, True)
+    tiles = liger.row_tiles(slots.counts.starts(rows.device), 4, 16, True)
     assert slots.bags is not None
     of = liger.SlotRows(tiles, liger.TILES["liger_16"], False, slots.order_S, slots.order_S,
                         slots.bags)  # fmt: skip
     halves = torch.full((1, 4), 0.5, dtype=torch.float16)
     assert triton_experts.sums(rows, None, of).tolist() == [[2050.0]]
     assert triton_experts.sums(rows, halves, of).tolist() == [[1025.0]]
+
+
+CHOICES = {
+    "one token": [[3, 0, 4]],
+    "not all here": [[5, 1], [7, 5], [1, 0], [6, 6]],
+    "nothing here": [[5, 9], [6, 5]],
+    "one expert": [[2]] * 33,
+    "most": [[(t * k) % 7 for k in range(1, 9)] for t in range(32)],
+}
+
+
+@pytest.mark.parametrize("elsewhere", ["kept", "padded"])
+@pytest.mark.parametrize("case", CHOICES)
+def test_few_slots_are_sorted_as_many_are(case: str, elsewhere: RowsElsewhere) -> None:
+    """Rows elsewhere come last, in any order; their experts are any that exist."""
+    chosen, experts = torch.tensor(CHOICES[case]), 5
+    few = triton_experts.sort_slots(chosen, experts, elsewhere)
+    want = _sorted_on_gpu(chosen.clamp(max=experts), experts, elsewhere)
+    assert few.bags and want.bags and few.expert_S is not None
+    assert few.counts.on_host == want.counts.on_host
+    for here, there in (
+        (few.counts.starts(chosen.device), want.counts.starts(chosen.device)),
+        (few.counts.ends(chosen.device), want.counts.ends(chosen.device)),
+        (few.order_S, want.order_S),
+        (few.bags.row_N, want.bags.row_N),
+        (few.bags.source_S, want.bags.source_S),
+        (few.bags.entry_S, want.bags.entry_S),
+        (few.expert_S, chosen.flatten().sort()[0].clamp(max=experts - 1)),
+    ):
+        assert torch.equal(here, there) and here.dtype == there.dtype
+    assert (few.num_tokens, few.topk, few.bags.padding) == (
+        want.num_tokens, want.topk, want.bags.padding
+    )  # fmt: skip
+
+
+def test_more_slots_are_sorted_by_torch() -> None:
+    chosen = torch.tensor([[1, 0]] * 129)
+    with mock.patch.object(permute, "sort_slots", lambda *arguments: arguments[1:]):
+        assert triton_experts.sort_slots(chosen, 5, "kept") == (5, "kept")
+        assert triton_experts.sort_slots(chosen[:9], 5, "cut") == (5, "cut")
+        assert triton_experts.sort_slots(chosen[:0], 5, "kept") == (5, "kept")
 
 
 @pytest.mark.parametrize("name, dispatcher, tokens, graph, mode", [
@@ -101,6 +148,20 @@ def test_a_cell_passes_the_whole_check_without_waits(
     report = expert_cases.checked(strategy, tokens, mode)
     assert report["ok"], report["detail"]
     assert (report["waits"], report["counted"], report["on_host"]) == ([], 0, [])
+
+
+def test_a_step_of_one_token_takes_few_launches() -> None:
+    """The router's: its weight in half precision, logits, the choice, gates. The experts': slots
+    sorted, two products, the sum."""
+    with FakeCuda() as gpu:
+        cell = expert_cases.cell_of(StrategySpec("simple", kernel="triton"), 1)
+        step = Step(cell, Simple(cell, Comm(DEVICE, 1, 0)), batches.inputs(cell, 0, DEVICE))
+        step()  # keeps constants
+        with gpu.watching():
+            step()
+    simulation = ("factory", "fill_")  # undefined memory, and how `mm` is computed
+    launched = {name: count for name, count in gpu.kernels.items() if name not in simulation}
+    assert launched == {"_to_copy": 1, "mm": 1, "sort": 1, "_softmax": 1, "triton": 4}
 
 
 @pytest.mark.parametrize("mutant", expert_cases.WRONG_TILES)

@@ -28,15 +28,15 @@ LAYER = LayerSpec(
 CELL = Cell(LAYER, StrategySpec(kernel="liger"), WorkloadSpec(), RankLayout(1, "nccl", "cuda", 1))
 
 
-def ends_of(counts: list[int]) -> torch.Tensor:
-    return torch.tensor(counts).cumsum(0).to(torch.int32)
+def starts_of(counts: list[int]) -> torch.Tensor:
+    return torch.tensor([0, *counts]).cumsum(0).to(torch.int32)
 
 
 def tiles_of(
     counts: list[int], rows: int, tile_rows: int, overlap: bool
 ) -> list[tuple[int, range]]:
     """(expert, its rows in the tile) of every tile, as the kernels mask them."""
-    tiles = liger.row_tiles(ends_of(counts), rows, tile_rows, overlap)
+    tiles = liger.row_tiles(starts_of(counts), rows, tile_rows, overlap)
     starts = tiles.starts_P1.tolist()
     return [
         (e, range(row, max(row, min(row + tile_rows, starts[e + 1]))))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -35,24 +36,28 @@ class Launch(NamedTuple):
     options: dict[str, int]
 
 
+def note(
+    noted: list[Launch], kernel: Any, grid: Any, tensors: Sequence[Tensor], sizes: Any,
+    strided: Sequence[Tensor], options: dict[str, int],
+) -> None:  # fmt: skip
+    """In place of `liger.launch`."""
+    strides = [stride for one in strided for stride in one.stride()]
+    noted.append(Launch(kernel, [*tensors, *sizes, *strides], dict(options)))
+
+
 def launches(
     by: liger.Products, widths: tuple[int, int], dtype: torch.dtype, gradients: bool, backward: bool
 ) -> list[Launch]:
     """What a forward pass and, where asked for, a backward pass launch."""
     (inputs, hidden) = widths
     noted: list[Launch] = []
-
-    def note(
-        kernel: Any, grid: Any, tensors: Sequence[Tensor], sizes: Any, strided: Sequence[Tensor],
-        options: dict[str, int],
-    ) -> None:  # fmt: skip
-        strides = [stride for one in strided for stride in one.stride()]
-        noted.append(Launch(kernel, [*tensors, *sizes, *strides], dict(options)))
-
     shapes = ((T, inputs), (P, 2 * hidden, inputs), (P, inputs, hidden), (T, K))
     leaves = [torch.zeros(shape, dtype=dtype, requires_grad=backward) for shape in shapes]
     slots = _sorted_on_gpu(torch.arange(T * K).view(T, K) % P, P, "kept")
-    with mock.patch.object(liger, "launch", note), torch.set_grad_enabled(gradients):
+    with (
+        mock.patch.object(liger, "launch", partial(note, noted)),
+        torch.set_grad_enabled(gradients),
+    ):
         y = liger.of_tokens(*leaves, slots, by)
         if backward:
             y.sum().backward()
@@ -129,6 +134,17 @@ def test_our_kernels_compile_for_an_h100_and_fit_it(
     assert [resources(launch, tmp_path) for launch in noted] == [
         ("first_product", product), ("second_product", product), ("sum_of_rows", "fma.rn.f32")
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("experts", "tokens", "topk"), [(128, 1, 8), (256, 32, 8), (8, 3, 2)])
+def test_the_sort_of_few_slots_compiles_for_an_h100_and_fits_it(
+    experts: int, tokens: int, topk: int, tmp_path: Path
+) -> None:
+    noted: list[Launch] = []
+    chosen_TK = torch.arange(tokens * topk).view(tokens, topk) % experts
+    with mock.patch.object(liger, "launch", partial(note, noted)):
+        triton_experts.sort_slots(chosen_TK, experts, "padded")
+    assert [resources(launch, tmp_path) for launch in noted] == [("sort_few", "")]
 
 
 @pytest.mark.parametrize("name", liger.PRODUCTS)
