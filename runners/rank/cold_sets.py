@@ -68,10 +68,11 @@ def read_times(steps: Sequence[Step], share: float) -> dict[str, float]:
     reads = [[partial(torch.sum, part) for part in one] for one in sets]
     turn = [read for one in reads for read in one]
     again = reads[0] * REPEATS
-    device_s(turn)
-    cold = statistics.median(device_s(turn) for _ in range(ROTATIONS)) / len(sets)
-    device_s(reads[0])
-    warm = statistics.median(device_s(again) for _ in range(ROTATIONS)) / REPEATS
+    queue = HeldQueue()
+    device_s(turn, queue)  # finds how long to hold the GPU: a read that is repeated is not cold
+    cold = statistics.median(device_s(turn, queue) for _ in range(ROTATIONS)) / len(sets)
+    device_s(reads[0], queue)
+    warm = statistics.median(device_s(again, queue) for _ in range(ROTATIONS)) / REPEATS
     return {
         "bytes": sum(part.nbytes for part in sets[0]),
         "sets": len(sets),
@@ -99,9 +100,8 @@ def _start(tensor: Tensor, share: float) -> Tensor:
     return flat.view(torch.float32) if fits else flat
 
 
-def device_s(reads: Sequence[Read]) -> float:
+def device_s(reads: Sequence[Read], queue: HeldQueue) -> float:
     """Seconds that the GPU takes for all reads, without the host's time to launch them."""
-    queue = HeldQueue()
 
     def enqueue(part: Sequence[Read]) -> None:
         for read in part:

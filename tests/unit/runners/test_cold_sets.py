@@ -95,7 +95,7 @@ class Cache:
     def __init__(self) -> None:
         self.held: collections.OrderedDict[int, int] = collections.OrderedDict()
 
-    def device_s(self, reads: Sequence[Any]) -> float:
+    def device_s(self, reads: Sequence[Any], queue: Any) -> float:
         return sum(self.read_s(read.args[0]) for read in reads)
 
     def read_s(self, part: torch.Tensor) -> float:
