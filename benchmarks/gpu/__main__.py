@@ -1,6 +1,6 @@
 """The GPU path on one GPU in one short run; what came out goes to benchmarks/gpu/results/.
 
-    python -m benchmarks.gpu --out DIR [--budget 398] [--parts forms,bench] [--dry-run]
+    python -m benchmarks.gpu --out DIR [--budget 540] [--parts forms,bench] [--dry-run]
     python -m benchmarks.gpu blocks [CASES]  # times block sizes of the kernel triton
     python -m benchmarks.gpu table FILE    # a run's rows.jsonl, as Markdown
     python -m benchmarks.gpu page          # writes docs/gpu.md from benchmarks/gpu/results/

@@ -38,7 +38,7 @@ class Blocks(NamedTuple):
     backward: Tile
 
 
-# The fastest of `python -m benchmarks.gpu blocks` on an H200.
+# The fastest of `python -m benchmarks.gpu blocks` on an H200, at Qwen3's layer with many tokens.
 BLOCKS = {
     # Most rows and columns whose sums registers can hold: fewest reads from the cache.
     "triton": Blocks(Tile(128, 128, 64, 8, 4), Tile(128, 256, 64, 8, 3), liger.TILES["liger_128"]),
@@ -133,7 +133,7 @@ def sort_slots(local_TK: Tensor, num_local: int, elsewhere: RowsElsewhere) -> Sl
         kernels().sort_few, (blocks(max(count + 1, num_local + 1), SORT_BLOCK),),
         (local_TK.contiguous(), order_S, token_S, row_TK, expert_S, starts_P1),
         (count, num_local, topk), (),
-        {"PADDED": padded, "SLOTS": 1 << (count - 1).bit_length(), "BLOCK": SORT_BLOCK,
+        {"PADDED": padded, "SLOTS": max(16, 1 << (count - 1).bit_length()), "BLOCK": SORT_BLOCK,
          "num_warps": SORT_WARPS},
     )  # fmt: skip
     bags = Bags(row_TK, token_S, order_S, padding=count if padded else None)

@@ -65,9 +65,9 @@ class RowCounts:
 
     def starts(self, device: torch.device) -> Tensor:
         """[P + 1] int32: each expert's first row, and the row after the last one's last."""
-        if self._starts_P1 is None:
-            self._starts_P1 = torch.cat((_zero(device), self.ends(device)))
-        return self._starts_P1
+        if self._starts_P1 is not None:
+            return self._starts_P1
+        return torch.cat((_zero(device), self.ends(device)))
 
     def per_expert(self, device: torch.device) -> Tensor:
         """[P] int64."""

@@ -82,7 +82,7 @@ skew.expert_slots slots of every expert
 skew.rank_slots slots of every rank
 kernel.name the kernel that ran
 kernel.how measured, chosen before, asked for, or the system's own
-kernel.candidates_ms ms by kernel tried, for a graph of the GPU alone; not where chosen before
+kernel.candidates_ms ms by kernel tried, for a graph's step the GPU's alone; not where chosen before
 kernel.out_of_memory kernels for which a GPU's memory was not enough; absent where it was for all
 anchors.key the cell that was timed again and again through the wave
 anchors.first its blocks at the wave's start; {_SAMPLES}

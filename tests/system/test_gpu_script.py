@@ -85,7 +85,7 @@ def test_the_rows_of_the_earlier_script_are_still_a_table() -> None:
     (["--out", "x", "--parts", "form"], "--parts=form: allowed is facts, forms, waits, ranks, "
      "kernels, bench; name one or more of them, with commas"),
     (["--out", "x", "--budget", "9"], "--budget=9: allowed is a number of seconds from 20; name "
-     "more, 398 say"),
+     "more, 540 say"),
     (["--out", "tests"], "--out=tests: allowed is an empty or a new folder; name another"),
     (["blocks", "qwen:3"], "qwen:3: allowed is MODEL:TOKENS with one of qwen3, mixtral, deepseek, "
      "tiny; name a case such as qwen3:32768"),

@@ -127,10 +127,10 @@ def test_the_forms_cross_what_they_name() -> None:
 
 
 def test_parts_share_the_budget_and_a_named_part_has_it_alone() -> None:
-    ends = parts.deadlines(list(parts.PARTS), 398)
-    assert [round(end) for end in ends.values()] == [5, 69, 85, 118, 268, 384]
-    ends = parts.deadlines(["forms", "waits"], 398)  # 64 and 16 of 80
-    assert {name: round(end) for name, end in ends.items()} == {"forms": 307, "waits": 384}
+    ends = parts.deadlines(list(parts.PARTS), 540)
+    assert [round(end) for end in ends.values()] == [5, 69, 85, 118, 323, 528]
+    ends = parts.deadlines(["forms", "waits"], 540)  # 64 and 16 of 80
+    assert {name: round(end) for name, end in ends.items()} == {"forms": 422, "waits": 528}
 
 
 def test_a_row_is_on_disk_at_once_and_a_torn_one_is_left_out(tmp_path: Path) -> None:
@@ -333,16 +333,25 @@ def test_the_sweeps_are_those_of_the_issue() -> None:
     assert [case.settings["model"] for case in cases] == [*bench.MODELS, *bench.MODELS]
 
 
+def test_every_sweep_of_kernels_has_time_for_its_start_and_a_wave() -> None:
+    """On an H200 a sweep's first wave was timed 20 s after its start, with few kernels to compile;
+    in training after 35 s."""
+    whole = parts.PARTS["kernels"][0]
+    times = {name: seconds - sweep.INTERRUPT_S for name, seconds in kernels.SHARES.items()}
+    assert times["forward"] >= 60 and times["graph"] >= 30 and times["train"] >= 45
+    assert whole - sum(kernels.SHARES.values()) >= kernels.LEAST_S
+
+
 def test_the_sweeps_of_kernels_are_those_of_the_issue() -> None:
     commands = {
         case.name: sweep.command_of(case, kernels.MEASURE, Path("out"), tiny=False)
         for case in kernels.cases(tiny=False)
     }
-    assert list(commands) == ["graph", "forward", "train", "rivals"]
+    assert list(commands) == ["forward", "graph", "train", "rivals"]
     both = "model=qwen3_30b_a3b,mixtral_8x7b"
     ours = "strategy=simple_liger,simple_triton,simple_grouped"
     assert {both, ours, "batch_size=1", "measure.graph=on"} <= {*commands["graph"]}
-    assert {both, f"{ours},peer_grouped,peer_transformers", "batch_size=32768,4096,128",
+    assert {both, f"{ours},peer_grouped,peer_transformers", "batch_size=32768,4096,128,1",
             "workload=balanced"} <= {*commands["forward"]}  # fmt: skip
     assert {both, "batch_size=4096", "mode=train"} <= {*commands["train"]}
     assert (

@@ -10,6 +10,9 @@ import torch
 from moe.layer import kernel_choice
 from moe.layer.gpu_time import HeldQueue
 from moe.parallel.comm import Comm
+from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
+from moe.strategies.simple.layer import Simple
+from moe.workload import batches
 from tests.support.fake_cuda import DEVICE, FakeCuda
 
 # (ns on the host, kernels): `few` gives the GPU less to do, and takes longer to launch.
@@ -39,6 +42,21 @@ def test_launches_count_unless_a_graph_replays_the_step(
     assert (choice["name"], choice["how"], used[-1]) == (name, "measured", name)
     expected = {"many": 0.01, "few": 0.001} if captured else {"many": 1, "few": 2}
     assert choice["candidates_ms"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("graph", ["on", "off"])
+def test_the_layer_of_a_graph_is_tuned_by_the_gpu_s_time(
+    graph: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = LayerSpec(dim=32, hidden=64, dim_out=32, bias="none", dtype="bfloat16")
+    place = RankLayout(1, "nccl", "cuda", 1)
+    cell = Cell(layer, StrategySpec("simple", graph=graph), WorkloadSpec(batch_size=16), place)
+    with FakeCuda():
+        holds: list[int] = []
+        monkeypatch.setattr(torch.cuda, "_sleep", holds.append)
+        tuned = Simple(cell, Comm(DEVICE, 1, 0))
+        tuned.tune(batches.inputs(cell, 0, DEVICE))
+    assert bool(holds) == (graph == "on")
 
 
 def test_a_gpu_is_held_until_all_is_enqueued(monkeypatch: pytest.MonkeyPatch) -> None:

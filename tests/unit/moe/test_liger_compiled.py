@@ -136,7 +136,7 @@ def test_our_kernels_compile_for_an_h100_and_fit_it(
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("experts", "tokens", "topk"), [(128, 1, 8), (256, 32, 8), (8, 3, 2)])
+@pytest.mark.parametrize(("experts", "tokens", "topk"), [(128, 1, 8), (256, 32, 8), (8, 1, 1)])
 def test_the_sort_of_few_slots_compiles_for_an_h100_and_fits_it(
     experts: int, tokens: int, topk: int, tmp_path: Path
 ) -> None:
