@@ -127,7 +127,8 @@ def row_tiles(
     and are the first of `rows` rows.
 
     With `overlap`, a row may be computed by several tiles, always alike: then few rows need little
-    arithmetic on the device, as a tile begins at each; none, where their experts are given.
+    arithmetic on the device, as a tile begins at each. They need none where `expert_S`, the expert
+    of each row, is given.
     """
     device, ends_P = starts_P1.device, starts_P1[1:]
     experts = len(ends_P)

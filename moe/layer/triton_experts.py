@@ -130,7 +130,7 @@ def sort_slots(local_TK: Tensor, num_local: int, elsewhere: RowsElsewhere) -> Sl
     row_TK, expert_S = local_TK.new_empty((tokens, topk)), local_TK.new_empty(count)
     starts_P1 = local_TK.new_empty(num_local + 1, dtype=torch.int32)
     liger.launch(
-        kernels().sort_few, (blocks(max(count + 1, num_local + 1), SORT_BLOCK),),
+        kernels().sort_few, (blocks(max(count, num_local) + 1, SORT_BLOCK),),
         (local_TK.contiguous(), order_S, token_S, row_TK, expert_S, starts_P1),
         (count, num_local, topk), (),
         {"PADDED": padded, "SLOTS": max(16, 1 << (count - 1).bit_length()), "BLOCK": SORT_BLOCK,

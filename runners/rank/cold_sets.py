@@ -103,9 +103,8 @@ def _start(tensor: Tensor, share: float) -> Tensor:
 def device_s(reads: Sequence[Read], queue: HeldQueue) -> float:
     """Seconds that the GPU takes for all reads, without the host's time to launch them."""
 
-    def enqueue(part: Sequence[Read]) -> None:
-        for read in part:
+    def enqueue(first: int) -> None:
+        for read in reads[first : first + QUEUED]:
             read()
 
-    parts_of = (reads[first : first + QUEUED] for first in range(0, len(reads), QUEUED))
-    return sum(queue.ms(partial(enqueue, part)) for part in parts_of) / 1e3
+    return sum(queue.ms(partial(enqueue, first)) for first in range(0, len(reads), QUEUED)) / 1e3

@@ -155,6 +155,13 @@ def checked(
         return gpu_ranks.check(cell, Comm(DEVICE, 1, 0), gpu)
 
 
+def assert_passes_without_waits(strategy: StrategySpec, tokens: str, mode: str) -> None:
+    """The whole check, without waits of the host and without work on the processor."""
+    report = checked(strategy, tokens, mode)
+    assert report["ok"], report["detail"]
+    assert (report["waits"], report["counted"], report["on_host"]) == ([], 0, [])
+
+
 row_tiles = liger.row_tiles
 
 

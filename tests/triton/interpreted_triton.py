@@ -145,9 +145,7 @@ def test_a_cell_passes_the_whole_check_without_waits(
     name: str, dispatcher: str, tokens: str, graph: str, mode: str
 ) -> None:
     strategy = StrategySpec(name, dispatcher, kernel="triton", graph=graph)
-    report = expert_cases.checked(strategy, tokens, mode)
-    assert report["ok"], report["detail"]
-    assert (report["waits"], report["counted"], report["on_host"]) == ([], 0, [])
+    expert_cases.assert_passes_without_waits(strategy, tokens, mode)
 
 
 def test_a_step_of_one_token_takes_few_launches() -> None:
