@@ -14,7 +14,10 @@ from moe.spec import MEASURE, Cell, RankLayout, shard_bounds
 from runners.errors import ConfigError
 from runners.records.record import cell_from_dict, cell_key
 from runners.records.routing_trace import Trace
-from runners.records.sealed import RecordError, read_sealed, sealed, write_atomic
+from runners.records.sealed import RecordError, read_sealed, sealed, unsealed, write_atomic
+
+# LaunchPlan.files, how the ranks' files reach the launcher from other machines.
+SHARED_FOLDER, STREAM, RAY = "shared folder", "stream to node 0", "Ray"
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ class LaunchPlan:
     )
     traces: dict[str, str] = field(default_factory=dict)  # files in launch_dir by sha256
     pass_env: list[str] = field(default_factory=list)  # further variables that ranks inherit
+    files: str = ""  # how the ranks' files reach the launcher; "": it is on the ranks' machine
 
 
 def kernel_key(cell: Cell) -> str:
@@ -184,17 +188,33 @@ def _pack(pieces: Iterable[list[int]], limit: int) -> list[list[int]]:
     return packed
 
 
+def text_of(plan: LaunchPlan) -> str:
+    """A plan as it is written to a file or sent to a node."""
+    return sealed(dataclasses.asdict(plan))
+
+
 def save(plan: LaunchPlan, path: Path) -> None:
-    write_atomic(path, sealed(dataclasses.asdict(plan)))
+    write_atomic(path, text_of(plan))
 
 
 def load(path: Path) -> LaunchPlan:
     """Reads a plan; raises OSError, or RecordError unless it is complete and of this version."""
-    data = read_sealed(path)
+    return _plan(read_sealed(path), str(path))
+
+
+def from_text(text: str) -> LaunchPlan:
+    """The inverse of `text_of`; raises RecordError."""
+    try:
+        return _plan(unsealed(text.encode()), "the plan of a launch")
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"the plan of a launch: {error}") from error
+
+
+def _plan(data: dict[str, Any], name: str) -> LaunchPlan:
     try:
         data["measure"] = Measure(**data["measure"])
         data["placement"] = RankLayout(**data["placement"])
         data["cells"] = [cell_from_dict(cell) for cell in data["cells"]]
         return LaunchPlan(**data)
     except (KeyError, TypeError, ValueError) as error:
-        raise RecordError(f"{path}: not the plan of a launch: {error}") from error
+        raise RecordError(f"{name}: not the plan of a launch: {error}") from error

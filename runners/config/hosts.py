@@ -12,7 +12,7 @@ from runners.errors import ConfigError
 from runners.host.inherited import withheld
 from runners.host.machine import NodeResources
 
-PORTS = range(1, 65536)
+PORTS = range(1, 65535)  # the next one is needed, too, where no folder is shared
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?")
 
 
@@ -27,6 +27,7 @@ class Hosts:
     interface: str = ""  # "": the one that leads to node 0
     run: str = ""  # names the folder that all hosts share
     wait_s: float = 600.0
+    shared_folder: bool = True  # all hosts see the sweep's folder at the same path
 
 
 def hosts_of(config: Mapping[str, Any]) -> Hosts:
@@ -44,13 +45,14 @@ def hosts_of(config: Mapping[str, Any]) -> Hosts:
     wait_s = value(config, "hosts.wait_s")
     if nnodes == 1:
         return Hosts(interface=interface, run=run, wait_s=wait_s)
-    if not run:
+    shared = value(config, "hosts.shared_folder")
+    if shared and not run:
         raise ConfigError(
             "hosts.run=None: allowed with several hosts is a name that all of them are given, "
-            "of the folder they share; set MOE_RUN on every host"
+            "of the folder they share; set MOE_RUN on every host, or hosts.shared_folder=false"
         )
     address, port = endpoint(hosts["rdzv_endpoint"])
-    return Hosts(nnodes, node_rank, address, port, interface, run, wait_s)
+    return Hosts(nnodes, node_rank, address, port, interface, run, wait_s, shared)
 
 
 def pass_env_of(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -112,6 +112,7 @@ environment.device cpu or cuda
 environment.gpus name, memory and more of every GPU
 environment.gpu_links between them
 environment.network own, loopback or between nodes
+environment.files how files of other machines came: shared folder, stream to node 0, Ray
 environment.pinned CPUs of every rank, or null
 environment.before state of host and process before the wave
 environment.after the same of every rank after it; `gpus`: clocks, power, throttling in the wave

@@ -1,1 +1,1 @@
-"""Ways to start the ranks of a launch; each returns a `LaunchProcess`."""
+"""Ways to start the ranks of a launch; each returns a `RunningLaunch`."""

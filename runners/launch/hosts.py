@@ -1,10 +1,14 @@
 """Several hosts without a scheduler: the same command on each, one torchrun agent per host.
 
 Node 0 validates, starts launches and makes records. The other hosts wait for its orders, start an
-agent for each launch, and end when node 0 does. All share the sweep's folder; its `hosts/` holds
+agent for each launch, and end when node 0 does. With hosts.shared_folder all share the sweep's
+folder; its `hosts/` holds
 
-    order.json             by node 0: {session, launch, nodes, token}; launch -1 opens a session
+    order.json             by node 0: {session, launch, nodes, token}; launch -1 opens a session.
+                           Only its owner can read it
     <session>-<rank>       a host that has joined the session
+
+Without, the other hosts connect to node 0 (stream.py), which fetches what their ranks write.
 """
 
 from __future__ import annotations
@@ -24,9 +28,11 @@ from typing import Any
 
 from runners.config.hosts import Hosts
 from runners.errors import ConfigError
-from runners.host.network import own_address, resolve, use_interface
-from runners.launch.local import LaunchProcess, Start, rank_environment, start
-from runners.plan import LaunchPlan, load, save
+from runners.launch import stream
+from runners.launch.hosts_agent import start_agent
+from runners.launch.local import LaunchProcess, RunningLaunch, Start, start
+from runners.launch.remote import RemoteLaunch
+from runners.plan import SHARED_FOLDER, STREAM, LaunchPlan, load, save
 from runners.records.sealed import write_atomic
 
 POLL_S = 0.1
@@ -34,78 +40,8 @@ FOLDER = "hosts"
 END = "end"
 
 
-def agent_command(plan: LaunchPlan, hosts: Hosts) -> list[str]:
-    """torchrun's agent of one node. With the static rendezvous rank 0 is on node 0, beside its
-    parent, and torch does not guess from host names where the store runs."""
-    launch_dir, address = Path(plan.launch_dir), resolve(hosts.address)
-    agent_dir = launch_dir / "agents" / str(hosts.node_rank)
-    agent_dir.mkdir(parents=True, exist_ok=True)
-    return [
-        *(sys.executable, "-m", "runners.launch.torchrun_agent", str(agent_dir)),
-        f"--nnodes={plan.placement.nodes}",
-        f"--node-rank={hosts.node_rank}",
-        f"--nproc-per-node={plan.placement.ranks_per_node}",
-        "--rdzv-backend=static",
-        f"--master-addr={address}",
-        f"--master-port={hosts.port}",
-        f"--rdzv-conf=timeout={int(hosts.wait_s)}",
-        f"--local-addr={own_address(address)}",
-        "--max-restarts=0",
-        "--monitor-interval=0.1",
-        f"--log-dir={launch_dir / 'logs' / f'node{hosts.node_rank}'}",
-        "--redirects=3",
-        *("-m", "runners.worker", str(launch_dir / "launch.json")),
-    ]
-
-
-def start_agent(plan: LaunchPlan, hosts: Hosts, token: str) -> subprocess.Popen[bytes]:
-    """`token` identifies the ranks of a launch to each other; the order's file, which only its
-    owner can read, carries it to the other hosts."""
-    launch_dir = Path(plan.launch_dir)
-    variables = rank_environment(plan)
-    if "GLOO_SOCKET_IFNAME" not in os.environ:
-        del variables["GLOO_SOCKET_IFNAME"]  # loopback, for one host only
-    variables["MOE_LAUNCH_TOKEN"] = token
-    use_interface(variables, resolve(hosts.address), hosts.interface)
-    logs = launch_dir / "logs" / f"node{hosts.node_rank}"
-    logs.mkdir(parents=True, exist_ok=True)
-    with (logs / "agent.log").open("wb") as log:
-        return subprocess.Popen(
-            agent_command(plan, hosts),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=variables,
-            start_new_session=True,
-        )
-
-
-@dataclass
-class HostsLaunchProcess(LaunchProcess):
-    """Node 0's agent; ranks on other nodes are followed by the files they write."""
-
-    ranks_per_node: int = 1
-
-    def failures(self) -> list[dict[str, Any]]:
-        """Failures that the agents of all nodes reported, node 0's first."""
-        failures: list[dict[str, Any]] = []
-        for path in sorted(self.launch_dir.glob("agents/*/failures.json")):
-            try:
-                failures += json.loads(path.read_text("utf-8"))
-            except (OSError, ValueError):
-                continue
-        return failures
-
-    def log_path(self, rank: int) -> Path:
-        """A rank's stderr; torchrun names its folder by the rank's number within its node."""
-        node, local = divmod(rank, self.ranks_per_node)
-        logs = self.launch_dir / "logs" / f"node{node}"
-        paths = sorted(logs.glob(f"*/attempt_0/{local}/stderr.log"))
-        return paths[0] if paths else logs / "agent.log"
-
-
 class FirstHost:
-    """Starts launches from node 0, on all nodes that a launch takes."""
+    """Starts launches from node 0, on all nodes that a launch takes, in a folder that all share."""
 
     def __init__(self, sweep_dir: Path, hosts: Hosts) -> None:
         self.sweep_dir, self.hosts = sweep_dir, hosts
@@ -115,14 +51,10 @@ class FirstHost:
     def __call__(self, plan: LaunchPlan) -> LaunchProcess:
         if plan.placement.nodes == 1:
             return start(plan)
-        launch_dir = Path(plan.launch_dir)
-        (launch_dir / "logs").mkdir(parents=True)
-        save(plan, launch_dir / "launch.json")
-        token = secrets.token_hex(16)
+        plan.files = SHARED_FOLDER
+        token = _prepared(plan)
         self.order(launch=plan.launch, nodes=plan.placement.nodes, token=token)
-        process = start_agent(plan, self.hosts, token)
-        on_node = plan.placement.ranks_per_node
-        return HostsLaunchProcess(process, launch_dir, ranks_per_node=on_node)
+        return _own_ranks(plan, self.hosts, token)
 
     def order(self, **what: Any) -> None:
         write_atomic(self.folder / "order.json", json.dumps({"session": self.session, **what}))
@@ -143,18 +75,60 @@ class FirstHost:
             time.sleep(POLL_S)
 
 
+class FirstOfStreams:
+    """The same where hosts share no folder."""
+
+    def __init__(self, hosts: Hosts, streams: stream.HostStreams) -> None:
+        self.hosts, self.streams = hosts, streams
+
+    def __call__(self, plan: LaunchPlan) -> RunningLaunch:
+        """Waits for hosts that are not there; raises TimeoutError."""
+        if plan.placement.nodes == 1:
+            return start(plan)
+        others = self.streams.wait_for(range(1, plan.placement.nodes))
+        plan.files = STREAM
+        token = _prepared(plan)
+        launch = RemoteLaunch(plan, others, _own_ranks(plan, self.hosts, token))
+        launch.start(self.hosts, token)
+        return launch
+
+
+def _prepared(plan: LaunchPlan) -> str:
+    """Saves a launch's plan on node 0; returns a new token."""
+    launch_dir = Path(plan.launch_dir)
+    (launch_dir / "logs").mkdir(parents=True)
+    save(plan, launch_dir / "launch.json")
+    return secrets.token_hex(16)
+
+
+def _own_ranks(plan: LaunchPlan, hosts: Hosts, token: str) -> LaunchProcess:
+    """Node 0's own ranks."""
+    process, on_node = start_agent(plan, hosts, token), plan.placement.ranks_per_node
+    return LaunchProcess(process, Path(plan.launch_dir), ranks_per_node=on_node)
+
+
 @contextmanager
 def starting(sweep_dir: Path, hosts: Hosts) -> Iterator[Start]:
     """How to start launches: here, or on several hosts, which are released at the end."""
     if hosts.nnodes == 1:
         yield start
-        return
-    first = FirstHost(sweep_dir, hosts)
-    try:
-        first.wait_for_hosts()
-        yield first
-    finally:
-        first.order(launch=END)
+    elif hosts.shared_folder:
+        first = FirstHost(sweep_dir, hosts)
+        try:
+            first.wait_for_hosts()
+            yield first
+        finally:
+            first.order(launch=END)
+    else:
+        streams = stream.HostStreams(hosts, stream.key_of(os.environ))
+        try:
+            try:
+                streams.wait_for(range(1, hosts.nnodes))
+            except TimeoutError as error:
+                raise ConfigError(str(error)) from error
+            yield FirstOfStreams(hosts, streams)
+        finally:
+            streams.close()
 
 
 @dataclass
@@ -192,9 +166,12 @@ class Follower:
 
 
 def join(sweep_dir: Path, hosts: Hosts) -> bool:
-    """Lends this host's ranks until node 0 ends; False after `wait_s` without an order."""
-    follower, last_contact, last = Follower(sweep_dir, hosts), time.monotonic(), None
+    """Lends this host's ranks until node 0 ends; False after `wait_s` without an order. Raises
+    ConfigError where node 0 refuses this host."""
     print(f"host {hosts.node_rank} of {hosts.nnodes}: waiting for node 0", file=sys.stderr)
+    if not hosts.shared_folder:
+        return stream.serve(hosts, stream.key_of(os.environ))
+    follower, last_contact, last = Follower(sweep_dir, hosts), time.monotonic(), None
     try:
         while time.monotonic() - last_contact < hosts.wait_s:
             order = read_order(sweep_dir)

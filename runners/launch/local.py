@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import signal
@@ -12,30 +11,54 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from runners.host.inherited import rank_variables
 from runners.host.isolation import NETWORK
 from runners.host.timeout import call_with_timeout
+from runners.launch import launch_files
 from runners.mpi.start import mpiexec_command
 from runners.plan import LaunchPlan, save
 
 GRACE_S = 5.0
 
 
+class RunningLaunch(Protocol):
+    """The ranks of a launch, wherever they run."""
+
+    def running(self) -> bool: ...
+
+    def end(self) -> None:
+        """Ends the launch's own processes; whatever they wrote is then in the launch's folder."""
+
+    def killed_by(self) -> int:
+        """The signal that ended the ranks' parent; 0 where it exited, or `end` ended it."""
+
+    def lost_node(self) -> str:
+        """Which node was lost, and how that was seen; "" where none was."""
+
+    def failures(self) -> list[dict[str, Any]]:
+        """{rank, exitcode, pid} of every rank that its parent saw fail."""
+
+    def log_path(self, rank: int) -> Path:
+        """The file of a rank's stderr."""
+
+
 @dataclass
 class LaunchProcess:
-    """A running launch."""
+    """A running launch whose ranks have a parent on this machine, and write into a folder that
+    this machine sees."""
 
     process: subprocess.Popen[bytes]
     launch_dir: Path
     ended: bool = False  # by `end`
+    ranks_per_node: int = 0  # of several nodes that have an agent each
 
     def running(self) -> bool:
         return self.process.poll() is None
 
     def end(self) -> None:
-        """Ends the launch's own processes: SIGTERM, then SIGKILL."""
+        """SIGTERM, then SIGKILL."""
         self.ended = self.ended or self.running()
         for sign, grace_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
             if not self.running():
@@ -46,24 +69,19 @@ class LaunchProcess:
                 time.sleep(0.05)
 
     def killed_by(self) -> int:
-        """The signal that ended the ranks' parent; 0 where it exited, or `end` ended it."""
         return max(0, -(self.process.returncode or 0)) if not self.ended else 0
 
+    def lost_node(self) -> str:
+        return ""
+
     def failures(self) -> list[dict[str, Any]]:
-        """{rank, exitcode, pid} of every rank that the agent saw fail."""
-        try:
-            failures = json.loads((self.launch_dir / "failures.json").read_text("utf-8"))
-        except (OSError, ValueError):
-            return []
-        return list(failures)
+        return launch_files.failures(self.launch_dir)
 
     def log_path(self, rank: int) -> Path:
-        """The file of a rank's stderr."""
-        paths = sorted(self.launch_dir.glob(f"logs/*/attempt_0/{rank}/stderr.log"))
-        return paths[0] if paths else self.launch_dir / "logs" / "agent.log"
+        return launch_files.log_path(self.launch_dir, rank, self.ranks_per_node)
 
 
-Start = Callable[["LaunchPlan"], "LaunchProcess"]  # how the ranks of a launch are started
+Start = Callable[["LaunchPlan"], RunningLaunch]  # how the ranks of a launch are started
 
 
 def start(plan: LaunchPlan, worker: str = "runners.worker", anew: bool = False) -> LaunchProcess:
@@ -94,7 +112,7 @@ def start(plan: LaunchPlan, worker: str = "runners.worker", anew: bool = False) 
 def _prepare(plan: LaunchPlan, launch_dir: Path) -> IO[bytes]:
     (launch_dir / "logs").mkdir(parents=True)
     save(plan, launch_dir / "launch.json")
-    return (launch_dir / "logs" / "agent.log").open("wb")
+    return (launch_dir / "logs" / launch_files.AGENT_LOG).open("wb")
 
 
 def _alone(plan: LaunchPlan) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from runners.host.inherited import SLURM, inherited
 from runners.host.network import first_address, free_port, resolve
 from runners.launch.local import LaunchProcess, rank_environment
-from runners.plan import LaunchPlan, save
+from runners.plan import SHARED_FOLDER, LaunchPlan, save
 
 LIMIT_S = 60.0
 FAILED = re.compile(r"srun: error: \S+: tasks? (\d+)\S*: (.+)")
@@ -116,6 +116,8 @@ class SrunStart:
 
     def __call__(self, plan: LaunchPlan) -> LaunchProcess:
         launch_dir = Path(plan.launch_dir)
+        if plan.placement.nodes > 1:
+            plan.files = SHARED_FOLDER
         for rank in range(plan.placement.world_size):
             (launch_dir / "logs" / "srun" / "attempt_0" / str(rank)).mkdir(parents=True)
         save(plan, launch_dir / "launch.json")

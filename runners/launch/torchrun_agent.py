@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from runners.host import isolation
+from runners.launch import launch_files
 
 LOOPBACK = "127.0.0.1"
 
@@ -62,7 +63,7 @@ def main(arguments: list[str]) -> int:
             {"rank": rank, "exitcode": failure.exitcode, "pid": failure.pid}
             for rank, failure in error.failures.items()
         ]
-        (Path(options.launch_dir) / "failures.json").write_text(json.dumps(failures))
+        (Path(options.launch_dir) / launch_files.FAILURES).write_text(json.dumps(failures))
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -248,6 +248,8 @@ class Assembler:
         environment = topology.environment([rank.launch for rank in self.ranks])
         environment["pinned"] = [rank.launch.get("pinned") for rank in self.ranks]
         environment["after"] = [rank.waves_ended.get(wave) for rank in self.ranks]
+        if self.plan.files:
+            environment["files"] = self.plan.files
         return environment
 
     def find_cause(self, failures: list[dict[str, Any]]) -> tuple[int, int, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from runners.launch.local import LaunchProcess
+from runners.launch.local import RunningLaunch
 from runners.sweep.assemble import Assembler
 
 WATCHDOG = "Timeout ("  # what faulthandler writes above the stacks
@@ -21,15 +21,17 @@ class Failure(NamedTuple):
     message: str
 
 
-def find(lines: Assembler, started: LaunchProcess, silent_s: float) -> Failure:
+def find(lines: Assembler, started: RunningLaunch, silent_s: float) -> Failure:
     """The cause of a launch's end, by the first rule that applies. `silent_s` is how long the
     launcher waited for a line before it ended the launch, else 0.
 
-    1. The ranks' parent was killed by a signal: no cell is the cause.
+    1. A node was lost, or the ranks' parent was killed by a signal: no cell is the cause.
     2. No rank got beyond its start: no cell is the cause.
     3. Ranks hung, by `silent_s` or a watchdog's stacks: the rank that does not wait for others.
     4. Otherwise exit codes and logged errors decide: Assembler.find_cause.
     """
+    if lost := started.lost_node():
+        return Failure(0, -1, lost)
     if sign := started.killed_by():
         return Failure(0, -1, f"the ranks' parent died of signal {sign}")
     if all(rank.stage == "start" and not rank.error for rank in lines.ranks):

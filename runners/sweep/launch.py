@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from moe.spec import RankLayout
 from runners.config.memory import fits_together
 from runners.host.timeout import call_with_timeout
-from runners.launch.local import LaunchProcess, Start
+from runners.launch.local import RunningLaunch, Start
 from runners.plan import Job, LaunchPlan, Measure, engine_and_ranks, waves
 from runners.records import calibrations, record, routing_trace
 from runners.records.record import Record
@@ -66,6 +66,7 @@ class LaunchOutcome:
     recorded: bool = False  # some wave came to its end
     silent: bool = False  # ended by the launcher, as no rank wrote a line
     interrupted: bool = False
+    node_lost: bool = False
     message: str = ""  # why it ended early
     log: Path | None = None
     failures: list[tuple[str, str, str]] = field(default_factory=list)  # cell, message, log
@@ -118,23 +119,32 @@ class Launch:
         folder = Path(self.plan.launch_dir)
         traces = self._traces()
         call_with_timeout("the launch's folder", lambda: routing_trace.freeze(traces, folder))
-        with stop_on_interrupt(folder / "stop") as stop_requested:
+        with stop_on_interrupt(folder / "stop") as signalled:
             started = self.context.start(self.plan)
             try:
-                self._poll(started, stop_requested)
+                self._poll(started, lambda: signalled() or self._stopped_by_sweep())
             finally:
                 started.end()
-        self.outcome.interrupted = stop_requested() or self.context.interrupted()
+        self.outcome.interrupted = signalled() or self.context.interrupted()
+        self.outcome.node_lost = bool(started.lost_node())
         self._read_lines()
         self._finish_waves(started)
         self._record_unfinished(started)
         self.outcome.recorded, self.outcome.silent = bool(self.recorded), self.silent_s > 0
         return self.outcome
 
+    def _stopped_by_sweep(self) -> bool:
+        """Whether the sweep is to end; the ranks' stop file then exists."""
+        if not self.context.interrupted():
+            return False
+        stop = Path(self.plan.launch_dir) / "stop"
+        call_with_timeout("the launch's folder", stop.touch)
+        return True
+
     def _read_lines(self) -> None:
         call_with_timeout("the ranks' files", self.lines.update)
 
-    def _poll(self, started: LaunchProcess, stop_requested: Callable[[], bool]) -> None:
+    def _poll(self, started: RunningLaunch, stop_requested: Callable[[], bool]) -> None:
         """Polls until the ranks end. After an interrupt a launch without samples is ended at once;
         another ends its round first."""
         limit_s = self.plan.measure.cell_limit_s + STALL_MARGIN_S
@@ -154,7 +164,7 @@ class Launch:
             if stop_requested() and not self.lines.has_samples():
                 started.end()
 
-    def _finish_waves(self, started: LaunchProcess) -> bool:
+    def _finish_waves(self, started: RunningLaunch) -> bool:
         """Records and tracks every wave that has ended, then lets the ranks continue."""
         finished = False
         for number, wave in enumerate(self.plan.waves):
@@ -184,7 +194,7 @@ class Launch:
             measured["fingerprint"] = self.context.fingerprint
             self.calibration = calibrations.store(self.context.calibration_dir, measured)
 
-    def _record_unfinished(self, started: LaunchProcess) -> None:
+    def _record_unfinished(self, started: RunningLaunch) -> None:
         """After an early end: the cell that caused it fails, the others keep their samples; those
         without enough samples are pending."""
         unrecorded = [
@@ -213,7 +223,7 @@ class Launch:
         self._save(records)
         self.sink.track(records)
 
-    def _record(self, index: int, wave: int, started: LaunchProcess) -> Record:
+    def _record(self, index: int, wave: int, started: RunningLaunch) -> Record:
         """The record of a cell; one that failed without ending the launch is among the failures."""
         one = self.lines.record(index, wave, self.calibration)
         if one.error:

@@ -24,6 +24,7 @@ from runners.sweep.state import SweepState
 from runners.track.client import run_tracker
 
 BULK_S = 600.0  # to read or write files of all cells
+MAX_RESTARTS = 3
 BLAMELESS_LAUNCHES = 3  # launches that may fail outside any cell before the group's jobs fail
 
 
@@ -41,6 +42,7 @@ class Sweep:
         self.settings, self.progress, self.start = settings, progress, start
         self.on_measured: Callable[[], None] = lambda: None  # called after the last record
         self.launches = 0
+        self.max_restarts, self.restarts = MAX_RESTARTS, 0  # after a node was lost
         self.calibration_dir = calibrations.folder_of(settings.sweep_dir)
         self._fingerprints: dict[str, str] = {}
 
@@ -152,7 +154,8 @@ class Sweep:
             outcome = launch.run()
             pending = outcome.pending
             give_up = False
-            if outcome.failed_cell is None and pending and not outcome.interrupted:
+            excused = outcome.interrupted or outcome.node_lost
+            if outcome.failed_cell is None and pending and not excused:
                 blameless = 1 if outcome.recorded else blameless + 1
                 give_up = blameless >= BLAMELESS_LAUNCHES or outcome.silent
             if give_up:
@@ -160,10 +163,22 @@ class Sweep:
             self.result.failures += outcome.failures
             if outcome.interrupted:
                 raise KeyboardInterrupt
+            if outcome.node_lost and pending:
+                self._count_restart(outcome.message)
             if give_up:
                 return
             if self.settings.on_error == "stop" and self.result.failures:
                 raise StopSweep("stopped at the first failed cell (on_error=stop)")
+
+    def _count_restart(self, reason: str) -> None:
+        """A lost node fails no cell: the launch is made again, `max_restarts` times at most."""
+        self.restarts += 1
+        if self.restarts > self.max_restarts:
+            raise StopSweep(
+                f"{reason}; started again {self.max_restarts} times already; "
+                f"resume={self.settings.sweep_dir} goes on"
+            )
+        self.progress.print_line(f"{reason}; starting again")
 
     def context(self, last: bool = False, device: str = "cpu") -> LaunchContext:
         """For the next launch, on that device."""

@@ -1,19 +1,18 @@
 """The sweep on two hosts without a scheduler: two network namespaces joined by a cable. Both have
-the same host name, which maps to loopback, as on many real hosts. Run by `make test-hosts` as root,
-which fails where namespaces cannot be made; the file's name keeps it out of `make test`."""
+the same host name, which maps to loopback, as on many real hosts. Without a shared folder the
+second host has a mount namespace, too, in which an empty file system lies over the sweep's folder.
+Run by `make test-hosts` as root, which fails where namespaces cannot be made; the file's name keeps
+it out of `make test`."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,71 +20,43 @@ import pytest
 
 from runners.records import record
 from tests.support import started
+from tests.support.namespaces import Net, hidden, two_hosts
 
 ROOT = Path(__file__).resolve().parents[3]
 LIMIT_S = 240.0
 QUICK = started.QUICK
-ADDRESSES = ("10.231.77.1", "10.231.77.2")
-INSTALL = "apt-get update && apt-get install -y iproute2, and run as root"
+KEY = "a secret of this test"
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(400)]
 nothing_stays = started.nothing_stays
 
 
-def ip(*words: str) -> str:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, timeout=20)
-    if done.returncode:
-        pytest.fail(f"network namespaces cannot be made: ip {' '.join(words)}: {done.stderr}")
-    return done.stdout
-
-
-@dataclass(frozen=True)
-class Net:
-    """Two namespaces; each end of the cable is called `cable`."""
-
-    names: tuple[str, str]
-
-    def run(self, host: int, *command: str) -> list[str]:
-        return ["ip", "netns", "exec", self.names[host], *command]
-
-    def received_bytes(self, host: int) -> int:
-        path = "/sys/class/net/cable/statistics/rx_bytes"
-        done = subprocess.run(self.run(host, "cat", path), capture_output=True, text=True)
-        return int(done.stdout)
-
-
 @pytest.fixture(scope="module")
 def net() -> Iterator[Net]:
-    if shutil.which("ip") is None or os.geteuid() != 0:
-        pytest.fail(f"network namespaces cannot be made; {INSTALL}")
-    net = Net((f"moe-{os.getpid()}-0", f"moe-{os.getpid()}-1"))
-    made: list[str] = []
-    try:
-        for name in net.names:
-            ip("netns", "add", name)
-            made.append(name)
-        ip("link", "add", "cable", "netns", made[0], "type", "veth", "peer", "name", "cable",
-           "netns", made[1])  # fmt: skip
-        for name, address in zip(made, ADDRESSES, strict=True):
-            ip("-n", name, "address", "add", f"{address}/24", "dev", "cable")
-            ip("-n", name, "link", "set", "cable", "up")
-            ip("-n", name, "link", "set", "lo", "up")
+    with two_hosts("moe-hosts") as net:
         yield net
-    finally:
-        for name in made:
-            with contextlib.suppress(OSError, subprocess.SubprocessError):
-                subprocess.run(["ip", "netns", "delete", name], timeout=20)
 
 
-def bench(net: Net, host: int, folder: Path, *overrides: str) -> subprocess.Popen[str]:
+@pytest.fixture(params=[True, False], ids=["shared folder", "no shared folder"])
+def shared(request: pytest.FixtureRequest) -> bool:
+    """Whether both hosts see the sweep's folder."""
+    return bool(request.param)
+
+
+def bench(
+    net: Net, host: int, folder: Path, *overrides: str, shared: bool = True
+) -> subprocess.Popen[str]:
     """The same command on every host; all that differs is NODE_RANK."""
     variables = {
         **os.environ, "NNODES": "2", "NODE_RANK": str(host), "MOE_RUN": "together",
-        "RDZV_ENDPOINT": f"{ADDRESSES[0]}:29411",
+        "RDZV_ENDPOINT": f"{net.addresses[0]}:29411",
     }  # fmt: skip
-    program = [sys.executable, str(ROOT / "runners" / "bench.py")]
-    return started.start(
-        net.run(host, *program, *overrides, "hosts=many"), cwd=folder, env=variables
-    )
+    command = [sys.executable, str(ROOT / "runners" / "bench.py"), *overrides, "hosts=many"]
+    if not shared:
+        command.append("hosts.shared_folder=false")
+        variables["MOE_KEY"] = KEY
+        if host:
+            command = hidden(folder, command)
+    return started.start(net.run(host, *command), cwd=folder, env=variables)
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
@@ -97,18 +68,20 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
     return process.returncode, json.loads(lines[-1]) if lines else {}, err
 
 
-def on_both(net: Net, folder: Path, *overrides: str) -> list[tuple[int, dict[str, Any], str]]:
+def on_both(
+    net: Net, folder: Path, *overrides: str, shared: bool
+) -> list[tuple[int, dict[str, Any], str]]:
     """Host 1 first: it must wait for host 0 to come."""
-    second = bench(net, 1, folder, *overrides)
-    first = bench(net, 0, folder, *overrides)
+    second = bench(net, 1, folder, *overrides, shared=shared)
+    first = bench(net, 0, folder, *overrides, shared=shared)
     return [ended(first), ended(second)]
 
 
-def test_the_readme_sweep_on_two_hosts_of_two_ranks(net: Net, tmp_path: Path) -> None:
+def test_the_readme_sweep_on_two_hosts_of_two_ranks(net: Net, tmp_path: Path, shared: bool) -> None:
     sweep = tmp_path / "outputs" / "together"
     words = ["-m", "strategy=simple,tp,ep", "topk=2,4,8", "world_size=4", *QUICK]
     before = net.received_bytes(1)
-    (code, end, err), (other_code, _, other_err) = on_both(net, tmp_path, *words)
+    (code, end, err), (other_code, _, other_err) = on_both(net, tmp_path, *words, shared=shared)
     assert (code, end["measured"], end["tracked"]) == (0, 9, 9), err
     assert other_code == 0, other_err
     found = [record.read(path) for path in record.paths(sweep)]
@@ -116,20 +89,23 @@ def test_the_readme_sweep_on_two_hosts_of_two_ranks(net: Net, tmp_path: Path) ->
     for one in found:
         assert one.environment["topology"]["node_of"] == [0, 0, 1, 1]
         assert one.environment["topology"]["clock"] == "end barrier inside the sample"
+        assert one.environment["files"] == ("shared folder" if shared else "stream to node 0")
         assert (one.gate or {})["ok"]
     assert net.received_bytes(1) - before > 100_000  # tokens did travel through the cable
 
     # A cluster that starts the job again: nothing is missing, nothing is measured.
-    (code, end, err), (other_code, _, other_err) = on_both(net, tmp_path, *words)
+    (code, end, err), (other_code, _, other_err) = on_both(net, tmp_path, *words, shared=shared)
     assert (code, end["measured"], other_code) == (0, 9, 0), err + other_err
     assert "resuming: 9 measured" in err
     assert len(list(sweep.glob("launches/*"))) == 1
 
 
-def test_a_rank_that_dies_on_the_other_host_fails_its_cell_only(net: Net, tmp_path: Path) -> None:
+def test_a_rank_that_dies_on_the_other_host_fails_its_cell_only(
+    net: Net, tmp_path: Path, shared: bool
+) -> None:
     words = ["-m", "strategy=simple,tp,ep", "topk=1,2", "world_size=4", "tracker=none", *QUICK,
              "measure.wave_cells=2", "measure.samples=60", "measure.samples_max=60"]  # fmt: skip
-    second, first = (bench(net, host, tmp_path, *words) for host in (1, 0))
+    second, first = (bench(net, host, tmp_path, *words, shared=shared) for host in (1, 0))
     lines = tmp_path / "outputs" / "together" / "launches" / "0" / "samples" / "rank3.jsonl"
     deadline = time.monotonic() + LIMIT_S
     while not (lines.exists() and '"kind":"long"' in lines.read_text()):
@@ -142,6 +118,29 @@ def test_a_rank_that_dies_on_the_other_host_fails_its_cell_only(net: Net, tmp_pa
     assert "rank 3 died of signal 9" in err
     code, _, err = ended(second)
     assert code == 0, err
+
+
+def test_a_host_that_is_killed_and_comes_back_fails_no_cell(net: Net, tmp_path: Path) -> None:
+    words = ["-m", "strategy=simple,tp,ep", "topk=1,2", "world_size=4", "tracker=none", *QUICK,
+             "measure.wave_cells=2", "measure.samples=60", "measure.samples_max=60"]  # fmt: skip
+    second, first = (bench(net, host, tmp_path, *words, shared=False) for host in (1, 0))
+    sweep = tmp_path / "outputs" / "together"
+    deadline = time.monotonic() + LIMIT_S
+    while len(list(record.paths(sweep))) < 2:
+        assert first.poll() is None, ended(first)
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for pid in net.pids(1):
+        os.kill(pid, signal.SIGKILL)
+    ended(second)
+    third = bench(net, 1, tmp_path, *words, shared=False)
+    code, end, err = ended(first)
+    assert (code, end["measured"]) == (0, 6), err
+    assert "node 1 was lost" in err
+    measured = [one for one in map(record.read, record.paths(sweep)) if one.outcome == "measured"]
+    assert len({one.cell_id for one in measured}) == len(measured) == 6
+    assert {one.launch for one in measured} == {0, 1}
+    assert ended(third)[0] == 0
 
 
 def test_a_host_that_does_not_come_is_named(net: Net, tmp_path: Path) -> None:

@@ -1,0 +1,130 @@
+"""A node that lends its ranks and shares no folder with the launcher. Torch-free.
+
+NodeAgent runs on the node, in an actor of Ray or in the program of a host that has joined. The
+launcher calls its methods; arguments and results are plain values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from runners.config.hosts import Hosts
+from runners.host import environment, project_paths
+from runners.host.network import free_port
+from runners.launch import node_files
+from runners.launch.hosts_agent import start_agent
+from runners.launch.local import LaunchProcess, start
+from runners.plan import LaunchPlan, from_text
+
+ALIKE = ("python", "torch", "triton", "transformers")  # versions that must be equal on all nodes
+SIGNALS = ("stop", "go-")  # names of the files by which the launcher speaks to ranks
+
+
+def versions() -> dict[str, str | None]:
+    """What must be equal on all nodes: versions of packages, and a hash of this project's code."""
+    known = environment.versions()
+    return {name: known[name] for name in ALIKE} | {"code": code_hash()}
+
+
+def code_hash() -> str:
+    """Twelve hex digits over the source files of moe and runners."""
+    digest = hashlib.sha256()
+    for path in sorted(
+        path for top in ("moe", "runners") for path in (project_paths.CODE / top).rglob("*.py")
+    ):
+        digest.update(str(path.relative_to(project_paths.CODE)).encode() + b"\0")
+        digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def different(node: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    """How a node's versions differ from the first node's, in words; "" where they do not."""
+    names = [name for name in first if node.get(name) != first[name]]
+    return ", ".join(
+        f"{name} {node.get(name) or 'is not there'} (first node: {first[name] or 'not there'})"
+        for name in names
+    )
+
+
+class NodeAgent:
+    """Starts ranks on this node, one launch at a time, and hands over what they write."""
+
+    def __init__(self, node: int = 0) -> None:
+        self.node = node
+        self.folder = Path(tempfile.mkdtemp(prefix="moe-bench-"))
+        self.plan: LaunchPlan | None = None
+        self.process: LaunchProcess | None = None
+
+    def free_port(self, address: str) -> int:
+        """A port for the ranks' rendezvous on this node's address."""
+        return free_port(address)
+
+    def prepare(self, plan: str) -> None:
+        """Takes over the plan of a launch, the text of its launch.json; ends the one before."""
+        self.end()
+        self.remove_files()
+        self.plan = from_text(plan)
+        self.plan.launch_dir = str(self.folder / str(self.plan.launch))
+        Path(self.plan.launch_dir).mkdir()
+
+    def receive(self, name: str, offset: int, data: bytes) -> None:
+        """Writes a piece of a recorded routing; raises ValueError for any other file."""
+        assert self.plan is not None
+        if name not in self.plan.traces.values() or Path(name).name != name:
+            raise ValueError(f"{name}: not a trace of this launch")
+        with (Path(self.plan.launch_dir) / name).open("ab" if offset else "wb") as file:
+            file.seek(offset)
+            file.write(data)
+
+    def start(self, hosts: Mapping[str, Any], token: str) -> None:
+        """Starts this node's ranks; `hosts` are the fields of Hosts, `token` is the launch's."""
+        assert self.plan is not None
+        if self.plan.placement.nodes == 1:
+            self.process = start(self.plan)
+        else:
+            place = Hosts(**{**hosts, "node_rank": self.node})
+            process = start_agent(self.plan, place, token)
+            self.process = LaunchProcess(process, Path(self.plan.launch_dir))
+
+    def poll(
+        self, received: Mapping[str, int], signals: Sequence[str], last: bool
+    ) -> dict[str, Any]:
+        """Passes the launcher's signals (stop, go-<wave>) on to the ranks. Returns {returncode: of
+        the ranks' parent, None while it runs; chunks: what was written beyond `received`}."""
+        if self.plan is None or self.process is None:
+            return {"returncode": 0, "chunks": []}
+        launch_dir, placement = Path(self.plan.launch_dir), self.plan.placement
+        for name in signals:
+            if name.startswith(SIGNALS) and Path(name).name == name:
+                (launch_dir / name).touch()
+        running = self.process.running()  # before the files are read, so that none is missed
+        chunks = node_files.changes(launch_dir, placement, self.node, received, last)
+        returncode = None if running else self.process.process.returncode
+        return {"returncode": returncode, "chunks": [list(chunk) for chunk in chunks]}
+
+    def end(self) -> None:
+        """Ends this node's ranks; their files stay until the next launch."""
+        if self.process:
+            self.process.end()
+
+    def remove_files(self) -> None:
+        """Removes what an earlier launch wrote."""
+        for path in self.folder.iterdir():
+            shutil.rmtree(path, ignore_errors=True)
+
+    def close(self) -> None:
+        """Ends ranks and removes all files."""
+        self.end()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def host_facts(device: str = "cpu") -> dict[str, Any]:
+    """The facts of this node that tell machines apart, as a launch records them, and `versions`
+    under "alike"."""
+    return {**environment.capture(device), "alike": versions(), "pid": os.getpid()}
