@@ -146,6 +146,22 @@ def unique(jobs: Sequence[Job]) -> list[Job]:
     return list(seen.values())
 
 
+def shape_name(placement: RankLayout) -> str:
+    """Name of the shape of ranks: nodes, ranks per node, backend and threads. Cells of a shape can
+    share a cluster's nodes."""
+    p = placement
+    device = "-cuda" if p.staged else ""  # which the backend does not tell
+    return f"{p.nodes}x{p.ranks_per_node}-{p.backend}{device}-{p.threads}threads"
+
+
+def by_shape(jobs: Iterable[Job]) -> dict[str, list[Job]]:
+    """Jobs by the name of their shape."""
+    shapes: dict[str, list[Job]] = {}
+    for job in jobs:
+        shapes.setdefault(shape_name(job.cell.placement), []).append(job)
+    return shapes
+
+
 def groups(jobs: Iterable[Job], isolation: str) -> list[LaunchGroup]:
     """Groups of jobs by placement and measure; with isolation=cell one group per job."""
     by_key: dict[Any, LaunchGroup] = {}

@@ -15,11 +15,12 @@ from omegaconf import OmegaConf
 Plugins.instance()  # first: it executes the modules of Hydra's own plugins again
 
 from runners.config.launcher import PACKAGE, MoeLauncher
+from runners.config.ray_launcher import RayLauncher
 from runners.config.schema import defaults, help_text
 from runners.config.slurm_launcher import SlurmLauncher
 from runners.config.sweeper import MoeSweeper
 
-__all__ = ["MoeLauncher", "MoeSweeper", "SlurmLauncher"]
+__all__ = ["MoeLauncher", "MoeSweeper", "RayLauncher", "SlurmLauncher"]
 
 
 def _name_this_module(name: str) -> None:
@@ -37,7 +38,7 @@ def _name_this_module(name: str) -> None:
 def register() -> None:
     """Registers our plugins, the knobs (`knobs` in the defaults of conf/config.yaml) and their
     help."""
-    for plugin in (MoeLauncher, SlurmLauncher, MoeSweeper):
+    for plugin in (MoeLauncher, SlurmLauncher, RayLauncher, MoeSweeper):
         Plugins.instance().register(plugin)
     _name_this_module(PACKAGE)
     store = ConfigStore.instance()

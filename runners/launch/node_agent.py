@@ -11,11 +11,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from runners.config.hosts import Hosts
-from runners.host import environment, project_paths
+from runners.host import environment
 from runners.host.network import free_port
 from runners.launch import node_files
 from runners.launch.hosts_agent import start_agent
@@ -35,12 +36,16 @@ def versions() -> dict[str, str | None]:
 def code_hash() -> str:
     """Twelve hex digits over the source files of moe and runners."""
     digest = hashlib.sha256()
-    for path in sorted(
-        path for top in ("moe", "runners") for path in (project_paths.CODE / top).rglob("*.py")
-    ):
-        digest.update(str(path.relative_to(project_paths.CODE)).encode() + b"\0")
-        digest.update(path.read_bytes() + b"\0")
+    for folder in package_folders():
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(str(path.relative_to(folder.parent)).encode() + b"\0")
+            digest.update(path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
+
+
+def package_folders() -> list[Path]:
+    """Folders of the packages that a node needs."""
+    return [Path(str(resources.files(name))) for name in ("moe", "runners")]
 
 
 def different(node: Mapping[str, Any], first: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from moe.spec import Cell, RankLayout
+from moe.spec import Cell
 from runners.plan import Job, Measure
 from runners.records import routing_trace
 from runners.records.record import cell_from_dict
@@ -27,20 +27,6 @@ from runners.sweep.settings import Settings
 
 FOLDER = "slurm"
 SETTINGS = ("isolation", "on_error", "tracker", "command", "pass_env")
-
-
-def group_name(placement: RankLayout) -> str:
-    """Name of the allocation that cells share: its shape, and the backend."""
-    p = placement
-    device = "-cuda" if p.staged else ""  # which the backend does not tell
-    return f"{p.nodes}x{p.ranks_per_node}-{p.backend}{device}-{p.threads}threads"
-
-
-def by_allocation(jobs: Sequence[Job]) -> dict[str, list[Job]]:
-    groups: dict[str, list[Job]] = {}
-    for job in jobs:
-        groups.setdefault(group_name(job.cell.placement), []).append(job)
-    return groups
 
 
 def group_path(sweep_dir: Path, group: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -11,19 +12,23 @@ from typing import Any
 
 from moe.spec import RankLayout
 from runners.config.hosts import hosts_of, node_of
+from runners.config.ray_options import ray_options
 from runners.config.resolution import Composed, of_one_cell
 from runners.config.schema import check_shape, value
+from runners.config.slurm_launcher import Slurm
 from runners.config.validate import format_errors, validate
 from runners.errors import ConfigError
 from runners.host import environment
 from runners.host.inherited import inherited_by_ranks
-from runners.host.machine import this_machine
+from runners.host.machine import NodeResources, this_machine
 from runners.launch.hosts import join, starting
+from runners.launch.ray_cluster import RayCluster, connected
 from runners.plan import Job
 from runners.records import calibrations
 from runners.sweep import resume, slurm
 from runners.sweep.folder import new_or_resumed, write_refused
 from runners.sweep.progress import Progress
+from runners.sweep.ray_sweep import RaySweep, SharedProgress
 from runners.sweep.result import SweepResult
 from runners.sweep.settings import settings_of
 from runners.sweep.sweep import Sweep
@@ -46,54 +51,61 @@ def run_composed(
     when the user's input can no longer be at fault; `on_measured`, on one host without a
     scheduler, when all records are on disk and their W&B runs are still to be written.
     """
-    progress = Progress()
     given = [of_one_cell(one) for one in composed]
     composed = [cell for cells in given for cell in cells]
     for config, _ in composed:
         check_shape(config)
     first = composed[0].config
     settings = settings_of(first, sweep_dir, command)
-    slurm_options = slurm.slurm_options(launcher or {})
+    slurm_options, on_ray = slurm.slurm_options(launcher or {}), ray_options(launcher or {})
     hosts = hosts_of(first)
-    machine = slurm.machine(slurm_options) if slurm_options else this_machine()
-    jobs, errors = validate(composed, machine)
-    if errors and not (value(first, "on_invalid") == "skip" and jobs):
-        raise ConfigError(format_errors(errors))
-    refused = [(" ".join(composed[n].overrides), str(error)) for n, error in errors.items()]
-    for overrides, reason in refused:
-        progress.print_line(f"skipped: {overrides}: {reason}")
-    if hosts.node_rank:
-        on_begin()
-        outcome = "measured" if join(sweep_dir, hosts) else "failed"
-        return SweepResult(sweep_dir, {"host": outcome}, joined=True), ["joined"] * len(given)
-    cores = node_of(first, machine).cores
-    runnable = list(jobs.values())
-    announce(runnable, progress, cores, calibrations.folder_of(sweep_dir))
-    if left_out := not_passed(os.environ, settings.pass_env):
-        names = ", ".join(left_out)
-        progress.print_line(
-            f"note: set here, but not for the ranks: {names}; "
-            f"to hand on: hosts.pass_env=[{','.join(left_out)}]"
-        )
-    if slurm_options:
-        with resume.locked(sweep_dir / slurm.FOLDER):
-            new_or_resumed(settings)
-            write_refused(sweep_dir, refused)
-            watched = slurm.SlurmSweep(runnable, settings, progress, slurm_options, hosts.interface)
-            result = watched.run()
-    else:
-        with resume.locked(sweep_dir), starting(sweep_dir, hosts) as start:
-            new_or_resumed(settings)
-            write_refused(sweep_dir, refused)
+    progress = SharedProgress() if on_ray else Progress()
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(connected(on_ray)) if on_ray else None
+        machine = _machine(slurm_options, cluster)
+        jobs, errors = validate(composed, machine)
+        if errors and not (value(first, "on_invalid") == "skip" and jobs):
+            raise ConfigError(format_errors(errors))
+        refused = [(" ".join(composed[n].overrides), str(error)) for n, error in errors.items()]
+        for overrides, reason in refused:
+            progress.print_line(f"skipped: {overrides}: {reason}")
+        if hosts.node_rank:
             on_begin()
+            outcome = "measured" if join(sweep_dir, hosts) else "failed"
+            return SweepResult(sweep_dir, {"host": outcome}, joined=True), ["joined"] * len(given)
+        runnable = list(jobs.values())
+        cores = node_of(first, machine).cores
+        announce(runnable, progress, cores, calibrations.folder_of(sweep_dir))
+        announce_variables(progress, settings.pass_env)
+        sweep: Sweep | RaySweep | slurm.SlurmSweep
+        if slurm_options:
+            stack.enter_context(resume.locked(sweep_dir / slurm.FOLDER))
+            sweep = slurm.SlurmSweep(runnable, settings, progress, slurm_options, hosts.interface)
+        elif cluster:
+            stack.enter_context(resume.locked(sweep_dir))
+            sweep = RaySweep(runnable, settings, progress, cluster, hosts.interface)
+        else:
+            stack.enter_context(resume.locked(sweep_dir))
+            start = stack.enter_context(starting(sweep_dir, hosts))
             sweep = Sweep(runnable, settings, progress, start)
             sweep.on_measured = on_measured
-            result = sweep.run()
+        new_or_resumed(settings)
+        write_refused(sweep_dir, refused)
+        if not slurm_options:  # which may still refuse a job
+            on_begin()
+        result = sweep.run()
     result.skipped = len(errors)
     outcomes = dict.fromkeys(errors, "invalid")
     outcomes |= {n: result.outcomes.get(job.cell_id, "interrupted") for n, job in jobs.items()}
     following = iter(outcomes[number] for number in range(len(composed)))
     return result, [worst(list(itertools.islice(following, len(cells)))) for cells in given]
+
+
+def _machine(slurm_options: Slurm | None, cluster: RayCluster | None) -> NodeResources:
+    """Resources of the nodes that measure."""
+    if slurm_options:
+        return slurm.machine(slurm_options)
+    return cluster.resources() if cluster else this_machine()
 
 
 def worst(outcomes: Sequence[str]) -> str:
@@ -105,6 +117,15 @@ def not_passed(variables: Mapping[str, str], pass_env: Sequence[str]) -> list[st
     """Variables of computing libraries that are set here but not passed to the ranks."""
     passed = inherited_by_ranks(variables, pass_env)
     return sorted(n for n in environment.variables(variables) if n not in (*passed, *THREADS))
+
+
+def announce_variables(progress: Progress, pass_env: Sequence[str]) -> None:
+    """Prints which variables of computing libraries the ranks do not get."""
+    if left_out := not_passed(os.environ, pass_env):
+        progress.print_line(
+            f"note: set here, but not for the ranks: {', '.join(left_out)}; "
+            f"to hand on: hosts.pass_env=[{','.join(left_out)}]"
+        )
 
 
 def announce(jobs: Sequence[Job], progress: Progress, cores: int, calibration_dir: Path) -> None:

@@ -266,22 +266,30 @@ def to_calibrate(measure: Measure, place: RankLayout, known: Mapping[str, Any] |
     return measure.calibrate and known is None and not place.staged
 
 
-@contextlib.contextmanager
-def stop_on_interrupt(stop_file: Path) -> Iterator[Callable[[], bool]]:
-    """The first SIGINT, SIGTERM or SIGHUP asks the ranks, by their stop file, to end after the
-    round; the second raises KeyboardInterrupt. Yields whether there was one."""
-    stop_requested = False
-
-    def handle(signum: int, frame: object) -> None:
-        nonlocal stop_requested
-        if stop_requested:
-            raise KeyboardInterrupt
-        stop_requested = True
-        threading.Thread(target=touch, daemon=True).start()  # a hung disk must not block here
+def stop_on_interrupt(
+    stop_file: Path,
+) -> contextlib.AbstractContextManager[Callable[[], bool]]:
+    """The first interrupt asks the ranks, by their stop file, to end after the round."""
 
     def touch() -> None:
         with contextlib.suppress(OSError):  # _poll ends ranks without samples anyway
             stop_file.touch()
+
+    return on_interrupt(touch)
+
+
+@contextlib.contextmanager
+def on_interrupt(call: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """The first SIGINT, SIGTERM or SIGHUP makes the call, in a thread of its own; the second raises
+    KeyboardInterrupt. Yields whether there was one. Outside of the main thread there never is."""
+    interrupted = False
+
+    def handle(signum: int, frame: object) -> None:
+        nonlocal interrupted
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted = True
+        threading.Thread(target=call, daemon=True).start()  # a hung disk must not block here
 
     previous: dict[int, Any] = {}
     with contextlib.suppress(ValueError):  # not the main thread: the caller handles signals
@@ -289,7 +297,7 @@ def stop_on_interrupt(stop_file: Path) -> Iterator[Callable[[], bool]]:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup's choice is the user's
                 previous[number] = signal.signal(number, handle)
     try:
-        yield lambda: stop_requested
+        yield lambda: interrupted
     finally:
         for taken, handler in previous.items():
             signal.signal(taken, handler)

@@ -22,7 +22,7 @@ from runners.errors import ConfigError
 from runners.host import project_paths
 from runners.host.machine import NodeResources
 from runners.launch.srun import ask
-from runners.plan import Job, groups, waves
+from runners.plan import Job, by_shape, groups, waves
 from runners.records import record
 from runners.records.sealed import RecordError, write_atomic
 from runners.sweep import allocation, folder
@@ -230,7 +230,7 @@ class SlurmSweep:
     def _queue(self) -> None:
         """Queues allocations; jobs that still exist are watched, not queued again."""
         queued = self._queued_before()
-        for group, jobs in allocation.by_allocation(self.state.jobs).items():
+        for group, jobs in by_shape(self.state.jobs).items():
             if group in queued:
                 self.queued[group] = queued[group]
                 continue

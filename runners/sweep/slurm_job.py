@@ -13,65 +13,13 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 from runners.launch import srun
-from runners.plan import Job, load
-from runners.records.record import Record
-from runners.sweep import allocation, recover, resume
+from runners.sweep import allocation, resume
 from runners.sweep.progress import Progress
 from runners.sweep.result import SweepResult
-from runners.sweep.sweep import Sweep
-
-TRACK_LOCK = "track.lock"
-
-
-class AllocationSweep(Sweep):
-    """A sweep over some of a folder's cells, concurrent with others."""
-
-    def next_launch(self) -> int:
-        """Takes an unused number, by creating its folder."""
-        while True:
-            number = super().next_launch()
-            try:
-                (self.settings.sweep_dir / "launches" / str(number)).mkdir(parents=True)
-                return number
-            except FileExistsError:
-                continue
-
-    def write_plan(self) -> None:
-        """Written by the process that queued the allocation."""
-
-    def recovered(self, jobs: Mapping[str, Job]) -> Iterator[Record]:
-        """Only of this allocation's launches: others may be running."""
-        sweep_dir = self.settings.sweep_dir
-        for path in sorted(sweep_dir.glob("launches/*/launch.json")):
-            try:
-                plan = load(path)
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-            if plan.placement in {job.cell.placement for job in self.state.jobs}:
-                yield from recover.of_launch(sweep_dir, path, plan, jobs)
-
-    def track(self, records: list[Record]) -> None:
-        """One tracker at a time writes to a folder."""
-        own = [one for one in records if one.cell_id in self.state.left]
-        with file_lock(self.settings.sweep_dir / allocation.FOLDER / TRACK_LOCK, fcntl.LOCK_EX):
-            super().track(own)
-
-    def interrupt(self) -> None:
-        self.result.interrupted = True
-
-
-@contextmanager
-def file_lock(path: Path, kind: int) -> Iterator[None]:
-    """Waits for the lock."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        fcntl.flock(file, kind)
-        yield
+from runners.sweep.shape_sweep import ShapeSweep, file_lock
 
 
 def run(sweep_dir: Path, group: str) -> SweepResult:
@@ -83,7 +31,7 @@ def run(sweep_dir: Path, group: str) -> SweepResult:
         resume.locked(sweep_dir / allocation.FOLDER / group),
     ):
         allocation.result_path(sweep_dir, group).unlink(missing_ok=True)
-        sweep = AllocationSweep(jobs, settings, Progress())
+        sweep = ShapeSweep(jobs, settings, Progress())
         sweep.start = srun.SrunStart(addresses, interface, sweep.interrupt)
         result = sweep.run()
         if not result.interrupted:

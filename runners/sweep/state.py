@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from runners.host import environment, project_paths
 from runners.plan import Job, engine_and_ranks, kernel_key, unique
 from runners.records import sweep_folder
@@ -15,14 +17,17 @@ from runners.sweep.settings import Settings
 class SweepState:
     """Shared by a sweep that measures and one that watches jobs of a cluster."""
 
-    def __init__(self, jobs: list[Job], settings: Settings) -> None:
+    def __init__(
+        self, jobs: list[Job], settings: Settings, facts: dict[str, Any] | None = None
+    ) -> None:
+        """`facts` are of the machine that measures; by default this one."""
         self.jobs, self.sweep_dir = unique(jobs), settings.sweep_dir
         self.result = SweepResult(self.sweep_dir)
         self.left = {job.cell_id: job.measure.launches for job in self.jobs}
         self.kernels: dict[str, str] = {}  # by kernel_key, as the first launch chose
         self.exchanged: dict[tuple[str, int], dict[str, int]] = {}  # as the first launch chose
         self.git = environment.git_state(project_paths.CLONE)
-        self.facts = environment.capture()
+        self.facts = facts or environment.capture()
         self.version = sweep_folder.version_of({**self.facts, "git": self.git})
 
     def read_past(self) -> Past:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from moe.spec import RankLayout
 from runners.host import environment
@@ -36,9 +37,15 @@ class Sweep:
     """Runs jobs group by group; records are written before anything else happens."""
 
     def __init__(
-        self, jobs: list[Job], settings: Settings, progress: Progress, start: Start = start
+        self,
+        jobs: list[Job],
+        settings: Settings,
+        progress: Progress,
+        start: Start = start,
+        facts: dict[str, Any] | None = None,
     ) -> None:
-        self.state = SweepState(jobs, settings)
+        """`facts` are of the machine that measures; by default this one."""
+        self.state = SweepState(jobs, settings, facts)
         self.settings, self.progress, self.start = settings, progress, start
         self.on_measured: Callable[[], None] = lambda: None  # called after the last record
         self.launches = 0

@@ -22,7 +22,7 @@ from runners.host import hardware, network, topology
 from runners.host.machine import NodeResources
 from runners.launch import hosts as plain
 from runners.launch import srun
-from runners.plan import Job, LaunchPlan, Measure
+from runners.plan import Job, LaunchPlan, Measure, by_shape
 from runners.rank import srun as srun_rank
 from runners.rank.engine import makespan_ns
 from runners.records.record import cell_from_dict, cell_key, cell_to_dict
@@ -265,7 +265,7 @@ def test_cells_of_one_shape_share_an_allocation_and_are_thawed_as_they_were(
     far = copy.deepcopy(base) | {"world_size": 4}
     far["hosts"] |= {"ranks_per_node": 2}
     jobs = planned(tmp_path, base, base | {"batch_size": 16}, far)
-    groups = allocation.by_allocation(jobs)
+    groups = by_shape(jobs)
     assert [len(one) for one in groups.values()] == [2, 1]
     now = Settings(tmp_path, "cell", "stop", {"mode": "online"}, "c", pass_env=("UCX_*",))
     jobs = [dataclasses.replace(one, measure=Measure(launches=3), config={}) for one in jobs]

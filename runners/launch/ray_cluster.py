@@ -1,0 +1,339 @@
+"""Nodes of a Ray cluster: connection, resources, placement groups. Torch-free; Ray is imported only
+where it is used.
+
+All launches of a shape share a placement group, with one bundle for each node and an actor in each
+(RayAgent), which starts the node's ranks. The packages moe and runners travel with the connection,
+so that every node runs the launcher's own code; torch has to be on the nodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe.spec import RankLayout
+from runners.config.hosts import Hosts
+from runners.config.ray_options import RayOptions
+from runners.errors import ConfigError
+from runners.host.machine import NodeResources, this_machine
+from runners.launch.node_agent import NodeAgent, different, host_facts, package_folders
+from runners.launch.remote import NodeLost, RemoteLaunch
+from runners.plan import RAY, LaunchPlan, save
+
+LOCAL = "local"
+CONNECT_S = 10.0
+CALL_S = 60.0  # for an answer of a node
+FACTS_S = 180.0  # for the first answers of all nodes, which install the code first
+POLL_S = 1.0
+INSTALL = "in the clone: pip install -e '.[ray]'"
+
+
+class RayAgent(NodeAgent):
+    """The agent of a node, as an actor of Ray."""
+
+    def address(self) -> str:
+        """This node's address, as other nodes of the cluster reach it."""
+        import ray
+
+        return str(ray.util.get_node_ip_address())
+
+
+class RayNode:
+    """The connection to a node's actor."""
+
+    def __init__(self, actor: Any, name: str) -> None:
+        self.actor, self.name = actor, name
+
+    def call(self, method: str, *arguments: Any) -> Callable[[], Any]:
+        import ray
+        from ray.exceptions import RayError
+
+        try:
+            answer = getattr(self.actor, method).remote(*arguments)
+        except (RayError, ConnectionError) as error:
+            raise self._lost(error) from error
+
+        def result() -> Any:
+            try:
+                return ray.get(answer, timeout=CALL_S)
+            except (RayError, ConnectionError) as error:
+                raise self._lost(error) from error
+
+        return result
+
+    def _lost(self, error: Exception) -> NodeLost:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return NodeLost(f"{self.name} was lost: {(lines or [type(error).__name__])[0]}")
+
+
+class RayCluster:
+    """A connection to a cluster, as this process's only one."""
+
+    def __init__(self, options: RayOptions) -> None:
+        """Connects; raises ConfigError where there is no such cluster, or one of other versions."""
+        self.options = options
+        self.groups: list[RayGroup] = []
+        ray = _ray()
+        where = options.address or os.environ.get("RAY_ADDRESS") or "auto"
+        named = f"hydra.launcher.address={where}"
+        _check_reachable(where, named)
+        settings: dict[str, Any] = {
+            "address": where,
+            "runtime_env": _runtime_env(options.runtime_env),
+            "log_to_driver": False,
+            "configure_logging": False,
+            "logging_level": logging.ERROR,
+        }
+        if where == LOCAL:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            settings |= {"num_cpus": this_machine().cores, "include_dashboard": False}
+        try:
+            ray.init(**settings)
+        except Exception as error:  # of any kind, by the way of connecting
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise ConfigError(
+                f"{named}: {text[:400]}; allowed is a running cluster with this machine's versions "
+                "of Ray and Python; set hydra.launcher.address or RAY_ADDRESS to it, or "
+                "hydra.launcher.address=local to start one on this machine"
+            ) from error
+
+    def nodes(self) -> dict[str, dict[str, float]]:
+        """Resources of the nodes that may be measured on, by id: those with CPUs, and in a cluster
+        with GPUs those with GPUs."""
+        alive = {
+            str(node["NodeID"]): dict(node["Resources"])
+            for node in _ray().nodes()
+            if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
+        }
+        with_gpus = {name: has for name, has in alive.items() if has.get("GPU", 0) >= 1}
+        return with_gpus or alive
+
+    def resources(self) -> NodeResources:
+        """Least resources of the nodes, and their number; raises ConfigError without any."""
+        nodes = list(self.nodes().values())
+        if not nodes:
+            raise ConfigError(
+                "hydra/launcher=ray: the cluster has no node with a CPU; allowed is a cluster with "
+                "at least one; start its workers first"
+            )
+        return NodeResources(
+            cores=int(min(has["CPU"] for has in nodes)),
+            cuda_devices=int(min(has.get("GPU", 0) for has in nodes)),
+            nodes=len(nodes),
+            memory_bytes=int(min(has.get("memory", 0) for has in nodes)),
+        )
+
+    def facts(self, device: str = "cpu") -> dict[str, Any]:
+        """What a launch on the first node would record of it. Raises ConfigError where nodes differ
+        in the versions that have to be equal."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        capture = ray.remote(host_facts)
+        answers = [
+            capture.options(
+                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+            ).remote(device)
+            for node in sorted(self.nodes())
+        ]
+        try:
+            facts: list[dict[str, Any]] = ray.get(answers, timeout=FACTS_S)
+        except ray.exceptions.RayError as error:
+            lines = str(error).strip().splitlines()
+            raise ConfigError(
+                f"hydra/launcher=ray: a node cannot run this project: {lines[-1]}; allowed are "
+                "nodes that can; install torch and this project's requirements there"
+            ) from error
+        for number, one in enumerate(facts):
+            if difference := different(one["alike"], facts[0]["alike"]):
+                raise ConfigError(
+                    f"hydra/launcher=ray: node {number} has {difference}; allowed are equal "
+                    "versions on all nodes; install the same there"
+                )
+        if not facts[0]["alike"]["torch"]:
+            raise ConfigError(
+                "hydra/launcher=ray: the nodes have no torch; allowed are nodes with it; install "
+                "it there"
+            )
+        return facts[0]
+
+    def bundle(self, placement: RankLayout) -> dict[str, float]:
+        """What a node's ranks take of it."""
+        least = self.resources()
+        cpus = min(placement.ranks_per_node * placement.threads, least.cores)
+        bundle: dict[str, float] = {"CPU": least.cores if self.options.exclusive else cpus}
+        if placement.device == "cuda":
+            bundle["GPU"] = 1 if placement.staged else placement.ranks_per_node
+        return bundle
+
+    def close(self) -> None:
+        """Gives back every placement group, and disconnects."""
+        for group in list(self.groups):
+            group.release()
+        _ray().shutdown()
+
+
+@contextlib.contextmanager
+def connected(options: RayOptions) -> Iterator[RayCluster]:
+    """A connection for the time of the block."""
+    cluster = RayCluster(options)
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+
+
+@dataclass(eq=False)
+class RayGroup:
+    """A placement group and the agents in it; starts launches of one shape, one at a time."""
+
+    cluster: RayCluster
+    placement: RankLayout
+    interface: str
+    interrupted: Callable[[], bool]
+    waiting: Callable[[str], None]  # told what is waited for
+
+    def __post_init__(self) -> None:
+        self.nodes: dict[int, RayNode] = {}
+        self.address = ""  # of the first node
+        self._group: Any = None
+        self._launch: RemoteLaunch | None = None
+
+    def __call__(self, plan: LaunchPlan) -> RemoteLaunch:
+        """Places the group first, if it is not, or if a node of it was lost. Raises TimeoutError
+        where the cluster has no room, and KeyboardInterrupt after an interrupt."""
+        plan.files = RAY
+        launch_dir = Path(plan.launch_dir)
+        (launch_dir / "logs").mkdir(parents=True)
+        save(plan, launch_dir / "launch.json")
+        if self._launch and self._launch.lost:
+            self.release()
+        self._launch = RemoteLaunch(plan, {})
+        try:
+            if not self.nodes:
+                self._place()
+            port = self.nodes[0].call("free_port", self.address)()
+        except NodeLost as error:
+            self._launch.lost = str(error)
+            return self._launch
+        place = Hosts(
+            nnodes=plan.placement.nodes,
+            address=self.address,
+            port=port,
+            interface=self.interface,
+            wait_s=self.cluster.options.wait_s,
+        )
+        self._launch = RemoteLaunch(plan, self.nodes)
+        self._launch.start(place, secrets.token_hex(16))
+        return self._launch
+
+    def _place(self) -> None:
+        import ray
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        bundle, count = self.cluster.bundle(self.placement), self.placement.nodes
+        usable = sorted(self.cluster.nodes())
+        selector = {"ray.io/node-id": f"in({','.join(usable)})"}
+        self._group = placement_group(
+            [bundle] * count,
+            strategy="STRICT_SPREAD" if count > 1 else "STRICT_PACK",
+            bundle_label_selector=[selector] * count,
+        )
+        self._wait_for_room(f"{count} nodes with {_words(bundle)} each")
+        self.cluster.groups.append(self)
+        agent = ray.remote(RayAgent)
+        for node in range(count):
+            strategy = PlacementGroupSchedulingStrategy(
+                self._group, placement_group_bundle_index=node
+            )
+            actor = agent.options(
+                num_cpus=bundle["CPU"],
+                num_gpus=bundle.get("GPU", 0),
+                scheduling_strategy=strategy,
+            ).remote(node)
+            self.nodes[node] = RayNode(actor, f"node {node} of {count}")
+        self.address = self.nodes[0].call("address")()
+
+    def _wait_for_room(self, what: str) -> None:
+        """The time limit begins anew while other cells of the sweep are measured."""
+        limit_s = self.cluster.options.wait_s
+        deadline = time.monotonic() + limit_s
+        while not self._group.wait(POLL_S):
+            self.waiting(f"waiting for room in the cluster: {what}")
+            if self.interrupted():
+                raise KeyboardInterrupt
+            if self.cluster.groups:
+                deadline = time.monotonic() + limit_s
+            if time.monotonic() > deadline:
+                self.release()
+                raise TimeoutError(
+                    f"hydra.launcher.wait_s={limit_s:g}: the cluster had no room for {what}"
+                )
+
+    def release(self) -> None:
+        """Ends the agents, with their ranks, and gives the nodes back."""
+        from ray.util.placement_group import remove_placement_group
+
+        ends = [node.call("close") for node in self.nodes.values() if not self._is_lost()]
+        for end in ends:
+            try:
+                end()
+            except NodeLost:
+                continue
+        self.nodes = {}
+        if self in self.cluster.groups:
+            self.cluster.groups.remove(self)
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
+
+    def _is_lost(self) -> bool:
+        return bool(self._launch and self._launch.lost)
+
+
+def _words(bundle: Mapping[str, float]) -> str:
+    return " and ".join(f"{count:g} {name}s" for name, count in bundle.items())
+
+
+def _ray() -> Any:
+    """The module; raises ConfigError where it is not installed."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails is reported by its caller
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            f"hydra/launcher=ray: Ray is not installed; allowed where it is; {INSTALL}"
+        ) from error
+    return ray
+
+
+def _runtime_env(further: Mapping[str, Any]) -> dict[str, Any]:
+    """Ray's runtime environment, in which nodes find this process's own code."""
+    own = map(str, package_folders())
+    return {**further, "py_modules": [*own, *further.get("py_modules", [])]}
+
+
+def _check_reachable(where: str, named: str) -> None:
+    """Raises ConfigError, at once, where nobody listens: Ray itself tries for long."""
+    address = where if "://" in where else f"ray://{where}"
+    parsed = urllib.parse.urlsplit(address)
+    try:
+        port = parsed.port
+        if not parsed.hostname or port is None:
+            return  # auto, local, or another kind of address, which Ray judges
+        socket.create_connection((parsed.hostname, port), timeout=CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{named}: no cluster answers there ({error}); allowed is the address of a running one; "
+            "start it (ray start --head), or hydra.launcher.address=local for one on this machine"
+        ) from error

@@ -1,0 +1,177 @@
+"""A sweep on a cluster with Ray: the cells of a shape share a placement group.
+
+Shapes that the cluster has room for are measured at once, on nodes of their own; the others wait.
+This process makes the records and runs the tracker.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from runners.host import environment
+from runners.launch.ray_cluster import RayCluster, RayGroup
+from runners.plan import Job, LaunchPlan, by_shape, unique
+from runners.records.record import Record
+from runners.sweep import folder
+from runners.sweep.activity import RankStage
+from runners.sweep.launch import on_interrupt
+from runners.sweep.progress import Progress
+from runners.sweep.result import SweepResult
+from runners.sweep.settings import Settings
+from runners.sweep.shape_sweep import ShapeSweep
+
+JOIN_S = 0.2
+LAST_S = 30.0  # for records, after the nodes were given back
+
+
+class SharedProgress(Progress):
+    """One display of sweeps that run at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.RLock()
+
+    def end_all(self) -> None:
+        super().end()
+
+    def end(self) -> None:
+        """Of one sweep; the others go on."""
+
+    def begin_launch(self, plan: LaunchPlan, later: int) -> None:
+        """Launches are not counted: several run at once."""
+
+    def print_line(self, text: str) -> None:
+        with self._lock:
+            super().print_line(text)
+
+    def update(self, plan: LaunchPlan, at: RankStage) -> None:
+        with self._lock:
+            super().update(plan, at)
+
+    def show(self, text: str, at_once: bool = False) -> None:
+        with self._lock:
+            super().show(text, at_once)
+
+    def show_live(self, text: str) -> None:
+        with self._lock:
+            super().show_live(text)
+
+    def cell_done(self, record: Record) -> None:
+        with self._lock:
+            super().cell_done(record)
+
+
+class RayShapeSweep(ShapeSweep):
+    """The cells of one shape, on a placement group of their own."""
+
+    def __init__(
+        self,
+        jobs: list[Job],
+        settings: Settings,
+        progress: SharedProgress,
+        cluster: RayCluster,
+        interface: str,
+    ) -> None:
+        device = "cuda" if jobs[0].cell.placement.device == "cuda" else "cpu"
+        self._facts = cluster.facts(device)
+        self.group = RayGroup(
+            cluster, jobs[0].cell.placement, interface, lambda: self.result.interrupted,
+            progress.show,
+        )  # fmt: skip
+        super().__init__(jobs, settings, progress, self.group, self._facts)
+        self.max_restarts = cluster.options.max_restarts
+
+    def fingerprint(self, device: str) -> str:
+        """Of the cluster's nodes; this machine may be another."""
+        return environment.fingerprint(self._facts)
+
+    def resume(self) -> int:
+        """Takes over the folder's records, before any shape is measured. Returns the number of
+        attempts that are left."""
+        if self.settings.resume_mode:
+            super()._resume(self.settings.resume_mode)
+        return sum(self.state.left.values())
+
+    def _resume(self, mode: str) -> None:
+        """`resume` has done it."""
+
+    def _begin_progress(self, launches: list[list[Job]]) -> None:
+        """Begun for all shapes together."""
+
+    def run(self) -> SweepResult:
+        try:
+            return super().run()
+        finally:
+            self.group.release()
+
+
+class RaySweep:
+    """All shapes of a sweep."""
+
+    def __init__(
+        self,
+        jobs: list[Job],
+        settings: Settings,
+        progress: SharedProgress,
+        cluster: RayCluster,
+        interface: str,
+    ) -> None:
+        self.jobs, self.settings, self.progress = unique(jobs), settings, progress
+        self.result = SweepResult(settings.sweep_dir)
+        self.sweeps = [
+            RayShapeSweep(part, settings, progress, cluster, interface)
+            for part in by_shape(self.jobs).values()
+        ]
+        self._errors: list[BaseException] = []
+
+    def run(self) -> SweepResult:
+        """Measures all shapes. The first interrupt ends each after its round, the second at once."""
+        began = time.monotonic()
+        self.result.warnings += folder.write_plan(self.jobs, self.settings)
+        left = sum(sweep.resume() for sweep in self.sweeps)
+        self.progress.begin(left, self.jobs)
+        threads = [
+            threading.Thread(target=self._run, args=(sweep,), daemon=True) for sweep in self.sweeps
+        ]
+        try:
+            with on_interrupt(self._interrupt):
+                for thread in threads:
+                    thread.start()
+                while any(thread.is_alive() for thread in threads):
+                    time.sleep(JOIN_S)
+        except KeyboardInterrupt:
+            for sweep in self.sweeps:
+                sweep.group.release()
+            for thread in threads:
+                thread.join(LAST_S)
+        finally:
+            self.progress.end_all()
+        if self._errors:
+            raise self._errors[0]
+        for sweep in self.sweeps:
+            self._collect(sweep.result)
+        self.result.wall_s = time.monotonic() - began
+        return self.result
+
+    def _run(self, sweep: RayShapeSweep) -> None:
+        try:
+            sweep.run()
+        except BaseException as error:
+            self._errors.append(error)
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        for sweep in self.sweeps:
+            sweep.interrupt()
+
+    def _collect(self, part: SweepResult) -> None:
+        whole = self.result
+        whole.outcomes |= part.outcomes
+        whole.failures += part.failures
+        whole.warnings += [text for text in part.warnings if text not in whole.warnings]
+        whole.timed_s += part.timed_s
+        whole.tracked += part.tracked
+        whole.sync_command = part.sync_command or whole.sync_command
+        whole.interrupted |= part.interrupted
+        whole.broken |= part.broken
