@@ -27,6 +27,13 @@ class Hosts:
     interface: str = ""  # "": the one that leads to node 0
     run: str = ""  # names the folder that all hosts share
     wait_s: float = 600.0
+    convention: str = ""  # variables that hosts=auto read
+
+    def auto_line(self) -> str:
+        """One line that says what hosts=auto read, and where."""
+        at = f", node 0 at {self.address}:{self.port}" if self.address else ""
+        run = f", run {self.run}" if self.run else ""
+        return f"hosts=auto: node {self.node_rank} of {self.nnodes}{at}{run} ({self.convention})"
 
 
 def hosts_of(config: Mapping[str, Any]) -> Hosts:
@@ -42,15 +49,16 @@ def hosts_of(config: Mapping[str, Any]) -> Hosts:
     run = "" if hosts["run"] is None else safe_name(hosts["run"])
     interface = "" if hosts["interface"] == "auto" else str(hosts["interface"])
     wait_s = value(config, "hosts.wait_s")
+    convention = str(value(config, "hosts.convention") or "")
     if nnodes == 1:
-        return Hosts(interface=interface, run=run, wait_s=wait_s)
+        return Hosts(interface=interface, run=run, wait_s=wait_s, convention=convention)
     if not run:
         raise ConfigError(
             "hosts.run=None: allowed with several hosts is a name that all of them are given, "
             "of the folder they share; set MOE_RUN on every host"
         )
     address, port = endpoint(hosts["rdzv_endpoint"])
-    return Hosts(nnodes, node_rank, address, port, interface, run, wait_s)
+    return Hosts(nnodes, node_rank, address, port, interface, run, wait_s, convention)
 
 
 def pass_env_of(config: Mapping[str, Any]) -> tuple[str, ...]:

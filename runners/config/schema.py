@@ -116,6 +116,7 @@ class HostsKnobs:
     rdzv_endpoint: str = knob("", "address:port of node 0, for the others", HOSTS, conf=None)
     interface: str = knob("auto", "network interface; auto: the one to node 0", HOSTS)
     run: str = knob("", "name of the folder that all hosts share", HOSTS, conf=None)
+    convention: str = knob("", "of hosts=auto: the variables that are set", HOSTS)
     wait_s: float = knob(600.0, "how long a host waits for the others", HOSTS, least=1, unit="s")
     cores: int = knob(
         0, "cores of a node; auto: as found", HOSTS,

@@ -62,6 +62,8 @@ def run_composed(
     refused = [(" ".join(composed[n].overrides), str(error)) for n, error in errors.items()]
     for overrides, reason in refused:
         progress.print_line(f"skipped: {overrides}: {reason}")
+    if hosts.convention:
+        progress.print_line(hosts.auto_line())
     if hosts.node_rank:
         on_begin()
         outcome = "measured" if join(sweep_dir, hosts) else "failed"
