@@ -30,6 +30,7 @@ from typing import TypeVar
 from runners.config.hosts import PORTS, endpoint
 from runners.config.schema import LABEL_CHARACTERS
 from runners.errors import ConfigError
+from runners.mpi.start import PLACES
 
 Value = TypeVar("Value", int, str)
 DEFAULT_PORT = 29500  # torchrun's
@@ -37,20 +38,18 @@ MAX_NAME = 80
 ADDRESS = re.compile(r"[A-Za-z0-9_.-]+")
 WHOLE = re.compile(r"[0-9]{1,10}")
 INDEX = "JOB_COMPLETION_INDEX"
-NODES = ("NNODES", "PET_NNODES", "SKYPILOT_NUM_NODES", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-RANKS = ("NODE_RANK", "PET_NODE_RANK", "SKYPILOT_NODE_RANK", INDEX, "OMPI_COMM_WORLD_RANK",
-         "PMI_RANK")  # fmt: skip
-ONE_PER_HOST = {  # processes of mpiexec on a host, and its option for one
-    "OMPI_COMM_WORLD_LOCAL_SIZE": "--map-by ppr:1:node",
-    "MPI_LOCALNRANKS": "-ppn 1",
-}
+OMPI_RANK, OMPI_SIZE, _, OMPI_LOCAL_SIZE = PLACES["Open MPI"]
+PMI_RANK, PMI_SIZE, _, PMI_LOCAL_SIZE = PLACES["MPICH"]
+NODES = ("NNODES", "PET_NNODES", "SKYPILOT_NUM_NODES", OMPI_SIZE, PMI_SIZE)
+RANKS = ("NODE_RANK", "PET_NODE_RANK", "SKYPILOT_NODE_RANK", INDEX, OMPI_RANK, PMI_RANK)
+ONE_PER_HOST = {OMPI_LOCAL_SIZE: "--map-by ppr:1:node", PMI_LOCAL_SIZE: "-ppn 1"}  # of mpiexec
 READ = (
     *("NNODES", "NODE_RANK", "RDZV_ENDPOINT", "MOE_RUN"),
     *("PET_NNODES", "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT"),
     *("SKYPILOT_NUM_NODES", "SKYPILOT_NODE_RANK", "SKYPILOT_NODE_IPS", "SKYPILOT_TASK_ID"),
     INDEX,
-    *("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-    *("PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS"),
+    *(OMPI_SIZE, OMPI_RANK, OMPI_LOCAL_SIZE),
+    *(PMI_SIZE, PMI_RANK, PMI_LOCAL_SIZE),
 )
 
 
