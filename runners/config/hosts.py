@@ -28,6 +28,13 @@ class Hosts:
     run: str = ""  # names the folder that all hosts share
     wait_s: float = 600.0
     shared_folder: bool = True  # all hosts see the sweep's folder at the same path
+    convention: str = ""  # variables that hosts=auto read
+
+    def auto_line(self) -> str:
+        """One line that says what hosts=auto read, and where."""
+        at = f", node 0 at {self.address}:{self.port}" if self.address else ""
+        run = f", run {self.run}" if self.run else ""
+        return f"hosts=auto: node {self.node_rank} of {self.nnodes}{at}{run} ({self.convention})"
 
 
 def hosts_of(config: Mapping[str, Any]) -> Hosts:
@@ -43,8 +50,9 @@ def hosts_of(config: Mapping[str, Any]) -> Hosts:
     run = "" if hosts["run"] is None else safe_name(hosts["run"])
     interface = "" if hosts["interface"] == "auto" else str(hosts["interface"])
     wait_s = value(config, "hosts.wait_s")
+    convention = str(value(config, "hosts.convention") or "")
     if nnodes == 1:
-        return Hosts(interface=interface, run=run, wait_s=wait_s)
+        return Hosts(interface=interface, run=run, wait_s=wait_s, convention=convention)
     shared = value(config, "hosts.shared_folder")
     if shared and not run:
         raise ConfigError(
@@ -52,7 +60,7 @@ def hosts_of(config: Mapping[str, Any]) -> Hosts:
             "of the folder they share; set MOE_RUN on every host, or hosts.shared_folder=false"
         )
     address, port = endpoint(hosts["rdzv_endpoint"])
-    return Hosts(nnodes, node_rank, address, port, interface, run, wait_s, shared)
+    return Hosts(nnodes, node_rank, address, port, interface, run, wait_s, shared, convention)
 
 
 def pass_env_of(config: Mapping[str, Any]) -> tuple[str, ...]:

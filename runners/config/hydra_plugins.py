@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 Plugins.instance()  # first: it executes the modules of Hydra's own plugins again
 
+from runners.config import host_variables
 from runners.config.launcher import PACKAGE, MoeLauncher
 from runners.config.ray_launcher import RayLauncher
 from runners.config.schema import defaults, help_text
@@ -36,14 +37,15 @@ def _name_this_module(name: str) -> None:
 
 
 def register() -> None:
-    """Registers our plugins, the knobs (`knobs` in the defaults of conf/config.yaml) and their
-    help."""
+    """Registers our plugins, the knobs (`knobs` in the defaults of conf/config.yaml), their help,
+    and the resolver of conf/hosts/auto.yaml."""
     for plugin in (MoeLauncher, SlurmLauncher, RayLauncher, MoeSweeper):
         Plugins.instance().register(plugin)
     _name_this_module(PACKAGE)
     store = ConfigStore.instance()
     store.store(name="knobs", node=defaults(), provider="moe-bench")
     OmegaConf.register_new_resolver("knob_help", _template, replace=True)
+    OmegaConf.register_new_resolver("host_variables", host_variables.of_this_host, replace=True)
     store.store(group="hydra/help", name="knobs", node={"template": "${knob_help:}"})
 
 

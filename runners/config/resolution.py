@@ -27,6 +27,7 @@ def of_one_cell(composed: Composed) -> list[Composed]:
     ]
 
 
+OF_ENVIRONMENT = ("${oc.env:", "${host_variables:")  # resolvers of nothing but the environment
 REFERENCE = re.compile(r"\$\{(\w+)\.(\w+)\}")
 
 
@@ -59,7 +60,7 @@ def _resolved(node: Any, cache: dict[str, Any]) -> Any:
     if text in cache:
         return cache[text]
     value = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    if text.count("${") == text.count("${oc.env:"):
+    if text.count("${") == sum(map(text.count, OF_ENVIRONMENT)):
         cache[text] = value
     return value
 

@@ -119,6 +119,7 @@ class HostsKnobs:
     shared_folder: bool = knob(
         True, "all hosts see the sweep's folder; false: files are sent to node 0", HOSTS
     )
+    convention: str = knob("", "of hosts=auto: the variables that are set", HOSTS)
     wait_s: float = knob(600.0, "how long a host waits for the others", HOSTS, least=1, unit="s")
     cores: int = knob(
         0, "cores of a node; auto: as found", HOSTS,

@@ -334,6 +334,6 @@ def _check_reachable(where: str, named: str) -> None:
         socket.create_connection((parsed.hostname, port), timeout=CONNECT_S).close()
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{named}: no cluster answers there ({error}); allowed is the address of a running one; "
+            f"{named}: no cluster answers there ({error}); allowed is that of a running one; "
             "start it (ray start --head), or hydra.launcher.address=local for one on this machine"
         ) from error

@@ -28,7 +28,7 @@ from runners.records import calibrations
 from runners.sweep import resume, slurm
 from runners.sweep.folder import new_or_resumed, write_refused
 from runners.sweep.progress import Progress
-from runners.sweep.ray_sweep import RaySweep, SharedProgress
+from runners.sweep.ray_sweep import RaySweep
 from runners.sweep.result import SweepResult
 from runners.sweep.settings import settings_of
 from runners.sweep.sweep import Sweep
@@ -59,7 +59,7 @@ def run_composed(
     settings = settings_of(first, sweep_dir, command)
     slurm_options, on_ray = slurm.slurm_options(launcher or {}), ray_options(launcher or {})
     hosts = hosts_of(first)
-    progress = SharedProgress() if on_ray else Progress()
+    progress = Progress()
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(connected(on_ray)) if on_ray else None
         machine = _machine(slurm_options, cluster)
@@ -69,9 +69,11 @@ def run_composed(
         refused = [(" ".join(composed[n].overrides), str(error)) for n, error in errors.items()]
         for overrides, reason in refused:
             progress.print_line(f"skipped: {overrides}: {reason}")
+        if hosts.convention:
+            progress.print_line(hosts.auto_line())
         if hosts.node_rank:
-            on_begin()
             outcome = "measured" if join(sweep_dir, hosts) else "failed"
+            on_begin()
             return SweepResult(sweep_dir, {"host": outcome}, joined=True), ["joined"] * len(given)
         runnable = list(jobs.values())
         cores = node_of(first, machine).cores
@@ -83,7 +85,7 @@ def run_composed(
             sweep = slurm.SlurmSweep(runnable, settings, progress, slurm_options, hosts.interface)
         elif cluster:
             stack.enter_context(resume.locked(sweep_dir))
-            sweep = RaySweep(runnable, settings, progress, cluster, hosts.interface)
+            sweep = RaySweep(runnable, settings, cluster, hosts.interface)
         else:
             stack.enter_context(resume.locked(sweep_dir))
             start = stack.enter_context(starting(sweep_dir, hosts))

@@ -113,20 +113,20 @@ class RaySweep:
         self,
         jobs: list[Job],
         settings: Settings,
-        progress: SharedProgress,
         cluster: RayCluster,
         interface: str,
     ) -> None:
-        self.jobs, self.settings, self.progress = unique(jobs), settings, progress
+        """Raises ConfigError where the cluster's nodes cannot run this project."""
+        self.jobs, self.settings, self.progress = unique(jobs), settings, SharedProgress()
         self.result = SweepResult(settings.sweep_dir)
         self.sweeps = [
-            RayShapeSweep(part, settings, progress, cluster, interface)
+            RayShapeSweep(part, settings, self.progress, cluster, interface)
             for part in by_shape(self.jobs).values()
         ]
         self._errors: list[BaseException] = []
 
     def run(self) -> SweepResult:
-        """Measures all shapes. The first interrupt ends each after its round, the second at once."""
+        """Measures all shapes. The first interrupt ends each after its round, the second now."""
         began = time.monotonic()
         self.result.warnings += folder.write_plan(self.jobs, self.settings)
         left = sum(sweep.resume() for sweep in self.sweeps)
