@@ -83,6 +83,11 @@ test-slurm: setup ## the sweep on a real Slurm: two nodes on this machine (root;
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[slurm]'
 	$(RUN) -m pytest -q tests/system/slurm/check_slurm.py
 
+.PHONY: test-ray
+test-ray: setup ## the sweep on a real Ray: two nodes that share no folder (root; apt-get install iproute2)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	$(RUN) -m pytest -q tests/system/ray/check_ray.py
+
 .PHONY: test-hosts
 test-hosts: setup ## the sweep on two hosts: two network namespaces (root; apt-get install iproute2)
 	$(RUN) -m pytest -q tests/system/hosts/check_hosts.py

@@ -189,7 +189,7 @@ def _nodes(config: Mapping[str, Any], world_size: int, machine: NodeResources) -
     if nodes > machine.nodes:
         raise ConfigError(
             f"hosts.ranks_per_node={given}: world_size={world_size} takes {nodes} nodes, here "
-            f"allowed is {machine.nodes}; raise it, or use hosts=many or hydra/launcher=slurm"
+            f"allowed is {machine.nodes}; raise it, or use more nodes"
         )
     return nodes
 

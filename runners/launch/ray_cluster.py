@@ -13,6 +13,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
@@ -97,7 +98,8 @@ class RayCluster:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             settings |= {"num_cpus": this_machine().cores, "include_dashboard": False}
         try:
-            ray.init(**settings)
+            with _quiet():
+                ray.init(**settings)
         except Exception as error:  # of any kind, by the way of connecting
             text = " ".join(str(error).split()) or type(error).__name__
             raise ConfigError(
@@ -307,7 +309,6 @@ def _words(bundle: Mapping[str, float]) -> str:
 
 def _ray() -> Any:
     """The module; raises ConfigError where it is not installed."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what fails is reported by its caller
     try:
         import ray
     except ImportError as error:
@@ -315,6 +316,21 @@ def _ray() -> Any:
             f"hydra/launcher=ray: Ray is not installed; allowed where it is; {INSTALL}"
         ) from error
     return ray
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drops what native code writes to stderr: Ray reports a failure once a second there."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:  # noqa: PTH123
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _runtime_env(further: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "runners.plan": "runners.records runners.errors moe.spec moe.knob",
     "runners.config": "runners.plan runners.mpi runners.records runners.host runners.errors moe",
     "runners.launch": "runners.config runners.mpi runners.plan runners.records runners.host "
-                      "runners.errors",
+                      "runners.errors moe.spec",
     "runners.rank": "runners.launch runners.mpi runners.plan runners.records runners.host moe",
     "runners.track": "runners.records runners.host moe.strategies",
     "runners.sweep": "runners.launch runners.track runners.config runners.plan runners.records "

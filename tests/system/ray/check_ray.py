@@ -1,0 +1,296 @@
+"""The sweep on a real Ray: two nodes of two ranks that share no folder. Run by `make test-ray` as
+root, which fails where Ray or network namespaces cannot be started; the file's name keeps it out of
+`make test`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runners.records import record
+from tests.support import readme_sweep, started
+from tests.system.ray.cluster import CLIENT_PORT, DASHBOARD_PORT, Cluster, NoRay, running
+
+ROOT = Path(__file__).resolve().parents[3]
+LIMIT_S = 240.0
+QUICK = started.QUICK
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+nothing_stays = started.nothing_stays
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Cluster]:
+    try:
+        with running() as cluster:
+            yield cluster
+    except NoRay as error:
+        pytest.fail(f"Ray cannot be started: {error}")
+
+
+@pytest.fixture
+def folder(ray: Cluster, request: pytest.FixtureRequest) -> Path:
+    """A folder that the second node does not see."""
+    path = ray.folder / re.sub(r"\W", "-", request.node.name[5:])
+    path.mkdir()
+    return path
+
+
+def bench(
+    ray: Cluster, folder: Path, *overrides: str, address: str = "", program: str = ""
+) -> subprocess.Popen[str]:
+    """The user's own command on the first node; `program` may wrap it."""
+    sweep = f"hydra.sweep.dir={folder}/sweep"
+    where = [] if any(word.startswith("resume=") for word in overrides) else [sweep]
+    script = str(ROOT / "runners" / "bench.py")
+    start = [sys.executable, *(["-c", program, script] if program else [script])]
+    command = [*start, *overrides, "hydra/launcher=ray", *where]
+    variables = {**ray.variables, "RAY_ADDRESS": address or ray.address}
+    return started.start(ray.net.run(0, *command), cwd=folder, env=variables)
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
+    """(exit code, the last line of stdout, stderr)."""
+    try:
+        out, err = process.communicate(timeout=LIMIT_S)
+    finally:
+        process.kill()
+    lines = out.splitlines()
+    return process.returncode, json.loads(lines[-1]) if lines else {}, err
+
+
+def records(folder: Path) -> list[record.Record]:
+    return [record.read(path) for path in record.paths(folder / "sweep")]
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def slow_sweep(ray: Cluster, folder: Path) -> subprocess.Popen[str]:
+    """Six cells in three waves, long enough to be caught in the middle."""
+    return bench(
+        ray, folder, "-m", "strategy=simple,tp,ep", "topk=1,2", "world_size=4",
+        "hosts.ranks_per_node=2", "tracker=none", *QUICK, "measure.wave_cells=2",
+        "measure.samples=60", "measure.samples_max=60",
+    )  # fmt: skip
+
+
+def ranks(ray: Cluster) -> list[str]:
+    return [line for line in ray.remaining() if "torchrun_agent" in line]
+
+
+def free_cpus(ray: Cluster) -> float:
+    code = (
+        f"import ray; ray.init('{ray.address}', log_to_driver=False); "
+        "print('free', ray.available_resources().get('CPU', 0))"
+    )
+    out = ray.run(sys.executable, "-c", code).stdout
+    return float(out.split("free")[1])
+
+
+def test_the_readme_sweep_on_two_nodes_of_two_ranks(ray: Cluster, folder: Path) -> None:
+    before = ray.net.received_bytes(1)
+    code, end, err = ended(
+        bench(ray, folder, "-m", *readme_sweep.OVERRIDES, *QUICK, "measure.calibrate=true")
+    )
+    assert (code, end["measured"], end["failed"], end["tracked"]) == (0, 9, 0, 9), err
+    readme_sweep.check(folder / "sweep")
+    for one in records(folder):
+        topology = one.environment["topology"]
+        assert topology["node_of"] == [0, 0, 1, 1]
+        assert topology["clock"] == "end barrier inside the sample"
+        assert one.environment["files"] == "Ray"
+        assert (one.gate or {})["ok"]
+        assert (one.calibration or {})["tiers"]["inter"]["all_to_all"]["alpha_s"] >= 0
+    assert len({one.launch for one in records(folder)}) == 1  # one start of the ranks for all
+    logs = list(
+        (folder / "sweep" / "launches" / "0" / "logs").glob("node*/*/attempt_0/*/stderr.log")
+    )
+    assert len(logs) == 4  # both nodes' logs came
+    assert ray.net.received_bytes(1) - before > 100_000  # tokens did travel through the cable
+    assert free_cpus(ray) == 4
+
+
+def test_a_recorded_routing_travels_to_the_nodes(ray: Cluster, folder: Path) -> None:
+    import numpy as np
+
+    rows = np.stack([np.arange(64) % 8, (np.arange(64) + 3) % 8], axis=1)
+    np.save(folder / "rows.npy", rows)
+    code, end, err = ended(bench(
+        ray, folder, "-m", "workload=trace", f"workload.trace={folder}/rows.npy", "strategy=ep",
+        "strategy.placement=by_node", "world_size=4", "hosts.ranks_per_node=2", "tracker=none",
+        *QUICK,
+    ))  # fmt: skip
+    assert (code, end["measured"]) == (0, 1), err
+    (one,) = records(folder)
+    slots = (one.skew or {})["expert_slots"]
+    assert slots == [2 * n for n in [1] * 8]  # 8 tokens, each of the first rows
+
+
+def test_a_killed_node_fails_no_cell_and_each_is_measured_once(ray: Cluster, folder: Path) -> None:
+    process = slow_sweep(ray, folder)
+    wait_for(lambda: len(list(record.paths(folder / "sweep"))) >= 2, process)
+    ray.kill_node(1)
+    ray.start_node(1)
+    code, end, err = ended(process)
+    assert (code, end["measured"], end["failed"]) == (0, 6, 0), err
+    assert "was lost" in err and "starting again" in err
+    measured = [one for one in records(folder) if one.outcome == "measured"]
+    assert len({one.cell_id for one in measured}) == len(measured) == 6
+    assert len({one.launch for one in measured}) == 2
+    assert free_cpus(ray) == 4
+
+
+def test_a_killed_driver_is_resumed_and_each_cell_measured_once(ray: Cluster, folder: Path) -> None:
+    process = slow_sweep(ray, folder)
+    wait_for(lambda: len(list(record.paths(folder / "sweep"))) >= 2, process)
+    drivers = [int(line.split()[0]) for line in ray.remaining() if "bench.py" in line]
+    for pid in drivers:
+        os.kill(pid, signal.SIGKILL)
+    process.wait(LIMIT_S)
+    deadline = time.monotonic() + 60
+    while ranks(ray):  # they die with their driver
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    before = {path: path.read_bytes() for path in record.paths(folder / "sweep")}
+    code, end, err = ended(bench(ray, folder, f"resume={folder}/sweep"))
+    assert (code, end["measured"]) == (0, 6), err
+    assert all(path.read_bytes() == content for path, content in before.items())
+    measured = [one.cell_id for one in records(folder) if one.outcome == "measured"]
+    assert len(measured) == len(set(measured)) == 6
+
+
+def test_an_interrupt_gives_the_nodes_back(ray: Cluster, folder: Path) -> None:
+    process = slow_sweep(ray, folder)
+    wait_for(lambda: len(list(record.paths(folder / "sweep"))) >= 2, process)
+    process.send_signal(signal.SIGINT)
+    code, end, err = ended(process)
+    assert code == 130, err
+    assert 2 <= end["measured"] < 6
+    assert ranks(ray) == []
+    deadline = time.monotonic() + 30
+    while free_cpus(ray) < 4:
+        assert time.monotonic() < deadline
+
+
+def test_a_rank_that_dies_fails_its_cell_only(ray: Cluster, folder: Path) -> None:
+    process = slow_sweep(ray, folder)
+    lines = folder / "sweep" / "launches" / "0" / "samples" / "rank3.jsonl"
+    wait_for(lambda: lines.exists() and '"kind":"long"' in lines.read_text(), process)
+    os.kill(json.loads(lines.read_text().splitlines()[0])["pid"], signal.SIGKILL)
+    code, end, err = ended(process)
+    assert (code, end["measured"], end["failed"]) == (1, 5, 1), err
+    assert "rank 3 died of signal 9" in err
+
+
+def test_shapes_run_at_once_where_there_is_room(ray: Cluster, folder: Path) -> None:
+    code, end, err = ended(bench(
+        ray, folder, "-m", "strategy=tp,ep", "threads=1,2", "world_size=2",
+        "hosts.ranks_per_node=2", *QUICK,
+    ))  # fmt: skip
+    assert (code, end["measured"], end["tracked"]) == (0, 4, 4), err
+    spans: dict[int, tuple[float, float]] = {}
+    for launch in (0, 1):
+        clocks = [
+            json.loads(line)["clock_ns"]
+            for path in (folder / "sweep" / "launches" / str(launch) / "samples").iterdir()
+            for line in path.read_text().splitlines()
+            if '"enter"' in line
+        ]
+        spans[launch] = (min(clocks), max(clocks))
+    assert max(span[0] for span in spans.values()) < min(span[1] for span in spans.values())
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_no_cluster_is_refused_in_one_line(ray: Cluster, folder: Path, address: str) -> None:
+    code, _, err = ended(bench(ray, folder, "-m", "strategy=tp", address=address))
+    assert code == 2
+    assert err.count("\n") == 1
+    assert err.startswith(f"error: hydra.launcher.address={address}: no cluster answers there")
+    assert not (folder / "sweep").exists()
+
+
+def test_too_small_a_cluster_is_refused_in_one_line(ray: Cluster, folder: Path) -> None:
+    sizes = ["world_size=6", "hosts.ranks_per_node=2"]
+    code, _, err = ended(bench(ray, folder, "-m", "strategy=tp", *sizes))
+    assert code == 2
+    assert err == (
+        "error: hosts.ranks_per_node=2: world_size=6 takes 3 nodes, here allowed is 2; raise it, "
+        "or use more nodes\n"
+    )
+    assert not (folder / "sweep").exists()
+
+
+OTHER_VERSION = """
+import runpy, sys
+import ray
+ray.__version__ = "2.0.0"
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("client", [False, True])
+def test_a_version_mismatch_is_refused_in_one_line(
+    ray: Cluster, folder: Path, client: bool
+) -> None:
+    address = f"ray://{ray.net.addresses[0]}:{CLIENT_PORT}" if client else ""
+    code, _, err = ended(
+        bench(ray, folder, "-m", "strategy=tp", address=address, program=OTHER_VERSION)
+    )
+    assert code == 2
+    assert err.count("\n") == 1, err
+    assert "2.0.0" in err and "versions of Ray and Python" in err
+    assert not (folder / "sweep").exists()
+
+
+def test_a_driver_outside_the_cluster(ray: Cluster, folder: Path) -> None:
+    address = f"ray://{ray.net.addresses[0]}:{CLIENT_PORT}"
+    code, end, err = ended(bench(
+        ray, folder, "-m", "strategy=tp,ep", "world_size=4", "hosts.ranks_per_node=2",
+        "tracker=none", *QUICK, address=address,
+    ))  # fmt: skip
+    assert (code, end["measured"]) == (0, 2), err
+    assert {one.environment["files"] for one in records(folder)} == {"Ray"}
+
+
+def test_a_submitted_job(ray: Cluster, folder: Path) -> None:
+    command = [
+        str(Path(sys.executable).with_name("ray")), "job", "submit",
+        f"--address=http://{ray.net.addresses[0]}:{DASHBOARD_PORT}", "--", sys.executable,
+        str(ROOT / "runners" / "bench.py"), "-m", "strategy=tp,ep", "world_size=4",
+        "hosts.ranks_per_node=2", "tracker=none", *QUICK, "hydra/launcher=ray",
+        f"hydra.sweep.dir={folder}/sweep",
+    ]  # fmt: skip
+    process = started.start(ray.net.run(0, *command), cwd=folder, env=ray.variables)
+    out, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, out + err
+    assert "2 of 2 cells correct and measured" in out
+    assert sorted(one.outcome for one in records(folder)) == ["measured"] * 2
+
+
+def test_a_ray_of_this_machine_alone(ray: Cluster, folder: Path) -> None:
+    before = set(ray.remaining())
+    code, end, err = ended(bench(
+        ray, folder, "-m", "strategy=tp", "world_size=2", "tracker=none", *QUICK,
+        "hydra.launcher.address=local",
+    ))  # fmt: skip
+    assert (code, end["measured"]) == (0, 1), err
+    deadline = time.monotonic() + 30
+    while {line for line in set(ray.remaining()) - before if "ray" in line}:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
