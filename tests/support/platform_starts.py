@@ -44,7 +44,7 @@ def starts(
 ) -> list[NodeStart]:
     """The starts of a manifest, node 0's first; a RayJob has one, of the driver.
 
-    `secrets` has "NAME/KEY" for a Secret of Kubernetes and the variable's name for one of SkyPilot,
+    `secrets` has "NAME:KEY" for a Secret of Kubernetes and the variable's name for one of SkyPilot,
     `ips` the addresses of SkyPilot's nodes or of Ray's head. Raises KeyError for a secret that is
     missing, as the platforms do.
     """
@@ -138,7 +138,7 @@ def env_of(container: Document, secrets: Mapping[str, str], index: str) -> dict[
         source = entry.get("valueFrom", {})
         if "secretKeyRef" in source:
             reference = source["secretKeyRef"]
-            variables[entry["name"]] = secrets[f"{reference['name']}/{reference['key']}"]
+            variables[entry["name"]] = secrets[f"{reference['name']}:{reference['key']}"]
         elif source.get("fieldRef", {}).get("fieldPath") in INDEX_PATHS:
             variables[entry["name"]] = index
         else:

@@ -20,14 +20,25 @@ KINDS = ["Service, Job", "JobSet", "TrainingRuntime, TrainJob", "RayJob", "SkyPi
 # Fields whose keys a user chooses: another key is as good.
 MAPS = {"labels", "selector", "limits", "rayStartParams", "envs", "secrets", "accelerators",
         "metadata.labels"}  # fmt: skip
-SECRETS = {"moe/key": "k" * 16, "MOE_KEY": "k" * 16}
+SECRETS = {"moe:key": "k" * 16, "MOE_KEY": "k" * 16}
 HOSTS = ["-m", "hosts=auto", "hosts.shared_folder=false", "world_size=16", "strategy=tp,ep"]
+
+
+class Loader(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, as kubectl and SkyPilot do."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep)
+        assert len(mapping) == len(node.value), f"a key twice:{node.start_mark}"
+        return mapping
 
 
 def manifests() -> dict[str, list[dict[str, Any]]]:
     """The YAML blocks of the page by the kinds of their documents."""
     blocks = docs.parsed(PAGE.read_text("utf-8")).blocks
-    parts = [list(yaml.safe_load_all("\n".join(lines))) for name, lines in blocks if name == "yaml"]
+    parts = [
+        list(yaml.load_all("\n".join(lines), Loader)) for name, lines in blocks if name == "yaml"
+    ]
     return {
         ", ".join(document.get("kind", "SkyPilot") for document in part): part for part in parts
     }
@@ -73,6 +84,11 @@ def named(document: Any, name: str) -> Iterator[Any]:
             value = value[step]
         if path[-1] == name or (isinstance(value, dict) and value.get("name") == name):
             yield value
+
+
+def test_a_key_that_is_there_twice_is_refused() -> None:
+    with pytest.raises(AssertionError, match="a key twice"):
+        yaml.load("a: 1\nb: {c: 1, c: 2}", Loader)
 
 
 def test_the_page_has_every_platform() -> None:
@@ -160,10 +176,10 @@ def test_the_versions_on_the_page_are_those_of_the_schemas() -> None:
     text = PAGE.read_text("utf-8")
     minor = {repository: ".".join(tag.lstrip("v").split(".")[:2])
              for repository, tag, _ in published_schemas.SOURCES.values()}  # fmt: skip
-    assert f"JobSet {minor['kubernetes-sigs/jobset']} " in text
-    assert f"Kubeflow Trainer {minor['kubeflow/trainer']} " in text
-    assert f"KubeRay {minor['ray-project/kuberay']} " in text
-    assert f"SkyPilot {published_schemas.SKYPILOT[1].rpartition('.')[0]} " in text
+    assert f"JobSet {minor['kubernetes-sigs/jobset']} |" in text
+    assert f"Kubeflow Trainer {minor['kubeflow/trainer']} |" in text
+    assert f"KubeRay {minor['ray-project/kuberay']} |" in text
+    assert f"SkyPilot {published_schemas.SKYPILOT[1].rpartition('.')[0]} |" in text
 
 
 def test_ray_has_the_version_of_the_image() -> None:
@@ -257,7 +273,7 @@ def test_a_sky_task_starts_its_script_on_two_machines() -> None:
 
 
 def test_a_manifest_that_cannot_start_is_an_error() -> None:
-    with pytest.raises(KeyError, match="moe/key"):
+    with pytest.raises(KeyError, match="moe:key"):
         platform_starts.starts(MANIFESTS["JobSet"], {})
     with pytest.raises(KeyError, match="MOE_KEY"):
         platform_starts.starts(MANIFESTS["SkyPilot"], {})
