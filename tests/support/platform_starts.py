@@ -12,12 +12,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
+from tests.support import docs
+
 Document = Mapping[str, Any]
 NAMESPACE_DOMAIN = "default.svc.cluster.local"
 INDEX_PATHS = ("metadata.annotations['batch.kubernetes.io/job-completion-index']",
                "metadata.labels['batch.kubernetes.io/job-completion-index']")  # fmt: skip
 TRAINER_PORT, RAY_PORT = "29500", "6379"
+PAGE = docs.ROOT / "docs" / "manifests.md"
 IPS = ("10.0.0.1", "10.0.0.2")
+
+
+class Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+    """Refuses a key that a mapping has twice, as kubectl and SkyPilot do."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep)
+        assert len(mapping) == len(node.value), f"a key twice:{node.start_mark}"
+        return mapping
+
+
+def manifests() -> dict[str, list[dict[str, Any]]]:
+    """The YAML blocks of the page by the kinds of their documents."""
+    blocks = docs.parsed(PAGE.read_text("utf-8")).blocks
+    parts = [
+        list(yaml.load_all("\n".join(lines), Loader)) for name, lines in blocks if name == "yaml"
+    ]
+    return {
+        ", ".join(document.get("kind", "SkyPilot") for document in part): part for part in parts
+    }
 
 
 @dataclass(frozen=True)

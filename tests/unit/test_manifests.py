@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support import docs, platform_starts, published_schemas
+from tests.support import platform_starts, published_schemas
 from tests.support.platform_starts import NodeStart
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "manifests.md"
 KINDS = ["Service, Job", "JobSet", "TrainingRuntime, TrainJob", "RayJob", "SkyPilot"]
 # Fields whose keys a user chooses: another key is as good.
 MAPS = {"labels", "selector", "limits", "rayStartParams", "envs", "secrets", "accelerators",
@@ -24,27 +23,7 @@ SECRETS = {"moe:key": "k" * 16, "MOE_KEY": "k" * 16}
 HOSTS = ["-m", "hosts=auto", "hosts.shared_folder=false", "world_size=16", "strategy=tp,ep"]
 
 
-class Loader(yaml.SafeLoader):
-    """Refuses a key that a mapping has twice, as kubectl and SkyPilot do."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        mapping = super().construct_mapping(node, deep)
-        assert len(mapping) == len(node.value), f"a key twice:{node.start_mark}"
-        return mapping
-
-
-def manifests() -> dict[str, list[dict[str, Any]]]:
-    """The YAML blocks of the page by the kinds of their documents."""
-    blocks = docs.parsed(PAGE.read_text("utf-8")).blocks
-    parts = [
-        list(yaml.load_all("\n".join(lines), Loader)) for name, lines in blocks if name == "yaml"
-    ]
-    return {
-        ", ".join(document.get("kind", "SkyPilot") for document in part): part for part in parts
-    }
-
-
-MANIFESTS = manifests()
+MANIFESTS = platform_starts.manifests()
 DOCUMENTS = {
     document.get("kind", "SkyPilot"): document for part in MANIFESTS.values() for document in part
 }
@@ -88,7 +67,7 @@ def named(document: Any, name: str) -> Iterator[Any]:
 
 def test_a_key_that_is_there_twice_is_refused() -> None:
     with pytest.raises(AssertionError, match="a key twice"):
-        yaml.load("a: 1\nb: {c: 1, c: 2}", Loader)
+        yaml.load("a: 1\nb: {c: 1, c: 2}", platform_starts.Loader)
 
 
 def test_the_page_has_every_platform() -> None:
@@ -167,13 +146,42 @@ def test_a_kind_without_a_schema_is_refused() -> None:
     assert "Couldn't find schema for kind PyTorchJob" in fault
 
 
+def test_a_strict_schema_refuses_what_a_server_would_drop() -> None:
+    text = {"type": "string"}
+    crd = {"type": "object", "properties": {
+        "metadata": {"type": "object"},
+        "named": {"type": "object", "additionalProperties": text},
+        "any": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
+        "listed": {"type": "array", "items": {"type": "object", "properties": {"type": text}}},
+        "empty": {"type": "object"},
+    }}  # fmt: skip
+    assert published_schemas.strict(crd) == {
+        "type": "object", "additionalProperties": False, "properties": {
+            "metadata": {"type": "object"},
+            "named": {"type": "object", "additionalProperties": text},
+            "any": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
+            "listed": {"type": "array", "items": {
+                "type": "object", "properties": {"type": text}, "additionalProperties": False,
+            }},
+            "empty": {"type": "object", "additionalProperties": False},
+        },
+    }  # fmt: skip
+
+
+def test_what_is_left_out_of_a_schema_is_no_property() -> None:
+    crd = {"description": "x", "properties": {"description": {"type": "string", "default": ""}}}
+    assert published_schemas.without(crd, ("description", "default")) == {
+        "properties": {"description": {"type": "string"}}
+    }
+
+
 @pytest.mark.parametrize("kind", published_schemas.SOURCES)
 def test_a_stored_schema_is_of_the_version_that_is_named(kind: str) -> None:
     assert published_schemas.stored(kind)["from"] == list(published_schemas.SOURCES[kind])
 
 
 def test_the_versions_on_the_page_are_those_of_the_schemas() -> None:
-    text = PAGE.read_text("utf-8")
+    text = platform_starts.PAGE.read_text("utf-8")
     minor = {repository: ".".join(tag.lstrip("v").split(".")[:2])
              for repository, tag, _ in published_schemas.SOURCES.values()}  # fmt: skip
     assert f"JobSet {minor['kubernetes-sigs/jobset']} |" in text
@@ -242,6 +250,18 @@ def test_a_train_job_starts_two_pods_of_its_runtime() -> None:
     assert first.variables["PET_NODE_RANK"] == "0"
     assert first.host_name == "moe-node-0-0.moe.default.svc.cluster.local"
     assert first.command == second.command == ("python", "runners/bench.py", *HOSTS)
+
+
+@pytest.mark.parametrize(("limits", "processes"), [
+    ({"nvidia.com/gpu": 8}, "auto"), ({"cpu": 4}, "4"), ({}, "1"),
+])  # fmt: skip
+def test_a_train_job_counts_processes_by_what_a_node_has(
+    limits: dict[str, int], processes: str
+) -> None:
+    runtime, train_job = copy.deepcopy(MANIFESTS["TrainingRuntime, TrainJob"])
+    train_job["spec"]["trainer"]["resourcesPerNode"] = {"limits": limits}
+    first, _ = platform_starts.starts([runtime, train_job], SECRETS)
+    assert first.variables["PET_NPROC_PER_NODE"] == processes
 
 
 def test_a_ray_job_starts_the_driver_on_the_head() -> None:
