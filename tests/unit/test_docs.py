@@ -35,6 +35,11 @@ ELSEWHERE = frozenset({
     "conf/strategy/peer_notebook.yaml",
     "conf/strategy/dp_tp.yaml",
     "tables.md",  # in a sweep's folder
+    "job.yaml",  # a block of docs/manifests.md, as the next four
+    "jobset.yaml",
+    "trainjob.yaml",
+    "rayjob.yaml",
+    "sky.yaml",
 })  # fmt: skip
 NO_KEYS = frozenset({
     "measure.pause_ms",  # the knob that CONTRIBUTING.md adds as an example
