@@ -101,9 +101,8 @@ class RayCluster:
             with _quiet():
                 ray.init(**settings)
         except Exception as error:  # of any kind, by the way of connecting
-            text = " ".join(str(error).split()) or type(error).__name__
             raise ConfigError(
-                f"{named}: {text[:400]}; allowed is a running cluster with this machine's versions "
+                f"{named}: {_reason(error)}; allowed is a running cluster with this machine's versions "
                 "of Ray and Python; set hydra.launcher.address or RAY_ADDRESS to it, or "
                 "hydra.launcher.address=local to start one on this machine"
             ) from error
@@ -316,6 +315,13 @@ def _ray() -> Any:
             f"hydra/launcher=ray: Ray is not installed; allowed where it is; {INSTALL}"
         ) from error
     return ray
+
+
+def _reason(error: BaseException) -> str:
+    """What Ray says, and the last line of what caused it, in one line."""
+    text = " ".join(str(error).split())[:400] or type(error).__name__
+    cause = str(error.__cause__ or error.__context__ or "").strip().splitlines()
+    return f"{text} ({cause[-1].strip()[:400]})" if cause else text
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 INSTALL = "apt-get update && apt-get install -y iproute2, and run as root"
+NAMED = 'hostname "$1" && shift && exec "$@"'
 HIDDEN = 'mount -t tmpfs tmpfs "$1" && cd "$1" && shift && exec "$@"'
 
 
@@ -47,6 +48,25 @@ class Net:
 def hidden(folder: Path, command: Sequence[str]) -> list[str]:
     """The command in a mount namespace in which `folder` is empty and the current folder."""
     return ["unshare", "--mount", "sh", "-c", HIDDEN, "sh", str(folder), *command]
+
+
+def named(host_name: str, command: Sequence[str]) -> list[str]:
+    """The command where the host is called `host_name`."""
+    return ["unshare", "--uts", "sh", "-c", NAMED, "sh", host_name, *command]
+
+
+@contextlib.contextmanager
+def known_hosts(net: Net, lines: Sequence[str]) -> Iterator[None]:
+    """Both hosts' /etc/hosts, while the block runs."""
+    folders = [Path("/etc/netns") / name for name in net.names]
+    try:
+        for folder in folders:
+            folder.mkdir(parents=True)
+            (folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
+        yield
+    finally:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from runners.config.host_variables import READ
 from tests.support import docs
 
 Document = Mapping[str, Any]
@@ -52,6 +53,19 @@ class NodeStart:
     command: tuple[str, ...]  # as executed; where a shell reads it, (shell, "-c", script)
     variables: dict[str, str]  # that platform and manifest set
     host_name: str = ""  # fully qualified, in pods of an Indexed Job
+
+    def surroundings(self, others: Mapping[str, str]) -> dict[str, str]:
+        """These variables among others, but for those by which other platforms tell a place."""
+        return {
+            **{name: text for name, text in others.items() if name not in READ},
+            **self.variables,
+        }
+
+    def small(self, *further: str) -> list[str]:
+        """The overrides for two nodes of two ranks on CPUs."""
+        sizes = {"world_size": "world_size=4", "hosts.ranks_per_node": "hosts.ranks_per_node=2"}
+        words = [sizes.get(word.partition("=")[0], word) for word in self.overrides]
+        return [*words, "device=cpu", *further]
 
     @property
     def overrides(self) -> list[str]:

@@ -268,7 +268,7 @@ def test_a_ray_job_starts_the_driver_on_the_head() -> None:
     (driver,) = platform_starts.starts(MANIFESTS["RayJob"], {}, ["10.1.0.9"])
     assert driver.command[:2] == ("/bin/sh", "-c")
     assert driver.overrides == [
-        "-m", "hydra/launcher=ray", "hosts.shared_folder=false", "hosts.ranks_per_node=8",
+        "-m", "hydra/launcher=ray", "hosts.ranks_per_node=8",
         "world_size=16", "strategy=tp,ep",
     ]  # fmt: skip
     assert driver.variables["RAY_ADDRESS"] == "10.1.0.9:6379"

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from runners.records import record
-from tests.support import started
-from tests.support.namespaces import Net, hidden, two_hosts
+from tests.support import platform_starts, started
+from tests.support.namespaces import Net, hidden, known_hosts, named, two_hosts
 
 ROOT = Path(__file__).resolve().parents[3]
 LIMIT_S = 240.0
@@ -141,6 +141,39 @@ def test_a_host_that_is_killed_and_comes_back_fails_no_cell(net: Net, tmp_path: 
     assert len({one.cell_id for one in measured}) == len(measured) == 6
     assert {one.launch for one in measured} == {0, 1}
     assert ended(third)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "kinds", ["Service, Job", "JobSet", "TrainingRuntime, TrainJob", "SkyPilot"]
+)
+def test_the_command_of_a_manifest_under_the_variables_of_its_platform(
+    net: Net, tmp_path: Path, kinds: str
+) -> None:
+    secrets = {"moe:key": KEY, "MOE_KEY": KEY}
+    nodes = platform_starts.starts(platform_starts.manifests()[kinds], secrets, net.addresses)
+    names = [node.host_name or f"machine-{n}" for n, node in enumerate(nodes)]
+    lines = [
+        f"{address} {name} {'.'.join(name.split('.')[:2])} {name.split('.')[0]}"
+        for address, name in zip(net.addresses, names, strict=True)
+    ]
+    with known_hosts(net, lines):
+        running = []
+        for host in (1, 0):
+            words = nodes[host].small("tracker=none", *QUICK)
+            command = [sys.executable, str(ROOT / "runners" / "bench.py"), *words]
+            command = hidden(tmp_path, command) if host else command
+            running.append(started.start(
+                net.run(host, *named(names[host].split(".")[0], command)), cwd=tmp_path,
+                env=nodes[host].surroundings(os.environ),
+            ))  # fmt: skip
+        (other_code, _, other_err), (code, end, err) = map(ended, running)
+    assert (code, end["measured"], other_code) == (0, 2, 0), err + other_err
+    line = next(line for line in err.splitlines() if line.startswith("hosts=auto: "))
+    assert line.startswith("hosts=auto: node 0 of 2, node 0 at ")
+    sweep = Path(end["sweep_dir"])
+    assert sweep.name in line  # the name of the run, which a pod that comes back has again
+    for path in record.paths(sweep):
+        assert record.read(path).environment["files"] == "stream to node 0"
 
 
 def test_a_host_that_does_not_come_is_named(net: Net, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from runners.records import record
-from tests.support import readme_sweep, started
+from tests.support import platform_starts, readme_sweep, started
 from tests.system.ray.cluster import CLIENT_PORT, DASHBOARD_PORT, Cluster, NoRay, running
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -266,6 +266,17 @@ def test_a_driver_outside_the_cluster(ray: Cluster, folder: Path) -> None:
     ))  # fmt: skip
     assert (code, end["measured"]) == (0, 2), err
     assert {one.environment["files"] for one in records(folder)} == {"Ray"}
+
+
+def test_the_command_of_the_rayjob_manifest(ray: Cluster, folder: Path) -> None:
+    manifest = platform_starts.manifests()["RayJob"]
+    (driver,) = platform_starts.starts(manifest, {}, ray.net.addresses)
+    variables = driver.surroundings(ray.variables) | {"RAY_ADDRESS": ray.address}
+    words = driver.small("tracker=none", f"hydra.sweep.dir={folder}/sweep", *QUICK)
+    command = [sys.executable, str(ROOT / "runners" / "bench.py"), *words]
+    process = started.start(ray.net.run(0, *command), cwd=folder, env=variables)
+    code, end, err = ended(process)
+    assert (code, end["measured"]) == (0, 2), err
 
 
 def test_a_submitted_job(ray: Cluster, folder: Path) -> None:

@@ -46,10 +46,11 @@ class Cluster:
 
     @property
     def variables(self) -> dict[str, str]:
-        """Of a program beside the cluster: no proxy lies between the nodes."""
+        """Of a program beside the cluster: no proxy lies between the nodes, and Ray keeps its token
+        in no user's home."""
         kept = {name: value for name, value in os.environ.items() if name.lower() not in PROXIES}
         kept.pop("RAY_ADDRESS", None)
-        return {**kept, "RAY_USAGE_STATS_ENABLED": "0"}
+        return {**kept, "HOME": str(self.folder), "RAY_USAGE_STATS_ENABLED": "0"}
 
     def start(self) -> None:
         """Raises NoRay."""
@@ -89,6 +90,7 @@ class Cluster:
         )
         seen = ""
         while time.monotonic() < deadline:
+            time.sleep(0.2)
             for node, process in self.nodes.items():
                 if process.poll() is not None:
                     raise NoRay(f"node {node} ended: {self._log(node)}")
