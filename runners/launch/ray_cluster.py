@@ -102,8 +102,8 @@ class RayCluster:
                 ray.init(**settings)
         except Exception as error:  # of any kind, by the way of connecting
             raise ConfigError(
-                f"{named}: {_reason(error)}; allowed is a running cluster with this machine's versions "
-                "of Ray and Python; set hydra.launcher.address or RAY_ADDRESS to it, or "
+                f"{named}: {_reason(error)}; allowed is a running cluster with this machine's "
+                "versions of Ray and Python; set hydra.launcher.address or RAY_ADDRESS to it, or "
                 "hydra.launcher.address=local to start one on this machine"
             ) from error
 

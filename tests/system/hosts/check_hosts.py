@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from runners.records import record
-from tests.support import platform_starts, started
+from tests.support import platform_starts, readme_sweep, started
 from tests.support.namespaces import Net, hidden, known_hosts, named, two_hosts
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -79,14 +79,13 @@ def on_both(
 
 def test_the_readme_sweep_on_two_hosts_of_two_ranks(net: Net, tmp_path: Path, shared: bool) -> None:
     sweep = tmp_path / "outputs" / "together"
-    words = ["-m", "strategy=simple,tp,ep", "topk=2,4,8", "world_size=4", *QUICK]
+    words = ["-m", *readme_sweep.OVERRIDES, *QUICK]
     before = net.received_bytes(1)
     (code, end, err), (other_code, _, other_err) = on_both(net, tmp_path, *words, shared=shared)
     assert (code, end["measured"], end["tracked"]) == (0, 9, 9), err
     assert other_code == 0, other_err
-    found = [record.read(path) for path in record.paths(sweep)]
-    assert len(found) == 9
-    for one in found:
+    readme_sweep.check(sweep)
+    for one in map(record.read, record.paths(sweep)):
         assert one.environment["topology"]["node_of"] == [0, 0, 1, 1]
         assert one.environment["topology"]["clock"] == "end barrier inside the sample"
         assert one.environment["files"] == ("shared folder" if shared else "stream to node 0")

@@ -16,12 +16,11 @@ from typing import Any
 import pytest
 
 from runners.records import record, stats
-from tests.support import started
+from tests.support import readme_sweep, started
 from tests.system.slurm.cluster import Cluster, NoSlurm, running
 
 ROOT = Path(__file__).resolve().parents[3]
 LIMIT_S = 240.0
-README_SWEEP = ["strategy=simple,tp,ep", "topk=2,4,8"]
 ON_SLURM = ["hydra/launcher=slurm", "hosts.ranks_per_node=2"]
 QUICK = started.QUICK
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
@@ -82,14 +81,15 @@ def slow_sweep(slurm: Cluster, folder: Path) -> subprocess.Popen[str]:
 
 
 def test_the_readme_sweep_on_two_nodes_of_two_ranks(slurm: Cluster, tmp_path: Path) -> None:
-    size = ["world_size=4", *ON_SLURM[1:], "measure.calibrate=true"]
-    sweep = bench(slurm, tmp_path, "-m", *README_SWEEP, *QUICK, *size)
+    words = [*readme_sweep.OVERRIDES, *QUICK, "measure.calibrate=true"]
+    sweep = bench(slurm, tmp_path, "-m", *words)
     code, end, err = ended(sweep)
     assert (code, end["measured"], end["failed"], end["tracked"]) == (0, 9, 0, 9), err
     assert len(job_ids(tmp_path)) == 1  # one allocation for all cells
+    readme_sweep.check(tmp_path / "sweep")
     found = records(tmp_path)
-    assert len(found) == 9
     for one in found:
+        assert one.environment["files"] == "shared folder"
         where = one.environment["topology"]
         assert where["node_of"] == [0, 0, 1, 1]
         assert where["clock"] == "end barrier inside the sample"
