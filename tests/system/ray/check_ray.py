@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -280,10 +281,13 @@ def test_the_command_of_the_rayjob_manifest(ray: Cluster, folder: Path) -> None:
 
 
 def test_a_submitted_job(ray: Cluster, folder: Path) -> None:
+    code = folder / "code"  # what a clone has of it
+    for name in ("moe", "runners", "conf", "analysis"):
+        shutil.copytree(ROOT / name, code / name, ignore=shutil.ignore_patterns("__pycache__"))
     command = [
-        str(Path(sys.executable).with_name("ray")), "job", "submit",
+        str(Path(sys.executable).with_name("ray")), "job", "submit", f"--working-dir={code}",
         f"--address=http://{ray.net.addresses[0]}:{DASHBOARD_PORT}", "--", sys.executable,
-        str(ROOT / "runners" / "bench.py"), "-m", "strategy=tp,ep", "world_size=4",
+        "runners/bench.py", "-m", "strategy=tp,ep", "world_size=4",
         "hosts.ranks_per_node=2", "tracker=none", *QUICK, "hydra/launcher=ray",
         f"hydra.sweep.dir={folder}/sweep",
     ]  # fmt: skip
