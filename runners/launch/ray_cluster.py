@@ -1,9 +1,8 @@
-"""Nodes of a Ray cluster: connection, resources, placement groups. Torch-free; Ray is imported only
-where it is used.
+"""The connection to a Ray cluster, and what its nodes have. Torch-free; Ray is imported where it is
+used.
 
-All launches of a shape share a placement group, with one bundle for each node and an actor in each
-(RayAgent), which starts the node's ranks. The packages moe and runners travel with the connection,
-so that every node runs the launcher's own code; torch has to be on the nodes.
+The packages moe and runners travel with the connection, so that every node runs the launcher's own
+code; torch has to be on the nodes.
 """
 
 from __future__ import annotations
@@ -11,24 +10,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
 import socket
 import sys
-import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moe.spec import RankLayout
-from runners.config.hosts import Hosts
 from runners.config.ray_options import RayOptions
 from runners.errors import ConfigError
 from runners.host.machine import NodeResources, this_machine
-from runners.launch.node_agent import NodeAgent, different, host_facts, package_folders
-from runners.launch.remote import NodeLost, RemoteLaunch
-from runners.plan import RAY, LaunchPlan, save
+from runners.launch.node_agent import different, host_facts, package_folders
 
 LOCAL = "local"
 CONNECT_S = 10.0
@@ -38,52 +30,15 @@ POLL_S = 1.0
 INSTALL = "in the clone: pip install -e '.[ray]'"
 
 
-class RayAgent(NodeAgent):
-    """The agent of a node, as an actor of Ray."""
-
-    def address(self) -> str:
-        """This node's address, as other nodes of the cluster reach it."""
-        import ray
-
-        return str(ray.util.get_node_ip_address())
-
-
-class RayNode:
-    """The connection to a node's actor."""
-
-    def __init__(self, actor: Any, name: str) -> None:
-        self.actor, self.name = actor, name
-
-    def call(self, method: str, *arguments: Any) -> Callable[[], Any]:
-        import ray
-        from ray.exceptions import RayError
-
-        try:
-            answer = getattr(self.actor, method).remote(*arguments)
-        except (RayError, ConnectionError) as error:
-            raise self._lost(error) from error
-
-        def result() -> Any:
-            try:
-                return ray.get(answer, timeout=CALL_S)
-            except (RayError, ConnectionError) as error:
-                raise self._lost(error) from error
-
-        return result
-
-    def _lost(self, error: Exception) -> NodeLost:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return NodeLost(f"{self.name} was lost: {(lines or [type(error).__name__])[0]}")
-
-
 class RayCluster:
     """A connection to a cluster, as this process's only one."""
 
     def __init__(self, options: RayOptions) -> None:
         """Connects; raises ConfigError where there is no such cluster, or one of other versions."""
         self.options = options
-        self.groups: list[RayGroup] = []
-        ray = _ray()
+        self.placed: set[str] = set()  # names of the shapes that have nodes
+        self._facts: dict[str, dict[str, Any]] = {}  # by device
+        ray = imported()
         where = options.address or os.environ.get("RAY_ADDRESS") or "auto"
         named = f"hydra.launcher.address={where}"
         _check_reachable(where, named)
@@ -112,7 +67,7 @@ class RayCluster:
         with GPUs those with GPUs."""
         alive = {
             str(node["NodeID"]): dict(node["Resources"])
-            for node in _ray().nodes()
+            for node in imported().nodes()
             if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
         }
         with_gpus = {name: has for name, has in alive.items() if has.get("GPU", 0) >= 1}
@@ -136,6 +91,11 @@ class RayCluster:
     def facts(self, device: str = "cpu") -> dict[str, Any]:
         """What a launch on the first node would record of it. Raises ConfigError where nodes differ
         in the versions that have to be equal."""
+        if device not in self._facts:
+            self._facts[device] = self._ask_facts(device)
+        return self._facts[device]
+
+    def _ask_facts(self, device: str) -> dict[str, Any]:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -177,10 +137,8 @@ class RayCluster:
         return bundle
 
     def close(self) -> None:
-        """Gives back every placement group, and disconnects."""
-        for group in list(self.groups):
-            group.release()
-        _ray().shutdown()
+        """Disconnects; Ray then removes what is left of the placement groups."""
+        imported().shutdown()
 
 
 @contextlib.contextmanager
@@ -193,120 +151,7 @@ def connected(options: RayOptions) -> Iterator[RayCluster]:
         cluster.close()
 
 
-@dataclass(eq=False)
-class RayGroup:
-    """A placement group and the agents in it; starts launches of one shape, one at a time."""
-
-    cluster: RayCluster
-    placement: RankLayout
-    interface: str
-    interrupted: Callable[[], bool]
-    waiting: Callable[[str], None]  # told what is waited for
-
-    def __post_init__(self) -> None:
-        self.nodes: dict[int, RayNode] = {}
-        self.address = ""  # of the first node
-        self._group: Any = None
-        self._launch: RemoteLaunch | None = None
-
-    def __call__(self, plan: LaunchPlan) -> RemoteLaunch:
-        """Places the group first, if it is not, or if a node of it was lost. Raises TimeoutError
-        where the cluster has no room, and KeyboardInterrupt after an interrupt."""
-        plan.files = RAY
-        launch_dir = Path(plan.launch_dir)
-        (launch_dir / "logs").mkdir(parents=True)
-        save(plan, launch_dir / "launch.json")
-        if self._launch and self._launch.lost:
-            self.release()
-        self._launch = RemoteLaunch(plan, {})
-        try:
-            if not self.nodes:
-                self._place()
-            port = self.nodes[0].call("free_port", self.address)()
-        except NodeLost as error:
-            self._launch.lost = str(error)
-            return self._launch
-        place = Hosts(
-            nnodes=plan.placement.nodes,
-            address=self.address,
-            port=port,
-            interface=self.interface,
-            wait_s=self.cluster.options.wait_s,
-        )
-        self._launch = RemoteLaunch(plan, self.nodes)
-        self._launch.start(place, secrets.token_hex(16))
-        return self._launch
-
-    def _place(self) -> None:
-        import ray
-        from ray.util.placement_group import placement_group
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        bundle, count = self.cluster.bundle(self.placement), self.placement.nodes
-        usable = sorted(self.cluster.nodes())
-        selector = {"ray.io/node-id": f"in({','.join(usable)})"}
-        self._group = placement_group(
-            [bundle] * count,
-            strategy="STRICT_SPREAD" if count > 1 else "STRICT_PACK",
-            bundle_label_selector=[selector] * count,
-        )
-        self._wait_for_room(f"{count} nodes with {_words(bundle)} each")
-        self.cluster.groups.append(self)
-        agent = ray.remote(RayAgent)
-        for node in range(count):
-            strategy = PlacementGroupSchedulingStrategy(
-                self._group, placement_group_bundle_index=node
-            )
-            actor = agent.options(
-                num_cpus=bundle["CPU"],
-                num_gpus=bundle.get("GPU", 0),
-                scheduling_strategy=strategy,
-            ).remote(node)
-            self.nodes[node] = RayNode(actor, f"node {node} of {count}")
-        self.address = self.nodes[0].call("address")()
-
-    def _wait_for_room(self, what: str) -> None:
-        """The time limit begins anew while other cells of the sweep are measured."""
-        limit_s = self.cluster.options.wait_s
-        deadline = time.monotonic() + limit_s
-        while not self._group.wait(POLL_S):
-            self.waiting(f"waiting for room in the cluster: {what}")
-            if self.interrupted():
-                raise KeyboardInterrupt
-            if self.cluster.groups:
-                deadline = time.monotonic() + limit_s
-            if time.monotonic() > deadline:
-                self.release()
-                raise TimeoutError(
-                    f"hydra.launcher.wait_s={limit_s:g}: the cluster had no room for {what}"
-                )
-
-    def release(self) -> None:
-        """Ends the agents, with their ranks, and gives the nodes back."""
-        from ray.util.placement_group import remove_placement_group
-
-        ends = [node.call("close") for node in self.nodes.values() if not self._is_lost()]
-        for end in ends:
-            try:
-                end()
-            except NodeLost:
-                continue
-        self.nodes = {}
-        if self in self.cluster.groups:
-            self.cluster.groups.remove(self)
-        if self._group is not None:
-            remove_placement_group(self._group)
-            self._group = None
-
-    def _is_lost(self) -> bool:
-        return bool(self._launch and self._launch.lost)
-
-
-def _words(bundle: Mapping[str, float]) -> str:
-    return " and ".join(f"{count:g} {name}s" for name, count in bundle.items())
-
-
-def _ray() -> Any:
+def imported() -> Any:
     """The module; raises ConfigError where it is not installed."""
     try:
         import ray

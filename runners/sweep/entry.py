@@ -59,6 +59,11 @@ def run_composed(
     settings = settings_of(first, sweep_dir, command)
     slurm_options, on_ray = slurm.slurm_options(launcher or {}), ray_options(launcher or {})
     hosts = hosts_of(first)
+    if hosts.nnodes > 1 and (slurm_options or on_ray):
+        raise ConfigError(
+            f"hosts.nnodes={hosts.nnodes}: allowed is 1 where a cluster gives the nodes; leave out "
+            "hosts=many or hydra/launcher, and set hosts.ranks_per_node"
+        )
     progress = Progress()
     with contextlib.ExitStack() as stack:
         cluster = stack.enter_context(connected(on_ray)) if on_ray else None

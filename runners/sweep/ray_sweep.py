@@ -10,7 +10,8 @@ import threading
 import time
 
 from runners.host import environment
-from runners.launch.ray_cluster import RayCluster, RayGroup
+from runners.launch.ray_cluster import RayCluster
+from runners.launch.ray_group import RayGroup
 from runners.plan import Job, LaunchPlan, by_shape, unique
 from runners.records.record import Record
 from runners.sweep import folder

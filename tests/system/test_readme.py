@@ -45,6 +45,9 @@ SHORT = {
     f"{BENCH} -m hydra/launcher=slurm hosts.ranks_per_node=8 world_size=8,16 strategy=tp,ep": (
         f"{BENCH} hydra/launcher=slurm hosts.ranks_per_node=8 world_size=8 strategy=tp --cfg job"
     ),
+    f"{BENCH} -m hydra/launcher=ray hosts.ranks_per_node=8 world_size=8,16 strategy=tp,ep": (
+        f"{BENCH} hydra/launcher=ray hosts.ranks_per_node=8 world_size=8 strategy=tp --cfg job"
+    ),
     ".venv-peers/bin/python runners/bench.py experiment=peers_cpu": (
         f"{BENCH} experiment=peers_cpu --cfg job"
     ),

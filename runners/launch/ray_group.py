@@ -1,0 +1,179 @@
+"""A placement group of a Ray cluster, in which the launches of one shape run. Torch-free.
+
+It has one bundle for each node, and in each an actor (RayAgent) that starts the node's ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe.spec import RankLayout
+from runners.config.hosts import Hosts
+from runners.launch.node_agent import NodeAgent
+from runners.launch.ray_cluster import RayCluster, imported
+from runners.launch.remote import NodeLost, RemoteLaunch
+from runners.plan import RAY, LaunchPlan, save, shape_name
+
+CALL_S = 60.0  # for an answer of a node
+POLL_S = 1.0
+
+
+class RayAgent(NodeAgent):
+    """The agent of a node, as an actor of Ray."""
+
+    def address(self) -> str:
+        """This node's address, as other nodes of the cluster reach it."""
+        import ray
+
+        return str(ray.util.get_node_ip_address())
+
+
+class RayNode:
+    """The connection to a node's actor."""
+
+    def __init__(self, actor: Any, name: str) -> None:
+        self.actor, self.name = actor, name
+
+    def call(self, method: str, *arguments: Any) -> Callable[[], Any]:
+        import ray
+        from ray.exceptions import RayError
+
+        try:
+            answer = getattr(self.actor, method).remote(*arguments)
+        except (RayError, ConnectionError) as error:
+            raise self._lost(error) from error
+
+        def result() -> Any:
+            try:
+                return ray.get(answer, timeout=CALL_S)
+            except (RayError, ConnectionError) as error:
+                raise self._lost(error) from error
+
+        return result
+
+    def _lost(self, error: Exception) -> NodeLost:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return NodeLost(f"{self.name} was lost: {(lines or [type(error).__name__])[0]}")
+
+
+@dataclass(eq=False)
+class RayGroup:
+    """A placement group and the agents in it; starts launches of one shape, one at a time."""
+
+    cluster: RayCluster
+    placement: RankLayout
+    interface: str
+    interrupted: Callable[[], bool]
+    waiting: Callable[[str], None]  # told what is waited for
+
+    def __post_init__(self) -> None:
+        self.nodes: dict[int, RayNode] = {}
+        self.address = ""  # of the first node
+        self._group: Any = None
+        self._launch: RemoteLaunch | None = None
+
+    def __call__(self, plan: LaunchPlan) -> RemoteLaunch:
+        """Places the group first, if it is not, or if a node of it was lost. Raises TimeoutError
+        where the cluster has no room, and KeyboardInterrupt after an interrupt."""
+        plan.files = RAY
+        launch_dir = Path(plan.launch_dir)
+        (launch_dir / "logs").mkdir(parents=True)
+        save(plan, launch_dir / "launch.json")
+        if self._launch and self._launch.lost:
+            self.release()
+        self._launch = RemoteLaunch(plan, {})
+        try:
+            if not self.nodes:
+                self._place()
+            port = self.nodes[0].call("free_port", self.address)()
+        except (NodeLost, imported().exceptions.RayError) as error:
+            self._launch.lost = str(error)
+            return self._launch
+        place = Hosts(
+            nnodes=plan.placement.nodes,
+            address=self.address,
+            port=port,
+            interface=self.interface,
+            wait_s=self.cluster.options.wait_s,
+        )
+        self._launch = RemoteLaunch(plan, self.nodes)
+        self._launch.start(place, secrets.token_hex(16))
+        return self._launch
+
+    def _place(self) -> None:
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        bundle, count = self.cluster.bundle(self.placement), self.placement.nodes
+        self._wait_for_room(bundle, f"{count} nodes with {_words(bundle)} each")
+        self.cluster.placed.add(shape_name(self.placement))
+        agent = ray.remote(RayAgent)
+        for node in range(count):
+            strategy = PlacementGroupSchedulingStrategy(
+                self._group, placement_group_bundle_index=node
+            )
+            actor = agent.options(
+                num_cpus=bundle["CPU"],
+                num_gpus=bundle.get("GPU", 0),
+                scheduling_strategy=strategy,
+            ).remote(node)
+            self.nodes[node] = RayNode(actor, f"node {node} of {count}")
+        self.address = self.nodes[0].call("address")()
+
+    def _wait_for_room(self, bundle: Mapping[str, float], what: str) -> None:
+        """Asks for the placement group until it is there, again when other nodes come. The time
+        limit begins again while other cells of the sweep are measured."""
+        limit_s = self.cluster.options.wait_s
+        deadline = time.monotonic() + limit_s
+        nodes = sorted(self.cluster.nodes())
+        self._request_group(bundle, nodes)
+        while not self._group.wait(POLL_S):
+            if self.interrupted():
+                raise KeyboardInterrupt
+            if nodes != (usable := sorted(self.cluster.nodes())):
+                nodes = usable
+                self._remove_group()
+                self._request_group(bundle, nodes)
+            self.waiting(f"waiting for room in the cluster: {what}")
+            if self.cluster.placed:
+                deadline = time.monotonic() + limit_s
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"hydra.launcher.wait_s={limit_s:g}: the cluster had no room for {what}"
+                )
+
+    def _request_group(self, bundle: Mapping[str, float], nodes: Sequence[str]) -> None:
+        from ray.util.placement_group import placement_group
+
+        count = self.placement.nodes
+        self._group = placement_group(
+            [dict(bundle)] * count,
+            strategy="STRICT_SPREAD" if count > 1 else "STRICT_PACK",
+            bundle_label_selector=[{"ray.io/node-id": f"in({','.join(nodes)})"}] * count,
+        )
+
+    def _remove_group(self) -> None:
+        from ray.util.placement_group import remove_placement_group
+
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
+
+    def release(self) -> None:
+        """Ends the agents, with their ranks, and gives the nodes back."""
+        for node in self.nodes.values():
+            with contextlib.suppress(NodeLost):
+                node.call("close")()
+        self.nodes = {}
+        self.cluster.placed.discard(shape_name(self.placement))
+        self._remove_group()
+
+
+def _words(bundle: Mapping[str, float]) -> str:
+    return " and ".join(f"{count:g} {name}s" for name, count in bundle.items())
