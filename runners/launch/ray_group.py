@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,8 @@ class RayGroup:
     def __post_init__(self) -> None:
         self.nodes: dict[int, RayNode] = {}
         self.address = ""  # of the first node
+        self.bundle = self.cluster.bundle(self.placement)
+        self._asked: list[str] = []  # ids of the nodes that the group may be on
         self._group: Any = None
         self._launch: RemoteLaunch | None = None
 
@@ -110,8 +112,8 @@ class RayGroup:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        bundle, count = self.cluster.bundle(self.placement), self.placement.nodes
-        self._wait_for_room(bundle, f"{count} nodes with {_words(bundle)} each")
+        bundle, count = self.bundle, self.placement.nodes
+        self._wait_for_room(f"{_counted(count, 'node')} with {_words(bundle)} each")
         self.cluster.placed.add(shape_name(self.placement))
         agent = ray.remote(RayAgent)
         for node in range(count):
@@ -126,20 +128,13 @@ class RayGroup:
             self.nodes[node] = RayNode(actor, f"node {node} of {count}")
         self.address = self.nodes[0].call("address")()
 
-    def _wait_for_room(self, bundle: Mapping[str, float], what: str) -> None:
-        """Asks for the placement group until it is there, again when other nodes come. The time
-        limit begins again while other cells of the sweep are measured."""
+    def _wait_for_room(self, what: str) -> None:
+        """The time limit begins again while other cells of the sweep are measured."""
         limit_s = self.cluster.options.wait_s
         deadline = time.monotonic() + limit_s
-        nodes = sorted(self.cluster.nodes())
-        self._request_group(bundle, nodes)
-        while not self._group.wait(POLL_S):
+        while not self._has_room():
             if self.interrupted():
                 raise KeyboardInterrupt
-            if nodes != (usable := sorted(self.cluster.nodes())):
-                nodes = usable
-                self._remove_group()
-                self._request_group(bundle, nodes)
             self.waiting(f"waiting for room in the cluster: {what}")
             if self.cluster.placed:
                 deadline = time.monotonic() + limit_s
@@ -148,15 +143,24 @@ class RayGroup:
                     f"hydra.launcher.wait_s={limit_s:g}: the cluster had no room for {what}"
                 )
 
-    def _request_group(self, bundle: Mapping[str, float], nodes: Sequence[str]) -> None:
+    def _has_room(self) -> bool:
+        """Whether the placement group is there, after POLL_S at most; it is asked for anew where
+        the cluster has other nodes than before."""
         from ray.util.placement_group import placement_group
 
-        count = self.placement.nodes
-        self._group = placement_group(
-            [dict(bundle)] * count,
-            strategy="STRICT_SPREAD" if count > 1 else "STRICT_PACK",
-            bundle_label_selector=[{"ray.io/node-id": f"in({','.join(nodes)})"}] * count,
-        )
+        nodes = sorted(self.cluster.nodes())
+        if self._group is None or nodes != self._asked:
+            self._remove_group()
+            if not nodes:
+                time.sleep(POLL_S)
+                return False
+            count, self._asked = self.placement.nodes, nodes
+            self._group = placement_group(
+                [self.bundle] * count,
+                strategy="STRICT_SPREAD" if count > 1 else "STRICT_PACK",
+                bundle_label_selector=[{"ray.io/node-id": f"in({','.join(nodes)})"}] * count,
+            )
+        return bool(self._group.wait(POLL_S))
 
     def _remove_group(self) -> None:
         from ray.util.placement_group import remove_placement_group
@@ -176,4 +180,8 @@ class RayGroup:
 
 
 def _words(bundle: Mapping[str, float]) -> str:
-    return " and ".join(f"{count:g} {name}s" for name, count in bundle.items())
+    return " and ".join(_counted(count, name) for name, count in bundle.items())
+
+
+def _counted(count: float, name: str) -> str:
+    return f"{count:g} {name}{'' if count == 1 else 's'}"
