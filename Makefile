@@ -92,6 +92,13 @@ test-ray: setup ## the sweep on a real Ray: two nodes that share no folder (root
 test-hosts: setup ## the sweep on two hosts: two network namespaces (root; apt-get install iproute2)
 	$(RUN) -m pytest -q tests/system/hosts/check_hosts.py
 
+BUILDER ?= docker
+.PHONY: test-image
+test-image: ## the container built, and a sweep in it without a network (BUILDER=docker or podman); IMAGE="--build-arg BASE=..."
+	$(BUILDER) build -t moe-bench $(IMAGE) .
+	$(BUILDER) run --rm --network=none moe-bench \
+	  python runners/bench.py -m strategy=tp,ep world_size=2 measure=quick
+
 .PHONY: getting-started
 getting-started: setup ## README.md and docs/getting-started.md anew: every command, with what it prints
 	$(RUN) -m benchmarks.docs.console README.md docs/getting-started.md
