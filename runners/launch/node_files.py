@@ -8,6 +8,8 @@ counts as not sampled.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -36,7 +38,7 @@ class Chunk(NamedTuple):
 def is_sent(path: str, placement: RankLayout, node: int) -> bool:
     """Whether a file, by its path in the launch's folder, is one that this node writes."""
     parts = path.split("/")
-    if ".." in parts or "" in parts:
+    if ".." in parts or "" in parts or "\0" in path:
         return False
     if lines := LINES.fullmatch(path):
         return int(lines[1]) // placement.ranks_per_node == node < placement.nodes
@@ -102,7 +104,8 @@ class ReceivedFiles:
 
     def add(self, chunk: Chunk) -> bool:
         """Appends a chunk. False, with nothing written, for one that is damaged, that does not go
-        on where the file ends, or whose file is not this node's: it is asked for again."""
+        on where the file ends, or whose file is not this node's: it is asked for again. Raises
+        OSError."""
         known = self.sizes.get(chunk.path, 0)
         skipped = chunk.offset - known
         if (
@@ -113,11 +116,20 @@ class ReceivedFiles:
             or (skipped and not (is_log(chunk.path) and known >= LOG_BYTES))
         ):
             return False
-        path = self.launch_dir / chunk.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
-            if skipped:
-                file.write(f"\n[{skipped} bytes of this log were not sent]\n".encode())
-            file.write(chunk.data)
+        note = f"\n[{skipped} bytes of this log were not sent]\n".encode() if skipped else b""
+        _append(self.launch_dir / chunk.path, note + chunk.data)
         self.sizes[chunk.path] = chunk.offset + len(chunk.data)
         return True
+
+
+def _append(path: Path, data: bytes) -> None:
+    """All of the data, or, on a disk that is full, none of it: it is appended again later."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("ab") as file:
+            file.write(data)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
+        raise
