@@ -35,6 +35,8 @@ RETRY_S = 0.2
 WAITING = 64  # hosts that may be authenticating at once
 METHODS = ("prepare", "receive", "start", "poll", "end")
 CLOSE = "close"
+# A connection whose other side's machine is off breaks after 30 + 6 * 10 s without an answer.
+KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 BROKEN = (OSError, EOFError, ValueError)  # ValueError: no JSON
 
 
@@ -62,6 +64,8 @@ class Channel:
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             connected.setsockopt(socket.SOL_SOCKET, option, limit)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, number in KEEPALIVE.items():
+            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), number)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connected.settimeout(None)
         self.connection = Connection(connected.detach())
@@ -77,11 +81,16 @@ class Channel:
     def send(self, message: Mapping[str, Any]) -> None:
         self.connection.send_bytes(json.dumps(message, default=_encoded).encode())
 
-    def receive(self, limit_s: float = CALL_S) -> dict[str, Any]:
-        """Raises EOFError where nothing comes within `limit_s`."""
+    def receive(self, limit_s: float | None = CALL_S) -> dict[str, Any]:
+        """Raises EOFError where nothing comes within `limit_s`; None: it waits until the connection
+        breaks."""
         if not self.connection.poll(limit_s):
             raise EOFError(f"no answer within {limit_s:g} s")
-        message = json.loads(self.connection.recv_bytes(MESSAGE_BYTES), object_hook=_decoded)
+        data = self.connection.recv_bytes(MESSAGE_BYTES)
+        try:
+            message = json.loads(data, object_hook=_decoded)
+        except (TypeError, RecursionError) as error:
+            raise ValueError(f"not a message: {error}") from error
         if not isinstance(message, dict):
             raise ValueError("not a message")
         return message
@@ -116,6 +125,12 @@ class StreamNode:
             self.channel.send({"id": number, "method": method, "arguments": arguments})
         return lambda: self._result(number)
 
+    def release(self) -> None:
+        """Lets the host end."""
+        with contextlib.suppress(NodeLost):
+            self.call(CLOSE)
+        self.channel.close()
+
     def _result(self, number: int) -> Any:
         with self._noting_loss():
             answer = self.channel.receive()
@@ -146,6 +161,7 @@ class HostStreams:
         self.connected: dict[int, StreamNode] = {}
         self.refused = ""
         self._slots = threading.BoundedSemaphore(WAITING)
+        self._lock, self._closed = threading.Lock(), False
         self._versions = versions()
         try:
             address = resolve(hosts.address)
@@ -158,7 +174,8 @@ class HostStreams:
                 f"hosts on port {port_of(hosts)}, which cannot be used ({error}); allowed is a "
                 "free port after that of the endpoint; choose another endpoint"
             ) from error
-        threading.Thread(target=self._accept, daemon=True, name="hosts").start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True, name="hosts")
+        self._accepting.start()
 
     def _accept(self) -> None:
         while True:
@@ -183,11 +200,17 @@ class HostStreams:
                 self.refused = refusal
                 channel.close()
             else:
-                self.connected[hello["node"]] = StreamNode(channel, hello["node"])
+                self._add(StreamNode(channel, hello["node"]))
         except (*BROKEN, AuthenticationError):
             channel.close()
         finally:
             self._slots.release()
+
+    def _add(self, node: StreamNode) -> None:
+        with self._lock:
+            self.connected[node.node] = node
+            if self._closed:
+                node.release()
 
     def _refusal(self, hello: Mapping[str, Any]) -> str:
         node, known = hello.get("node"), hello.get("versions")
@@ -212,6 +235,7 @@ class HostStreams:
             usable = {n: one for n, one in list(self.connected.items()) if not one.broken}
             missing = [n for n in nodes if n not in usable]
             if not missing:
+                self.refused = ""
                 return {n: usable[n] for n in nodes}
             if self.refused:
                 raise ConfigError(self.refused)
@@ -225,12 +249,15 @@ class HostStreams:
             time.sleep(RETRY_S)
 
     def close(self) -> None:
-        """Lets the other hosts end."""
+        """Lets the other hosts end, also those that are being admitted."""
+        with contextlib.suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)  # or `accept` would keep the port in use
+        self._accepting.join()
         self._listening.close()
-        for node in list(self.connected.values()):
-            with contextlib.suppress(NodeLost):
-                node.call(CLOSE)
-            node.channel.close()
+        with self._lock:
+            self._closed = True
+            for node in self.connected.values():
+                node.release()
 
 
 def serve(hosts: Hosts, key: bytes) -> bool:
@@ -246,7 +273,7 @@ def serve(hosts: Hosts, key: bytes) -> bool:
                 time.sleep(RETRY_S)
                 continue
             try:
-                if _answer(channel, agent, hosts.wait_s):
+                if _answer(channel, agent):
                     return True
             except BROKEN:
                 pass  # node 0 has gone, and may come back
@@ -267,20 +294,24 @@ def _connected(hosts: Hosts, key: bytes) -> Channel:
     try:
         channel.authenticate(key, first=False)
         channel.send({"node": hosts.node_rank, "versions": versions()})
-        refusal = channel.receive(HELLO_S).get("refused")
+        if refusal := channel.receive(HELLO_S).get("refused"):
+            raise ConfigError(str(refusal))
     except AuthenticationError as error:
+        channel.close()
         raise ConfigError(
             f"{KEY}: node 0 has another; allowed is the same secret on every host; set {KEY} to it"
         ) from error
-    if refusal:
-        raise ConfigError(str(refusal))
+    except BaseException:
+        channel.close()
+        raise
     return channel
 
 
-def _answer(channel: Channel, agent: NodeAgent, wait_s: float) -> bool:
-    """Answers requests until node 0 closes, which returns True."""
+def _answer(channel: Channel, agent: NodeAgent) -> bool:
+    """Answers requests until node 0 closes, which returns True. Between two of them node 0 may be
+    busy for as long as it likes: it writes W&B runs, or measures cells of one node."""
     while True:
-        request = channel.receive(wait_s)
+        request = channel.receive(None)
         method, number = request["method"], request["id"]
         if method == CLOSE:
             return True
