@@ -51,17 +51,21 @@ class RemoteLaunch:
         }
         self.returncodes: dict[int, int | None] = dict.fromkeys(nodes)
         self.lost = ""
-        self.ended = False  # by `end`
-        self.complete = False  # nothing is left to fetch
+        self.ended = False  # by `end`, while ranks were running
+        self.complete = False  # `end` was called
         self._first_end: float | None = None  # when the first node's ranks had ended
 
     def start(self, hosts: Hosts, token: str) -> None:
         """Sends the plan and its traces to all nodes, then starts their ranks. Where a node is lost
-        on the way, `running` is False."""
-        self._call_all("prepare", text_of(self.plan))
-        for name in self.plan.traces.values():
-            self._send(name)
-        self._call_all("start", dataclasses.asdict(hosts), token)
+        on the way, `running` is False. Ends all where it raises OSError: a trace cannot be read."""
+        try:
+            self._call_all("prepare", text_of(self.plan))
+            for name in self.plan.traces.values():
+                self._send(name)
+            self._call_all("start", dataclasses.asdict(hosts), token)
+        except BaseException:
+            self.end()
+            raise
 
     def _send(self, name: str) -> None:
         with (self.launch_dir / name).open("rb") as file:
@@ -77,7 +81,7 @@ class RemoteLaunch:
     def running(self) -> bool:
         """Fetches what nodes have written. False once all have ended, LAST_S after the first has,
         or when a node is lost."""
-        if self.ended or self.lost:
+        if self.complete or self.lost:
             return False
         self._fetch(last=False)
         own = [self.own.running()] if self.own else []
@@ -88,16 +92,19 @@ class RemoteLaunch:
         return any(running) and not self.lost and not late
 
     def _fetch(self, last: bool) -> bool:
-        """Asks all nodes for news; whether there were any."""
+        """Asks all nodes for what they have written; whether anything came. `last`: their ranks
+        were ended, so that how their parents ended says nothing of the launch."""
         signals = self._signals()
         news = False
         for node, answer in self._each(
             lambda node: self.nodes[node].call("poll", self.received[node].sizes, signals, last)
         ):
-            self.returncodes[node] = answer["returncode"]
+            if not last:
+                self.returncodes[node] = answer["returncode"]
             if answer["chunks"]:
                 add = partial(self._add, node, [Chunk(*chunk) for chunk in answer["chunks"]])
-                news |= call_with_timeout("the launch's folder", add)
+                call_with_timeout("the launch's folder", add)
+                news = True  # also where a piece was refused, which is asked for again
         return news
 
     def _each(self, begin: Callable[[int], Callable[[], Any]]) -> list[tuple[int, Any]]:
@@ -120,9 +127,9 @@ class RemoteLaunch:
         except NodeLost as error:
             self.lost = self.lost or str(error)
 
-    def _add(self, node: int, chunks: list[Chunk]) -> bool:
-        added = [self.received[node].add(chunk) for chunk in chunks]
-        return any(added)
+    def _add(self, node: int, chunks: list[Chunk]) -> None:
+        for chunk in chunks:
+            self.received[node].add(chunk)
 
     def _signals(self) -> list[str]:
         """Names of the files in the launch's folder that tell ranks to go on, or to stop."""
@@ -133,14 +140,17 @@ class RemoteLaunch:
         return names
 
     def end(self) -> None:
-        """Ends ranks that still run, and fetches the rest of what was written."""
-        self.ended = self.ended or self.running()
-        if self.own:
-            self.own.end()
+        """Ends ranks that still run, and fetches the rest of what was written. Ranks are ended also
+        where this machine's disk is full; raises OSError then."""
         if self.complete:
             return
-        self.complete = True
-        self._each(lambda node: self.nodes[node].call("end"))  # also where another is lost
+        try:
+            self.ended = self.running()
+        finally:
+            self.complete = True
+            if self.own:
+                self.own.end()
+            self._each(lambda node: self.nodes[node].call("end"))  # also where another is lost
         deadline = time.monotonic() + DRAIN_S
         while self._fetch(last=True) and time.monotonic() < deadline:
             pass
