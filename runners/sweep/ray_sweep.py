@@ -10,6 +10,7 @@ import threading
 import time
 
 from runners.host import environment
+from runners.host.timeout import call_with_timeout
 from runners.launch.ray_cluster import RayCluster
 from runners.launch.ray_group import RayGroup
 from runners.plan import Job, LaunchPlan, by_shape, unique
@@ -21,6 +22,7 @@ from runners.sweep.progress import Progress
 from runners.sweep.result import SweepResult
 from runners.sweep.settings import Settings
 from runners.sweep.shape_sweep import ShapeSweep
+from runners.sweep.sweep import BULK_S
 
 JOIN_S = 0.2
 LAST_S = 30.0  # for records, after the nodes were given back
@@ -129,8 +131,15 @@ class RaySweep:
     def run(self) -> SweepResult:
         """Measures all shapes. The first interrupt ends each after its round, the second now."""
         began = time.monotonic()
-        self.result.warnings += folder.write_plan(self.jobs, self.settings)
-        left = sum(sweep.resume() for sweep in self.sweeps)
+        try:
+            self.result.warnings += call_with_timeout(
+                "the sweep's folder", lambda: folder.write_plan(self.jobs, self.settings), BULK_S
+            )
+            left = sum(sweep.resume() for sweep in self.sweeps)
+        except OSError as error:
+            self.result.broken = True
+            self.result.warnings.append(f"{error}; nothing was measured")
+            return self.result
         self.progress.begin(left, self.jobs)
         threads = [
             threading.Thread(target=self._run, args=(sweep,), daemon=True) for sweep in self.sweeps
