@@ -41,4 +41,10 @@ def ray_options(launcher: Mapping[str, Any]) -> RayOptions | None:
                 f"hydra.launcher.{name}={value!r}: allowed are {allowed}; "
                 f"set hydra.launcher.{name} to one of them"
             )
+    modules = options.runtime_env.get("py_modules", [])
+    if not isinstance(modules, list):
+        raise ConfigError(
+            f"hydra.launcher.runtime_env.py_modules={modules!r}: allowed is a list of folders; set "
+            "hydra.launcher.runtime_env.py_modules=[DIR], say"
+        )
     return options

@@ -109,7 +109,7 @@ class RayCluster:
         try:
             facts: list[dict[str, Any]] = ray.get(answers, timeout=FACTS_S)
         except ray.exceptions.RayError as error:
-            lines = str(error).strip().splitlines()
+            lines = str(error).strip().splitlines() or [type(error).__name__]
             raise ConfigError(
                 f"hydra/launcher=ray: a node cannot run this project: {lines[-1]}; allowed are "
                 "nodes that can; install torch and this project's requirements there"
@@ -152,7 +152,9 @@ def connected(options: RayOptions) -> Iterator[RayCluster]:
 
 
 def imported() -> Any:
-    """The module; raises ConfigError where it is not installed."""
+    """The module; raises ConfigError where it is not installed. A call of it without a connection
+    starts no cluster on this machine."""
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     try:
         import ray
     except ImportError as error:
@@ -193,8 +195,8 @@ def _runtime_env(further: Mapping[str, Any]) -> dict[str, Any]:
 def _check_reachable(where: str, named: str) -> None:
     """Raises ConfigError, at once, where nobody listens: Ray itself tries for long."""
     address = where if "://" in where else f"ray://{where}"
-    parsed = urllib.parse.urlsplit(address)
     try:
+        parsed = urllib.parse.urlsplit(address)
         port = parsed.port
         if not parsed.hostname or port is None:
             return  # auto, local, or another kind of address, which Ray judges

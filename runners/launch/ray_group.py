@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,27 +39,33 @@ class RayNode:
 
     def __init__(self, actor: Any, name: str) -> None:
         self.actor, self.name = actor, name
+        self.lost = ""
 
     def call(self, method: str, *arguments: Any) -> Callable[[], Any]:
         import ray
-        from ray.exceptions import RayError
 
-        try:
+        with self._noting_loss():
             answer = getattr(self.actor, method).remote(*arguments)
-        except (RayError, ConnectionError) as error:
-            raise self._lost(error) from error
 
         def result() -> Any:
-            try:
+            with self._noting_loss():
                 return ray.get(answer, timeout=CALL_S)
-            except (RayError, ConnectionError) as error:
-                raise self._lost(error) from error
 
         return result
 
-    def _lost(self, error: Exception) -> NodeLost:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return NodeLost(f"{self.name} was lost: {(lines or [type(error).__name__])[0]}")
+    @contextlib.contextmanager
+    def _noting_loss(self) -> Iterator[None]:
+        """After a node was lost nothing is asked of it, since every answer is waited for."""
+        from ray.exceptions import RayError
+
+        if self.lost:
+            raise NodeLost(self.lost)
+        try:
+            yield
+        except (RayError, ConnectionError) as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            self.lost = f"{self.name} was lost: {(lines or [type(error).__name__])[0]}"
+            raise NodeLost(self.lost) from error
 
 
 @dataclass(eq=False)
@@ -160,21 +166,22 @@ class RayGroup:
                 strategy="STRICT_SPREAD" if count > 1 else "STRICT_PACK",
                 bundle_label_selector=[{"ray.io/node-id": f"in({','.join(nodes)})"}] * count,
             )
-        return bool(self._group.wait(POLL_S))
+        group = self._group  # which `release` may take away, in another thread
+        return group is not None and bool(group.wait(POLL_S))
 
     def _remove_group(self) -> None:
         from ray.util.placement_group import remove_placement_group
 
-        if self._group is not None:
-            remove_placement_group(self._group)
-            self._group = None
+        group, self._group = self._group, None
+        if group is not None:
+            remove_placement_group(group)
 
     def release(self) -> None:
-        """Ends the agents, with their ranks, and gives the nodes back."""
-        for node in self.nodes.values():
+        """Ends the agents, with their ranks and files, and gives the nodes back."""
+        nodes, self.nodes = list(self.nodes.values()), {}
+        for node in nodes:
             with contextlib.suppress(NodeLost):
                 node.call("close")()
-        self.nodes = {}
         self.cluster.placed.discard(shape_name(self.placement))
         self._remove_group()
 

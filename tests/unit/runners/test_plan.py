@@ -11,8 +11,22 @@ from hypothesis import strategies as st
 
 from moe.spec import Cell, LayerSpec, RankLayout
 from runners.errors import ConfigError
-from runners.plan import Job, LaunchPlan, Measure, groups, load, save, unique, waves
+from runners.plan import (
+    Job,
+    LaunchPlan,
+    Measure,
+    by_shape,
+    from_text,
+    groups,
+    load,
+    save,
+    shape_name,
+    text_of,
+    unique,
+    waves,
+)
 from runners.records.rank_log import RankLog, RankReader, rank_path
+from runners.records.sealed import RecordError, sealed
 from runners.sweep.assemble import Assembler
 
 
@@ -242,3 +256,69 @@ def test_measure_counts_rounds_from_samples() -> None:
     measure = Measure(samples=10, samples_max=40, per_round=3)
     assert (measure.rounds_min, measure.rounds_max) == (4, 13)
     assert dataclasses.replace(measure, samples_max=1).rounds_max == 4
+
+
+# Plans that are sent.
+
+
+def test_a_plan_that_is_sent_is_the_one_that_is_written(tmp_path: Path) -> None:
+    plan = dataclasses.replace(
+        plan_of(tmp_path, [job(1), job(2, label="a")]),
+        traces={"sha": "trace.npy"}, pass_env=["UCX_*"], files="Ray", kernels={"k": "bmm"},
+    )  # fmt: skip
+    save(plan, tmp_path / "launch.json")
+    assert (tmp_path / "launch.json").read_text() == text_of(plan)
+    assert from_text(text_of(plan)) == load(tmp_path / "launch.json") == plan
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fault"),
+    [
+        ('"launch":0', '"launch":1', "sha256 does not match"),
+        ("}", "", "the plan of a launch: "),
+    ],
+)
+def test_a_plan_that_was_changed_on_the_way_is_refused(
+    tmp_path: Path, before: str, after: str, fault: str
+) -> None:
+    text = text_of(plan_of(tmp_path, [job()]))
+    with pytest.raises(RecordError, match="the plan of a launch: ") as refused:
+        from_text(text.replace(before, after))
+    assert fault in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"launch":0}', "[" * 100_000])
+def test_what_is_no_plan_is_refused(text: str) -> None:
+    with pytest.raises(RecordError, match="the plan of a launch: "):
+        from_text(text)
+
+
+def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:
+    content = dataclasses.asdict(plan_of(tmp_path, [job()])) | {"later": 1}
+    with pytest.raises(RecordError, match="not the plan of a launch: .*later"):
+        from_text(sealed(content))
+
+
+# Shapes of ranks.
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        (RankLayout(world_size=4), "1x4-gloo-1threads"),
+        (RankLayout(world_size=4, nodes=2, threads=3), "2x2-gloo-3threads"),
+        (RankLayout(world_size=4, device="cuda", backend="nccl"), "1x4-nccl-1threads"),
+        (RankLayout(world_size=4, device="cuda"), "1x4-gloo-cuda-1threads"),  # through the host
+        (RankLayout(world_size=4, backend="mpi"), "1x4-mpi-1threads"),
+    ],
+)
+def test_the_name_of_a_shape(place: RankLayout, name: str) -> None:
+    assert shape_name(place) == name
+
+
+def test_cells_that_can_share_nodes_are_together_in_their_order() -> None:
+    jobs = [job(1, 4), job(1, 2), job(2, 4), job(2, 2, samples=3)]
+    assert by_shape(jobs) == {
+        "1x4-gloo-1threads": [jobs[0], jobs[2]],
+        "1x2-gloo-1threads": [jobs[1], jobs[3]],
+    }
