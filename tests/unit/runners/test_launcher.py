@@ -1,4 +1,4 @@
-"""Our Hydra launcher under Hydra's own conformance suite."""
+"""Our Hydra launchers under Hydra's own conformance suite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.test_utils.launcher_common_tests import IntegrationTestSuite, LauncherTestSuite
 
-from runners.config.hydra_plugins import MoeLauncher, register
+from runners.config.hydra_plugins import MoeLauncher, RayLauncher, SlurmLauncher, register
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -27,19 +27,25 @@ def every_program_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
 
 
-def test_hydra_discovers_it() -> None:
-    assert MoeLauncher.__name__ in [x.__name__ for x in Plugins.instance().discover(Launcher)]
+NAMES = ["moe", "ray", "slurm"]
 
 
-@pytest.mark.parametrize("launcher_name, overrides", [("moe", ["hydra.job.chdir=true"])])
-class TestMoeLauncher(LauncherTestSuite):
-    """Jobs that are not the bench's run serially."""
+def test_hydra_discovers_them() -> None:
+    classes = Plugins.instance().discover(Launcher)
+    assert {MoeLauncher, RayLauncher, SlurmLauncher} <= set(classes)
+
+
+@pytest.mark.parametrize(
+    "launcher_name, overrides", [(name, ["hydra.job.chdir=true"]) for name in NAMES]
+)
+class TestLaunchers(LauncherTestSuite):
+    """Jobs that are not the bench's run serially, without Ray or Slurm."""
 
 
 @pytest.mark.parametrize(
     "task_launcher_cfg, extra_flags",
     [({}, ["-m", "hydra/job_logging=hydra_debug", "hydra/job_logging=disabled",
-           "hydra/launcher=moe"])],
+           f"hydra/launcher={name}"]) for name in NAMES],
 )  # fmt: skip
-class TestMoeLauncherIntegration(IntegrationTestSuite):
+class TestLaunchersIntegration(IntegrationTestSuite):
     """The same through a real application."""

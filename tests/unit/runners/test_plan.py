@@ -295,7 +295,7 @@ def test_what_is_no_plan_is_refused(text: str) -> None:
 
 def test_a_plan_of_another_version_is_refused(tmp_path: Path) -> None:
     content = dataclasses.asdict(plan_of(tmp_path, [job()])) | {"later": 1}
-    with pytest.raises(RecordError, match="not the plan of a launch: .*later"):
+    with pytest.raises(RecordError, match=r"not the plan of a launch: .*later"):
         from_text(sealed(content))
 
 
