@@ -24,7 +24,7 @@ from runners.sweep.settings import Settings
 from runners.sweep.sweep import Sweep
 
 MEASURE = Measure(samples=2, samples_max=2, block=1, anchors=0, phases=1, calibrate=False,
-                  wave_cells=1)  # fmt: skip
+                  wave_cells=1, warmup_max=2)  # fmt: skip
 LAYER = LayerSpec(dim=16, hidden=16, dim_out=16, num_experts=4, topk=2, topk_requested=2)
 
 

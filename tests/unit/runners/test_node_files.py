@@ -156,6 +156,7 @@ def test_of_a_long_log_the_beginning_and_the_end_are_sent(tmp_path: Path, small:
     assert fetch(False) == []
     assert fetch(True) == [(15, b"fgh")]  # the last three
     assert fetch(True) == []
+    assert not received.add(chunk(LOG, 15, b"fgh"))  # a second time
     text = "012345\n[9 bytes of this log were not sent]\nfgh"
     assert (first / LOG).read_text() == text
 

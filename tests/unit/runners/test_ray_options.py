@@ -490,7 +490,8 @@ def test_a_group_may_be_released_while_it_waits_for_room(
     tmp_path: Path, actors: list[Actor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the main thread, after a second interrupt."""
-    group, _ = group_of(cluster_of(), interrupted=True)
+    answers = iter([False, True])
+    group = RayGroup(cluster_of(), PLACE, "", lambda: next(answers), lambda text: None)
 
     def wait(placed: PlacementGroup, limit_s: float) -> bool:
         group.release()
