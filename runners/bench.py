@@ -2,7 +2,8 @@
 
 The only Hydra program of the project. It validates all cells before anything starts, passes them to
 the launches, and shows tables and plots at the end. Exit codes: 0 all measured (or checked, where
-nothing is to be timed), 1 some cell failed or was wrong, 2 bad input, 130 interrupted.
+nothing is to be timed), 1 some cell failed or was wrong, 2 bad input, 3 a host for which node 0 did
+not come, 130 interrupted.
 """
 
 from __future__ import annotations

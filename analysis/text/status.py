@@ -82,10 +82,10 @@ def unfinished(sources: Sequence[str | Path]) -> list[tuple[str, str]]:
     folders = [folder for folder in _folders(sources) if (folder / sweep_folder.PLAN).is_file()]
     if not folders:
         return []
-    version, lines = sweep_folder.version_here(project_paths.CLONE), []
+    versions, lines = sweep_folder.versions_here(project_paths.CLONE), []
     for folder in folders:
         try:
-            cells = sweep_folder.cells(folder, version)
+            cells = sweep_folder.cells(folder, versions)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             lines.append(("damaged", f"damaged: {error}; set aside"))
             continue

@@ -12,7 +12,7 @@ from runners.errors import ConfigError
 from runners.host.inherited import withheld
 from runners.host.machine import NodeResources
 
-PORTS = range(1, 65535)  # the next one is needed, too, where no folder is shared
+PORTS = range(1, 65536)
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?")
 
 
@@ -60,6 +60,11 @@ def hosts_of(config: Mapping[str, Any]) -> Hosts:
             "of the folder they share; set MOE_RUN on every host, or hosts.shared_folder=false"
         )
     address, port = endpoint(hosts["rdzv_endpoint"])
+    if not shared and port + 1 not in PORTS:
+        raise ConfigError(
+            f"hosts.rdzv_endpoint={address}:{port}: allowed with hosts.shared_folder=false are "
+            f"ports up to {PORTS[-2]}, since the next one is used, too; choose another"
+        )
     return Hosts(nnodes, node_rank, address, port, interface, run, wait_s, shared, convention)
 
 

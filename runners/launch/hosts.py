@@ -14,7 +14,6 @@ Without, the other hosts connect to node 0 (stream.py), which fetches what their
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from runners.errors import ConfigError
 from runners.launch import stream
 from runners.launch.hosts_agent import start_agent
 from runners.launch.local import LaunchProcess, RunningLaunch, Start, start
-from runners.launch.remote import RemoteLaunch
+from runners.launch.remote import NoNodes, RemoteLaunch
 from runners.plan import SHARED_FOLDER, STREAM, LaunchPlan, load, save
 from runners.records.sealed import write_atomic
 
@@ -82,7 +81,7 @@ class FirstOfStreams:
         self.hosts, self.streams = hosts, streams
 
     def __call__(self, plan: LaunchPlan) -> RunningLaunch:
-        """Waits for hosts that are not there; raises TimeoutError."""
+        """Waits for hosts that are not there; raises NoNodes."""
         if plan.placement.nodes == 1:
             return start(plan)
         others = self.streams.wait_for(range(1, plan.placement.nodes))
@@ -108,8 +107,9 @@ def _own_ranks(plan: LaunchPlan, hosts: Hosts, token: str) -> LaunchProcess:
 
 
 @contextmanager
-def starting(sweep_dir: Path, hosts: Hosts) -> Iterator[Start]:
-    """How to start launches: here, or on several hosts, which are released at the end."""
+def starting(sweep_dir: Path, hosts: Hosts, key: bytes | None = None) -> Iterator[Start]:
+    """How to start launches: here, or on several hosts, which are released at the end. `key` is
+    that of hosts without a shared folder."""
     if hosts.nnodes == 1:
         yield start
     elif hosts.shared_folder:
@@ -120,11 +120,12 @@ def starting(sweep_dir: Path, hosts: Hosts) -> Iterator[Start]:
         finally:
             first.order(launch=END)
     else:
-        streams = stream.HostStreams(hosts, stream.key_of(os.environ))
+        assert key is not None
+        streams = stream.HostStreams(hosts, key)
         try:
             try:
                 streams.wait_for(range(1, hosts.nnodes))
-            except TimeoutError as error:
+            except NoNodes as error:
                 raise ConfigError(str(error)) from error
             yield FirstOfStreams(hosts, streams)
         finally:
@@ -165,12 +166,13 @@ class Follower:
         self.agent = None
 
 
-def join(sweep_dir: Path, hosts: Hosts) -> bool:
+def join(sweep_dir: Path, hosts: Hosts, key: bytes | None = None) -> bool:
     """Lends this host's ranks until node 0 ends; False after `wait_s` without an order. Raises
     ConfigError where node 0 refuses this host."""
     print(f"host {hosts.node_rank} of {hosts.nnodes}: waiting for node 0", file=sys.stderr)
     if not hosts.shared_folder:
-        return stream.serve(hosts, stream.key_of(os.environ))
+        assert key is not None
+        return stream.serve(hosts, key)
     follower, last_contact, last = Follower(sweep_dir, hosts), time.monotonic(), None
     try:
         while time.monotonic() - last_contact < hosts.wait_s:

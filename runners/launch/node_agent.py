@@ -6,6 +6,8 @@ launcher calls its methods; arguments and results are plain values.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -24,6 +26,7 @@ from runners.launch.local import LaunchProcess, start
 from runners.plan import LaunchPlan, from_text
 
 ALIKE = ("python", "torch", "triton", "transformers")  # versions that must be equal on all nodes
+PREFIX, LOCK = "moe-bench-", ".lock"  # of an agent's folder
 SIGNALS = ("stop", "go-")  # names of the files by which the launcher speaks to ranks
 
 
@@ -60,9 +63,13 @@ def different(node: Mapping[str, Any], first: Mapping[str, Any]) -> str:
 class NodeAgent:
     """Starts ranks on this node, one launch at a time, and hands over what they write."""
 
-    def __init__(self, node: int = 0) -> None:
-        self.node = node
-        self.folder = Path(tempfile.mkdtemp(prefix="moe-bench-"))
+    def __init__(self, node: int = 0, interface: str | None = None) -> None:
+        """`interface` is this node's; None: the launcher's setting."""
+        self.node, self.interface = node, interface
+        remove_leftovers()
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._lock = (self.folder / LOCK).open("wb")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.plan: LaunchPlan | None = None
         self.process: LaunchProcess | None = None
 
@@ -93,7 +100,8 @@ class NodeAgent:
         if self.plan.placement.nodes == 1:
             self.process = start(self.plan)
         else:
-            place = Hosts(**{**hosts, "node_rank": self.node})
+            own = {} if self.interface is None else {"interface": self.interface}
+            place = Hosts(**{**hosts, "node_rank": self.node, **own})
             process = start_agent(self.plan, place, token)
             self.process = LaunchProcess(process, Path(self.plan.launch_dir))
 
@@ -121,12 +129,27 @@ class NodeAgent:
     def remove_files(self) -> None:
         """Removes what an earlier launch wrote."""
         for path in self.folder.iterdir():
-            shutil.rmtree(path, ignore_errors=True)
+            if path.name != LOCK:
+                shutil.rmtree(path, ignore_errors=True)
 
     def close(self) -> None:
         """Ends ranks and removes all files."""
         self.end()
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
+
+
+def remove_leftovers() -> None:
+    """Removes the folders of agents that were killed: nobody has their lock any more."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        try:
+            lock = os.open(folder / LOCK, os.O_RDWR)
+        except OSError:  # another user's, or no folder of an agent
+            continue
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
 
 
 def host_facts(device: str = "cpu") -> dict[str, Any]:

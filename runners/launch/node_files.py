@@ -23,6 +23,8 @@ CHUNK_BYTES = 1 << 20  # of one file at a time
 ANSWER_BYTES = 8 << 20  # of all files in one answer
 LOG_BYTES = 4 << 20  # of a log; of what is beyond, only the end is sent
 LOG_END_BYTES = 1 << 20
+PATH_CHARACTERS = 200
+FILES = 1000  # of a node, at most
 LINES = re.compile(r"samples/rank(\d{1,9})\.jsonl")
 
 
@@ -46,6 +48,12 @@ def is_sent(path: str, placement: RankLayout, node: int) -> bool:
     if placement.nodes > 1:
         failures, logs = f"agents/{node}/{failures}", f"logs/node{node}/"
     return path.startswith(logs) or path in (failures, f"gpus-{node}.csv")
+
+
+def well_formed(chunk: Chunk) -> bool:
+    """Whether a chunk from another machine has the types of one."""
+    kinds = tuple(map(type, chunk))
+    return kinds == (str, int, bytes, int) and 0 < len(chunk.path) <= PATH_CHARACTERS
 
 
 def is_log(path: str) -> bool:
@@ -100,7 +108,8 @@ class ReceivedFiles:
 
     def __init__(self, launch_dir: Path, placement: RankLayout, node: int) -> None:
         self.launch_dir, self.placement, self.node = launch_dir, placement, node
-        self.sizes: dict[str, int] = {}  # bytes received, by path
+        self.sizes: dict[str, int] = {}  # bytes received, by path; of a log with those left out
+        self.written: dict[str, int] = {}  # without
 
     def add(self, chunk: Chunk) -> bool:
         """Appends a chunk. False, with nothing written, for one that is damaged, that does not go
@@ -114,12 +123,24 @@ class ReceivedFiles:
             or zlib.crc32(chunk.data) != chunk.crc
             or skipped < 0
             or (skipped and not (is_log(chunk.path) and known >= LOG_BYTES))
+            or not self._within_bounds(chunk)
         ):
             return False
         note = f"\n[{skipped} bytes of this log were not sent]\n".encode() if skipped else b""
-        _append(self.launch_dir / chunk.path, note + chunk.data)
+        try:
+            _append(self.launch_dir / chunk.path, note + chunk.data)
+        except (FileExistsError, IsADirectoryError, NotADirectoryError):  # another file's place
+            return False
         self.sizes[chunk.path] = chunk.offset + len(chunk.data)
+        self.written[chunk.path] = self.written.get(chunk.path, 0) + len(chunk.data)
         return True
+
+    def _within_bounds(self, chunk: Chunk) -> bool:
+        """Whether a node that sends this keeps to what `changes` sends."""
+        if chunk.path not in self.sizes and len(self.sizes) >= FILES:
+            return False
+        written = self.written.get(chunk.path, 0) + len(chunk.data)
+        return not is_log(chunk.path) or written <= LOG_BYTES + LOG_END_BYTES + CHUNK_BYTES
 
 
 def _append(path: Path, data: bytes) -> None:

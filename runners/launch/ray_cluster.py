@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 import urllib.parse
@@ -37,7 +38,7 @@ class RayCluster:
         """Connects; raises ConfigError where there is no such cluster, or one of other versions."""
         self.options = options
         self.placed: set[str] = set()  # names of the shapes that have nodes
-        self._facts: dict[str, dict[str, Any]] = {}  # by device
+        self._facts: list[dict[str, Any]] = []  # of every node
         ray = imported()
         where = options.address or os.environ.get("RAY_ADDRESS") or "auto"
         named = f"hydra.launcher.address={where}"
@@ -52,9 +53,11 @@ class RayCluster:
         if where == LOCAL:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             settings |= {"num_cpus": this_machine().cores, "include_dashboard": False}
+        handler = signal.getsignal(signal.SIGTERM)
         try:
             with _quiet():
                 ray.init(**settings)
+            signal.signal(signal.SIGTERM, handler)  # not Ray's, which ends the process
         except Exception as error:  # of any kind, by the way of connecting
             raise ConfigError(
                 f"{named}: {_reason(error)}; allowed is a running cluster with this machine's "
@@ -88,14 +91,14 @@ class RayCluster:
             memory_bytes=int(min(has.get("memory", 0) for has in nodes)),
         )
 
-    def facts(self, device: str = "cpu") -> dict[str, Any]:
-        """What a launch on the first node would record of it. Raises ConfigError where nodes differ
-        in the versions that have to be equal."""
-        if device not in self._facts:
-            self._facts[device] = self._ask_facts(device)
-        return self._facts[device]
+    def facts(self) -> list[dict[str, Any]]:
+        """What a launch on each node would record of it. Raises ConfigError where nodes differ in
+        the versions that have to be equal."""
+        if not self._facts:
+            self._facts = self._ask_facts()
+        return self._facts
 
-    def _ask_facts(self, device: str) -> dict[str, Any]:
+    def _ask_facts(self) -> list[dict[str, Any]]:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -103,7 +106,7 @@ class RayCluster:
         answers = [
             capture.options(
                 num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-            ).remote(device)
+            ).remote()
             for node in sorted(self.nodes())
         ]
         try:
@@ -112,7 +115,7 @@ class RayCluster:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise ConfigError(
                 f"hydra/launcher=ray: a node cannot run this project: {lines[-1]}; allowed are "
-                "nodes that can; install torch and this project's requirements there"
+                "nodes that can; install torch there"
             ) from error
         for number, one in enumerate(facts):
             if difference := different(one["alike"], facts[0]["alike"]):
@@ -125,7 +128,7 @@ class RayCluster:
                 "hydra/launcher=ray: the nodes have no torch; allowed are nodes with it; install "
                 "it there"
             )
-        return facts[0]
+        return facts
 
     def bundle(self, placement: RankLayout) -> dict[str, float]:
         """What a node's ranks take of it."""

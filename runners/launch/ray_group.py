@@ -6,6 +6,7 @@ It has one bundle for each node, and in each an actor (RayAgent) that starts the
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,13 +16,15 @@ from typing import Any
 
 from moe.spec import RankLayout
 from runners.config.hosts import Hosts
-from runners.launch.node_agent import NodeAgent
+from runners.launch.node_agent import NodeAgent, host_facts
 from runners.launch.ray_cluster import RayCluster, imported
-from runners.launch.remote import NodeLost, RemoteLaunch
+from runners.launch.remote import NodeLost, NoNodes, RemoteLaunch
 from runners.plan import RAY, LaunchPlan, save, shape_name
 
 CALL_S = 60.0  # for an answer of a node
 POLL_S = 1.0
+RENDEZVOUS_S = 600.0  # for all ranks of a launch to come
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class RayAgent(NodeAgent):
@@ -32,6 +35,10 @@ class RayAgent(NodeAgent):
         import ray
 
         return str(ray.util.get_node_ip_address())
+
+    def facts(self, device: str) -> dict[str, Any]:
+        """What a launch on this node records of it."""
+        return host_facts(device)
 
 
 class RayNode:
@@ -56,7 +63,7 @@ class RayNode:
     @contextlib.contextmanager
     def _noting_loss(self) -> Iterator[None]:
         """After a node was lost nothing is asked of it, since every answer is waited for."""
-        from ray.exceptions import RayError
+        from ray.exceptions import RayError, RayTaskError
 
         if self.lost:
             raise NodeLost(self.lost)
@@ -64,7 +71,9 @@ class RayNode:
             yield
         except (RayError, ConnectionError) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            self.lost = f"{self.name} was lost: {(lines or [type(error).__name__])[0]}"
+            raised = isinstance(error, RayTaskError)  # by the agent; its last line says what
+            reason = (lines or [type(error).__name__])[-1 if raised else 0]
+            self.lost = f"{self.name} was lost: {ESCAPES.sub('', reason)}"
             raise NodeLost(self.lost) from error
 
 
@@ -76,31 +85,29 @@ class RayGroup:
     placement: RankLayout
     interface: str
     interrupted: Callable[[], bool]
-    waiting: Callable[[str], None]  # told what is waited for
+    waiting: Callable[[str], None]  # shows what is waited for
 
     def __post_init__(self) -> None:
         self.nodes: dict[int, RayNode] = {}
         self.address = ""  # of the first node
+        self.facts: dict[str, Any] = {}  # the same
         self.bundle = self.cluster.bundle(self.placement)
         self._asked: list[str] = []  # ids of the nodes that the group may be on
         self._group: Any = None
         self._launch: RemoteLaunch | None = None
 
     def __call__(self, plan: LaunchPlan) -> RemoteLaunch:
-        """Places the group first, if it is not, or if a node of it was lost. Raises TimeoutError
-        where the cluster has no room, and KeyboardInterrupt after an interrupt."""
+        """Places the group first. Raises NoNodes where the cluster has no room, and
+        KeyboardInterrupt after an interrupt."""
         plan.files = RAY
         launch_dir = Path(plan.launch_dir)
         (launch_dir / "logs").mkdir(parents=True)
         save(plan, launch_dir / "launch.json")
-        if self._launch and self._launch.lost:
-            self.release()
-        self._launch = RemoteLaunch(plan, {})
         try:
-            if not self.nodes:
-                self._place()
+            self.place()
             port = self.nodes[0].call("free_port", self.address)()
-        except (NodeLost, imported().exceptions.RayError) as error:
+        except NodeLost as error:
+            self._launch = RemoteLaunch(plan, {})
             self._launch.lost = str(error)
             return self._launch
         place = Hosts(
@@ -108,11 +115,24 @@ class RayGroup:
             address=self.address,
             port=port,
             interface=self.interface,
-            wait_s=self.cluster.options.wait_s,
+            wait_s=RENDEZVOUS_S,
         )
         self._launch = RemoteLaunch(plan, self.nodes)
         self._launch.start(place, secrets.token_hex(16))
         return self._launch
+
+    def place(self) -> None:
+        """Takes nodes, if it has none, or if one was lost. Raises NodeLost, and as a call does."""
+        if self._launch and self._launch.lost:
+            self.release()
+            self._launch = None
+        if self.nodes:
+            return
+        try:
+            self._place()
+        except (NodeLost, imported().exceptions.RayError) as error:
+            self.release()
+            raise NodeLost(str(error)) from error
 
     def _place(self) -> None:
         import ray
@@ -133,19 +153,22 @@ class RayGroup:
             ).remote(node)
             self.nodes[node] = RayNode(actor, f"node {node} of {count}")
         self.address = self.nodes[0].call("address")()
+        self.facts = self.nodes[0].call("facts", self.placement.device)()
 
     def _wait_for_room(self, what: str) -> None:
         """The time limit begins again while other cells of the sweep are measured."""
         limit_s = self.cluster.options.wait_s
-        deadline = time.monotonic() + limit_s
+        deadline, announced = time.monotonic() + limit_s, False
         while not self._has_room():
             if self.interrupted():
                 raise KeyboardInterrupt
-            self.waiting(f"waiting for room in the cluster: {what}")
+            if not announced:
+                self.waiting(f"waiting for room in the cluster: {what}")
+            announced = True
             if self.cluster.placed:
                 deadline = time.monotonic() + limit_s
             if time.monotonic() > deadline:
-                raise TimeoutError(
+                raise NoNodes(
                     f"hydra.launcher.wait_s={limit_s:g}: the cluster had no room for {what}"
                 )
 
@@ -174,14 +197,19 @@ class RayGroup:
 
         group, self._group = self._group, None
         if group is not None:
-            remove_placement_group(group)
+            with contextlib.suppress(Exception):  # of many kinds, where the cluster has gone
+                remove_placement_group(group)
 
     def release(self) -> None:
         """Ends the agents, with their ranks and files, and gives the nodes back."""
         nodes, self.nodes = list(self.nodes.values()), {}
+        ends: list[Callable[[], Any]] = []
         for node in nodes:
             with contextlib.suppress(NodeLost):
-                node.call("close")()
+                ends.append(node.call("close"))
+        for end in ends:
+            with contextlib.suppress(NodeLost):
+                end()
         self.cluster.placed.discard(shape_name(self.placement))
         self._remove_group()
 

@@ -1,6 +1,6 @@
 """Launches on nodes that share no folder with the launcher: RemoteLaunch follows their agents.
 
-`Node` is the connection to a node's agent: an actor of Ray (ray_cluster.py) or a stream to another
+`Node` is the connection to a node's agent: an actor of Ray (ray_group.py) or a stream to another
 host (stream.py).
 """
 
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from runners.config.hosts import Hosts
 from runners.host.timeout import call_with_timeout
-from runners.launch import launch_files
+from runners.launch import launch_files, node_files
 from runners.launch.local import LaunchProcess
 from runners.launch.node_agent import SIGNALS
 from runners.launch.node_files import CHUNK_BYTES, Chunk, ReceivedFiles
@@ -28,6 +28,10 @@ DRAIN_S = 60.0  # to fetch what nodes have written, after their ranks have ended
 
 class NodeLost(Exception):
     """A node does not answer any more; the message says how that was seen."""
+
+
+class NoNodes(Exception):
+    """The nodes that a launch needs did not come; the message says which."""
 
 
 class Node(Protocol):
@@ -99,11 +103,18 @@ class RemoteLaunch:
         for node, answer in self._each(
             lambda node: self.nodes[node].call("poll", self.received[node].sizes, signals, last)
         ):
+            try:
+                returncode, chunks = answer["returncode"], [Chunk(*one) for one in answer["chunks"]]
+                well_formed = all(map(node_files.well_formed, chunks))
+            except (KeyError, TypeError):
+                well_formed = False
+            if not well_formed:
+                self.lost = self.lost or f"node {node} sent what is no answer"
+                continue
             if not last:
-                self.returncodes[node] = answer["returncode"]
-            if answer["chunks"]:
-                add = partial(self._add, node, [Chunk(*chunk) for chunk in answer["chunks"]])
-                call_with_timeout("the launch's folder", add)
+                self.returncodes[node] = returncode
+            if chunks:
+                call_with_timeout("the launch's folder", partial(self._add, node, chunks))
                 news = True  # also where a piece was refused, which is asked for again
         return news
 

@@ -15,7 +15,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import Any
@@ -24,7 +24,7 @@ from runners.config.hosts import Hosts
 from runners.errors import ConfigError
 from runners.host.network import is_own, resolve
 from runners.launch.node_agent import NodeAgent, different, versions
-from runners.launch.remote import NodeLost
+from runners.launch.remote import NodeLost, NoNodes
 
 KEY = "MOE_KEY"
 KEY_CHARACTERS = 16  # at least
@@ -37,12 +37,13 @@ METHODS = ("prepare", "receive", "start", "poll", "end")
 CLOSE = "close"
 # A connection whose other side's machine is off breaks after 30 + 6 * 10 s without an answer.
 KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
-BROKEN = (OSError, EOFError, ValueError)  # ValueError: no JSON
+BROKEN = (OSError, EOFError, ValueError, AssertionError)  # AssertionError: a wrong challenge
 
 
-def key_of(variables: Mapping[str, str]) -> bytes:
-    """MOE_KEY; raises ConfigError, which does not show it."""
-    key = variables.get(KEY, "")
+def take_key(variables: MutableMapping[str, str]) -> bytes:
+    """MOE_KEY, which is removed, so that no process of ours inherits it. Raises ConfigError, which
+    does not show it."""
+    key = variables.pop(KEY, "")
     if len(key) < KEY_CHARACTERS:
         raise ConfigError(
             f"{KEY}: {'too short' if key else 'not set'}; allowed with hosts.shared_folder=false "
@@ -159,9 +160,11 @@ class HostStreams:
         """Listens; raises ConfigError where the port cannot be used."""
         self.hosts, self.key = hosts, key
         self.connected: dict[int, StreamNode] = {}
-        self.refused = ""
+        self._refused: dict[Any, str] = {}  # why, by the number that a host gave
         self._slots = threading.BoundedSemaphore(WAITING)
         self._lock, self._closed = threading.Lock(), False
+        self._closing = False
+        self._complete = False  # whether all hosts have been there once
         self._versions = versions()
         try:
             address = resolve(hosts.address)
@@ -181,8 +184,11 @@ class HostStreams:
         while True:
             try:
                 connected, _ = self._listening.accept()
-            except OSError:  # closed
-                return
+            except OSError:
+                if self._closing:
+                    return
+                time.sleep(RETRY_S)  # too many open files, or a connection that has gone already
+                continue
             if self._slots.acquire(blocking=False):
                 threading.Thread(target=self._admit, args=(connected,), daemon=True).start()
             else:
@@ -190,24 +196,34 @@ class HostStreams:
 
     def _admit(self, connected: socket.socket) -> None:
         """Takes a host in whose key, place and versions are right."""
-        channel = Channel(connected)
-        try:
-            channel.authenticate(self.key, first=True)
-            hello = channel.receive(HELLO_S)
-            refusal = self._refusal(hello)
-            channel.send({"refused": refusal})
+        with contextlib.ExitStack() as unless_admitted:
+            unless_admitted.callback(self._slots.release)
+            unless_admitted.callback(connected.close)
+            try:
+                channel = Channel(connected)
+                unless_admitted.callback(channel.close)
+                channel.authenticate(self.key, first=True)
+                hello = channel.receive(HELLO_S)
+                refusal = self._refusal(hello)
+                channel.send({"refused": refusal})
+            except (*BROKEN, AuthenticationError):
+                return
             if refusal:
-                self.refused = refusal
-                channel.close()
-            else:
-                self._add(StreamNode(channel, hello["node"]))
-        except (*BROKEN, AuthenticationError):
-            channel.close()
-        finally:
+                self._refused[hello.get("node")] = refusal
+                return
+            unless_admitted.pop_all()
             self._slots.release()
+            self._add(StreamNode(channel, hello["node"]))
 
     def _add(self, node: StreamNode) -> None:
         with self._lock:
+            before = self.connected.get(node.node)
+            if before and not before.broken:
+                print(
+                    f"note: hosts.node_rank={node.node}: a host came with the number of another, "
+                    "which is not used any more",
+                    file=sys.stderr,
+                )
             self.connected[node.node] = node
             if self._closed:
                 node.release()
@@ -228,20 +244,24 @@ class HostStreams:
         return ""
 
     def wait_for(self, nodes: Iterable[int]) -> dict[int, StreamNode]:
-        """The streams of these nodes; raises TimeoutError naming those that do not come within
-        hosts.wait_s, and ConfigError for one that was refused."""
+        """The streams of these nodes; raises NoNodes naming those that do not come within
+        hosts.wait_s, or one that was refused. Of hosts that are not waited for, refusals count only
+        the first time."""
         deadline = time.monotonic() + self.hosts.wait_s
         while True:
             usable = {n: one for n, one in list(self.connected.items()) if not one.broken}
             missing = [n for n in nodes if n not in usable]
             if not missing:
-                self.refused = ""
+                self._refused.clear()
+                self._complete = True
                 return {n: usable[n] for n in nodes}
-            if self.refused:
-                raise ConfigError(self.refused)
+            for node in list(self._refused):
+                refusal = self._refused.pop(node)
+                if node in missing or not self._complete:
+                    raise NoNodes(refusal)
             if time.monotonic() > deadline:
                 names = ", ".join(map(str, missing))
-                raise TimeoutError(
+                raise NoNodes(
                     f"hosts.node_rank={names}: did not come within {self.hosts.wait_s:g} s; start "
                     f"the same command there, with the same {KEY}, and let it reach port "
                     f"{port_of(self.hosts)} of {self.hosts.address}"
@@ -250,6 +270,7 @@ class HostStreams:
 
     def close(self) -> None:
         """Lets the other hosts end, also those that are being admitted."""
+        self._closing = True
         with contextlib.suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)  # or `accept` would keep the port in use
         self._accepting.join()
@@ -263,13 +284,15 @@ class HostStreams:
 def serve(hosts: Hosts, key: bytes) -> bool:
     """Another host: lends its ranks until node 0 ends, which returns True; False after hosts.wait_s
     without node 0. Raises ConfigError where node 0 refuses this host."""
-    agent = NodeAgent(hosts.node_rank)
+    agent = NodeAgent(hosts.node_rank, hosts.interface)
     deadline = time.monotonic() + hosts.wait_s
     try:
         while time.monotonic() < deadline:
             try:
                 channel = _connected(hosts, key)
-            except (OSError, EOFError):
+            except ConfigError:  # it is a ValueError
+                raise
+            except BROKEN:
                 time.sleep(RETRY_S)
                 continue
             try:

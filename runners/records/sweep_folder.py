@@ -18,6 +18,7 @@ from runners.records.sealed import RecordError, read_sealed
 PLAN = "plan.json"
 REFUSED = "refused.json"  # cells that cannot run (on_invalid=skip)
 Version = tuple[Any, ...]
+Versions = frozenset[Version]  # of one machine, or of the nodes of a cluster
 
 
 @dataclass
@@ -91,10 +92,10 @@ def _without_figures(attempt: Record) -> Record:
     return attempt
 
 
-def is_current(one: Record, version: Version) -> bool:
-    """Whether this code on this machine would measure the same: same meaning of a time, and same
-    version."""
-    return one.schema in record.COMPARABLE and version_of(one.environment) == version
+def is_current(one: Record, versions: Versions) -> bool:
+    """Whether this code on one of these machines would measure the same: same meaning of a time,
+    and same version."""
+    return one.schema in record.COMPARABLE and version_of(one.environment) in versions
 
 
 def version_of(environment: Mapping[str, Any]) -> Version:
@@ -105,19 +106,19 @@ def version_of(environment: Mapping[str, Any]) -> Version:
     return (code, git.get("dirty"), versions.get("torch"), *machine)
 
 
-def version_here(clone: Path | None) -> Version:
+def versions_here(clone: Path | None) -> Versions:
     """Version of this machine and of the clone's code; None: of the installed package."""
-    return version_of({**environment.capture(), "git": environment.git_state(clone)})
+    return frozenset([version_of({**environment.capture(), "git": environment.git_state(clone)})])
 
 
-def cells(folder: Path, version: Version) -> list[CellState]:
+def cells(folder: Path, versions: Versions) -> list[CellState]:
     """State of every planned cell; raises OSError or ValueError for a damaged plan."""
     past = read_past(folder)
     states = []
     for planned in read_plan(folder)["cells"]:
         cell_id = str(planned["cell_id"])
         attempts = past.records.get(cell_id, [])
-        status = state(attempts, version, _launches(folder, cell_id))
+        status = state(attempts, versions, _launches(folder, cell_id))
         log = next((str(one.error["log"]) for one in reversed(attempts) if one.error), "")
         if not log and attempts:
             log = f"launches/{attempts[-1].launch}/logs"
@@ -135,7 +136,7 @@ def _launches(folder: Path, cell_id: str) -> int:
         return 1
 
 
-def state(attempts: Sequence[Record], version: Version, launches: int) -> str:
+def state(attempts: Sequence[Record], versions: Versions, launches: int) -> str:
     """missing | failed | wrong | stale | measured | checked, by the newest attempts."""
     ended = [one for one in attempts if one.outcome != "interrupted"]
     if not ended:
@@ -144,7 +145,7 @@ def state(attempts: Sequence[Record], version: Version, launches: int) -> str:
     if not good:
         return ended[-1].outcome
     done = good[-1].outcome
-    current = [one for one in good if is_current(one, version)]
+    current = [one for one in good if is_current(one, versions)]
     if len(current) < len(good):
         return done if len(current) >= launches else "stale"
     return done if len(good) >= launches else "missing"

@@ -21,8 +21,9 @@ from runners.errors import ConfigError
 from runners.host import environment
 from runners.host.inherited import inherited_by_ranks
 from runners.host.machine import NodeResources, this_machine
+from runners.launch import stream
 from runners.launch.hosts import join, starting
-from runners.launch.ray_cluster import RayCluster, connected
+from runners.launch.ray_cluster import LOCAL, RayCluster, connected
 from runners.plan import Job
 from runners.records import calibrations
 from runners.sweep import resume, slurm
@@ -64,20 +65,26 @@ def run_composed(
             f"hosts.nnodes={hosts.nnodes}: allowed is 1 where a cluster gives the nodes; leave out "
             "hosts=many or hydra/launcher, and set hosts.ranks_per_node"
         )
+    several = hosts.nnodes > 1 and not hosts.shared_folder
+    key = stream.take_key(os.environ) if several else None
     progress = Progress()
     with contextlib.ExitStack() as stack:
-        cluster = stack.enter_context(connected(on_ray)) if on_ray else None
+        cluster = None
+        if on_ray and on_ray.address != LOCAL:
+            cluster = stack.enter_context(connected(on_ray))
         machine = _machine(slurm_options, cluster)
         jobs, errors = validate(composed, machine)
         if errors and not (value(first, "on_invalid") == "skip" and jobs):
             raise ConfigError(format_errors(errors))
+        if on_ray and not cluster:  # a Ray of this machine is started for nothing that is refused
+            cluster = stack.enter_context(connected(on_ray))
         refused = [(" ".join(composed[n].overrides), str(error)) for n, error in errors.items()]
         for overrides, reason in refused:
             progress.print_line(f"skipped: {overrides}: {reason}")
         if hosts.convention:
             progress.print_line(hosts.auto_line())
         if hosts.node_rank:
-            outcome = "measured" if join(sweep_dir, hosts) else "failed"
+            outcome = "measured" if join(sweep_dir, hosts, key) else "failed"
             on_begin()
             return SweepResult(sweep_dir, {"host": outcome}, joined=True), ["joined"] * len(given)
         runnable = list(jobs.values())
@@ -93,7 +100,7 @@ def run_composed(
             sweep = RaySweep(runnable, settings, cluster, hosts.interface)
         else:
             stack.enter_context(resume.locked(sweep_dir))
-            start = stack.enter_context(starting(sweep_dir, hosts))
+            start = stack.enter_context(starting(sweep_dir, hosts, key))
             sweep = Sweep(runnable, settings, progress, start)
             sweep.on_measured = on_measured
         new_or_resumed(settings)

@@ -6,6 +6,7 @@ This process makes the records and runs the tracker.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 
@@ -13,6 +14,7 @@ from runners.host import environment
 from runners.host.timeout import call_with_timeout
 from runners.launch.ray_cluster import RayCluster
 from runners.launch.ray_group import RayGroup
+from runners.launch.remote import NodeLost
 from runners.plan import Job, LaunchPlan, by_shape, unique
 from runners.records.record import Record
 from runners.sweep import folder
@@ -76,31 +78,29 @@ class RayShapeSweep(ShapeSweep):
         cluster: RayCluster,
         interface: str,
     ) -> None:
-        device = "cuda" if jobs[0].cell.placement.device == "cuda" else "cpu"
-        self._facts = cluster.facts(device)
         self.group = RayGroup(
             cluster, jobs[0].cell.placement, interface, lambda: self.result.interrupted,
-            progress.show,
+            progress.print_line,
         )  # fmt: skip
-        super().__init__(jobs, settings, progress, self.group, self._facts)
+        super().__init__(jobs, settings, progress, self.group, cluster.facts())
         self.max_restarts = cluster.options.max_restarts
+        self.resume_words += " hydra/launcher=ray"
 
     def fingerprint(self, device: str) -> str:
-        """Of the cluster's nodes; this machine may be another."""
-        return environment.fingerprint(self._facts)
+        """Of the node that will have rank 0, which is taken now."""
+        with contextlib.suppress(NodeLost):  # the start of the launch will say so
+            self.group.place()
+        return environment.fingerprint(self.group.facts)
 
     def resume(self) -> int:
         """Takes over the folder's records, before any shape is measured. Returns the number of
         attempts that are left."""
         if self.settings.resume_mode:
-            super()._resume(self.settings.resume_mode)
+            self._resume(self.settings.resume_mode)
         return sum(self.state.left.values())
 
-    def _resume(self, mode: str) -> None:
-        """`resume` has done it."""
-
-    def _begin_progress(self, launches: list[list[Job]]) -> None:
-        """Begun for all shapes together."""
+    def _prepare(self) -> None:
+        """RaySweep has done it for all shapes."""
 
     def run(self) -> SweepResult:
         try:
@@ -145,12 +145,14 @@ class RaySweep:
             threading.Thread(target=self._run, args=(sweep,), daemon=True) for sweep in self.sweeps
         ]
         try:
-            with on_interrupt(self._interrupt):
+            with on_interrupt(self._interrupt) as interrupted:
                 for thread in threads:
                     thread.start()
                 while any(thread.is_alive() for thread in threads):
                     time.sleep(JOIN_S)
+                self.result.interrupted = interrupted()
         except KeyboardInterrupt:
+            self.result.interrupted = True
             for sweep in self.sweeps:
                 sweep.group.release()
             for thread in threads:
@@ -166,10 +168,13 @@ class RaySweep:
 
     def _run(self, sweep: RayShapeSweep) -> None:
         try:
-            sweep.run()
+            result = sweep.run()
         except BaseException as error:
             self._errors.append(error)
             self._interrupt()
+        else:
+            if self.settings.on_error == "stop" and result.failures:
+                self._interrupt()
 
     def _interrupt(self) -> None:
         for sweep in self.sweeps:
@@ -183,5 +188,4 @@ class RaySweep:
         whole.timed_s += part.timed_s
         whole.tracked += part.tracked
         whole.sync_command = part.sync_command or whole.sync_command
-        whole.interrupted |= part.interrupted
         whole.broken |= part.broken

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from runners.records.record import GOOD, OUTCOMES
 
+NO_FIRST_HOST = 3  # exit code of a host for which node 0 did not come
+
 
 @dataclass
 class SweepResult:
@@ -32,6 +34,8 @@ class SweepResult:
 
     @property
     def exit_code(self) -> int:
+        if self.joined:
+            return 0 if "failed" not in self.outcomes.values() else NO_FIRST_HOST
         good = all(outcome in GOOD for outcome in self.outcomes.values())
         return 130 if self.interrupted else 0 if good and not self.broken else 1
 

@@ -21,7 +21,7 @@ from runners.records.record import GOOD
 from runners.records.sweep_folder import (
     PLAN,
     Past,
-    Version,
+    Versions,
     is_current,
     read_config,
     read_plan,
@@ -63,15 +63,15 @@ def configs_of(folder: Path) -> list[Composed]:
     return configs
 
 
-def launches_left(jobs: Sequence[Job], past: Past, version: Version, mode: str) -> dict[str, int]:
+def launches_left(jobs: Sequence[Job], past: Past, versions: Versions, mode: str) -> dict[str, int]:
     """Launches still to make of every cell, by its id."""
     wanted_by_cell = {}
     for job in jobs:
         attempts = past.records.get(job.cell_id, [])
         launches = job.measure.launches
-        status = state(attempts, version, launches)
+        status = state(attempts, versions, launches)
         done = [one for one in attempts if one.outcome in GOOD]
-        current = [one for one in done if is_current(one, version)]
+        current = [one for one in done if is_current(one, versions)]
         redone = {"failed": ("failed", "wrong"), "stale": ("stale",)}.get(mode, ())
         if mode == "force" or status in redone:
             wanted_by_cell[job.cell_id] = launches - (len(current) if status == "stale" else 0)
@@ -82,11 +82,11 @@ def launches_left(jobs: Sequence[Job], past: Past, version: Version, mode: str) 
     return wanted_by_cell
 
 
-def summary_line(jobs: Sequence[Job], past: Past, version: Version) -> str:
+def summary_line(jobs: Sequence[Job], past: Past, versions: Versions) -> str:
     """One line with the number of cells in each state."""
     counts: dict[str, int] = {}
     for job in jobs:
-        status = state(past.records.get(job.cell_id, []), version, job.measure.launches)
+        status = state(past.records.get(job.cell_id, []), versions, job.measure.launches)
         counts[status] = counts.get(status, 0) + 1
     words = [f"{n} {status}" for status, n in sorted(counts.items())]
     hint = "; stale: measured by other code, versions or machine, resume_mode=stale measures anew"

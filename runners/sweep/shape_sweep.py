@@ -9,6 +9,7 @@ from pathlib import Path
 
 from runners.plan import Job, load
 from runners.records.record import Record
+from runners.records.sealed import RecordError
 from runners.sweep import recover
 from runners.sweep.sweep import Sweep
 
@@ -37,7 +38,8 @@ class ShapeSweep(Sweep):
         for path in sorted(sweep_dir.glob("launches/*/launch.json")):
             try:
                 plan = load(path)
-            except (OSError, ValueError, KeyError, TypeError):
+            except (OSError, RecordError) as error:
+                self.result.warnings.append(f"set aside: {error}")
                 continue
             if plan.placement in {job.cell.placement for job in self.state.jobs}:
                 yield from recover.of_launch(sweep_dir, path, plan, jobs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from runners.host import environment, project_paths
@@ -18,17 +19,20 @@ class SweepState:
     """Shared by a sweep that measures and one that watches jobs of a cluster."""
 
     def __init__(
-        self, jobs: list[Job], settings: Settings, facts: dict[str, Any] | None = None
+        self, jobs: list[Job], settings: Settings, nodes: Sequence[dict[str, Any]] = ()
     ) -> None:
-        """`facts` are of the machine that measures; by default this one."""
+        """`nodes` are facts of the machines that may measure; by default of this one."""
         self.jobs, self.sweep_dir = unique(jobs), settings.sweep_dir
         self.result = SweepResult(self.sweep_dir)
         self.left = {job.cell_id: job.measure.launches for job in self.jobs}
         self.kernels: dict[str, str] = {}  # by kernel_key, as the first launch chose
         self.exchanged: dict[tuple[str, int], dict[str, int]] = {}  # as the first launch chose
         self.git = environment.git_state(project_paths.CLONE)
-        self.facts = facts or environment.capture()
-        self.version = sweep_folder.version_of({**self.facts, "git": self.git})
+        nodes = nodes or [environment.capture()]
+        self.facts = nodes[0]
+        self.versions = frozenset(
+            sweep_folder.version_of({**facts, "git": self.git}) for facts in nodes
+        )
 
     def read_past(self) -> Past:
         past = sweep_folder.read_past(self.sweep_dir)
@@ -38,12 +42,12 @@ class SweepState:
     def resume(self, past: Past, mode: str) -> str:
         """Takes over the results of earlier launches; returns one line about it. Cells that are
         measured again start without an outcome."""
-        self.left = resume.launches_left(self.jobs, past, self.version, mode)
+        self.left = resume.launches_left(self.jobs, past, self.versions, mode)
         for attempts in past.records.values():
             for one in attempts:
                 if mode == "missing" or not self.left.get(one.cell_id):
                     self.add(one)
-        return resume.summary_line(self.jobs, past, self.version)
+        return resume.summary_line(self.jobs, past, self.versions)
 
     def add(self, one: Record) -> None:
         """Adds a record: kernel and algorithms for later launches, the outcome for the result."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from moe.spec import RankLayout
 from runners.host import environment
 from runners.host.timeout import call_with_timeout
 from runners.launch.local import Start, start
+from runners.launch.remote import NoNodes
 from runners.plan import Job, LaunchPlan, groups, waves
 from runners.records import calibrations, record, stats
 from runners.records.record import Record
@@ -42,14 +43,15 @@ class Sweep:
         settings: Settings,
         progress: Progress,
         start: Start = start,
-        facts: dict[str, Any] | None = None,
+        nodes: Sequence[dict[str, Any]] = (),
     ) -> None:
-        """`facts` are of the machine that measures; by default this one."""
-        self.state = SweepState(jobs, settings, facts)
+        """`nodes` are facts of the machines that may measure; by default of this one."""
+        self.state = SweepState(jobs, settings, nodes)
         self.settings, self.progress, self.start = settings, progress, start
         self.on_measured: Callable[[], None] = lambda: None  # called after the last record
         self.launches = 0
         self.max_restarts, self.restarts = MAX_RESTARTS, 0  # after a node was lost
+        self.resume_words = f"resume={settings.sweep_dir}"  # by which a sweep goes on
         self.calibration_dir = calibrations.folder_of(settings.sweep_dir)
         self._fingerprints: dict[str, str] = {}
 
@@ -73,17 +75,16 @@ class Sweep:
         """Runs all launches; interrupts and disk errors end it, and are in the result."""
         began = time.monotonic()
         try:
-            if self.settings.resume_mode:
-                self._resume(self.settings.resume_mode)
-            call_with_timeout("the sweep's folder", self.write_plan, BULK_S)
+            self._prepare()
             launches = self._launches()
-            self._begin_progress(launches)
             for later, jobs in zip(reversed(range(len(launches))), launches, strict=True):
                 self._run_group(jobs, later)
         except KeyboardInterrupt:
             self.result.interrupted = True
         except StopSweep as stop:
             self.result.warnings.append(str(stop))
+        except NoNodes as error:
+            self.result.warnings.append(f"{error}; {self.resume_words} goes on")
         except OSError as error:
             self.result.broken = True
             self.result.warnings.append(f"{error}; the sweep stops, earlier records are kept")
@@ -92,6 +93,13 @@ class Sweep:
         self.state.close()
         self.result.wall_s = time.monotonic() - began
         return self.result
+
+    def _prepare(self) -> None:
+        """What comes before the first launch."""
+        if self.settings.resume_mode:
+            self._resume(self.settings.resume_mode)
+        call_with_timeout("the sweep's folder", self.write_plan, BULK_S)
+        self._begin_progress(self._launches())
 
     def write_plan(self) -> None:
         self.result.warnings += folder.write_plan(self.state.jobs, self.settings)
@@ -182,8 +190,8 @@ class Sweep:
         self.restarts += 1
         if self.restarts > self.max_restarts:
             raise StopSweep(
-                f"{reason}; started again {self.max_restarts} times already; "
-                f"resume={self.settings.sweep_dir} goes on"
+                f"{reason}; allowed are {self.max_restarts} new starts of launches after that; "
+                f"{self.resume_words} goes on"
             )
         self.progress.print_line(f"{reason}; starting again")
 

@@ -109,7 +109,8 @@ def usable(variables: Mapping[str, str], folder: Path) -> Usable:
             named.setdefault(name, where)
     for name, fault in list(_faults(result.variables)):
         value = result.variables.pop(name)
-        shown = "" if "HEADERS" in name else f"={value}"  # they can hold a key
+        secret = "HEADERS" in name or "KEY" in name
+        shown = "" if secret else f"={value}"
         result.faults.append(f"{named[name]}{shown}: {fault}")
         result.server = result.server and name in TIMEOUTS_S
     result.variables |= OURS
@@ -145,6 +146,7 @@ def _faults(variables: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for name in ("WANDB_BASE_URL", "WANDB_APP_URL", "WANDB_HTTP_PROXY", "WANDB_HTTPS_PROXY"):
         checks[name] = (_is_address, "allowed are addresses such as http://host:1234; correct it")
     checks["WANDB_INSECURE_DISABLE_SSL"] = (_is_boolean, "allowed are true and false; correct it")
+    checks["WANDB_API_KEY"] = (_is_trimmed, "allowed is a key without blanks around; correct it")
     checks["WANDB__EXTRA_HTTP_HEADERS"] = (_is_headers, "allowed is a JSON object; correct it")
     for name, (fits, fault) in checks.items():
         if name in variables and not fits(variables[name]):
@@ -166,6 +168,10 @@ def _is_address(text: str) -> bool:
 
 def _is_boolean(text: str) -> bool:
     return text.lower() in ("true", "false", "1", "0")
+
+
+def _is_trimmed(text: str) -> bool:
+    return text == text.strip()
 
 
 def _is_headers(text: str) -> bool:

@@ -103,6 +103,15 @@ def free_cpus(ray: Cluster) -> float:
     return float(out.split("free")[1])
 
 
+def group_states(ray: Cluster) -> str:
+    """States of all placement groups there have been."""
+    code = (
+        f"import ray; ray.init('{ray.address}', log_to_driver=False); "
+        "print(*(one['state'] for one in ray.util.placement_group_table().values()))"
+    )
+    return ray.run(sys.executable, "-c", code).stdout
+
+
 def test_the_readme_sweep_on_two_nodes_of_two_ranks(ray: Cluster, folder: Path) -> None:
     before = ray.net.received_bytes(1)
     code, end, err = ended(
@@ -147,7 +156,7 @@ def test_a_killed_node_fails_no_cell_and_each_is_measured_once(ray: Cluster, fol
     wait_for(lambda: len(list(record.paths(folder / "sweep"))) >= 2, process)
     ray.kill_node(1)
     wait_for((folder / "sweep" / "launches" / "1" / "launch.json").exists, process)
-    time.sleep(3)  # a placement group is asked for, which one node cannot have
+    wait_for(lambda: "PENDING" in group_states(ray), process)  # one node is not enough
     ray.start_node(1)
     code, end, err = ended(process)
     assert (code, end["measured"], end["failed"]) == (0, 6, 0), err
@@ -177,10 +186,11 @@ def test_a_killed_driver_is_resumed_and_each_cell_measured_once(ray: Cluster, fo
     assert len(measured) == len(set(measured)) == 6
 
 
-def test_an_interrupt_gives_the_nodes_back(ray: Cluster, folder: Path) -> None:
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_gives_the_nodes_back(ray: Cluster, folder: Path, sign: int) -> None:
     process = slow_sweep(ray, folder)
     wait_for(lambda: len(list(record.paths(folder / "sweep"))) >= 2, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sign)
     code, end, err = ended(process)
     assert code == 130, err
     assert 2 <= end["measured"] < 6
@@ -216,6 +226,23 @@ def test_shapes_run_at_once_where_there_is_room(ray: Cluster, folder: Path) -> N
         ]
         spans[launch] = (min(clocks), max(clocks))
     assert max(span[0] for span in spans.values()) < min(span[1] for span in spans.values())
+
+
+def test_a_failed_cell_stops_all_shapes_where_it_is_asked_for(ray: Cluster, folder: Path) -> None:
+    """A rank of one shape dies; the other shape would take long."""
+    process = bench(
+        ray, folder, "-m", "strategy=tp,ep", "threads=1,2", "world_size=2", "on_error=stop",
+        "hosts.ranks_per_node=2", "tracker=none", *QUICK, "measure.wall_limit_s=60",
+        "measure.samples=400", "measure.samples_max=400",
+    )  # fmt: skip
+    first = folder / "sweep" / "launches" / "0" / "samples" / "rank0.jsonl"
+    wait_for(lambda: first.exists() and '"kind":"long"' in first.read_text(), process)
+    os.kill(json.loads(first.read_text().splitlines()[0])["pid"], signal.SIGKILL)
+    code, end, err = ended(process)
+    assert (code, end["failed"]) == (1, 1), err
+    assert "stopped at the first failed cell" in err
+    assert end["measured"] < 3
+    assert free_cpus(ray) == 4
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])

@@ -227,7 +227,7 @@ ERRORS: dict[str, tuple[dict[str, str], str, str]] = {
     ),
     "no port": (
         {**PYTORCH_JOB, "PET_MASTER_PORT": "65536"}, "",
-        "PET_MASTER_PORT=65536: allowed are whole numbers from 1 to 65534; set PET_MASTER_PORT to "
+        "PET_MASTER_PORT=65536: allowed are whole numbers from 1 to 65535; set PET_MASTER_PORT to "
         "one of them",
     ),
     "an endpoint without a port": (

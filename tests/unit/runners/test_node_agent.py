@@ -43,7 +43,7 @@ def launch_dir(agent: NodeAgent) -> Path:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
 def test_each_launch_has_a_folder_of_its_own_on_the_node(agent: NodeAgent) -> None:

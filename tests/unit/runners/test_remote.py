@@ -414,7 +414,8 @@ def test_a_lost_node_is_replaced_a_limited_number_of_times(
     assert (result.failures, result.exit_code) == ([], 1)
     folder = tmp_path / "sweep"
     assert result.warnings == [
-        f"node 1 was lost: planted; started again {most} times already; resume={folder} goes on"
+        f"node 1 was lost: planted; allowed are {most} new starts of launches after that; "
+        f"resume={folder} goes on"
     ]
     assert capsys.readouterr().err.count("node 1 was lost: planted; starting again\n") == most
 

@@ -150,7 +150,7 @@ def test_times_of_two_metrics_are_neither_pooled_nor_compared(tmp_path: Path) ->
 
 def test_an_older_record_is_stale_when_its_sweep_is_taken_up_again() -> None:
     old = written(Path("record-schema-2.json"))
-    here = sweep_folder.version_of(old.environment)
+    here = frozenset([sweep_folder.version_of(old.environment)])
     assert sweep_folder.state([old], here, 1) == "stale"
     assert (
         sweep_folder.state([dataclasses.replace(old, schema=record.SCHEMA)], here, 1) == "measured"

@@ -19,8 +19,8 @@ from runners.errors import ConfigError
 from runners.host.network import free_port
 from runners.launch import stream
 from runners.launch.node_agent import ALIKE, NodeAgent, different, versions
-from runners.launch.remote import NodeLost
-from runners.launch.stream import Channel, HostStreams, StreamNode, key_of, serve
+from runners.launch.remote import NodeLost, NoNodes
+from runners.launch.stream import Channel, HostStreams, StreamNode, serve, take_key
 
 KEY, OTHER_KEY = b"the key of this test", b"another key of a test"
 SOON_S = 20.0
@@ -92,7 +92,7 @@ def test_a_key_that_is_missing_or_short_is_refused_and_not_shown(
     variables: dict[str, str], fault: str
 ) -> None:
     with pytest.raises(ConfigError) as refusal:
-        key_of(variables)
+        take_key(variables)
     assert str(refusal.value) == (
         f"MOE_KEY: {fault}; allowed with hosts.shared_folder=false is a secret of at least 16 "
         "characters, the same on every host; export MOE_KEY=$(openssl rand -hex 16) once and hand "
@@ -101,7 +101,7 @@ def test_a_key_that_is_missing_or_short_is_refused_and_not_shown(
 
 
 def test_a_key_of_sixteen_characters_is_taken() -> None:
-    assert key_of({"MOE_KEY": "sixteen letters."}) == b"sixteen letters."
+    assert take_key({"MOE_KEY": "sixteen letters."}) == b"sixteen letters."
 
 
 def test_a_wrong_key_is_refused_on_both_sides_and_never_shown(
@@ -115,7 +115,7 @@ def test_a_wrong_key_is_refused_on_both_sides_and_never_shown(
             "MOE_KEY: node 0 has another; allowed is the same secret on every host; set MOE_KEY "
             "to it"
         )
-        with pytest.raises(TimeoutError) as missing:
+        with pytest.raises(NoNodes) as missing:
             streams.wait_for([1])
         assert str(missing.value) == (
             "hosts.node_rank=1: did not come within 0.3 s; start the same command there, with the "
@@ -164,7 +164,7 @@ def test_other_versions_are_refused_with_both_on_both_sides(
         monkeypatch.setattr(stream, "versions", lambda: others)
         host = Host(hosts)
         host.join()
-        with pytest.raises(ConfigError) as refusal:
+        with pytest.raises(NoNodes) as refusal:
             streams.wait_for([1])
     own = versions()
     assert str(refusal.value) == str(host.error) == (
@@ -192,7 +192,7 @@ def test_a_place_that_is_not_another_host_s_is_refused(hosts: Hosts, node: Any) 
         )
         assert channel.receive() == {"refused": refusal}
         channel.close()
-        with pytest.raises(ConfigError, match="allowed beside node 0 are 1 to 1"):
+        with pytest.raises(NoNodes, match="allowed beside node 0 are 1 to 1"):
             streams.wait_for([1])
 
 
@@ -228,11 +228,16 @@ def test_more_strangers_than_places_are_turned_away_at_once(
 def test_a_refusal_counts_until_all_hosts_have_come(hosts: Hosts) -> None:
     """A host that is refused later does not stop the sweep when another is waited for."""
     with listening(replace(hosts, wait_s=0.3)) as streams:
-        streams.refused = "an earlier one"
         host = Host(hosts)
-        until(lambda: streams.connected)
         streams.wait_for([1])
-        assert streams.refused == ""
+        stranger = Host(hosts, node=5)
+        stranger.join()
+        assert isinstance(stranger.error, ConfigError)
+        streams.connected[1].broken = "gone"
+        with pytest.raises(NoNodes, match="node_rank=1: did not come within"):
+            streams.wait_for([1])
+        streams.connected[1].broken = ""
+        streams.wait_for([1])
     host.join()
 
 

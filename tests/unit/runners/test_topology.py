@@ -21,7 +21,7 @@ from runners.errors import ConfigError
 from runners.host import hardware, network, topology
 from runners.host.machine import NodeResources
 from runners.launch import hosts as plain
-from runners.launch import srun
+from runners.launch import hosts_agent, srun
 from runners.plan import Job, LaunchPlan, Measure, by_shape
 from runners.rank import srun as srun_rank
 from runners.rank.engine import makespan_ns
@@ -355,7 +355,7 @@ def test_another_host_ends_with_the_session_it_has_been_in(tmp_path: Path) -> No
 
 
 def test_the_agent_of_a_node(tmp_path: Path) -> None:
-    command = plain.agent_command(plan(tmp_path), hosts.Hosts(2, 1, "127.0.0.1", 29501))
+    command = hosts_agent.agent_command(plan(tmp_path), hosts.Hosts(2, 1, "127.0.0.1", 29501))
     for option in ("--nnodes=2", "--node-rank=1", "--nproc-per-node=2", "--master-port=29501",
                    "--master-addr=127.0.0.1", "--local-addr=127.0.0.1"):  # fmt: skip
         assert option in command

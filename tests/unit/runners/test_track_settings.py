@@ -62,7 +62,7 @@ FOREIGN = [
     *("SM_TRAINING_ENV", "TRAINING_JOB_NAME", "AWS_LAMBDA_FUNCTION_NAME", "JPY_PARENT_PID"),
 ]
 ODD = [
-    *("", "abc", "0", "-1", "1e3", "²", "20", "true", "perhaps", "null"),
+    *("", " ", "abc ", "abc", "0", "-1", "1e3", "²", "20", "true", "perhaps", "null"),
     *("{", '{"a": "b"}', '{"a": 1}'),
     *("http://h:8080", "http://.", "http://a b", "http://[::1]:8", "socks5://u:p@h:1", "ftp://h"),
     *("https://u:p@h/x", "http://h:99999", "h:1", "http://", "http://["),
