@@ -23,7 +23,6 @@ from tests.support import platform_starts, readme_sweep, started
 from tests.support.namespaces import Net, hidden, known_hosts, named, two_hosts
 
 ROOT = Path(__file__).resolve().parents[3]
-LIMIT_S = 240.0
 QUICK = started.QUICK
 KEY = "a secret of this test"
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(400)]
@@ -59,22 +58,13 @@ def bench(
     return started.start(net.run(host, *command), cwd=folder, env=variables)
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
-    try:
-        out, err = process.communicate(timeout=LIMIT_S)
-    finally:
-        process.kill()
-    lines = out.splitlines()
-    return process.returncode, json.loads(lines[-1]) if lines else {}, err
-
-
 def on_both(
     net: Net, folder: Path, *overrides: str, shared: bool
 ) -> list[tuple[int, dict[str, Any], str]]:
     """Host 1 first: it must wait for host 0 to come."""
     second = bench(net, 1, folder, *overrides, shared=shared)
     first = bench(net, 0, folder, *overrides, shared=shared)
-    return [ended(first), ended(second)]
+    return [started.ended(first), started.ended(second)]
 
 
 def test_the_readme_sweep_on_two_hosts_of_two_ranks(net: Net, tmp_path: Path, shared: bool) -> None:
@@ -102,44 +92,44 @@ def test_the_readme_sweep_on_two_hosts_of_two_ranks(net: Net, tmp_path: Path, sh
 def test_a_rank_that_dies_on_the_other_host_fails_its_cell_only(
     net: Net, tmp_path: Path, shared: bool
 ) -> None:
-    words = ["-m", "strategy=simple,tp,ep", "topk=1,2", "world_size=4", "tracker=none", *QUICK,
-             "measure.wave_cells=2", "measure.samples=60", "measure.samples_max=60"]  # fmt: skip
-    second, first = (bench(net, host, tmp_path, *words, shared=shared) for host in (1, 0))
+    second, first = (
+        bench(net, host, tmp_path, *started.SLOW_SWEEP, shared=shared) for host in (1, 0)
+    )
     lines = tmp_path / "outputs" / "together" / "launches" / "0" / "samples" / "rank3.jsonl"
-    deadline = time.monotonic() + LIMIT_S
+    deadline = time.monotonic() + started.LIMIT_S
     while not (lines.exists() and '"kind":"long"' in lines.read_text()):
-        assert first.poll() is None, ended(first)
+        assert first.poll() is None, started.ended(first)
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(json.loads(lines.read_text().splitlines()[0])["pid"], signal.SIGKILL)
-    code, end, err = ended(first)
+    code, end, err = started.ended(first)
     assert (code, end["measured"], end["failed"]) == (1, 5, 1), err
     assert "rank 3 died of signal 9" in err
-    code, _, err = ended(second)
+    code, _, err = started.ended(second)
     assert code == 0, err
 
 
 def test_a_host_that_is_killed_and_comes_back_fails_no_cell(net: Net, tmp_path: Path) -> None:
-    words = ["-m", "strategy=simple,tp,ep", "topk=1,2", "world_size=4", "tracker=none", *QUICK,
-             "measure.wave_cells=2", "measure.samples=60", "measure.samples_max=60"]  # fmt: skip
-    second, first = (bench(net, host, tmp_path, *words, shared=False) for host in (1, 0))
+    second, first = (
+        bench(net, host, tmp_path, *started.SLOW_SWEEP, shared=False) for host in (1, 0)
+    )
     sweep = tmp_path / "outputs" / "together"
-    deadline = time.monotonic() + LIMIT_S
+    deadline = time.monotonic() + started.LIMIT_S
     while len(list(record.paths(sweep))) < 2:
-        assert first.poll() is None, ended(first)
+        assert first.poll() is None, started.ended(first)
         assert time.monotonic() < deadline
         time.sleep(0.02)
     for pid in net.pids(1):
         os.kill(pid, signal.SIGKILL)
-    ended(second)
-    third = bench(net, 1, tmp_path, *words, shared=False)
-    code, end, err = ended(first)
+    started.ended(second)
+    third = bench(net, 1, tmp_path, *started.SLOW_SWEEP, shared=False)
+    code, end, err = started.ended(first)
     assert (code, end["measured"]) == (0, 6), err
     assert "node 1 was lost" in err
     measured = [one for one in map(record.read, record.paths(sweep)) if one.outcome == "measured"]
     assert len({one.cell_id for one in measured}) == len(measured) == 6
     assert {one.launch for one in measured} == {0, 1}
-    assert ended(third)[0] == 0
+    assert started.ended(third)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -165,7 +155,7 @@ def test_the_command_of_a_manifest_under_the_variables_of_its_platform(
                 net.run(host, *named(names[host].split(".")[0], command)), cwd=tmp_path,
                 env=nodes[host].surroundings(os.environ),
             ))  # fmt: skip
-        (other_code, _, other_err), (code, end, err) = map(ended, running)
+        (other_code, _, other_err), (code, end, err) = map(started.ended, running)
     assert (code, end["measured"], other_code) == (0, 2, 0), err + other_err
     line = next(line for line in err.splitlines() if line.startswith("hosts=auto: "))
     assert line.startswith("hosts=auto: node 0 of 2, node 0 at ")
@@ -177,9 +167,11 @@ def test_the_command_of_a_manifest_under_the_variables_of_its_platform(
 
 def test_a_host_that_does_not_come_is_named(net: Net, tmp_path: Path) -> None:
     words = ["-m", "strategy=tp", "world_size=4", "hosts.wait_s=2", *QUICK]
-    code, _, err = ended(bench(net, 0, tmp_path, *words))
+    code, _, err = started.ended(bench(net, 0, tmp_path, *words))
     assert code == 2
     assert err.splitlines()[-1].startswith("error: hosts.node_rank=1: did not come within 2 s")
-    code, _, err = ended(bench(net, 1, tmp_path, *words))  # what is left there is no order for it
+    code, _, err = started.ended(
+        bench(net, 1, tmp_path, *words)
+    )  # what is left there is no order for it
     assert code == 3
     assert "no word from node 0" in err

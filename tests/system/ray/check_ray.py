@@ -12,9 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,7 +22,6 @@ from tests.support import platform_starts, readme_sweep, started
 from tests.system.ray.cluster import CLIENT_PORT, DASHBOARD_PORT, Cluster, NoRay, running
 
 ROOT = Path(__file__).resolve().parents[3]
-LIMIT_S = 240.0
 QUICK = started.QUICK
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 nothing_stays = started.nothing_stays
@@ -59,35 +57,8 @@ def bench(
     return started.start(ray.net.run(0, *command), cwd=folder, env=variables)
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
-    """(exit code, the last line of stdout, stderr)."""
-    try:
-        out, err = process.communicate(timeout=LIMIT_S)
-    finally:
-        process.kill()
-    lines = out.splitlines()
-    return process.returncode, json.loads(lines[-1]) if lines else {}, err
-
-
 def records(folder: Path) -> list[record.Record]:
     return [record.read(path) for path in record.paths(folder / "sweep")]
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def slow_sweep(ray: Cluster, folder: Path) -> subprocess.Popen[str]:
-    """Six cells in three waves, long enough to be caught in the middle."""
-    return bench(
-        ray, folder, "-m", "strategy=simple,tp,ep", "topk=1,2", "world_size=4",
-        "hosts.ranks_per_node=2", "tracker=none", *QUICK, "measure.wave_cells=2",
-        "measure.samples=60", "measure.samples_max=60",
-    )  # fmt: skip
 
 
 def ranks(ray: Cluster) -> list[str]:
@@ -114,7 +85,7 @@ def group_states(ray: Cluster) -> str:
 
 def test_the_readme_sweep_on_two_nodes_of_two_ranks(ray: Cluster, folder: Path) -> None:
     before = ray.net.received_bytes(1)
-    code, end, err = ended(
+    code, end, err = started.ended(
         bench(ray, folder, "-m", *readme_sweep.OVERRIDES, *QUICK, "measure.calibrate=true")
     )
     assert (code, end["measured"], end["failed"], end["tracked"]) == (0, 9, 0, 9), err
@@ -140,7 +111,7 @@ def test_a_recorded_routing_travels_to_the_nodes(ray: Cluster, folder: Path) -> 
 
     rows = np.stack([np.arange(64) % 8, (np.arange(64) + 3) % 8], axis=1)
     np.save(folder / "rows.npy", rows)
-    code, end, err = ended(bench(
+    code, end, err = started.ended(bench(
         ray, folder, "-m", "workload=trace", f"workload.trace={folder}/rows.npy", "strategy=ep",
         "strategy.placement=by_node", "world_size=4", "hosts.ranks_per_node=2", "tracker=none",
         *QUICK,
@@ -152,12 +123,12 @@ def test_a_recorded_routing_travels_to_the_nodes(ray: Cluster, folder: Path) -> 
 
 
 def test_a_killed_node_fails_no_cell_and_each_is_measured_once(ray: Cluster, folder: Path) -> None:
-    process = slow_sweep(ray, folder)
-    wait_for(lambda: len(list(record.paths(folder / "sweep"))) >= 2, process)
+    process = bench(ray, folder, *started.SLOW_SWEEP)
+    started.wait_for(lambda: len(list(record.paths(folder / "sweep"))) >= 2, process)
     ray.kill_node(1)
-    wait_for(lambda: "PENDING" in group_states(ray), process)  # one node is not enough
+    started.wait_for(lambda: "PENDING" in group_states(ray), process)  # one node is not enough
     ray.start_node(1)
-    code, end, err = ended(process)
+    code, end, err = started.ended(process)
     assert (code, end["measured"], end["failed"]) == (0, 6, 0), err
     assert "was lost" in err and "starting again" in err
     measured = [one for one in records(folder) if one.outcome == "measured"]
@@ -167,18 +138,18 @@ def test_a_killed_node_fails_no_cell_and_each_is_measured_once(ray: Cluster, fol
 
 
 def test_a_killed_driver_is_resumed_and_each_cell_measured_once(ray: Cluster, folder: Path) -> None:
-    process = slow_sweep(ray, folder)
-    wait_for(lambda: len(list(record.paths(folder / "sweep"))) >= 2, process)
+    process = bench(ray, folder, *started.SLOW_SWEEP)
+    started.wait_for(lambda: len(list(record.paths(folder / "sweep"))) >= 2, process)
     drivers = [int(line.split()[0]) for line in ray.remaining() if "bench.py" in line]
     for pid in drivers:
         os.kill(pid, signal.SIGKILL)
-    process.wait(LIMIT_S)
+    process.wait(started.LIMIT_S)
     deadline = time.monotonic() + 60
     while ranks(ray):  # they die with their driver
         assert time.monotonic() < deadline
         time.sleep(0.2)
     before = {path: path.read_bytes() for path in record.paths(folder / "sweep")}
-    code, end, err = ended(bench(ray, folder, f"resume={folder}/sweep"))
+    code, end, err = started.ended(bench(ray, folder, f"resume={folder}/sweep"))
     assert (code, end["measured"]) == (0, 6), err
     assert all(path.read_bytes() == content for path, content in before.items())
     measured = [one.cell_id for one in records(folder) if one.outcome == "measured"]
@@ -187,10 +158,10 @@ def test_a_killed_driver_is_resumed_and_each_cell_measured_once(ray: Cluster, fo
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_gives_the_nodes_back(ray: Cluster, folder: Path, sign: int) -> None:
-    process = slow_sweep(ray, folder)
-    wait_for(lambda: len(list(record.paths(folder / "sweep"))) >= 2, process)
+    process = bench(ray, folder, *started.SLOW_SWEEP)
+    started.wait_for(lambda: len(list(record.paths(folder / "sweep"))) >= 2, process)
     process.send_signal(sign)
-    code, end, err = ended(process)
+    code, end, err = started.ended(process)
     assert code == 130, err
     assert 2 <= end["measured"] < 6
     assert ranks(ray) == []
@@ -200,17 +171,17 @@ def test_an_interrupt_gives_the_nodes_back(ray: Cluster, folder: Path, sign: int
 
 
 def test_a_rank_that_dies_fails_its_cell_only(ray: Cluster, folder: Path) -> None:
-    process = slow_sweep(ray, folder)
+    process = bench(ray, folder, *started.SLOW_SWEEP)
     lines = folder / "sweep" / "launches" / "0" / "samples" / "rank3.jsonl"
-    wait_for(lambda: lines.exists() and '"kind":"long"' in lines.read_text(), process)
+    started.wait_for(lambda: lines.exists() and '"kind":"long"' in lines.read_text(), process)
     os.kill(json.loads(lines.read_text().splitlines()[0])["pid"], signal.SIGKILL)
-    code, end, err = ended(process)
+    code, end, err = started.ended(process)
     assert (code, end["measured"], end["failed"]) == (1, 5, 1), err
     assert "rank 3 died of signal 9" in err
 
 
 def test_shapes_run_at_once_where_there_is_room(ray: Cluster, folder: Path) -> None:
-    code, end, err = ended(bench(
+    code, end, err = started.ended(bench(
         ray, folder, "-m", "strategy=tp,ep", "threads=1,2", "world_size=2",
         "hosts.ranks_per_node=2", *QUICK,
     ))  # fmt: skip
@@ -235,9 +206,9 @@ def test_a_failed_cell_stops_all_shapes_where_it_is_asked_for(ray: Cluster, fold
         "measure.samples=400", "measure.samples_max=400",
     )  # fmt: skip
     first = folder / "sweep" / "launches" / "0" / "samples" / "rank0.jsonl"
-    wait_for(lambda: first.exists() and '"kind":"long"' in first.read_text(), process)
+    started.wait_for(lambda: first.exists() and '"kind":"long"' in first.read_text(), process)
     os.kill(json.loads(first.read_text().splitlines()[0])["pid"], signal.SIGKILL)
-    code, end, err = ended(process)
+    code, end, err = started.ended(process)
     assert (code, end["failed"]) == (1, 1), err
     assert "stopped at the first failed cell" in err
     assert end["measured"] < 3
@@ -246,7 +217,7 @@ def test_a_failed_cell_stops_all_shapes_where_it_is_asked_for(ray: Cluster, fold
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
 def test_no_cluster_is_refused_in_one_line(ray: Cluster, folder: Path, address: str) -> None:
-    code, _, err = ended(bench(ray, folder, "-m", "strategy=tp", address=address))
+    code, _, err = started.ended(bench(ray, folder, "-m", "strategy=tp", address=address))
     assert code == 2
     assert err.count("\n") == 1
     assert err.startswith(f"error: hydra.launcher.address={address}: no cluster answers there")
@@ -255,7 +226,7 @@ def test_no_cluster_is_refused_in_one_line(ray: Cluster, folder: Path, address: 
 
 def test_too_small_a_cluster_is_refused_in_one_line(ray: Cluster, folder: Path) -> None:
     sizes = ["world_size=6", "hosts.ranks_per_node=2"]
-    code, _, err = ended(bench(ray, folder, "-m", "strategy=tp", *sizes))
+    code, _, err = started.ended(bench(ray, folder, "-m", "strategy=tp", *sizes))
     assert code == 2
     assert err == (
         "error: hosts.ranks_per_node=2: world_size=6 takes 3 nodes, here allowed is 2; raise it, "
@@ -278,7 +249,7 @@ def test_a_version_mismatch_is_refused_in_one_line(
     ray: Cluster, folder: Path, client: bool
 ) -> None:
     address = f"ray://{ray.net.addresses[0]}:{CLIENT_PORT}" if client else ""
-    code, _, err = ended(
+    code, _, err = started.ended(
         bench(ray, folder, "-m", "strategy=tp", address=address, program=OTHER_VERSION)
     )
     assert code == 2
@@ -289,7 +260,7 @@ def test_a_version_mismatch_is_refused_in_one_line(
 
 def test_a_driver_outside_the_cluster(ray: Cluster, folder: Path) -> None:
     address = f"ray://{ray.net.addresses[0]}:{CLIENT_PORT}"
-    code, end, err = ended(bench(
+    code, end, err = started.ended(bench(
         ray, folder, "-m", "strategy=tp,ep", "world_size=4", "hosts.ranks_per_node=2",
         "tracker=none", *QUICK, address=address,
     ))  # fmt: skip
@@ -304,7 +275,7 @@ def test_the_command_of_the_rayjob_manifest(ray: Cluster, folder: Path) -> None:
     words = driver.small("tracker=none", f"hydra.sweep.dir={folder}/sweep", *QUICK)
     command = [sys.executable, str(ROOT / "runners" / "bench.py"), *words]
     process = started.start(ray.net.run(0, *command), cwd=folder, env=variables)
-    code, end, err = ended(process)
+    code, end, err = started.ended(process)
     assert (code, end["measured"]) == (0, 2), err
 
 
@@ -320,7 +291,7 @@ def test_a_submitted_job(ray: Cluster, folder: Path) -> None:
         f"hydra.sweep.dir={folder}/sweep",
     ]  # fmt: skip
     process = started.start(ray.net.run(0, *command), cwd=folder, env=ray.variables)
-    out, err = process.communicate(timeout=LIMIT_S)
+    out, err = process.communicate(timeout=started.LIMIT_S)
     assert process.returncode == 0, out + err
     assert "2 of 2 cells correct and measured" in out
     assert sorted(one.outcome for one in records(folder)) == ["measured"] * 2
@@ -328,7 +299,7 @@ def test_a_submitted_job(ray: Cluster, folder: Path) -> None:
 
 def test_a_ray_of_this_machine_alone(ray: Cluster, folder: Path) -> None:
     before = set(ray.remaining())
-    code, end, err = ended(bench(
+    code, end, err = started.ended(bench(
         ray, folder, "-m", "strategy=tp", "world_size=2", "tracker=none", *QUICK,
         "hydra.launcher.address=local",
     ))  # fmt: skip

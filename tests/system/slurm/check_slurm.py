@@ -8,10 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +18,6 @@ from tests.support import readme_sweep, started
 from tests.system.slurm.cluster import Cluster, NoSlurm, running
 
 ROOT = Path(__file__).resolve().parents[3]
-LIMIT_S = 240.0
 ON_SLURM = ["hydra/launcher=slurm", "hosts.ranks_per_node=2"]
 QUICK = started.QUICK
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
@@ -45,16 +42,6 @@ def bench(slurm: Cluster, folder: Path, *overrides: str) -> subprocess.Popen[str
     return started.start(command, cwd=folder, env=slurm.variables)
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
-    """(exit code, the last line, what was said)."""
-    try:
-        out, err = process.communicate(timeout=LIMIT_S)
-    finally:
-        process.kill()
-    lines = out.splitlines()
-    return process.returncode, json.loads(lines[-1]) if lines else {}, err
-
-
 def records(folder: Path) -> list[record.Record]:
     return [record.read(path) for path in record.paths(folder / "sweep")]
 
@@ -63,27 +50,10 @@ def job_ids(folder: Path) -> list[str]:
     return list(json.loads((folder / "sweep" / "slurm" / "jobs.json").read_text()).values())
 
 
-def wait_for(what: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not what():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def slow_sweep(slurm: Cluster, folder: Path) -> subprocess.Popen[str]:
-    """Six cells in three waves, long enough to be caught in the middle."""
-    return bench(
-        slurm, folder, "-m", "strategy=simple,tp,ep", "topk=1,2", "world_size=4",
-        "hosts.ranks_per_node=2", "tracker=none", *QUICK, "measure.wave_cells=2",
-        "measure.samples=60", "measure.samples_max=60",
-    )  # fmt: skip
-
-
 def test_the_readme_sweep_on_two_nodes_of_two_ranks(slurm: Cluster, tmp_path: Path) -> None:
     words = [*readme_sweep.OVERRIDES, *QUICK, "measure.calibrate=true"]
     sweep = bench(slurm, tmp_path, "-m", *words)
-    code, end, err = ended(sweep)
+    code, end, err = started.ended(sweep)
     assert (code, end["measured"], end["failed"], end["tracked"]) == (0, 9, 0, 9), err
     assert len(job_ids(tmp_path)) == 1  # one allocation for all cells
     readme_sweep.check(tmp_path / "sweep")
@@ -106,10 +76,10 @@ def test_the_readme_sweep_on_two_nodes_of_two_ranks(slurm: Cluster, tmp_path: Pa
 
 
 def test_a_cancelled_job_is_gone_on_with(slurm: Cluster, tmp_path: Path) -> None:
-    process = slow_sweep(slurm, tmp_path)
-    wait_for(lambda: len(list(record.paths(tmp_path / "sweep"))) >= 2, process)
+    process = bench(slurm, tmp_path, *started.SLOW_SWEEP)
+    started.wait_for(lambda: len(list(record.paths(tmp_path / "sweep"))) >= 2, process)
     assert slurm.run("scancel", *job_ids(tmp_path)).returncode == 0
-    code, end, err = ended(process)
+    code, end, err = started.ended(process)
     assert code == 1, err
     assert "resume=" in err
     before = {path: path.read_bytes() for path in record.paths(tmp_path / "sweep")}
@@ -117,7 +87,7 @@ def test_a_cancelled_job_is_gone_on_with(slurm: Cluster, tmp_path: Path) -> None
     assert not [one for one in kept if one.outcome in ("failed", "wrong")]  # nobody is to blame
     assert 2 <= sum(one.outcome == "measured" for one in kept) == end["measured"] < 6
 
-    code, end, err = ended(bench(slurm, tmp_path, f"resume={tmp_path}/sweep"))
+    code, end, err = started.ended(bench(slurm, tmp_path, f"resume={tmp_path}/sweep"))
     assert (code, end["measured"]) == (0, 6), err
     assert all(path.read_bytes() == content for path, content in before.items())
     measured = [one.cell_id for one in records(tmp_path) if one.outcome == "measured"]
@@ -125,25 +95,25 @@ def test_a_cancelled_job_is_gone_on_with(slurm: Cluster, tmp_path: Path) -> None
 
 
 def test_an_interrupt_leaves_the_job_and_says_how_to_attach(slurm: Cluster, tmp_path: Path) -> None:
-    process = slow_sweep(slurm, tmp_path)
-    wait_for(lambda: list(record.paths(tmp_path / "sweep")), process)
+    process = bench(slurm, tmp_path, *started.SLOW_SWEEP)
+    started.wait_for(lambda: list(record.paths(tmp_path / "sweep")), process)
     process.send_signal(signal.SIGINT)
-    code, _, err = ended(process)
+    code, _, err = started.ended(process)
     assert code == 130, err
     job = job_ids(tmp_path)[0]
     attach = next(line for line in err.splitlines() if line.startswith("to attach: "))
     assert f"resume={tmp_path}/sweep" in attach
     assert job in slurm.run("squeue", "--noheader", "--format=%i").stdout.split()
-    code, end, err = ended(bench(slurm, tmp_path, f"resume={tmp_path}/sweep"))
+    code, end, err = started.ended(bench(slurm, tmp_path, f"resume={tmp_path}/sweep"))
     assert (code, end["measured"]) == (0, 6), err
     assert job_ids(tmp_path) == [job]  # watched, not queued again
 
 
 def test_a_requeued_job_measures_what_is_missing(slurm: Cluster, tmp_path: Path) -> None:
-    process = slow_sweep(slurm, tmp_path)
-    wait_for(lambda: len(list(record.paths(tmp_path / "sweep"))) >= 2, process)
+    process = bench(slurm, tmp_path, *started.SLOW_SWEEP)
+    started.wait_for(lambda: len(list(record.paths(tmp_path / "sweep"))) >= 2, process)
     assert slurm.run("scontrol", "requeue", *job_ids(tmp_path)).returncode == 0
-    code, end, err = ended(process)
+    code, end, err = started.ended(process)
     assert (code, end["measured"]) == (0, 6), err
     found = [one for one in records(tmp_path) if one.outcome == "measured"]
     assert len({one.cell_id for one in found}) == len(found) == 6
@@ -151,7 +121,7 @@ def test_a_requeued_job_measures_what_is_missing(slurm: Cluster, tmp_path: Path)
 
 
 def test_allocations_of_two_shapes_run_beside_each_other(slurm: Cluster, tmp_path: Path) -> None:
-    code, end, err = ended(bench(
+    code, end, err = started.ended(bench(
         slurm, tmp_path, "-m", "strategy=tp,ep", "threads=1,2", "world_size=2",
         "hosts.ranks_per_node=2", *QUICK,
     ))  # fmt: skip
@@ -163,11 +133,11 @@ def test_allocations_of_two_shapes_run_beside_each_other(slurm: Cluster, tmp_pat
 
 
 def test_a_rank_that_dies_fails_its_cell_only(slurm: Cluster, tmp_path: Path) -> None:
-    process = slow_sweep(slurm, tmp_path)
+    process = bench(slurm, tmp_path, *started.SLOW_SWEEP)
     lines = tmp_path / "sweep" / "launches" / "0" / "samples" / "rank3.jsonl"
-    wait_for(lambda: lines.exists() and '"kind":"long"' in lines.read_text(), process)
+    started.wait_for(lambda: lines.exists() and '"kind":"long"' in lines.read_text(), process)
     os.kill(json.loads(lines.read_text().splitlines()[0])["pid"], signal.SIGKILL)
-    code, end, err = ended(process)
+    code, end, err = started.ended(process)
     assert (code, end["measured"], end["failed"]) == (1, 5, 1), err
     failed = next(one for one in records(tmp_path) if one.outcome == "failed")
     assert (failed.error or {})["rank"] == 3
@@ -175,13 +145,13 @@ def test_a_rank_that_dies_fails_its_cell_only(slurm: Cluster, tmp_path: Path) ->
 
 
 def test_what_slurm_refuses_is_said_in_one_line(slurm: Cluster, tmp_path: Path) -> None:
-    code, _, err = ended(bench(
+    code, _, err = started.ended(bench(
         slurm, tmp_path, "-m", "strategy=tp", "world_size=2", "hydra.launcher.partition=nowhere",
     ))  # fmt: skip
     assert code == 2
     assert len(err.splitlines()) == 1
     assert "nowhere" in err
-    code, _, err = ended(
+    code, _, err = started.ended(
         bench(slurm, tmp_path, "-m", "world_size=6", "hosts.ranks_per_node=2", *QUICK)
     )
     assert code == 2
