@@ -7,9 +7,9 @@ lines makes a step slower. As root, with iproute2, and Ray installed for `start`
 Both take turns between the two ways, on two hosts (network namespaces of this machine, joined by a
 cable). The second host sees the first one's folder, or has an empty file system in its place.
 
-start    ranks are started by hosts=many with a shared folder, and by hydra/launcher=ray. `group`:
-         from the launch's plan on disk, before a placement group is asked for, to the first line of
-         the last rank; `command`: from the start of the user's command to that line.
+start    ranks are started by hosts=many with a shared folder, and by hydra/launcher=ray. `launch`:
+         from the launch's plan on disk to the first line of the last rank; `command`: from the start
+         of the user's command to that line, on Ray with the connection and the placement group.
 sending  hosts=many, one rank on each host, with a shared folder and without: ratio of the steps'
          median times. The interval is Welch's over the means of sessions, of four launches each,
          for all cells together (Bonferroni).
@@ -113,12 +113,12 @@ def starts(times: int) -> None:
                     sweep = on_hosts(ray.net, ray.folder, run, ONE_CELL, shared=True)
                 plan = sweep / "launches" / "0" / "launch.json"
                 at = ranks_started(sweep)
-                seconds.setdefault((way, "group"), []).append(at - plan.stat().st_mtime)
+                seconds.setdefault((way, "launch"), []).append(at - plan.stat().st_mtime)
                 seconds.setdefault((way, "command"), []).append(at - began)
     print(f"{times} starts of 2 x 2 ranks each; median and range in s\n")
     print("| | hosts=many, shared folder | hydra/launcher=ray | more on Ray |")
     print("|---|---|---|---|")
-    for part in ("group", "command"):
+    for part in ("launch", "command"):
         hosts, on = seconds["hosts", part], seconds["ray", part]
         more = statistics.median(on) - statistics.median(hosts)
         print(f"| {part} | {_spread(hosts)} | {_spread(on)} | {more:.2f} |")
