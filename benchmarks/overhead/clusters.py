@@ -8,8 +8,8 @@ Both take turns between the two ways, on two hosts (network namespaces of this m
 cable). The second host sees the first one's folder, or has an empty file system in its place.
 
 start    ranks are started by hosts=many with a shared folder, and by hydra/launcher=ray. `launch`:
-         from the launch's plan on disk to the first line of the last rank; `command`: from the start
-         of the user's command to that line, on Ray with the connection and the placement group.
+         from the launch's plan on disk to the first line of the last rank; `command`: from the
+         start of the command to that line, on Ray with the connection and the placement group.
 sending  hosts=many, one rank on each host, with a shared folder and without: ratio of the steps'
          median times. The interval is Welch's over the means of sessions, of four launches each,
          for all cells together (Bonferroni).
