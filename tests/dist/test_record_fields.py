@@ -58,7 +58,7 @@ def failed(one: Record, folder: Path) -> Record:
 
 def on_two_nodes(one: Record) -> Record:
     launches = [{"environment": dict(one.environment), "nodes": (0, 1)} for _ in range(2)]
-    return replace(one, environment=topology.environment(launches))
+    return replace(one, environment={**topology.environment(launches), "files": "Ray"})
 
 
 def cold_on_a_gpu(one: Record) -> Record:

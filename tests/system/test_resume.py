@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = {"host": "h", "cpu_model": "c", "cores": 2, "versions": {"torch": "2"}, "git": {"sha": "a"}}
 OTHER = {**HERE, "git": {"sha": "b"}}
 MODES = ("missing", "failed", "stale", "force")
-VERSION = sweep_folder.version_of(HERE)
+VERSIONS = frozenset([sweep_folder.version_of(HERE)])
 QUIET = ["report=false", "tracker=none"]
 SHORT = ["measure.block_ms=5", "measure.block_gloo_ms=5", "measure.block_floors=2"]
 interruptible = started.interruptible
@@ -83,8 +83,8 @@ def test_states(
     one = job(launches=launches)
     found = [attempt(one, outcome, n, env) for n, (outcome, env) in enumerate(attempts)]
     past = sweep_folder.Past({one.cell_id: found} if found else {})
-    assert sweep_folder.state(found, VERSION, launches) == state
-    modes = [resume.launches_left([one], past, VERSION, mode)[one.cell_id] for mode in MODES]
+    assert sweep_folder.state(found, VERSIONS, launches) == state
+    modes = [resume.launches_left([one], past, VERSIONS, mode)[one.cell_id] for mode in MODES]
     assert tuple(modes) == left
 
 

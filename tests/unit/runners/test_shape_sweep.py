@@ -29,8 +29,10 @@ from runners.sweep.ray_sweep import RaySweep, SharedProgress
 from runners.sweep.settings import Settings
 from runners.sweep.shape_sweep import ShapeSweep
 from runners.sweep.sweep import Sweep
+from tests.support import started
 
 SOON_S = 20.0
+interruptible = started.interruptible
 MEASURE = Measure(samples=2, samples_max=2, anchors=0, calibrate=False)
 ONE, TWO = RankLayout(world_size=1), RankLayout(world_size=2)
 
@@ -197,6 +199,7 @@ def test_a_sweep_that_ends_does_not_end_the_display_of_the_others() -> None:
 # Interrupts.
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_the_first_interrupt_makes_the_call_and_the_second_raises() -> None:
     called = threading.Event()
     before = signal.getsignal(signal.SIGINT)
@@ -327,6 +330,7 @@ def test_an_error_of_one_shape_ends_the_others_and_is_raised(tmp_path: Path, clu
     assert [group.releases for group in FakeGroup.all] == [1, 1]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_reaches_every_shape_and_a_second_one_releases_all(
     tmp_path: Path, cluster: Any
 ) -> None:
