@@ -29,9 +29,9 @@ from runners.config.hosts import Hosts
 from runners.errors import ConfigError
 from runners.launch import stream
 from runners.launch.hosts_agent import start_agent
-from runners.launch.local import LaunchProcess, RunningLaunch, Start, start
+from runners.launch.local import LaunchProcess, RunningLaunch, Start, save_plan, start
 from runners.launch.remote import NoNodes, RemoteLaunch
-from runners.plan import SHARED_FOLDER, STREAM, LaunchPlan, load, save
+from runners.plan import SHARED_FOLDER, STREAM, LaunchPlan, load
 from runners.records.sealed import write_atomic
 
 POLL_S = 0.1
@@ -94,9 +94,7 @@ class FirstOfStreams:
 
 def _prepared(plan: LaunchPlan) -> str:
     """Saves a launch's plan on node 0; returns a new token."""
-    launch_dir = Path(plan.launch_dir)
-    (launch_dir / "logs").mkdir(parents=True)
-    save(plan, launch_dir / "launch.json")
+    save_plan(plan)
     return secrets.token_hex(16)
 
 

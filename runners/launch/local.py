@@ -109,9 +109,15 @@ def start(plan: LaunchPlan, worker: str = "runners.worker", anew: bool = False) 
     return LaunchProcess(process, launch_dir)
 
 
-def _prepare(plan: LaunchPlan, launch_dir: Path) -> IO[bytes]:
+def save_plan(plan: LaunchPlan) -> None:
+    """Makes the launch's folder, with the plan in it."""
+    launch_dir = Path(plan.launch_dir)
     (launch_dir / "logs").mkdir(parents=True)
     save(plan, launch_dir / "launch.json")
+
+
+def _prepare(plan: LaunchPlan, launch_dir: Path) -> IO[bytes]:
+    save_plan(plan)
     return (launch_dir / "logs" / launch_files.AGENT_LOG).open("wb")
 
 

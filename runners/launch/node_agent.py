@@ -155,4 +155,4 @@ def remove_leftovers() -> None:
 def host_facts(device: str = "cpu") -> dict[str, Any]:
     """The facts of this node that tell machines apart, as a launch records them, and `versions`
     under "alike"."""
-    return {**environment.capture(device), "alike": versions(), "pid": os.getpid()}
+    return {**environment.capture(device), "alike": versions()}

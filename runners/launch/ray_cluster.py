@@ -25,9 +25,7 @@ from runners.launch.node_agent import different, host_facts, package_folders
 
 LOCAL = "local"
 CONNECT_S = 10.0
-CALL_S = 60.0  # for an answer of a node
 FACTS_S = 180.0  # for the first answers of all nodes, which install the code first
-POLL_S = 1.0
 INSTALL = "in the clone: pip install -e '.[ray]'"
 
 

@@ -11,15 +11,15 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from moe.spec import RankLayout
 from runners.config.hosts import Hosts
+from runners.launch.local import save_plan
 from runners.launch.node_agent import NodeAgent, host_facts
 from runners.launch.ray_cluster import RayCluster, imported
 from runners.launch.remote import NodeLost, NoNodes, RemoteLaunch
-from runners.plan import RAY, LaunchPlan, save, shape_name
+from runners.plan import RAY, LaunchPlan, shape_name
 
 CALL_S = 60.0  # for an answer of a node
 POLL_S = 1.0
@@ -100,9 +100,7 @@ class RayGroup:
         """Places the group first. Raises NoNodes where the cluster has no room, and
         KeyboardInterrupt after an interrupt."""
         plan.files = RAY
-        launch_dir = Path(plan.launch_dir)
-        (launch_dir / "logs").mkdir(parents=True)
-        save(plan, launch_dir / "launch.json")
+        save_plan(plan)
         try:
             self.place()
             port = self.nodes[0].call("free_port", self.address)()
