@@ -26,7 +26,6 @@ from moe.workload import batches
 from runners.host import environment, hardware
 from runners.plan import LaunchPlan, kernel_key
 from runners.rank import cold_sets
-from runners.rank.gpu import GpuClock
 from runners.rank.process_group import TorchRanks
 from runners.records.rank_log import RankLog
 from runners.records.routing_trace import thaw
@@ -243,8 +242,7 @@ class CellRunner:
         passes: list[dict[str, int]] = []
         totals: list[int] = []
         step = self.built[index].call
-        on_gpu = self.comm.device.type == "cuda"
-        clock = GpuClock(self.comm.device) if on_gpu else phases.HostClock()
+        clock = self.ranks.phase_clock()
         deadline = time.monotonic() + PHASE_BUDGET_S
         for _ in range(self.plan.measure.phases):
             self.ranks.barrier()

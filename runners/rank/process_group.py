@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from moe import phases
 from moe.spec import RankLayout
+from runners.rank.gpu import GpuClock
 
 TOKEN = "MOE_LAUNCH_TOKEN"  # drawn for each launch; never in a record or log
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # old name
@@ -100,6 +102,10 @@ class TorchRanks:
     def sync(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def phase_clock(self) -> phases.Clock:
+        """The clock of a step's phases."""
+        return GpuClock(self.device) if self.device.type == "cuda" else phases.HostClock()
 
     def broadcast(self, value: int) -> int:
         if self.place.world_size == 1:

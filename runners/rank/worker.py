@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -53,13 +53,15 @@ T = TypeVar("T")
 class Worker:
     """One rank's run of a launch."""
 
+    ranks_type = TorchRanks
+
     def __init__(
         self, plan: LaunchPlan, place: RankPlace, log: RankLog, pinned: list[int] | None
     ) -> None:
         self.plan, self.place, self.log, self.pinned = plan, place, log, pinned
         self.launch_dir = Path(plan.launch_dir)
         limit_s = plan.measure.cell_limit_s
-        self.ranks = TorchRanks(place, plan.placement, limit_s + 60)
+        self.ranks = self.ranks_type(place, plan.placement, limit_s + 60)
         self.comm = Comm(self.ranks.device, place.world_size, place.rank)
         self.engine = StoppableEngine(
             self.ranks, plan.measure, self.emit, self.flush, self.launch_dir / "stop"
@@ -112,13 +114,16 @@ class Worker:
         path = self.launch_dir / f"gpus-{self.place.node}.csv"
         return gpu_monitor.watching(path, gpu.ids(self.place.local_ranks))
 
+    def facts(self) -> dict[str, Any]:
+        """Facts of the rank's node, for the record."""
+        facts = environment.capture(self.plan.placement.device, self.place.local_ranks)
+        return {**facts, "network": os.environ.get(isolation.NETWORK)}
+
     def _log_environment(self) -> None:
         """Logs the environment; calibrates where the machine's limits are not known yet."""
         self.enter_stage(-1, "environment")
         if self.place.local_rank == 0:
-            facts = environment.capture(self.plan.placement.device, self.place.local_ranks)
-            facts["network"] = os.environ.get(isolation.NETWORK)
-            self.log.write("environment", value=facts)
+            self.log.write("environment", value=self.facts())
         if self.engine.node_of and self.place.rank == 0:
             self.log.write("nodes", value=self.engine.node_of)
         self.log.write("pinned", value=self.pinned)
@@ -316,7 +321,7 @@ def prepare(arguments: list[str]) -> None:
         importlib.import_module(name)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str], worker_type: type[Worker] = Worker) -> int:
     isolation.die_with_parent(int(os.environ.get("MOE_AGENT_PID", "0")) or None)
     faulthandler.enable()
     faulthandler.register(signal.SIGTERM, chain=True)  # stacks to stderr when others have ended
@@ -329,7 +334,7 @@ def main(arguments: list[str]) -> int:
     pinned = environment.pin(place.local_rank, place.local_ranks, plan.placement.threads)
     torch.set_num_threads(plan.placement.threads)
     try:
-        worker = Worker(plan, place, log, pinned)
+        worker = worker_type(plan, place, log, pinned)
         worker.run()
         gc.collect()  # graphs in cycles: NCCL does not end while one is left that uses it
         worker.ranks.close()

@@ -1,0 +1,126 @@
+"""Measures cells on an emulated cluster and writes the usual records.
+
+    python -m benchmarks.emulate [options] OVERRIDE...
+
+Overrides are those of runners/bench.py, lists included: world_size=8,16 strategy=tp,ep topk=2,8.
+Times are of the emulated cluster, `--dilation` times slower than its ranks would be at the speed of
+one core here; records have it in environment.emulated. Linux with network namespaces only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import itertools
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+import runners.bench  # registers the resolvers that conf/ uses
+from benchmarks.emulate import launch, rates
+from benchmarks.emulate.spec import EmulatedCluster
+from runners.config.resolution import Composed, plain
+from runners.config.schema import check_shape
+from runners.config.validate import format_errors, validate
+from runners.errors import ConfigError
+from runners.host import project_paths
+from runners.host.machine import this_machine
+from runners.sweep import resume
+from runners.sweep.folder import new_or_resumed
+from runners.sweep.progress import Progress
+from runners.sweep.result import SweepResult
+from runners.sweep.settings import settings_of
+from runners.sweep.sweep import Sweep
+
+assert runners.bench
+# Steps take 0.1 to 2 s, so that a block is one step and few are needed.
+ALWAYS = (
+    "threads=1", "backend=gloo", "device=cpu", "measure.block=1", "measure.calibrate=false",
+    "report=false", "tracker=none",
+)  # fmt: skip
+USUAL = (
+    "tokens=sharded", "strategy.kernel=loop", "measure.samples=5", "measure.samples_max=5",
+    "measure.warmup=1", "measure.warmup_max=1", "measure.phases=1", "measure.anchors=1",
+)  # fmt: skip
+
+
+def composed(overrides: Sequence[str]) -> list[Composed]:
+    """The configs of all combinations of the overrides' lists."""
+    words = [*USUAL, *overrides, *ALWAYS]
+    parsed = OverridesParser.create().parse_overrides(words)
+    choices = [
+        [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
+        if one.is_sweep_override()
+        else [word]
+        for word, one in zip(words, parsed, strict=True)
+    ]
+    with initialize_config_dir(version_base="1.3", config_dir=str(project_paths.CONF)):
+        return [
+            Composed(plain(compose("config", list(chosen))), list(chosen))
+            for chosen in itertools.product(*choices)
+        ]
+
+
+def run(configs: Sequence[Composed], cluster: EmulatedCluster, sweep_dir: Path) -> SweepResult:
+    """Raises ConfigError for cells that cannot be run, and where nothing can be emulated."""
+    for config, _ in configs:
+        check_shape(config)
+    jobs, errors = validate(configs, this_machine())
+    if errors and configs[0].config["on_invalid"] != "skip":
+        raise ConfigError(format_errors(errors))
+    if not jobs:
+        raise ConfigError(format_errors(errors))
+    launch.check()
+    sweep_dir.mkdir(parents=True)
+    rates_path = sweep_dir / "rates.json"
+    rates.save(rates.measure(cluster), rates_path)
+    settings = settings_of(configs[0].config, sweep_dir, f"python -m {__package__}")
+    with resume.locked(sweep_dir):
+        new_or_resumed(settings)
+        starting = partial(launch.start, rates_path=rates_path)
+        sweep = Sweep(list(jobs.values()), settings, Progress(), starting)
+        sweep.calibration_dir = sweep_dir / "calibration"  # not that of the machine itself
+        return sweep.run()
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(
+        prog="python -m benchmarks.emulate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    usual = EmulatedCluster()
+    options.add_argument("--name", default="emulated", help="of the folder in outputs/")
+    options.add_argument("--dilation", type=float, default=usual.dilation)
+    options.add_argument("--ranks-per-node", type=int, default=usual.ranks_per_node)
+    options.add_argument("--intra", type=float, default=usual.intra_mbit_s, help="Mbit/s a rank")
+    options.add_argument("--inter", type=float, default=usual.inter_mbit_s, help="Mbit/s a rank")
+    options.add_argument("--mtu", type=int, default=usual.mtu, help="bytes")
+    options.add_argument("overrides", nargs="+", metavar="OVERRIDE", help="as of runners/bench.py")
+    return options
+
+
+def main(arguments: list[str]) -> int:
+    options = parser().parse_args(arguments)
+    now = datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
+    try:
+        cluster = EmulatedCluster(
+            options.dilation, options.ranks_per_node, options.intra, options.inter, options.mtu
+        )
+        configs = composed([f"name={options.name}", *options.overrides])
+        result = run(configs, cluster, project_paths.OUTPUTS / f"{now}_{options.name}")
+    except (ConfigError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"records: {result.sweep_dir}")
+    for line in [*(message for _, message, _ in result.failures), *result.warnings]:
+        print(line, file=sys.stderr)
+    return result.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,50 @@
+"""Slower computing without a quota: a thread sleeps until `dilation` times the CPU time it used has
+passed. Quotas of the system's scheduler stop ranks for whole periods instead, in the middle of a
+step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+TOO_LATE = 0.03  # of a block's time: more than this and the block is void
+
+
+class Pace:
+    """Paces the calling thread. Computing is settled before anything that others can notice: a
+    message, the end of a block, the mark of a phase."""
+
+    def __init__(
+        self,
+        dilation: float,
+        wall_s: Callable[[], float] = time.perf_counter,
+        cpu_s: Callable[[], float] = time.thread_time,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.dilation, self.wall_s, self.cpu_s, self.sleep = dilation, wall_s, cpu_s, sleep
+        self.late_s = 0.0  # since the last `begin`
+        self.mark()
+
+    def begin(self) -> None:
+        """At the start of a block."""
+        self.late_s = 0.0
+        self.mark()
+
+    def mark(self) -> None:
+        """Computing begins here; waiting for messages before it costs nothing."""
+        self.since_s, self.used_s = self.wall_s(), self.cpu_s()
+
+    def settle(self) -> None:
+        """Sleeps until the computing since the last mark has taken its dilated time. Where that
+        has passed already, because the cores were too busy, the rank is late."""
+        used_s = self.cpu_s() - self.used_s
+        left_s = self.since_s + self.dilation * used_s - self.wall_s()
+        if left_s > 0:
+            self.sleep(left_s)
+        else:
+            self.late_s -= left_s
+        self.mark()
+
+    def was_late(self, block_s: float) -> bool:
+        """Whether this rank was late by more than TOO_LATE of a block of this length."""
+        return self.late_s > TOO_LATE * block_s
