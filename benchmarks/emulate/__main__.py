@@ -3,6 +3,7 @@
     python -m benchmarks.emulate [options] OVERRIDE...
 
 Overrides are those of runners/bench.py, lists included: world_size=8,16 strategy=tp,ep topk=2,8.
+`--cells "strategy=dp_ep strategy.ep=2,4"`, also several times, gives overrides of some cells alone.
 Times are of the emulated cluster, `--dilation` times slower than its ranks would be at the speed of
 one core here; records have it in environment.emulated. Linux with network namespaces only.
 """
@@ -100,6 +101,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--intra", type=float, default=usual.intra_mbit_s, help="Mbit/s a rank")
     options.add_argument("--inter", type=float, default=usual.inter_mbit_s, help="Mbit/s a rank")
     options.add_argument("--mtu", type=int, default=usual.mtu, help="bytes")
+    options.add_argument(
+        "--cells", action="append", default=[], help="further overrides of some of the cells"
+    )
     options.add_argument("overrides", nargs="+", metavar="OVERRIDE", help="as of runners/bench.py")
     return options
 
@@ -111,7 +115,9 @@ def main(arguments: list[str]) -> int:
         cluster = EmulatedCluster(
             options.dilation, options.ranks_per_node, options.intra, options.inter, options.mtu
         )
-        configs = composed([f"name={options.name}", *options.overrides])
+        common = [f"name={options.name}", *options.overrides]
+        forms = [text.split() for text in options.cells] or [[]]
+        configs = [config for form in forms for config in composed([*common, *form])]
         result = run(configs, cluster, project_paths.OUTPUTS / f"{now}_{options.name}")
     except (ConfigError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -28,9 +28,7 @@ PORT = "29500"  # in the first rank's namespace, which nothing else is in
 
 def main(arguments: list[str]) -> int:
     plan_path, rates_path = arguments
-    isolation.die_with_parent(
-        int(os.environ.get("MOE_LAUNCHER_PID", "0")) or None, signal.SIGTERM
-    )
+    isolation.die_with_parent(int(os.environ.get("MOE_LAUNCHER_PID", "0")) or None, signal.SIGTERM)
     plan, known = load(Path(plan_path)), rates.load(Path(rates_path))
     ranks, cluster = plan.placement.world_size, known.cluster
     try:

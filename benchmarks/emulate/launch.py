@@ -18,9 +18,11 @@ TRIAL_S = 20.0
 # Names of network namespaces are files in /run/netns: a private /run needs no cleaning up.
 PRIVATE_RUN = 'mount -t tmpfs tmpfs /run && mkdir /run/netns && exec "$@"'
 TRIAL = (
-    "ip netns add a && ip -n a link add name one type veth peer name two && ip -n a link add name b "
-    "type bridge && tc -n a qdisc add dev one root handle 1: htb default 1"
+    "ip netns add a && ip -n a link add name one type veth peer name two && "
+    "ip -n a link add name b type bridge && tc -n a qdisc add dev one root handle 1: htb default 1"
 )
+# Freed memory is kept, as GPUs' allocators do: otherwise large steps would map theirs anew.
+KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
 
 
 def private(command: Sequence[str]) -> list[str]:
@@ -57,6 +59,7 @@ def start(plan: LaunchPlan, rates_path: Path) -> LaunchProcess:
     with (launch_dir / "logs" / launch_files.AGENT_LOG).open("wb") as log:
         process = subprocess.Popen(
             private([*program, str(rates_path)]), stdin=subprocess.DEVNULL, stdout=log,
-            stderr=subprocess.STDOUT, env=rank_environment(plan), start_new_session=True,
+            stderr=subprocess.STDOUT, env={**rank_environment(plan), **KEPT_MEMORY},
+            start_new_session=True,
         )  # fmt: skip
     return LaunchProcess(process, launch_dir)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from benchmarks.emulate.spec import EmulatedCluster
-from moe.parallel import algorithms
 from moe.spec import RankLayout
 from runners.host import environment, hardware
 from runners.rank.probe import Memory, Probe, single_rank_rates
@@ -48,7 +47,6 @@ class Rates:
                 "matmul_flops_per_s": flops,
             },
             "collectives": {},
-            "exchanged": algorithms.table(ranks),
             "limit_s": LIMIT_S,
             "took_s": LIMIT_S,
             "left_out": [],

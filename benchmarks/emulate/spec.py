@@ -17,11 +17,11 @@ class EmulatedCluster:
     Every rank has one link to the other ranks of its node and one to those of other nodes.
     """
 
-    dilation: float = 25.0
+    dilation: float = 50.0
     ranks_per_node: int = 2
     intra_mbit_s: float = 100.0
     inter_mbit_s: float = 25.0
-    mtu: int = 1500
+    mtu: int = 9000
 
     def __post_init__(self) -> None:
         for name, least in (("dilation", 1), ("ranks_per_node", 1), ("intra_mbit_s", 1),
