@@ -49,9 +49,10 @@ def call_times(call: Call, machine: HardwareModel) -> Times:
         return _one_tier(call, machine.links[name])
     size = call.group.size
     ring = is_ring(call)
+    to_all = not ring if machine.gloo else name == "all_to_all"
     inside = members_per_node(size, call.group.stride, machine.ranks_per_node)
     moved = max(call.sent_bytes, call.received_bytes)
-    if not (ring if machine.gloo else name != "all_to_all"):
+    if to_all:
         near = moved * (inside - 1) / (size - 1)
         far = moved - near
     elif machine.gloo:
