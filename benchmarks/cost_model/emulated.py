@@ -154,13 +154,16 @@ class Judgement:
 
 
 def text(judgement: Judgement, markdown: bool) -> str:
-    """The report: errors by group, crossovers, cells outside their intervals, goals."""
-    crossed = [c.row() for c in judgement.crossings]
+    """The report: errors by group, crossovers that there are or were predicted, cells outside their
+    intervals, goals."""
+    crossed = [c.row() for c in judgement.crossings if c.crosses]
+    alike = f"{len(judgement.crossings) - len(crossed)} of {len(judgement.crossings)} pairs cross "
     misses, verdicts = judgement.misses(), judgement.verdicts()
     goals = [[v.goal, v.result, "met" if v.met else "missed"] for v in verdicts]
     parts = [
         table(judgement.rows(), markdown),
-        rows_text(crossings.HEADER, crossed, markdown) if crossed else "no crossover to judge",
+        *([rows_text(crossings.HEADER, crossed, markdown)] if crossed else []),
+        f"{alike}nowhere, as predicted",
         rows_text(MISS_HEADER, misses, markdown) if misses else "every cell is in its interval",
         rows_text(["goal", "result", "met"], goals, markdown),
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis import cli
 from analysis.predict import emulated, features, model, network
 from analysis.predict.fit import Measured, fit
 from analysis.predict.model import Coefficients
@@ -143,6 +144,9 @@ def test_a_right_model_meets_the_goals() -> None:
     assert judgement.ranks.median < 0.05
     assert list(judgement.by_ranks) == [8, 16, 32]
     assert list(judgement.by_strategy) == ["dp_ep", "ep", "simple", "tp"]
+    largest = judgement.by_ranks[32]
+    of, _ = largest.pairs[0]  # 3 doublings of ranks, and one of the batch: 64 x 32 after 256 x 4
+    assert largest.factor(of) == pytest.approx(largest.made.spread * 1.15**4)
     rows = {row[0]: row[1] for row in judgement.rows()}
     assert rows["8 ranks"] == "24"
     assert rows["strategy tp left out"] == "30"
@@ -157,6 +161,13 @@ def test_a_planted_wrong_term_shows() -> None:
     assert all(row[5].startswith(("dispatch", "combine")) for row in lost)
     assert [v.met for v in judgement.verdicts()][2] is False
     assert "missed" in judge.text(judgement, markdown=True)
+
+
+def test_few_cells_miss_the_goal() -> None:
+    few = [m for m in measured() if m.cell.placement.world_size <= 8]
+    for cells, met in ((few[:60], True), (few[:59], False)):
+        first = judge.Judgement(cells).verdicts()[0]
+        assert first == ("at least 60 cells", str(len(cells)), met)
 
 
 def slice_of(measured_: Sequence[float], predicted: Sequence[float]) -> crossings.Crossing:
@@ -220,14 +231,32 @@ def record_of(of: Cell) -> Record:
     )  # fmt: skip
 
 
-def test_the_report_reads_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = factory.write_all(tmp_path / "good", [record_of(of) for of in grid()])
-    assert judge.main(["report", str(folder)]) == 0
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    records = [record_of(of) for of in grid()]
+    return str(factory.write_all(tmp_path_factory.mktemp("emulated"), records))
+
+
+def test_predict_fits_a_cluster_as_dilated(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["predict", folder, "--world-size", "64", "--strategy", "simple", "--topk", "4"]
+    assert cli.main([*words, "--tokens-per-rank", "256", "--format", "csv"]) == 0
+    out = capsys.readouterr().out
+    row = next(line for line in out.splitlines() if line.startswith("64,simple,"))
+    assert float(row.split(",")[2]) == pytest.approx(
+        1e3 * true_s(cell("simple", 64, 4, 256)), rel=0.1
+    )
+    assert f"times are dilated, of a cluster that is {CLUSTER.words}" in out
+    assert "cores" not in out
+
+
+def test_the_report_reads_records(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert judge.main(["report", folder]) == 0
     out = capsys.readouterr().out
     assert "all of more ranks" in out
     assert "every cell is in its interval" in out
     assert "missed" not in out
-    known = judge.load([str(folder)])
+    assert "pairs cross nowhere, as predicted" in out
+    known = judge.load([folder])
     assert len(known) == len(grid())
     assert {m.machine.matrix_rate("float32") for m in known} == {2e9}
 
