@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from analysis import plots
+from analysis.data.frame import one_clock
 from analysis.errors import InputError
 from analysis.stats.summarize import summarize
 from analysis.text import insights, render, tables
@@ -37,6 +38,7 @@ def picture(frame: pd.DataFrame, name: str, group: str = "", metric: str = "") -
     its place; raises InputError without data for it."""
     from analysis.plots.canvas import PlotData, styled
 
+    one_clock(frame)
     scene = PlotData(frame, summarize(frame), metric=metric, group=group)
     with styled():
         drawn = plots.maker(name)(scene)
@@ -48,6 +50,7 @@ def picture(frame: pd.DataFrame, name: str, group: str = "", metric: str = "") -
 
 def table(frame: pd.DataFrame, axis: str = "") -> pd.DataFrame:
     """The first table of `show`, or the first by this axis: durations with their intervals."""
+    one_clock(frame)
     first = tables.sweep_tables(summarize(frame), group=axis)[0]
     rows = render.grid(first)
     index = pd.Index([row[0] for row in rows], name=first.corner)
@@ -56,5 +59,6 @@ def table(frame: pd.DataFrame, axis: str = "") -> pd.DataFrame:
 
 def verdict(frame: pd.DataFrame) -> str:
     """The lines "In short" of `show`."""
+    one_clock(frame)
     short, _ = insights.headline_and_insights(frame, summarize(frame))
     return "\n".join(short.lines())

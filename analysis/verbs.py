@@ -15,7 +15,7 @@ import pandas as pd
 import analysis
 from analysis.data import schema
 from analysis.data.cell_summary import summaries
-from analysis.data.frame import check_column, filtered
+from analysis.data.frame import check_column, filtered, one_clock
 from analysis.errors import InputError
 from analysis.output import harmless, write_output
 from analysis.publish import export
@@ -44,9 +44,12 @@ class Data:
 
 
 def load(options: argparse.Namespace, samples: bool = False) -> Data:
-    """The filtered attempts and their cells; raises InputError."""
+    """The filtered attempts and their cells; raises InputError, but for `status`, which shows no
+    time, also for times of an emulated cluster beside others."""
     frame = analysis.load(options.sources, samples=samples)
     frame = filtered(frame, options.filter).reset_index(drop=True)
+    if options.verb != "status":
+        one_clock(frame)
     words = [word for text in options.filter for word in ("--filter", text)]
     return Data(frame, summarize(frame), options.sources, words)
 
@@ -194,6 +197,7 @@ def compare_(options: argparse.Namespace) -> int:
     elif len(options.sources) == 2:
         frames = [filtered(analysis.load(s), options.filter) for s in options.sources]
         frames = [frame.reset_index(drop=True) for frame in frames]
+        one_clock(*frames)
         names = _two_names(options.sources)
         comparisons = compare.sweeps(frames[0], frames[1], names, threshold)
     else:

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from moe.spec import Cell
-from runners.records import flat_row, forced_balance
+from runners.records import emulation, flat_row, forced_balance
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +78,7 @@ class CellSummary:
     weights_bytes_max: int | None = None
     step_bytes_max: int | None = None
     calibration: dict[str, Any] = field(default_factory=dict)
+    emulation: dict[str, Any] = field(default_factory=dict)  # empty for real ranks
     floor_ms: float | None = None
     stop_rule: str = ""
     error_message: str = ""
@@ -103,6 +104,12 @@ class CellSummary:
     @property
     def world_size(self) -> int:
         return self.cell.placement.world_size
+
+    @property
+    def cluster(self) -> str:
+        """The emulated cluster in words; empty for real ranks."""
+        known = emulation.of_values(self.emulation)
+        return known.words if known else ""
 
     @cached_property
     def config(self) -> dict[str, Any]:

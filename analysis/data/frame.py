@@ -11,6 +11,7 @@ import pandas as pd
 
 from analysis.data import schema
 from analysis.errors import InputError
+from runners.records import emulation
 
 DTYPES = {"text": "object", "int": "Int64", "float": "float64", "bool": "boolean"}
 
@@ -91,6 +92,22 @@ def filtered(frame: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
                 "choose one of them"
             )
     return frame
+
+
+def one_clock(*frames: pd.DataFrame) -> None:
+    """Raises InputError where times of an emulated cluster meet times of real ranks, or of another
+    cluster: they are not comparable."""
+    known: dict[str, str] = {}  # clock -> the first sweep that has it
+    for frame in frames:
+        for values, sweep in zip(frame["emulation"], frame["sweep"], strict=True):
+            cluster = emulation.of_values(values)
+            known.setdefault(cluster.words if cluster else "real time", str(sweep))
+    if len(known) > 1:
+        words = " and ".join(f"{clock} of sweep {sweep}" for clock, sweep in known.items())
+        raise InputError(
+            f"--filter: missing; here are times that cannot be compared: {words}; allowed is one "
+            "of these; choose it with --filter emulated=false, emulated=true or sweep=NAME"
+        )
 
 
 def _normal(value: Any) -> str:

@@ -87,6 +87,7 @@ round_medians_ms list[float] median time of a step in every round, in the order 
 round_numbers list[int] numbers of those rounds; cells of one wave share them, so rounds pair up
 timed_seconds float wall time inside samples of every kind
 steps_per_sample int steps in the longest timed block
+void_samples int samples of emulated ranks in which one was late: they count for nothing
 flags list[text] what limits the use of the figures
 notes list[text] remarks of the harness, such as a clamped top-k
 error_message text why a failed attempt failed
@@ -141,6 +142,8 @@ torch_version text torch of the ranks
 project_version text version of this project
 git_sha text commit that ran
 git_dirty text hash of uncommitted changes, empty for a clean tree
+emulated bool whether the ranks were an emulated cluster's, whose times are dilated
+emulation dict that cluster: environment.emulated of the record
 environment dict everything recorded about the launch
 measure dict how the cell was measured
 calibration dict what the machine can do, as measured on it
@@ -152,7 +155,9 @@ SAMPLES = (
     ),
     Column("sample_round", "list[int]", "round of every sample"),
     Column("sample_steps", "list[int]", "steps of every sample"),
-    Column("sample_kind", "list[text]", "warmup, short, long, latency or fixed, of every sample"),
+    Column(
+        "sample_kind", "list[text]", "warmup, short, long, latency, fixed or void, of every sample"
+    ),
 )
 MAX_FLOAT = sys.float_info.max
 IDENTITY_COUNT = 12  # columns of _OTHERS that come before the config

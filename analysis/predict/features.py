@@ -9,6 +9,7 @@ A time is the sum over all (phase, term) of coefficient x value:
     move         bytes of tokens and slots / bandwidth   coefficient: 1 / efficiency
     fresh        bytes mapped anew / bandwidth           coefficient: 1 / efficiency
     alpha, wire  collectives, see `network`              coefficient: 1 / efficiency
+    calls, messages, hops  of collectives, on gloo with known links      coefficient: seconds each
 
 Where coefficients are fitted, matrix and read times are added, not maximised: products with few
 rows m reach m / (m + h) of the matrix rate, and flops / rate x (1 + h / m) is a term in FLOPs plus
@@ -48,6 +49,9 @@ from moe.strategies import degrees
 Key = tuple[str, str]
 PHASES = ("router", "permute", "dispatch", "experts", "combine", "unpermute", "backward",
           "gradients")  # fmt: skip
+COUNTED = ("operations", "experts", "calls", "messages", "hops")  # coefficients in seconds each
+# Of machines whose links are known: one coefficient for all phases, as a link knows no phase.
+OF_LINKS = ("alpha", "wire", "calls", "messages", "hops")
 OPERATIONS = {"router": 4, "permute": 5, "experts": 3, "unpermute": 3}
 DISPATCH_OPERATIONS = 8  # more permuting on both sides of an exchange
 BACKWARD = 2.0  # times the forward pass's arithmetic
@@ -90,6 +94,9 @@ def terms(step: Step, machine: HardwareModel) -> dict[Key, float]:
         phase = {"counts": "dispatch"}.get(call.purpose, call.purpose)
         _add(values, (phase, "alpha"), times.alpha_s)
         _add(values, (phase, "wire"), times.wire_s)
+        if machine.gloo:
+            for term, count in network.counts(call).items():
+                _add(values, (phase, term), count)
     if cell.workload.mode == "train":
         for (phase, term), value in list(values.items()):
             if phase in OPERATIONS:

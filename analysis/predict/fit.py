@@ -2,7 +2,7 @@
 
 Every measured cell gives a row for its total, and lighter ones for the phases that its separate
 passes saw (router, permute, experts, unpermute), so that the fit splits a total as it was measured.
-A term's coefficient is 1 / efficiency, or seconds each for operations and experts.
+A term's coefficient is 1 / efficiency, or seconds each for what is counted (features.COUNTED).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scipy.optimize import nnls
 
 from analysis.errors import InputError
 from analysis.predict import features, model
-from analysis.predict.features import Key
+from analysis.predict.features import Key, Step
 from analysis.predict.hardware import HardwareModel
 from analysis.predict.model import Coefficients
 from moe.spec import Cell
@@ -89,7 +89,7 @@ def spread(errors: Sequence[float], confidence: float = CONFIDENCE) -> float:
 
 
 def _coefficients(cells: Sequence[Measured]) -> dict[Key, float]:
-    terms = [features.terms(features.busiest(m.cell, m.skew, m.dense), m.machine) for m in cells]
+    terms = [_tied(m, features.busiest(m.cell, m.skew, m.dense)) for m in cells]
     keys = sorted({key for one in terms for key in one})
     rows, targets = [], []
     for measured, one in zip(cells, terms, strict=True):
@@ -105,12 +105,23 @@ def _coefficients(cells: Sequence[Measured]) -> dict[Key, float]:
     return dict(zip(keys, _robust(matrix, target, keys), strict=True))
 
 
+def _tied(measured: Measured, step: Step) -> dict[Key, float]:
+    """The terms of a cell; those of known links summed over the phases, as ("", term)."""
+    if not measured.machine.gloo:
+        return features.terms(step, measured.machine)
+    sums: dict[Key, float] = {}
+    for (phase, term), value in features.terms(step, measured.machine).items():
+        key = ("" if term in features.OF_LINKS else phase, term)
+        sums[key] = sums.get(key, 0.0) + value
+    return sums
+
+
 def _robust(
     matrix: NDArray[np.float64], target: NDArray[np.float64], keys: list[Key]
 ) -> list[float]:
     """Huber's weights by iteration, with a light pull of every efficiency towards 1."""
     scale = np.linalg.norm(matrix, axis=0)
-    prior = np.array([0.0 if k[1] in ("operations", "experts") else 1.0 for k in keys])
+    prior = np.array([0.0 if k[1] in features.COUNTED else 1.0 for k in keys])
     pull = PULL * np.diag(scale)
     weights = np.ones(len(target))
     solution = np.zeros(len(keys))

@@ -14,7 +14,7 @@ from analysis.errors import InputError
 from runners.host import project_paths
 
 FOLDER = project_paths.CONF / "cluster"
-OF_CALIBRATION = {"calibrated", "read_warm", "links", "exchanged"}
+OF_CALIBRATION = {"calibrated", "read_warm", "links", "exchanged", "gloo"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class HardwareModel:
     read_warm: tuple[tuple[float, float], ...] = ()  # (bytes that are re-read, bytes/s): caches
     links: dict[str, Link] = field(default_factory=dict)  # by collective, where calibrated
     exchanged: dict[str, int] | None = None  # as calibrated: see moe.parallel.algorithms
+    gloo: bool = False  # collectives as gloo runs them, on links of each rank's own: see `network`
 
     def matrix_rate(self, dtype: str) -> float:
         """Peak FLOP/s; the share of it that a step reaches is a coefficient of the model."""

@@ -9,6 +9,11 @@ sends `sent` bytes:
 
 Both tiers work at the same time: the slower one counts. Latency is the slowest tier's alpha, and
 message_s for each message (Hockney's model; two tiers as in NCCL's own tuning).
+
+On gloo (`HardwareModel.gloo`), where every rank has links of its own, a ring is one round of all
+ranks: where it leaves the node, all `sent` bytes of a rank wait for the slower tier, in each of its
+2 (n-1) or n-1 turns. A reduce-scatter is an all-to-all. What the software needs for a call, a
+message and a turn is fitted (`counts`); alpha is only the link's.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from dataclasses import dataclass
 
 from analysis.predict.hardware import HardwareModel, Link
 from moe.cost import Call
-from moe.parallel.algorithms import fit_name
+from moe.parallel.algorithms import CHOSEN, EXCHANGE, fit_name
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,15 @@ def call_times(call: Call, machine: HardwareModel) -> Times:
     if name in machine.links:
         return _one_tier(call, machine.links[name])
     size = call.group.size
+    ring = is_ring(call)
+    to_all = not ring if machine.gloo else name == "all_to_all"
     inside = members_per_node(size, call.group.stride, machine.ranks_per_node)
     moved = max(call.sent_bytes, call.received_bytes)
-    if name == "all_to_all":
+    if to_all:
         near = moved * (inside - 1) / (size - 1)
         far = moved - near
+    elif machine.gloo:
+        near, far = (moved, 0.0) if inside == size else (0.0, moved)
     else:
         nodes = size / inside
         near = moved if inside > 1 else 0.0
@@ -57,7 +66,20 @@ def call_times(call: Call, machine: HardwareModel) -> Times:
         far / (machine.inter.bytes_per_s * machine.inter_efficiency),
     )
     link = machine.inter if inside < size else machine.intra
+    if machine.gloo:
+        return Times((call.messages if ring else call.calls) * link.alpha_s, wire)
     return Times(call.calls * link.alpha_s + call.messages * link.message_s, wire)
+
+
+def is_ring(call: Call) -> bool:
+    """Whether gloo passes parts round instead of sending to every member at once."""
+    return call.collective in CHOSEN and call.algorithm != EXCHANGE
+
+
+def counts(call: Call) -> dict[str, float]:
+    """How often the software of a rank is at work in these calls, by term of `features`."""
+    waits = "hops" if is_ring(call) else "messages"
+    return {"calls": call.calls, waits: call.messages}
 
 
 def _one_tier(call: Call, link: Link) -> Times:

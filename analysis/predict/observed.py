@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from analysis.data.cell_summary import CellSummary
-from analysis.predict import hardware
+from analysis.predict import emulated, hardware
 from analysis.predict.fit import Measured
 from analysis.predict.hardware import HardwareModel
 from moe.cost.load import dispatches
 from moe.spec import PEER
 from moe.strategies import degrees, rules_of
+from runners.records import emulation
+from runners.records.emulation import Emulation
 from runners.records.stats import STEADY
 
 
@@ -28,9 +30,11 @@ def of_cell(summary: CellSummary) -> Measured | None:
     left_out = (
         rules_of(strategy.name).single_rank or strategy.name.startswith(PEER) or strategy.slowdown
     )
-    if summary.metric != STEADY or not summary.measured or not summary.calibration or left_out:
+    steady = summary.metric.removesuffix(f", {summary.cluster}") == STEADY
+    if not steady or not summary.measured or not summary.calibration or left_out:
         return None
-    calibrated = _machine(summary.calibration, summary.world_size)
+    cluster = emulation.of_values(summary.emulation)
+    calibrated = machine_of(summary.calibration, summary.world_size, cluster)
     if calibrated is None:
         return None
     phases_s = {name: float(ms) / 1e3 for name, ms in summary.phase_ms.items()}
@@ -39,10 +43,16 @@ def of_cell(summary: CellSummary) -> Measured | None:
     return Measured(summary.cell, calibrated, median_s, phases_s, skew, dense)
 
 
-def _machine(calibration: Mapping[str, Any], ranks: int) -> HardwareModel | None:
-    """None for a calibration in which a value is missing or of another type."""
+def machine_of(
+    calibration: Mapping[str, Any], ranks: int, cluster: Emulation | None,
+    memory_bytes: float = math.inf,
+) -> HardwareModel | None:  # fmt: skip
+    """The machine of this many ranks, of the emulated cluster where there is one; `memory_bytes` is
+    of all ranks. None for a calibration in which a value is missing or of another type."""
     try:
-        return hardware.of_calibration(calibration, ranks)
+        if cluster:
+            return emulated.machine(cluster, calibration, memory_bytes / ranks)
+        return hardware.of_calibration(calibration, ranks, memory_bytes)
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
 
@@ -60,7 +70,8 @@ def calibrations(cells: Iterable[CellSummary]) -> dict[int, Mapping[str, Any]]:
     by_ranks: dict[int, Mapping[str, Any]] = {}
     for summary in cells:
         ranks = summary.calibration.get("ranks")
-        if isinstance(ranks, int) and ranks > 0 and _machine(summary.calibration, ranks):
+        cluster = emulation.of_values(summary.emulation)
+        if isinstance(ranks, int) and ranks > 0 and machine_of(summary.calibration, ranks, cluster):
             by_ranks[ranks] = summary.calibration
     return by_ranks
 

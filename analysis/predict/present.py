@@ -85,7 +85,9 @@ def legend(setup: PredictionProblem, predictions: Sequence[Prediction]) -> list[
             f"skew 1: equally many slots on every rank, as {forced_balance.LABEL} gives them and "
             "no learned router does; --skew takes the busiest rank's over the mean"
         )
-    if setup.cluster == HERE and any(
+    if setup.emulation:
+        lines.append(f"times are dilated, of a cluster that is {setup.emulation.words}")
+    elif setup.cluster == HERE and any(
         p.cell.placement.world_size > setup.cores for p in predictions
     ):
         lines.append(f"more ranks than the {setup.cores} cores: cores are shared, as if in turn")

@@ -15,6 +15,8 @@ from analysis.predict.fit import Measured
 from analysis.predict.hardware import HardwareModel
 from analysis.predict.model import MEASURED, Coefficients, Prediction
 from moe.spec import MODES, TOKENS, Cell, LayerSpec, RankLayout, WorkloadSpec
+from runners.records import emulation
+from runners.records.emulation import Emulation
 
 HERE = "here"
 MAX_RANKS = 65536
@@ -32,6 +34,7 @@ class PredictionProblem:
     coefficients: Coefficients
     fixed: HardwareModel | None = None  # a cluster's
     calibrations: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    emulation: Emulation | None = None  # whose ranks the records are of
     cores: int = 0
     memory_bytes: float = float("inf")  # of the machine of the records, for all its ranks
     known: list[Measured] = field(default_factory=list)
@@ -43,7 +46,9 @@ class PredictionProblem:
             return self.fixed
         nearest = min(self.calibrations, key=lambda n: (abs(n - ranks), n))
         calibration = self.calibrations[nearest]
-        return hardware.of_calibration(calibration, ranks, self.memory_bytes)
+        made = observed.machine_of(calibration, ranks, self.emulation, self.memory_bytes)
+        assert made is not None  # `observed.calibrations` has usable ones only
+        return made
 
     def workload(self, ranks: int) -> WorkloadSpec:
         """The workload at this number of ranks, whose batch may grow with them."""
@@ -54,6 +59,8 @@ class PredictionProblem:
         """The ranks on the cluster, or on this machine with its cores shared among them."""
         if self.fixed is not None:
             return RankLayout(ranks, "nccl", "cuda", 1)
+        if self.emulation:
+            return RankLayout(ranks, "gloo", "cpu", self.known[0].cell.placement.threads)
         backend = self.known[0].cell.placement.backend if self.known else "gloo"
         return RankLayout(ranks, backend, "cpu", max(1, self.cores // ranks))
 
@@ -112,7 +119,8 @@ def _here(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Predicti
         if observed.of_cell(summary)
     }
     return PredictionProblem(HERE, layer, work, options.skew, per_rank, coefficients, None,
-                             observed.calibrations(cells), cells[0].cores or 1,
+                             observed.calibrations(cells),
+                             emulation.of_values(cells[0].emulation), cells[0].cores or 1,
                              observed.memory_bytes(cells), known, intervals)  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from analysis.data import schema
 from moe.spec import Cell
-from runners.records import flat_row, record
+from runners.records import emulation, flat_row, record
 from runners.records.record import KINDS, OUTCOMES, Record, Samples
 from runners.records.sealed import RecordError
 from runners.records.stats import BLOCK_MEAN
@@ -80,6 +80,10 @@ def _check_kinds(row: Mapping[str, Any], blank: Mapping[str, Any]) -> None:
         if not (schema.holds(column.kind, value) or (value is None and unknown)):
             allowed = schema.words(column.kind) + (", or null" if unknown else "")
             raise refused(column.name, value, allowed)
+    try:
+        emulation.of_values(row["emulation"])
+    except ValueError as error:
+        raise refused("emulation", row["emulation"], f"an emulated cluster ({error})") from None
     medians, numbers = row["round_medians_ms"], row["round_numbers"]
     if len(medians) != len(numbers):
         raise refused("round_numbers", numbers, f"one for each of {len(medians)} round_medians_ms")

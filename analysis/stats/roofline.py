@@ -112,7 +112,7 @@ def read_rate(summary: CellSummary) -> float:
     each = weight_bytes(summary) / ranks
     rates = {float(size): float(r) for size, r in calibration["read_warm_bytes_per_s"].items()}
     fitting = [size for size in rates if size <= each] or [min(rates)]
-    workers = ranks if on_gpu else min(ranks, summary.cores or ranks)
+    workers = ranks if on_gpu or summary.emulation else min(ranks, summary.cores or ranks)
     return max(memory, max(rates[s] for s in rates if s >= max(fitting)) * workers)
 
 

@@ -15,6 +15,7 @@ from analysis.data.cell_summary import measured, summaries
 from analysis.data.frame import hashable, plain
 from analysis.text import flag_legend
 from moe.strategies import rules_of
+from runners.records import emulation
 from runners.records.forced_balance import LABEL, is_forced, sentences
 from runners.records.stats import DRIFT_THRESHOLD
 
@@ -24,8 +25,9 @@ BASES = {"one launch": "within one launch", "launches": "over launches"}
 
 
 def banners(frame: pd.DataFrame) -> list[str]:
-    """Warnings that stand above everything else: the machine drifted, or cells were wrong."""
-    lines = []
+    """Warnings that stand above everything else: times are of an emulated cluster, the machine
+    drifted, or cells were wrong."""
+    lines = [f"{text}. No time here is one of real ranks." for text in emulated(frame)]
     if drift := _drift(frame):
         lines.append(
             f"{drift}. Cells of one wave can still be compared, because their rounds are in random "
@@ -42,11 +44,24 @@ def banners(frame: pd.DataFrame) -> list[str]:
 
 def short_banners(frame: pd.DataFrame) -> list[str]:
     """The banners in a few words, for the space above a picture."""
-    lines = list(filter(None, [_drift(frame)]))
+    lines = [*emulated(frame), *filter(None, [_drift(frame)])]
     wrong = int((frame["outcome"] == "wrong").sum())
     if wrong:
         lines.append(f"WRONG: {wrong} of {len(frame)} attempts, which have no time")
     return lines
+
+
+def emulated(frame: pd.DataFrame) -> list[str]:
+    """The emulated clusters of the frame, and how many samples were void; none of real ranks."""
+    of_clusters = frame[[bool(values) for values in frame["emulation"]]]
+    names = dict.fromkeys(
+        cluster.about
+        for values in of_clusters["emulation"]
+        if (cluster := emulation.of_values(values))
+    )
+    void = int(of_clusters["void_samples"].sum())
+    late = f"; {void} samples in which a rank was late are left out" if void else ""
+    return [f"EMULATED: {name}{late}" for name in names]
 
 
 def _drift(frame: pd.DataFrame) -> str:

@@ -89,7 +89,9 @@ def headline_and_insights(
         "Not varied": "" if not rows else _not_varied(by_axis),
     }
     used = sorted({cell for claim in claims for cell in claim.cells})
-    short = Insight("In short", claims, _known(notes), used)
+    clusters = dict.fromkeys(cell.cluster for cell in rows if cell.cluster)
+    title = "; ".join(["In short", *clusters])
+    short = Insight(title, claims, _known(notes), used)
     leads = findings.leads(meetings, standings)
     one_wins = len(leads) == 1 and len(leads[0].leaders) == 1
     winner_said = len(every) == 1 or one_wins

@@ -39,9 +39,10 @@ class Metric:
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
     def kind(self, cells: pd.DataFrame) -> str:
-        """What the times of these cells are: "steady state"."""
-        kinds = dict.fromkeys(cell.metric for cell in summaries(cells))
-        return "/".join(kinds) if self.of_step else ""
+        """What the times of these cells are: "steady state"; of other figures only the emulated
+        cluster."""
+        named = (cell.metric if self.of_step else cell.cluster for cell in summaries(cells))
+        return "/".join(filter(None, dict.fromkeys(named)))
 
 
 DURATION = Metric("median_ms", "Duration", "ms", "low_ms", "high_ms", of_step=True)

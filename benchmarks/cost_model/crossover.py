@@ -87,12 +87,14 @@ def crossing(ratio: Sequence[float]) -> float | None:
     return None
 
 
-def said(at: float | None, ratio: Sequence[float]) -> str:
+def said(
+    at: float | None, ratio: Sequence[float], grid: Sequence[int] = TOPKS, name: str = "k"
+) -> str:
     if at is None:
         return "never: " + ("always faster" if ratio[0] < 1 else "always slower")
-    low = TOPKS[int(at)]
-    high = TOPKS[min(int(at) + 1, len(TOPKS) - 1)]
-    return f"k = {low + (at - int(at)) * (high - low):.1f}"
+    low = grid[int(at)]
+    high = grid[min(int(at) + 1, len(grid) - 1)]
+    return f"{name} = {low + (at - int(at)) * (high - low):.1f}"
 
 
 def report(ranks: int) -> int:

@@ -98,17 +98,28 @@ class Score:
     def errors(self) -> list[float]:
         return [abs(p / m.total_s - 1) for m, p in self.pairs]
 
+    def factor(self, m: Measured) -> float:
+        """Of the cell's interval: its ends are the prediction divided and multiplied by it."""
+        return self.made.spread
+
+    def holds(self, m: Measured, predicted_s: float) -> bool:
+        return abs(math.log(predicted_s / m.total_s)) <= math.log(self.factor(m))
+
     @property
     def inside(self) -> float:
-        limit = math.log(self.made.spread)
-        return statistics.fmean(abs(math.log(p / m.total_s)) <= limit for m, p in self.pairs)
+        return statistics.fmean(self.holds(m, p) for m, p in self.pairs)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.errors)
 
     def cells(self) -> list[str]:
         errors = sorted(self.errors)
+        factor = statistics.median(self.factor(m) for m, _ in self.pairs)
         return [
             str(len(self.pairs)), f"{statistics.median(errors):.1%}",
             f"{errors[min(len(errors) - 1, int(0.9 * len(errors)))]:.1%}", f"{max(errors):.1%}",
-            f"x {self.made.spread:.2f}", f"{self.inside:.0%}",
+            f"x {factor:.2f}", f"{self.inside:.0%}",
         ]  # fmt: skip
 
 
@@ -120,11 +131,18 @@ def halves(cells: Sequence[Measured], seed: int) -> tuple[list[Measured], list[M
 
 def table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
     header = ["held out", "cells", "median error", "90% within", "worst", "interval", "inside it"]
-    if not markdown:
-        return "\n".join(f"{row[0]:34}" + "".join(f"{c:>14}" for c in row[1:]) for row in
-                         [header, *rows])  # fmt: skip
-    lines = ["| " + " | ".join(row) + " |" for row in [header, *rows]]
-    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
+    return rows_text(header, rows, markdown)
+
+
+def rows_text(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool) -> str:
+    if markdown:
+        lines = ["| " + " | ".join(row) + " |" for row in [header, *rows]]
+        return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    )
 
 
 def report(markdown: bool) -> int:

@@ -113,6 +113,12 @@ environment.gpus name, memory and more of every GPU
 environment.gpu_links between them
 environment.network own, loopback or between nodes
 environment.files how files of other machines came: shared folder, stream to node 0, Ray
+environment.emulated.dilation of an emulated cluster: wall time for each second of a rank's CPU time
+environment.emulated.ranks_per_node ranks of a node
+environment.emulated.intra_mbit_s rate of a rank's link inside a node, frames included
+environment.emulated.inter_mbit_s the same between nodes
+environment.emulated.mtu bytes of a packet
+environment.emulated.latency_ms added to each message
 environment.pinned CPUs of every rank, or null
 environment.before state of host and process before the wave
 environment.after the same of every rank after it; `gpus`: clocks, power, throttling in the wave

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe.spec import Cell, WorkloadSpec
-from runners.records import forced_balance, stats
+from runners.records import emulation, forced_balance, stats
 from runners.records.record import Record, Samples, current_name
 
 # Cell fields whose plain name would be ambiguous in a flat row. Fields of the router get the prefix
@@ -178,6 +178,7 @@ def _headline(record: Record) -> dict[str, Any]:
     values["round_numbers"] = list(rounds)
     values["timed_seconds"] = stats.timed_ns(record.samples) / 1e9
     values["steps_per_sample"] = max(record.samples.steps, default=None)
+    values["void_samples"] = record.samples.kind.count("void")
     return values
 
 
@@ -287,8 +288,11 @@ def _memory(record: Record) -> dict[str, Any]:
 def _environment(record: Record) -> dict[str, Any]:
     source = record.environment
     values = {name: _plain(_reach(source, path)) for name, path in ENVIRONMENT.items()}
+    cluster = source.get(emulation.KEY) or {}
     return {
         **values,
+        "emulated": bool(cluster),
+        "emulation": cluster,
         "environment": source,
         "measure": record.measure,
         "calibration": record.calibration or {},

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from moe.spec import Cell, LayerSpec, RankLayout, RouterSpec, StrategySpec, WorkloadSpec
+from runners.records import emulation
 from runners.records.sealed import RecordError, sealed, unsealed, write_atomic
 
 # 2: every file carries the checksum of its content; a time is the mean over a block of steps
@@ -30,7 +31,7 @@ SCHEMA = 4
 COMPARABLE = (3, SCHEMA)  # in which a time means the same
 READABLE = (2, *COMPARABLE)  # older ones are refused by name
 FORMER_NAMES = {"reference": "seed", "peer_reference": "peer_seed"}  # until schema 3
-KINDS = ("warmup", "short", "long", "latency", "fixed")
+KINDS = ("warmup", "short", "long", "latency", "fixed", "void")
 # interrupted: there are samples, but of fewer rounds than the minimum; they are kept and count for
 # nothing. checked: proven right, and not to be timed, as ranks on GPUs send through the host.
 OUTCOMES = ("measured", "wrong", "failed", "interrupted", "checked")
@@ -43,7 +44,8 @@ class Samples:
     shared monotonic clock. A sample is a block of `steps` steps between two barriers.
 
     kind: warmup (kept, never counted); short and long, whose difference is the time of a step;
-    latency (one step); fixed (measure.block=N: exactly N steps, nothing else is taken).
+    latency (one step); fixed (measure.block=N: exactly N steps, nothing else is taken); void
+    (emulated ranks: one was late, so that its time is none of the cluster's; never counted).
     """
 
     round: list[int] = field(default_factory=list)
@@ -227,6 +229,7 @@ def _check(record: Record) -> None:
         raise RecordError("a sample has no steps")
     if unknown := [kind for kind in record.samples.kind if kind not in KINDS]:
         raise RecordError(f"a sample's kind {unknown[0]!r} is none of {', '.join(KINDS)}")
+    emulation.of_environment(record.environment)
     check_key(record)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from runners.host import gpu_monitor
-from runners.records import cold_proof
+from runners.records import cold_proof, emulation
 from runners.records.record import Record, Samples
 
 CONFIDENCE = 0.95
@@ -110,10 +110,13 @@ def round_ratios(a: Samples, b: Samples) -> list[float]:
 
 
 def metric(record: Record) -> str:
-    """Name of what the record's time of a step is. Different metrics are never compared."""
+    """Name of what the record's time of a step is. Different metrics are never compared, so that
+    an emulated cluster's says which cluster it is."""
+    name = STEADY if record.schema > 2 else BLOCK_MEAN
     if steps := record.measure.get("block"):
-        return f"fixed block of {steps} step" + ("s" if steps > 1 else "")
-    return STEADY if record.schema > 2 else BLOCK_MEAN
+        name = f"fixed block of {steps} step" + ("s" if steps > 1 else "")
+    cluster = emulation.of_environment(record.environment)
+    return f"{name}, {cluster.words}" if cluster else name
 
 
 def floor_ms(record: Record) -> float | None:
@@ -197,7 +200,8 @@ def flags(record: Record) -> list[str]:
     known = (record.environment.get(name) for name in ("cores", "cpu_quota"))
     cores = min(filter(None, known), default=0)
     local = record.environment.get("local_ranks") or place.world_size
-    if place.device == "cpu" and cores and local * place.threads > cores:
+    paced = emulation.of_environment(record.environment) is not None  # by each rank's CPU time
+    if place.device == "cpu" and cores and local * place.threads > cores and not paced:
         names.append("oversubscribed")
     if record.cell.layer.topk != record.cell.layer.topk_requested:
         names.append("clamped")

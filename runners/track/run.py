@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from moe.strategies import rules_of
-from runners.records import flat_row, forced_balance
+from runners.records import emulation, flat_row, forced_balance
 from runners.records.record import GOOD, Record
 
 # Row names outside the cell that are known before anything is measured.
 KNOWN_BEFORE = (
     *("sweep", "key", "label", "launch", "wave", "cell_id", "attempt_id", "created", "model"),
     *("scale", "overrides"),
-    *("environment", "measure", "calibration", *flat_row.ENVIRONMENT),
+    *("emulated", "emulation", "environment", "measure", "calibration", *flat_row.ENVIRONMENT),
 )
 ROWS_FIELD = "tracked_rows"  # summary: number of history rows of a complete run
 EXACT_FIELD = "exact_json"  # config and summary: their values with dicts in them, as JSON
@@ -55,6 +55,7 @@ def run_of(record: Record, sweep: str) -> Run:
     summary = {name: value for name, value in row.items() if name not in known}
     marks = [] if record.outcome == "measured" else [record.outcome]
     marks += [forced_balance.TAG] if forced_balance.is_forced(record.cell.workload.kind) else []
+    marks += [emulation.KEY] if row["emulated"] else []
     return Run(
         id=run_id(record, sweep),
         name=_name(record),

@@ -17,6 +17,7 @@ from runners.host import topology
 from runners.launch.local import start
 from runners.plan import Job, Measure
 from runners.records import record
+from runners.records.emulation import KEY, Emulation
 from runners.records.record import Record
 from runners.sweep.launch import Launch, LaunchOutcome
 from runners.sweep.progress import Progress
@@ -61,6 +62,11 @@ def on_two_nodes(one: Record) -> Record:
     return replace(one, environment={**topology.environment(launches), "files": "Ray"})
 
 
+def emulated(one: Record) -> Record:
+    cluster = Emulation(20.0, 2, 90.0, 10.0)
+    return replace(one, environment={**one.environment, KEY: dataclasses.asdict(cluster)})
+
+
 def cold_on_a_gpu(one: Record) -> Record:
     cache = {"bytes": 1 << 20, "sets": 101, "l2_bytes": 50 << 20, "cold_s": 1e-6, "warm_s": 1e-6}
     return replace(one, memory=[{**rank, "cache": cache} for rank in one.memory or []])
@@ -79,7 +85,7 @@ def test_the_documented_fields_are_those_of_real_records(tmp_path: Path) -> None
     found = [record.read(path) for path in record.paths(tmp_path)]
     assert sorted(one.outcome for one in found) == ["measured", "measured", "wrong"]
     found += [failed(found[0], tmp_path), on_two_nodes(found[0])]
-    found += [short_of_memory(found[0]), cold_on_a_gpu(found[0])]
+    found += [short_of_memory(found[0]), cold_on_a_gpu(found[0]), emulated(found[0])]
     assert {one.outcome for one in found} <= set(record.OUTCOMES)
     held = set[str]().union(*(record_fields.leaves(record.to_dict(one)) for one in found))
     listed = set(record_fields.documented())

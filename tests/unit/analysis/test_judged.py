@@ -1,0 +1,274 @@
+"""Predictions of an emulated cluster: its links by hand, and a judge that knows good from bad."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from analysis import cli
+from analysis.predict import emulated, features, model, network
+from analysis.predict.fit import Measured, fit
+from analysis.predict.model import Coefficients
+from benchmarks.cost_model import crossings
+from benchmarks.cost_model import emulated as judge
+from moe.cost import Call
+from moe.parallel.traffic import GroupShape
+from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
+from runners.records.emulation import Emulation
+from runners.records.record import Record
+from tests.support import analysis_factory as factory
+
+CLUSTER = Emulation(20.0, 2, 80.0, 8.0)
+CALIBRATION = {
+    "ranks": 4, "threads": 1, "backend": "gloo", "device": "cpu", "collectives": {},
+    "read_warm_bytes_per_s": {}, "read_bytes_per_s": 5e8, "copy_bytes_per_s": 5e8,
+    "matmul_flops_per_s": {"float32": {"peak": 2e9}},
+    "shared": {"read_bytes_per_s": 2e9, "matmul_flops_per_s": {"float32": 8e9}},
+}  # fmt: skip
+MACHINE = emulated.machine(CLUSTER, CALIBRATION)
+SHARE = 1448 / 1514
+INTRA, INTER = 1e7 * SHARE, 1e6 * SHARE  # bytes/s of data
+TRUTH = Coefficients({
+    ("", "operations"): 1e-3, ("", "experts"): 1e-3, ("", "matrix"): 1.3, ("", "read"): 1.2,
+    ("", "move"): 1.5, ("", "fresh"): 1.0, ("", "wire"): 1.03, ("", "calls"): 4e-3,
+    ("", "messages"): 1e-3, ("", "hops"): 2e-3,
+})  # fmt: skip
+Change = Callable[[Cell, float], float]
+
+
+def world(size: int) -> GroupShape:
+    return GroupShape("world", size, 1)
+
+
+def test_a_rank_of_the_cluster_keeps_its_rates() -> None:
+    assert MACHINE.matrix_rate("float32") == pytest.approx(2e9)
+    assert MACHINE.read_bytes_per_s == pytest.approx(5e8)
+    assert (MACHINE.intra.bytes_per_s, MACHINE.inter.bytes_per_s) == pytest.approx((INTRA, INTER))
+    assert emulated.payload_share(9000) == 8948 / 9014
+    with pytest.raises(KeyError):
+        emulated.machine(CLUSTER, {"ranks": 4})
+
+
+def test_an_all_to_all_uses_both_links_at_once() -> None:
+    """4 ranks in nodes of 2: of 3 MB one goes inside the node."""
+    call = Call("all_to_all", world(4), "dispatch", 3e6, 3e6)
+    assert network.call_times(call, MACHINE).wire_s == pytest.approx(2e6 / INTER)
+    near = Call("all_to_all", world(2), "dispatch", 3e6, 3e6)
+    assert network.call_times(near, MACHINE).wire_s == pytest.approx(3e6 / INTRA)
+    assert network.counts(call) == {"calls": 1, "messages": 3}
+
+
+def test_a_ring_that_leaves_the_node_waits_for_the_slow_link() -> None:
+    for ranks, rate, turns in ((2, INTRA, 2), (4, INTER, 6), (32, INTER, 62)):
+        ring = Call("all_reduce", world(ranks), "combine", 2e6, 2e6, 1, "library")
+        assert network.call_times(ring, MACHINE).wire_s == pytest.approx(2e6 / rate)
+        assert network.counts(ring) == {"calls": 1, "hops": turns}
+    gathered = Call("all_gather", world(8), "combine", 7e6, 7e6, 1, "library")
+    assert network.counts(gathered) == {"calls": 1, "hops": 7}
+
+
+def test_small_and_scattered_messages_are_sent_to_all_at_once() -> None:
+    for call in (
+        Call("all_reduce", world(4), "combine", 3e6, 3e6, 2, "exchange"),
+        Call("reduce_scatter", world(4), "combine", 3e6, 3e6, 2),
+    ):
+        assert network.call_times(call, MACHINE).wire_s == pytest.approx(2e6 / INTER)
+        assert network.counts(call) == {"calls": 2, "messages": 6}
+
+
+def test_a_links_latency_is_of_every_turn() -> None:
+    slow = emulated.machine(dataclasses.replace(CLUSTER, latency_ms=5.0), CALIBRATION)
+    ring = Call("all_reduce", world(4), "combine", 2e6, 2e6, 1, "library")
+    assert network.call_times(ring, slow).alpha_s == pytest.approx(6 * 0.005)
+    sent = Call("all_to_all", world(4), "dispatch", 3e6, 3e6, 2)
+    assert network.call_times(sent, slow).alpha_s == pytest.approx(2 * 0.005)
+
+
+def cell(name: str, ranks: int, topk: int, each: int) -> Cell:
+    layer = LayerSpec(256, 512, 256, num_experts=32, topk=topk, topk_requested=topk)
+    way = "local" if name in ("simple", "tp") else "alltoall"
+    work = WorkloadSpec(batch_size=each * ranks, tokens="sharded")
+    strategy = StrategySpec(name, way, kernel="loop")
+    return Cell(layer, strategy, work, RankLayout(ranks, "gloo", "cpu", 1))
+
+
+def grid() -> list[Cell]:
+    return [
+        cell(name, ranks, topk, each)
+        for ranks in (1, 2, 4, 8, 16, 32)
+        for name in (("simple",) if ranks == 1 else ("simple", "tp", "ep", "dp_ep"))
+        for topk in (1, 2, 4)
+        for each in (64, 256)
+        if name != "dp_ep" or ranks > 2
+    ]
+
+
+def true_s(of: Cell) -> float:
+    return model.time_s(of, MACHINE, TRUTH)[1]
+
+
+def measured(change: Change = lambda _, seconds: seconds, noise: float = 0.02) -> list[Measured]:
+    rng = random.Random(1)
+    return [
+        Measured(of, MACHINE, change(of, true_s(of)) * rng.lognormvariate(0, noise), {})
+        for of in grid()
+    ]
+
+
+def slowed_beyond_4(of: Cell, seconds: float) -> float:
+    """What the model does not know: the bytes of ep take four times as long on 8 ranks and more."""
+    if of.strategy.name != "ep" or of.placement.world_size <= 4:
+        return seconds
+    wire = sum(v for (_, t), v in features.terms(features.busiest(of), MACHINE).items()
+               if t == "wire")  # fmt: skip
+    return seconds + 3 * wire
+
+
+def test_a_fit_on_few_ranks_finds_what_made_the_times() -> None:
+    few = [m for m in measured(noise=0.0) if m.cell.placement.world_size <= 4]
+    made = fit(few)
+    assert made.values["", "wire"] == pytest.approx(1.03, rel=0.03)
+    assert set(made.values) >= {("", "calls"), ("", "messages"), ("", "hops")}
+    errors = [abs(model.time_s(of, MACHINE, made)[1] / true_s(of) - 1) for of in grid()]
+    assert max(errors) < 0.05
+
+
+def test_a_right_model_meets_the_goals() -> None:
+    judgement = judge.Judgement(measured())
+    assert [v.met for v in judgement.verdicts()] == [True] * 5
+    assert judgement.ranks.median < 0.05
+    assert list(judgement.by_ranks) == [8, 16, 32]
+    assert list(judgement.by_strategy) == ["dp_ep", "ep", "simple", "tp"]
+    largest = judgement.by_ranks[32]
+    of, _ = largest.pairs[0]  # 3 doublings of ranks, and one of the batch: 64 x 32 after 256 x 4
+    assert largest.factor(of) == pytest.approx(largest.made.spread * 1.15**4)
+    rows = {row[0]: row[1] for row in judgement.rows()}
+    assert rows["8 ranks"] == "24"
+    assert rows["strategy tp left out"] == "30"
+
+
+def test_a_planted_wrong_term_shows() -> None:
+    """Misses are cells of ep beyond 4 ranks alone, whose largest phase moves bytes."""
+    judgement = judge.Judgement(measured(slowed_beyond_4))
+    lost = [row for row in judgement.misses() if row[1].endswith("ranks")]
+    assert len(lost) >= 15  # of 18
+    assert all(row[0].startswith("ep alltoall") for row in lost)
+    assert all(row[5].startswith(("dispatch", "combine")) for row in lost)
+    assert [v.met for v in judgement.verdicts()][2] is False
+    assert "missed" in judge.text(judgement, markdown=True)
+
+
+def test_few_cells_miss_the_goal() -> None:
+    few = [m for m in measured() if m.cell.placement.world_size <= 8]
+    for cells, met in ((few[:60], True), (few[:59], False)):
+        first = judge.Judgement(cells).verdicts()[0]
+        assert first == ("at least 60 cells", str(len(cells)), met)
+
+
+def slice_of(measured_: Sequence[float], predicted: Sequence[float]) -> crossings.Crossing:
+    grid = list(range(2, 2 + len(measured_)))
+    return crossings.Crossing("ranks", "", ("a", "b"), grid, list(measured_), list(predicted))
+
+
+@pytest.mark.parametrize(("found", "said", "off"), [
+    ([2.0, 1.5, 0.5, 0.25], [2.0, 0.5, 0.4, 0.3], 1.5 - 2 / 3),
+    ([2.0, 1.5, 1.2, 1.1], [2.0, 1.5, 1.5, 0.5], 0.5),  # measured: after the end
+    ([0.9, 0.8, 0.7, 0.6], [1.5, 0.5, 0.5, 0.5], 0.5),  # measured: before the start
+    ([0.9, 0.8, 0.7, 0.6], [0.9, 0.8, 0.7, 0.6], 0.0),
+    ([0.9, 0.8, 0.7, 0.6], [1.9, 1.8, 1.7, 1.6], 3.0),
+    ([2.0, 0.5, 0.4, 0.3], [2.0, 1.9, 1.8, 1.7], 3 - 2 / 3),
+])  # fmt: skip
+def test_crossings_are_apart_by_grid_steps(
+    found: list[float], said: list[float], off: float
+) -> None:
+    one = slice_of(found, said)
+    assert one.off == pytest.approx(off)
+    assert one.near is (off <= 1)
+    assert one.crosses is (found != said)
+
+
+def test_slices_are_along_ranks_and_topk_with_all_else_alike() -> None:
+    cells = measured(noise=0.0)
+    found = crossings.slices(cells)
+    along_ranks = [one for one in found if one.axis == "ranks" and one.names[0] == "ep alltoall"]
+    assert {tuple(one.grid) for one in along_ranks} == {(2, 4, 8, 16, 32)}
+    assert len(along_ranks) == 3 * 2  # top-k and the batch of a rank; against tp
+    along_topk = [one for one in found if one.axis == "top-k"]
+    assert {tuple(one.grid) for one in along_topk} == {(1, 2, 4)}
+    assert len(along_topk) == 2 * (1 + 4 * 3)  # on 2 ranks one pair, on 4 to 32 three
+    for one in found:
+        for a, b in one.pairs:
+            assert a.cell.layer == b.cell.layer
+            assert (a.cell.workload, a.cell.placement) == (b.cell.workload, b.cell.placement)
+
+
+def test_a_crossing_is_predicted_without_its_own_cells() -> None:
+    """Where every small measurement of a slice is spoilt, what predicts it does not know."""
+    cells = measured(noise=0.0)
+    judgement = judge.Judgement(cells)
+    one = next(s for s in crossings.slices(cells) if s.axis == "ranks")
+    own = {id(m) for pair in one.pairs for m in pair}
+    spoilt = [dataclasses.replace(m, total_s=9 * m.total_s) if id(m) in own else m for m in cells]
+    again = judge.Judgement(spoilt).crossings[0]
+    assert again.predicted == pytest.approx(judgement.crossings[0].predicted)
+
+
+def record_of(of: Cell) -> Record:
+    ranks = of.placement.world_size
+    environment = {**factory.ENVIRONMENT, "local_ranks": ranks, "emulated": asdict(CLUSTER)}
+    scale = 1e3 * true_s(of) / factory.truth_ms(of)
+    return factory.measured(
+        of, scale=scale, rounds=6, noise=0.01, environment=environment, phases=None,
+        skew={"expert_slots": [1] * 32, "rank_slots": [1] * ranks}, kernel={"name": "loop"},
+        calibration={**CALIBRATION, "ranks": ranks, "shared": {
+            "read_bytes_per_s": 5e8 * ranks, "matmul_flops_per_s": {"float32": 2e9 * ranks},
+        }},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    records = [record_of(of) for of in grid()]
+    return str(factory.write_all(tmp_path_factory.mktemp("emulated"), records))
+
+
+def test_predict_fits_a_cluster_as_dilated(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["predict", folder, "--world-size", "64", "--strategy", "simple", "--topk", "4"]
+    assert cli.main([*words, "--tokens-per-rank", "256", "--format", "csv"]) == 0
+    out = capsys.readouterr().out
+    row = next(line for line in out.splitlines() if line.startswith("64,simple,"))
+    assert float(row.split(",")[2]) == pytest.approx(
+        1e3 * true_s(cell("simple", 64, 4, 256)), rel=0.1
+    )
+    assert f"times are dilated, of a cluster that is {CLUSTER.words}" in out
+    assert "cores" not in out
+
+
+def test_the_report_reads_records(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert judge.main(["report", folder]) == 0
+    out = capsys.readouterr().out
+    assert "all of more ranks" in out
+    assert "every cell is in its interval" in out
+    assert "missed" not in out
+    assert "pairs cross nowhere, as predicted" in out
+    known = judge.load([folder])
+    assert len(known) == len(grid())
+    assert {m.machine.matrix_rate("float32") for m in known} == {2e9}
+
+
+def test_only_one_emulated_cluster_is_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = factory.write_all(tmp_path / "real", factory.rich_records())
+    assert judge.main(["report", str(real)]) == 2
+    assert "allowed are sweeps of an emulated cluster" in capsys.readouterr().err
+    few = factory.write_all(tmp_path / "few", [record_of(of) for of in grid()[:30]])
+    assert judge.main(["report", str(few)]) == 2
+    assert "no cell on more than 4 ranks" in capsys.readouterr().err
+    assert judge.main(["report", str(real), str(few)]) == 2
+    assert "cannot be compared" in capsys.readouterr().err
