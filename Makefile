@@ -92,6 +92,10 @@ test-ray: setup ## the sweep on a real Ray: two nodes that share no folder (root
 test-hosts: setup ## the sweep on two hosts: two network namespaces (root; apt-get install iproute2)
 	$(RUN) -m pytest -q tests/system/hosts/check_hosts.py
 
+.PHONY: test-emulate
+test-emulate: setup ## an emulated cluster of 4 ranks: shaped links, paced ranks (Linux; apt-get install iproute2)
+	$(RUN) -m pytest -q tests/system/emulate/check_emulated.py
+
 BUILDER ?= docker
 .PHONY: test-image
 test-image: ## the container built, and a sweep in it without a network (BUILDER=docker or podman); IMAGE="--build-arg BASE=..."
