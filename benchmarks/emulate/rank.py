@@ -11,7 +11,6 @@ import torch
 from benchmarks.emulate import collectives
 from benchmarks.emulate.pace import Pace
 from benchmarks.emulate.rates import Rates
-from benchmarks.emulate.spec import EmulatedCluster
 from benchmarks.emulate.start_gate import StartGate
 from moe import phases
 from runners.host import hardware
@@ -70,7 +69,6 @@ class EmulatedRanks(TorchRanks):
 class EmulatedWorker(Worker):
     """Adds what is emulated to the record, and leaves out blocks in which a rank was late."""
 
-    cluster: EmulatedCluster
     rates: Rates
     ranks_type = EmulatedRanks
 
@@ -93,7 +91,7 @@ class EmulatedWorker(Worker):
         EmulatedRanks.pace.active = stage in PACED_STAGES
 
     def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "network": "emulated", "emulated": vars(self.cluster)}
+        return {**super().facts(), "network": "emulated", "emulated": vars(self.rates.cluster)}
 
     def _log_environment(self) -> None:
         super()._log_environment()
@@ -107,16 +105,8 @@ class EmulatedWorker(Worker):
         super().emit(sample)
 
 
-def main(
-    plan_path: str, place: RankPlace, gate: StartGate, cluster: EmulatedCluster, rates: Rates
-) -> int:
+def main(plan_path: str, place: RankPlace, gate: StartGate, rates: Rates) -> int:
     """Runs the rank; returns its exit code."""
-    os.environ.update(
-        RANK=str(place.rank),
-        WORLD_SIZE=str(place.world_size),
-        LOCAL_RANK=str(place.local_rank),
-        LOCAL_WORLD_SIZE=str(place.local_ranks),
-    )
-    EmulatedRanks.pace, EmulatedRanks.gate = Pace(cluster.dilation), gate
-    EmulatedWorker.cluster, EmulatedWorker.rates = cluster, rates
+    EmulatedRanks.pace, EmulatedRanks.gate = Pace(rates.cluster.dilation), gate
+    EmulatedWorker.rates = rates
     return worker.main([plan_path], EmulatedWorker)

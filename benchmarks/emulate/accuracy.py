@@ -1,0 +1,157 @@
+"""How near emulated messages and computing are to what the links and the dilation say.
+
+    python -m benchmarks.emulate.accuracy [RANKS ...] [--markdown]     # by default 4, 8, 16, 32
+
+An all-to-all of 1 MiB and of 256 KiB on each rank should take the bytes on its slower link over
+that link's rate; matrix products should take the dilated time of the same products on one rank.
+Times are medians of makespans.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from benchmarks.emulate import collectives, forks, launch, network
+from benchmarks.emulate.pace import Pace
+from benchmarks.emulate.spec import EmulatedCluster
+from benchmarks.emulate.start_gate import StartGate
+from runners.errors import ConfigError
+from runners.rank.process_group import RankPlace
+
+RANKS = (4, 8, 16, 32)
+SIZES = (1 << 20, 256 << 10)
+SAMPLES, LIMIT_S = 7, 300.0
+PRODUCTS = 400  # of 96 x 96 matrices: about 8 ms of a core
+HEADER = ("ranks", "what", "expected ms", "measured ms", "error", "samples")
+
+
+def link_s(size: int, ranks: int, cluster: EmulatedCluster) -> float:
+    """Time of an all-to-all of `size` bytes on the slower of a rank's two links, in s."""
+    near = size * (min(cluster.ranks_per_node, ranks) - 1) / ranks
+    far = size * max(0, ranks - cluster.ranks_per_node) / ranks
+    rates = cluster.intra_mbit_s, cluster.inter_mbit_s
+    return max(
+        cluster.overhead * part * 8 / (rate * 1e6)
+        for part, rate in zip((near, far), rates, strict=True)
+    )
+
+
+def body(place: RankPlace, cluster: EmulatedCluster, gate: StartGate, folder: Path) -> int:
+    """One rank: writes its blocks' {name: [[start, end], ...]} in s, void ones left out."""
+    torch.set_num_threads(1)
+    pace = Pace(cluster.dilation)
+    collectives.install(pace)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=LIMIT_S))
+    matrix = torch.randn(96, 96)
+
+    def products() -> None:
+        for _ in range(PRODUCTS):
+            torch.mm(matrix, matrix)
+
+    calls = {"products": products}
+    for size in SIZES:
+        x = torch.ones(size // 4)
+        out = torch.empty_like(x)
+        calls[f"all-to-all {size >> 10} KiB"] = lambda o=out, i=x: dist.all_to_all_single(o, i)
+    blocks: dict[str, list[list[float]]] = {name: [] for name in calls}
+    for number in range(SAMPLES + 1):
+        for name, call in calls.items():
+            gate.wait()
+            pace.begin()
+            start = time.monotonic()
+            call()
+            pace.settle()
+            end = time.monotonic()
+            late = gate.any(place.rank, pace.was_late(end - start))
+            if number and not late:
+                blocks[name].append([start, end])
+    (folder / f"{place.rank}.json").write_text(json.dumps(blocks))
+    gate.wait()
+    return 0
+
+
+def inside(ranks: int, cluster: EmulatedCluster, folder: Path) -> int:
+    """Runs the ranks; called in a private network."""
+    network.set_up(ranks, cluster)
+    gate = StartGate(ranks, LIMIT_S)
+    return len(forks.run(ranks, cluster, lambda place: body(place, cluster, gate, folder)))
+
+
+def medians_s(ranks: int, cluster: EmulatedCluster) -> dict[str, tuple[float, int]]:
+    """{name: (median makespan in s, how many)}; raises ConfigError where nothing can be had."""
+    with tempfile.TemporaryDirectory() as name:
+        program = [
+            sys.executable,
+            "-m",
+            "benchmarks.emulate.accuracy",
+            str(ranks),
+            "--inside",
+            name,
+        ]
+        done = subprocess.run(launch.private(program), check=False, timeout=2 * LIMIT_S)
+        if done.returncode:
+            raise ConfigError(f"emulation: {ranks} ranks ended with exit code {done.returncode}")
+        rows = [json.loads((Path(name) / f"{rank}.json").read_text()) for rank in range(ranks)]
+    found = {}
+    for key in rows[0]:
+        blocks = zip(*(row[key] for row in rows), strict=True)
+        spans = [max(end for _, end in one) - min(start for start, _ in one) for one in blocks]
+        found[key] = (statistics.median(spans) if spans else float("nan"), len(spans))
+    return found
+
+
+def table(all_ranks: list[int], cluster: EmulatedCluster) -> list[list[str]]:
+    alone, rows = medians_s(1, cluster)["products"][0], []
+    for ranks in all_ranks:
+        expected = {f"all-to-all {size >> 10} KiB": link_s(size, ranks, cluster) for size in SIZES}
+        for name, (seconds, count) in medians_s(ranks, cluster).items():
+            should = expected.get(name, alone)
+            rows.append([
+                str(ranks), name, f"{1e3 * should:.0f}", f"{1e3 * seconds:.0f}",
+                f"{seconds / should - 1:+.1%}", str(count),
+            ])  # fmt: skip
+    return rows
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.emulate.accuracy",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("ranks", type=int, nargs="*", help="numbers of ranks")
+    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    cluster = EmulatedCluster()
+    if options.inside:
+        return inside(options.ranks[0], cluster, options.inside)
+    try:
+        launch.check()
+        rows = table(options.ranks or list(RANKS), cluster)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.markdown:
+        lines = ["| " + " | ".join(row) + " |" for row in (HEADER, *rows)]
+        print("\n".join([lines[0], "|" + "---|" * len(HEADER), *lines[1:]]))
+    else:
+        print("\n".join("".join(f"{cell:>20}" for cell in row) for row in (HEADER, *rows)))
+    return 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,80 @@
+"""Ranks as forks of this process, each in its namespace."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.emulate import network
+from benchmarks.emulate.spec import EmulatedCluster
+from runners.rank.process_group import RankPlace
+
+LAST_S, POLL_S = 1.0, 0.05  # wait for further failures after the first; interval
+PORT = "29500"  # in the first rank's namespace, which nothing else is in
+
+
+def place_of(rank: int, ranks: int, cluster: EmulatedCluster) -> RankPlace:
+    """The rank's place; the last node may have fewer ranks."""
+    node, local = divmod(rank, cluster.ranks_per_node)
+    here = min(cluster.ranks_per_node, ranks - node * cluster.ranks_per_node)
+    return RankPlace(rank, ranks, local, here, node)
+
+
+def run(
+    ranks: int, cluster: EmulatedCluster, body: Callable[[RankPlace], int]
+) -> list[dict[str, Any]]:
+    """Calls `body` in a fork for each rank and waits for all: {rank, exitcode, pid} of those that
+    failed. Soon after the first failure the others are ended. The links must exist already."""
+    os.environ.update(
+        MASTER_ADDR=network.address(0, cluster.ranks_per_node), MASTER_PORT=PORT,
+        GLOO_SOCKET_IFNAME="eth0", WORLD_SIZE=str(ranks),
+    )  # fmt: skip
+    pids: dict[int, int] = {}
+    for rank in range(ranks):
+        child = os.fork()
+        if child == 0:
+            _run_rank(place_of(rank, ranks, cluster), body)
+        pids[child] = rank
+    return _wait(pids)
+
+
+def _run_rank(place: RankPlace, body: Callable[[RankPlace], int]) -> None:
+    code = 1
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        network.enter(network.namespace(place.rank))
+        os.environ.update(
+            RANK=str(place.rank), LOCAL_RANK=str(place.local_rank),
+            LOCAL_WORLD_SIZE=str(place.local_ranks),
+        )  # fmt: skip
+        code = body(place)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _wait(pids: dict[int, int]) -> list[dict[str, Any]]:
+    failures, deadline = [], float("inf")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        while pids and time.monotonic() < deadline:
+            child, status = os.waitpid(-1, os.WNOHANG)
+            if child == 0:
+                time.sleep(POLL_S)
+                continue
+            rank = pids.pop(child)
+            if code := os.waitstatus_to_exitcode(status):
+                failures.append({"rank": rank, "exitcode": code, "pid": child})
+                deadline = min(deadline, time.monotonic() + LAST_S)
+    finally:
+        for child in pids:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    return failures
