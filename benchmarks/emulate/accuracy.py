@@ -100,7 +100,10 @@ def medians_s(ranks: int, cluster: EmulatedCluster) -> dict[str, tuple[float, in
             "--inside",
             name,
         ]
-        done = subprocess.run(launch.private(program), check=False, timeout=2 * LIMIT_S)
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        done = subprocess.run(
+            launch.private(program), check=False, timeout=2 * LIMIT_S, env=variables
+        )
         if done.returncode:
             raise ConfigError(f"emulation: {ranks} ranks ended with exit code {done.returncode}")
         rows = [json.loads((Path(name) / f"{rank}.json").read_text()) for rank in range(ranks)]
@@ -153,5 +156,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.exit(main(sys.argv[1:]))
