@@ -19,8 +19,8 @@ from runners.records.stats import STEADY
 
 
 def measured(cells: Iterable[CellSummary]) -> list[Measured]:
-    """Those with a time in steady state whose record has a calibration for their number of ranks,
-    but for serial, peers and planted slow-downs."""
+    """Those with a time in steady state, or on an emulated cluster, whose record has a calibration
+    for their number of ranks, but for serial, peers and planted slow-downs."""
     return [known for cell in cells if (known := of_cell(cell)) is not None]
 
 
@@ -30,10 +30,12 @@ def of_cell(summary: CellSummary) -> Measured | None:
     left_out = (
         rules_of(strategy.name).single_rank or strategy.name.startswith(PEER) or strategy.slowdown
     )
-    steady = summary.metric.removesuffix(f", {summary.cluster}") == STEADY
-    if not steady or not summary.measured or not summary.calibration or left_out:
-        return None
     cluster = emulation.of_values(summary.emulation)
+    # An emulated block is one long step that all ranks begin together.
+    if summary.metric != STEADY and not cluster:
+        return None
+    if not summary.measured or not summary.calibration or left_out:
+        return None
     calibrated = machine_of(summary.calibration, summary.world_size, cluster)
     if calibrated is None:
         return None
