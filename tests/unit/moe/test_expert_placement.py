@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe.parallel.expert_placement import Places, order_for, places_of, primary_order, with_copies
+from moe.parallel.expert_order import by_load, order_for, primary_order, with_copies
+from moe.parallel.expert_placement import Places, places_of
 from moe.spec import Cell, LayerSpec, StrategySpec
 
 CPU = torch.device("cpu")

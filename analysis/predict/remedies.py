@@ -1,0 +1,215 @@
+"""What can be done about skewed routing: place experts anew, copy hot ones, or balance the router.
+
+All is of one expert-parallel form. Placements and copies are chosen on the first half of a captured
+trace and judged on its second half, each by the model's time with the skew that they leave.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from analysis import numbers
+from analysis.predict import candidates, measurement
+from analysis.predict.model import Prediction
+from analysis.predict.problem import PredictionProblem
+from analysis.predict.routing import CapturedRouting
+from moe.build import supports
+from moe.spec import Cell, StrategySpec, Unsupported
+from moe.strategies import degrees, rules_of
+
+COPIES_PER_RANK = (1, 2, 4)
+WORTH = 0.02  # of a step, that a remedy has to save before it is recommended
+PLACEMENT_FILE = "placement.txt"
+
+
+@dataclass(frozen=True)
+class Remedies:
+    """Predictions of one form as it is and with each remedy; None where there is none.
+
+    `own_skew` is what the new placement reaches on the rows it was chosen from.
+    """
+
+    plain: Prediction
+    placed: Prediction
+    copied: Prediction | None
+    balanced: Prediction
+    own_skew: float
+
+    def saved(self, remedy: Prediction) -> float:
+        """The part of the step that a remedy saves."""
+        return 1 - remedy.total_ms / self.plain.total_ms
+
+    @property
+    def best(self) -> Prediction | None:
+        """The faster one of placement and copies; the placement, which costs no memory, where
+        copies do not save WORTH more. None where neither saves WORTH."""
+        best = self.placed
+        if self.copied and self.saved(self.copied) > self.saved(best) + WORTH:
+            best = self.copied
+        return best if self.saved(best) >= WORTH else None
+
+
+def of_form(setup: PredictionProblem, cell: Cell) -> Remedies:
+    """The remedies for an expert-parallel cell of a problem with a captured routing."""
+    captured = setup.routing
+    assert captured is not None
+    plain = setup.modelled(cell, captured.skew(cell))
+    placed = _placed(setup, cell)
+    own = captured.skew(placed.cell, chosen=True)
+    copied = _copied(setup, captured, cell)
+    return Remedies(plain, placed, copied, setup.modelled(cell, 1.0), own)
+
+
+def _placed(setup: PredictionProblem, cell: Cell) -> Prediction:
+    """With the new placement."""
+    assert setup.routing is not None
+    order = setup.routing.new_order(degrees(cell).ep)
+    anew = with_strategy(cell, placement="explicit", expert_order=order)
+    return setup.modelled(anew, setup.routing.skew(anew))
+
+
+def with_strategy(cell: Cell, **knobs: Any) -> Cell:
+    """The cell with some knobs of its strategy changed."""
+    return dataclasses.replace(cell, strategy=dataclasses.replace(cell.strategy, **knobs))
+
+
+def _copied(setup: PredictionProblem, captured: CapturedRouting, cell: Cell) -> Prediction | None:
+    """With as many copies of hot experts as are fastest; None where no number of them can run."""
+    ranks, fitting = degrees(cell).ep, []
+    for each in COPIES_PER_RANK:
+        more = with_strategy(cell, hot_replicas=each * ranks)
+        try:
+            supports(more)
+        except Unsupported:
+            break
+        prediction = setup.modelled(more, captured.skew(more))
+        if prediction.fits:
+            fitting.append(prediction)
+    return min(fitting, key=lambda p: p.total_ms, default=None)
+
+
+def fastest_form(predictions: Sequence[Prediction]) -> Prediction | None:
+    """The fastest fitting form that splits the experts over ranks: what a skew slows down."""
+    splitting = [p for p in predictions if p.fits and degrees(p.cell).ep > 1]
+    return min(splitting, key=lambda p: p.total_ms, default=None)
+
+
+def lines(setup: PredictionProblem, ranked: Sequence[Prediction], file: str = "") -> list[str]:
+    """Whether experts should be placed anew, copied or balanced, and how to measure it; nothing
+    without a captured routing or a form that splits the experts. `file` has the new placement."""
+    form = fastest_form(ranked)
+    if setup.routing is None or form is None:
+        return []
+    found = of_form(setup, form.cell)
+    name, ranks = candidates.name_of(form.cell.strategy), degrees(form.cell).ep
+    return [
+        f"{name}, busiest of {ranks} ranks that share the experts: {_verdict(found)}",
+        *_changed(setup, ranked, found),
+        _basis(setup.routing, found),
+        *_measure(setup, found, file),
+    ]
+
+
+def _verdict(found: Remedies) -> str:
+    before, after = f"{found.plain.skew:.2f}", f"{found.placed.skew:.2f}"
+    anew = f"{after} instead of {before} times the mean slots"
+    placed = f"{_percent(found.saved(found.placed))} of the step"
+    most = _percent(found.saved(found.balanced))
+    if found.best is None and found.saved(found.balanced) < WORTH:
+        return (
+            f"leave the experts where they are; it has {before} times the mean slots, and even a "
+            f"balanced router would save {most} of the step at most"
+        )
+    if found.best is None:
+        return (
+            f"only a more balanced router would help, {most} of the step at most; placed anew, "
+            f"{anew}, saves {placed}, and {_copies(found)}"
+        )
+    if found.best is found.placed:
+        return (
+            f"place the experts anew: {anew}, which saves {placed}; "
+            f"{_copies(found)}; a balanced router would save {most} at most"
+        )
+    return (
+        f"{_replicate(found)}; placed anew, {after} times the mean slots, would save {placed}; a "
+        f"balanced router would save {most} at most"
+    )
+
+
+def _replicate(found: Remedies) -> str:
+    assert found.copied is not None
+    return (
+        f"add {found.copied.cell.strategy.hot_replicas} copies of hot experts: "
+        f"{found.copied.skew:.2f} instead of {found.plain.skew:.2f} times the mean slots, which "
+        f"saves {_percent(found.saved(found.copied))} of the step and takes {_memory(found)}"
+    )
+
+
+def _copies(found: Remedies) -> str:
+    if found.copied is None and not rules_of(found.plain.cell.strategy.name).replicas:
+        return f"{found.plain.cell.strategy.name} cannot hold copies of hot experts, as ep can"
+    if found.copied is None:
+        return "copies of hot experts do not fit"
+    return (
+        f"{found.copied.cell.strategy.hot_replicas} copies of hot experts "
+        f"({found.copied.skew:.2f}) would save {_percent(found.saved(found.copied))} and take "
+        f"{_memory(found)}"
+    )
+
+
+def _memory(found: Remedies) -> str:
+    assert found.copied is not None
+    more = found.copied.memory_bytes - found.plain.memory_bytes
+    return f"{numbers.bytes_text(abs(more))} {'more' if more >= 0 else 'less'} memory a rank"
+
+
+def _percent(part: float) -> str:
+    return f"{part:.0%}".replace("-0%", "0%")
+
+
+def _changed(setup: PredictionProblem, ranked: Sequence[Prediction], found: Remedies) -> list[str]:
+    """Lines: where the advised form has no skew, and which form is fastest with the remedy or with
+    experts placed anew, where that is another."""
+    first, lines = ranked[0], []
+    if degrees(first.cell).ep == 1:
+        name = candidates.name_of(first.cell.strategy)
+        lines.append(f"{name} itself has no skew: its ranks take part in every expert's work")
+    if found.best is None:
+        return lines
+    anew = [_placed(setup, p.cell) for p in ranked if degrees(p.cell).ep > 1]
+    even = [p for p in ranked if degrees(p.cell).ep == 1]
+    fastest = min((p for p in [*anew, *even, found.best] if p.fits), key=lambda p: p.total_ms)
+    if _form(fastest) != _form(first):
+        lines.append(
+            f"with that, the fastest form is {candidates.name_of(_form(fastest))}: "
+            f"{numbers.short(fastest.total_ms)} ms"
+        )
+    return lines
+
+
+def _form(prediction: Prediction) -> StrategySpec:
+    """The strategy without placement and copies."""
+    return dataclasses.replace(
+        prediction.cell.strategy, placement="contiguous", expert_order=(), hot_replicas=0
+    )
+
+
+def _basis(captured: CapturedRouting, found: Remedies) -> str:
+    chosen, judged = len(captured.chosen_NK), len(captured.judged_NK)
+    return (
+        f"chosen on the first {chosen:,} rows of {captured.path}, judged on the other {judged:,}; "
+        f"on its own rows the new placement has {found.own_skew:.2f}"
+    )
+
+
+def _measure(setup: PredictionProblem, found: Remedies, file: str) -> list[str]:
+    if found.best is None:
+        return []
+    measured = measurement.cheapest(setup, [found.plain, found.best], file or PLACEMENT_FILE)
+    where = measured.where(setup, found.plain.cell.placement.world_size)
+    if found.best is found.placed and not file:
+        where += f" (advise --placement {PLACEMENT_FILE} writes the file)"
+    return [f"to measure that, {where}: {measured.command}"]
