@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +48,7 @@ class Measurement:
         if self.experts:
             text += f", with {self.experts} experts"
         if self.ranks < ranks:
-            text += f", where the model predicts the same ratios within "
+            text += ", where the model predicts the same ratios within "
             text += f"{SAME_RATIO - 1:.0%}, by the same phases"
         return text
 
@@ -79,7 +81,7 @@ def _smaller(setup: PredictionProblem, cell: Cell) -> Iterator[tuple[PredictionP
         yield smaller, ranks
         experts = layer.num_experts * ranks // whole
         even = experts * whole == layer.num_experts * ranks
-        if even and experts >= layer.topk and setup.routing is None:  # a trace has all ids
+        if even and experts > layer.topk and setup.routing is None:  # a trace has all ids
             reduced = dataclasses.replace(layer, num_experts=experts)
             yield dataclasses.replace(smaller, layer=reduced), ranks
 
@@ -150,6 +152,16 @@ def _measurement(
     return Measurement(command, len(_product(cell, strategies)), ranks, nodes, experts)
 
 
+def _word(key: str, values: Sequence[object]) -> str:
+    """An override of these values as one word of a shell, with quotes for Hydra where a value has
+    other characters than names and paths have."""
+    texts = [str(value) for value in values]
+    if all(re.fullmatch(r"[\w./-]+", text) for text in texts):
+        return f"{key}={','.join(texts)}"
+    escaped = [text.replace("'", "\\'") for text in texts]
+    return shlex.quote(f"{key}=" + ",".join(f"'{text}'" for text in escaped))
+
+
 def _values(forms: Sequence[StrategySpec], key: str) -> list[Any]:
     return list(dict.fromkeys(getattr(form, key) for form in forms))
 
@@ -167,9 +179,9 @@ def strategy_words(forms: Sequence[StrategySpec], file: str = "") -> list[str]:
     if splitting := _splitting(forms):
         words.append(f"strategy.dispatcher={','.join(_values(splitting, 'dispatcher'))}")
     for key in KNOBS:
-        values = [file if value == "explicit" else value for value in _values(forms, key)]
+        values = _values(forms, key)
         if values != [getattr(StrategySpec(), key)]:
-            words.append(f"strategy.{key}={','.join(map(str, values))}")
+            words.append(_word(f"strategy.{key}", [file if v == "explicit" else v for v in values]))
     return [*words, "on_invalid=skip"] if len(words) > 1 else words
 
 
@@ -206,7 +218,7 @@ def _setting_words(setup: PredictionProblem, cells: Sequence[Cell], experts: int
     words += ["model.router.groups=1", "model.router.group_topk=1",
               "model.router.selection_bias=none"]  # fmt: skip
     if setup.routing:
-        words += ["workload=trace", f"workload.trace={setup.routing.path}"]
+        words += ["workload=trace", _word("workload.trace", [setup.routing.path])]
     elif setup.skew > 1:
         splits = max(degrees(one).ep for one in cells)
         words += ["workload=imbalance", f"workload.parameter={setup.skew:g}",

@@ -22,6 +22,7 @@ from moe.strategies import degrees, rules_of
 
 COPIES_PER_RANK = (1, 2, 4)
 WORTH = 0.02  # of a step, that a remedy has to save before it is recommended
+LEAST_SHOWN = 0.005  # of a step; less is nothing
 PLACEMENT_FILE = "placement.txt"
 
 
@@ -29,7 +30,8 @@ PLACEMENT_FILE = "placement.txt"
 class Remedies:
     """Predictions of one form as it is and with each remedy; None where there is none.
 
-    `own_skew` is what the new placement reaches on the rows it was chosen from.
+    `own_skew` is what the new placement reaches on the rows it was chosen from; `copies_bytes`
+    what copies take of a rank's memory, beside what their lower skew gives back.
     """
 
     plain: Prediction
@@ -37,6 +39,7 @@ class Remedies:
     copied: Prediction | None
     balanced: Prediction
     own_skew: float
+    copies_bytes: float
 
     def saved(self, remedy: Prediction) -> float:
         """The part of the step that a remedy saves."""
@@ -60,7 +63,10 @@ def of_form(setup: PredictionProblem, cell: Cell) -> Remedies:
     placed = _placed(setup, cell)
     own = captured.skew(placed.cell, chosen=True)
     copied = _copied(setup, captured, cell)
-    return Remedies(plain, placed, copied, setup.modelled(cell, 1.0), own)
+    taken = 0.0
+    if copied:
+        taken = copied.memory_bytes - setup.modelled(cell, copied.skew).memory_bytes
+    return Remedies(plain, placed, copied, setup.modelled(cell, 1.0), own, taken)
 
 
 def _placed(setup: PredictionProblem, cell: Cell) -> Prediction:
@@ -115,28 +121,28 @@ def lines(setup: PredictionProblem, ranked: Sequence[Prediction], file: str = ""
 
 def _verdict(found: Remedies) -> str:
     before, after = f"{found.plain.skew:.2f}", f"{found.placed.skew:.2f}"
-    anew = f"{after} instead of {before} times the mean slots"
-    placed = f"{_percent(found.saved(found.placed))} of the step"
-    most = _percent(found.saved(found.balanced))
-    if found.best is None and found.saved(found.balanced) < WORTH:
-        return (
-            f"leave the experts where they are; it has {before} times the mean slots, and even a "
-            f"balanced router would save {most} of the step at most"
-        )
-    if found.best is None:
-        return (
-            f"only a more balanced router would help, {most} of the step at most; placed anew, "
-            f"{anew}, saves {placed}, and {_copies(found)}"
-        )
+    placed = _effect(found.saved(found.placed))
+    most = f"a balanced router would save {found.saved(found.balanced):.0%} of the step at most"
     if found.best is found.placed:
         return (
-            f"place the experts anew: {anew}, which saves {placed}; "
-            f"{_copies(found)}; a balanced router would save {most} at most"
+            f"place the experts anew: {after} instead of {before} times the mean slots, which "
+            f"{placed.replace('would save', 'saves')}; {_copies(found)}; {most}"
         )
+    if found.best:
+        return f"{_replicate(found)}; placed anew, {after}, it {placed}; {most}"
+    if found.saved(found.balanced) < WORTH:
+        return f"leave the experts where they are: {before} times the mean slots; {most}"
     return (
-        f"{_replicate(found)}; placed anew, {after} times the mean slots, would save {placed}; a "
-        f"balanced router would save {most} at most"
+        f"only a more balanced router helps: {before} times the mean slots; {most}; placed anew, "
+        f"{after}, it {placed}; {_copies(found)}"
     )
+
+
+def _effect(part: float) -> str:
+    """What saving this part of the step means; less than 0 is longer."""
+    if abs(part) < LEAST_SHOWN:
+        return "would save nothing"
+    return f"would save {part:.0%}" if part > 0 else f"would take {-part:.0%} longer"
 
 
 def _replicate(found: Remedies) -> str:
@@ -144,7 +150,8 @@ def _replicate(found: Remedies) -> str:
     return (
         f"add {found.copied.cell.strategy.hot_replicas} copies of hot experts: "
         f"{found.copied.skew:.2f} instead of {found.plain.skew:.2f} times the mean slots, which "
-        f"saves {_percent(found.saved(found.copied))} of the step and takes {_memory(found)}"
+        f"saves {found.saved(found.copied):.0%} and takes "
+        f"{numbers.bytes_text(found.copies_bytes)} a rank"
     )
 
 
@@ -154,20 +161,10 @@ def _copies(found: Remedies) -> str:
     if found.copied is None:
         return "copies of hot experts do not fit"
     return (
-        f"{found.copied.cell.strategy.hot_replicas} copies of hot experts "
-        f"({found.copied.skew:.2f}) would save {_percent(found.saved(found.copied))} and take "
-        f"{_memory(found)}"
+        f"{found.copied.cell.strategy.hot_replicas} copies of hot experts, "
+        f"{found.copied.skew:.2f}, {_effect(found.saved(found.copied))} and take "
+        f"{numbers.bytes_text(found.copies_bytes)} a rank"
     )
-
-
-def _memory(found: Remedies) -> str:
-    assert found.copied is not None
-    more = found.copied.memory_bytes - found.plain.memory_bytes
-    return f"{numbers.bytes_text(abs(more))} {'more' if more >= 0 else 'less'} memory a rank"
-
-
-def _percent(part: float) -> str:
-    return f"{part:.0%}".replace("-0%", "0%")
 
 
 def _changed(setup: PredictionProblem, ranked: Sequence[Prediction], found: Remedies) -> list[str]:
