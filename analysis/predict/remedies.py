@@ -16,6 +16,7 @@ from analysis.predict import candidates, measurement
 from analysis.predict.model import Prediction
 from analysis.predict.problem import PredictionProblem
 from analysis.predict.routing import CapturedRouting
+from analysis.text import render
 from moe.build import supports
 from moe.spec import Cell, StrategySpec, Unsupported
 from moe.strategies import degrees, rules_of
@@ -209,4 +210,4 @@ def _measure(setup: PredictionProblem, found: Remedies, file: str) -> list[str]:
     where = measured.where(setup, found.plain.cell.placement.world_size)
     if found.best is found.placed and not file:
         where += f" (advise --placement {PLACEMENT_FILE} writes the file)"
-    return [f"to measure that, {where}: {measured.command}"]
+    return [f"to measure that, {where}:", render.COMMAND + measured.command]

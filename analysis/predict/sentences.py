@@ -9,6 +9,7 @@ from analysis import numbers
 from analysis.predict import candidates, measurement
 from analysis.predict.model import Prediction
 from analysis.predict.problem import PredictionProblem
+from analysis.text import render
 from moe.strategies import degrees
 
 TRAINING, PREFILL, DECODE = "training", "prefill", "decode"
@@ -35,7 +36,8 @@ def advice(
     ranked: Sequence[Prediction],
     by_phase: Mapping[str, Sequence[Prediction]],
 ) -> list[str]:
-    """The three sentences, then one for each other phase that would rather use another form.
+    """The three sentences and the command of the third, then one line for each other phase that
+    would rather use another form.
 
     `ranked` has the fitting forms first, fastest first; so has `by_phase`, of the other phases.
     """
@@ -46,7 +48,7 @@ def advice(
     lines = [_use(setup, best)]
     if others:
         rivals = [p for p in others if not certain(best, p)]
-        lines += [_cost(best, others[0], len(rivals)), _measure(setup, best, others, rivals)]
+        lines += [_cost(best, others[0], len(rivals)), *_measure(setup, best, others, rivals)]
     else:
         lines.append(
             "No other form fits: there is no runner-up, and nothing to compare by measuring."
@@ -123,8 +125,9 @@ def _measure(
     best: Prediction,
     others: Sequence[Prediction],
     rivals: Sequence[Prediction],
-) -> str:
-    """The best and the runner-up, with the first rival of another strategy where that is cheap."""
+) -> list[str]:
+    """The best and the runner-up, with the first rival of another strategy where that is cheap; the
+    command as a line of its own."""
     found = measurement.cheapest(setup, [best, others[0]])
     names = {best.cell.strategy.name, others[0].cell.strategy.name}
     third = next((p for p in rivals if p.cell.strategy.name not in names), None)
@@ -133,7 +136,8 @@ def _measure(
         if three.ranks == found.ranks and three.cells <= MOST_CELLS:
             found = three
     where = found.where(setup, best.cell.placement.world_size)
-    return f"The cheapest measurement that could change this is {where}: {found.command}"
+    sentence = f"The cheapest measurement that could change this is {where}:"
+    return [sentence, render.COMMAND + found.command]
 
 
 def other_phases(best: Prediction, by_phase: Mapping[str, Sequence[Prediction]]) -> list[str]:

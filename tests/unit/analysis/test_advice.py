@@ -19,6 +19,7 @@ from analysis.predict import command, measurement, problem, sentences
 from analysis.predict.hardware import HardwareModel, Link
 from analysis.predict.model import Prediction, of_machine
 from analysis.predict.problem import PredictionProblem
+from analysis.text import render
 from moe.build import supports
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, Unsupported, WorkloadSpec
 from runners.config.cell import job_of
@@ -53,7 +54,7 @@ def form(
 
 def test_what_to_use_and_what_it_costs_beside_the_runner_up() -> None:
     ranked = [form("dp_ep", 2.0, 3.0, ep=4, overlap=2), form("tp", 3.0, 1.0)]
-    use, cost, measure = sentences.advice(setup(), ranked, {})
+    use, cost, measure, typed = sentences.advice(setup(), ranked, {})
     assert use == (
         "For prefill with 1,024 tokens a rank on 8 ranks (toy), use dp_ep (ep 4, dp 2), dispatcher "
         "alltoall, overlap in 2 chunks: 2.00 ms (1.96 to 2.04, extrapolated) and 3.00 GiB a rank."
@@ -63,7 +64,8 @@ def test_what_to_use_and_what_it_costs_beside_the_runner_up() -> None:
         "difference is larger than the model's error."
     )
     assert measure.startswith("The cheapest measurement that could change this is ")
-    assert ": python runners/bench.py -m strategy=dp_ep,tp " in measure
+    assert measure.endswith(":")
+    assert typed.startswith("    python runners/bench.py -m strategy=dp_ep,tp ")
 
 
 def test_the_models_error_is_part_of_the_answer() -> None:
@@ -215,6 +217,18 @@ def test_a_reduced_layer_keeps_the_experts_on_a_rank() -> None:
     assert found.where(made, 2) == "2 cells on 2 GPUs, with 64 experts"
 
 
+def test_a_command_can_be_copied_from_every_format() -> None:
+    word = "w" * 60
+    texts = ["Measure:", f"    python bench.py {word} 'a b' {word}"]
+    assert render.commands(texts, "text") == (
+        f"Measure:\n    python bench.py {word} 'a b' \\\n      {word}"
+    )
+    assert render.commands(texts, "markdown") == (
+        f"- Measure:\n  `python bench.py {word} 'a b' {word}`"
+    )
+    assert render.commands(texts, "csv") == f"# Measure:\n# python bench.py {word} 'a b' {word}"
+
+
 def test_commands_with_a_trace_and_a_placement_can_be_typed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,9 +238,10 @@ def test_commands_with_a_trace_and_a_placement_can_be_typed(
     np.savez(trace, indices=rows)
     words = ["--model", "olmoe_1b_7b", "--strategy", "ep", "--trace", str(trace)]
     assert cli.main(["advise", "--cluster", "h100", *words, "--placement", str(order)]) == 0
-    text = " ".join(capsys.readouterr().out.split())
-    typed = text[text.rindex("python runners/bench.py") :].split(" ranks strategy")[0]
-    words = shlex.split(typed)
+    text = capsys.readouterr().out
+    typed = text[text.rindex("python runners/bench.py") :].split("\n\n")[0]
+    words = shlex.split(typed.replace("\\\n", " "))  # as a shell joins them
+    assert typed.count("\n") == typed.count(" \\\n") > 2
     assert f"strategy.placement=contiguous,{order}" in words
     quoted = next(word for word in words if word.startswith("workload.trace="))
     one = ["model=olmoe_1b_7b", "model.scale=1", "strategy=ep", "workload=trace", "tokens=sharded",

@@ -162,7 +162,7 @@ def test_the_verbs_answer_for_every_cluster(
     text = capsys.readouterr().out
     assert text.startswith("For prefill with 4,096 tokens a rank on 8 ranks")
     assert "The runner-up, " in text
-    assert ": python runners/bench.py -m strategy=" in " ".join(text.split())
+    assert "python runners/bench.py -m strategy=" in " ".join(text.split())
 
 
 GIB = 1 << 30
