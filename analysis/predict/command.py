@@ -13,7 +13,7 @@ from analysis.errors import InputError
 from analysis.predict import candidates, present, problem, remedies, sentences
 from analysis.predict.model import Prediction
 from analysis.predict.problem import PredictionProblem
-from moe.strategies import degrees as spread
+from moe.strategies import degrees as degrees_of
 from moe.strategies import names as strategy_names
 
 ADVISE_ROWS = 12
@@ -100,7 +100,7 @@ def by_phase(setup: PredictionProblem, ranks: int, asked: set[str]) -> dict[str,
     asked_phase = sentences.phase_of(setup, ranks)
     some = sentences.tokens_per_rank(setup, ranks)
     many = problem.CLUSTER_TOKENS if asked_phase == sentences.DECODE else some
-    found = {}
+    phases = {}
     for phase in sentences.PHASES:
         if phase == asked_phase:
             continue
@@ -109,8 +109,8 @@ def by_phase(setup: PredictionProblem, ranks: int, asked: set[str]) -> dict[str,
         batch = each if setup.work.tokens == "replicated" else each * ranks
         work = dataclasses.replace(setup.work, mode=mode, batch_size=batch)
         other = dataclasses.replace(setup, work=work, per_rank=0)
-        found[phase] = _ranked(_predict_at(other, ranks, asked, degrees=True)[0])
-    return found
+        phases[phase] = _ranked(_predict_at(other, ranks, asked, degrees=True)[0])
+    return phases
 
 
 def _write_placement(
@@ -120,7 +120,7 @@ def _write_placement(
     form = remedies.fastest_form(ranked)
     if not path or setup.routing is None or form is None:
         return []
-    order = setup.routing.new_order(spread(form.cell).ep)
+    order = setup.routing.new_order(degrees_of(form.cell).ep)
     try:
         Path(path).write_text("".join(f"{expert}\n" for expert in order), encoding="utf-8")
     except OSError as error:

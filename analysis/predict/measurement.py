@@ -91,7 +91,7 @@ def _predict_there(
 ) -> list[Prediction]:
     """The contestants at `ranks` ranks; empty where one cannot run, does not fit, or would be the
     same as another."""
-    place, work, found = setup.placement(ranks), setup.workload(ranks), []
+    place, work, predicted = setup.placement(ranks), setup.workload(ranks), []
     for contestant in contestants:
         strategy = contestant.cell.strategy
         each = strategy.hot_replicas // degrees(contestant.cell).ep  # copies on a rank stay as many
@@ -105,8 +105,8 @@ def _predict_there(
         pairs = zip(degrees(contestant.cell), degrees(cell), strict=True)
         if any(now == 1 < before for before, now in pairs):  # another form
             return []
-        found.append(setup.predict(cell))
-    return found if all(p.fits for p in found) else []
+        predicted.append(setup.predict(cell))
+    return predicted if all(p.fits for p in predicted) else []
 
 
 def _runs(cell: Cell) -> bool:

@@ -96,12 +96,20 @@ def legend(setup: PredictionProblem, predictions: Sequence[Prediction]) -> list[
 
 def _captured(predictions: Sequence[Prediction]) -> str:
     """The skew of the captured routing by the ranks that share the experts."""
-    shown = {degrees(p.cell).ep: p.skew for p in predictions}
-    by_ranks = ", ".join(f"{skew:.2f} on {ep}" for ep, skew in sorted(shown.items()) if ep > 1)
+    skews: dict[int, list[float]] = {}
+    for prediction in predictions:
+        skews.setdefault(degrees(prediction.cell).ep, []).append(prediction.skew)
+    split = sorted((ranks, some) for ranks, some in skews.items() if ranks > 1)
+    by_ranks = ", ".join(f"{_span(some)} on {ranks}" for ranks, some in split)
     return (
         "skew: the busiest rank's slots over the mean, of the trace's second half, by the ranks "
         f"that share the experts: {by_ranks or '1, no form splits them'}"
     )
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def draw(setup: PredictionProblem, predictions: Sequence[Prediction], folder: Path) -> list[Path]:

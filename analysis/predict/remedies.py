@@ -110,32 +110,32 @@ def lines(setup: PredictionProblem, ranked: Sequence[Prediction], file: str = ""
     form = fastest_form(ranked)
     if setup.routing is None or form is None:
         return []
-    found = of_form(setup, form.cell)
+    options = of_form(setup, form.cell)
     name, ranks = candidates.name_of(form.cell.strategy), degrees(form.cell).ep
     return [
-        f"{name}, busiest of {ranks} ranks that share the experts: {_verdict(found)}",
-        *_changed(setup, ranked, found),
-        _basis(setup.routing, found),
-        *_measure(setup, found, file),
+        f"{name}, busiest of {ranks} ranks that share the experts: {_verdict(options)}",
+        *_changed(setup, ranked, options),
+        _basis(setup.routing, options),
+        *_measure(setup, options, file),
     ]
 
 
-def _verdict(found: Remedies) -> str:
-    before, after = f"{found.plain.skew:.2f}", f"{found.placed.skew:.2f}"
-    placed = _effect(found.saved(found.placed))
-    most = f"a balanced router would save {found.saved(found.balanced):.0%} of the step at most"
-    if found.best is found.placed:
+def _verdict(options: Remedies) -> str:
+    before, after = f"{options.plain.skew:.2f}", f"{options.placed.skew:.2f}"
+    placed = _effect(options.saved(options.placed))
+    most = f"a balanced router would save {options.saved(options.balanced):.0%} of the step at most"
+    if options.best is options.placed:
         return (
             f"place the experts anew: {after} instead of {before} times the mean slots, which "
-            f"{placed.replace('would save', 'saves')}; {_copies(found)}; {most}"
+            f"{placed.replace('would save', 'saves')}; {_copies(options)}; {most}"
         )
-    if found.best:
-        return f"{_replicate(found)}; placed anew, {after}, it {placed}; {most}"
-    if found.saved(found.balanced) < WORTH:
+    if options.best:
+        return f"{_replicate(options)}; placed anew, {after}, it {placed}; {most}"
+    if options.saved(options.balanced) < WORTH:
         return f"leave the experts where they are: {before} times the mean slots; {most}"
     return (
         f"only a more balanced router helps: {before} times the mean slots; {most}; placed anew, "
-        f"{after}, it {placed}; {_copies(found)}"
+        f"{after}, it {placed}; {_copies(options)}"
     )
 
 
@@ -146,40 +146,42 @@ def _effect(part: float) -> str:
     return f"would save {part:.0%}" if part > 0 else f"would take {-part:.0%} longer"
 
 
-def _replicate(found: Remedies) -> str:
-    assert found.copied is not None
+def _replicate(options: Remedies) -> str:
+    assert options.copied is not None
     return (
-        f"add {found.copied.cell.strategy.hot_replicas} copies of hot experts: "
-        f"{found.copied.skew:.2f} instead of {found.plain.skew:.2f} times the mean slots, which "
-        f"saves {found.saved(found.copied):.0%} and takes "
-        f"{numbers.bytes_text(found.copies_bytes)} a rank"
+        f"add {options.copied.cell.strategy.hot_replicas} copies of hot experts: "
+        f"{options.copied.skew:.2f} instead of {options.plain.skew:.2f} times the mean slots, "
+        f"which saves {options.saved(options.copied):.0%} and takes "
+        f"{numbers.bytes_text(options.copies_bytes)} a rank"
     )
 
 
-def _copies(found: Remedies) -> str:
-    if found.copied is None and not rules_of(found.plain.cell.strategy.name).replicas:
-        return f"{found.plain.cell.strategy.name} cannot hold copies of hot experts, as ep can"
-    if found.copied is None:
+def _copies(options: Remedies) -> str:
+    if options.copied is None and not rules_of(options.plain.cell.strategy.name).replicas:
+        return f"{options.plain.cell.strategy.name} cannot hold copies of hot experts, as ep can"
+    if options.copied is None:
         return "copies of hot experts do not fit"
     return (
-        f"{found.copied.cell.strategy.hot_replicas} copies of hot experts, "
-        f"{found.copied.skew:.2f}, {_effect(found.saved(found.copied))} and take "
-        f"{numbers.bytes_text(found.copies_bytes)} a rank"
+        f"{options.copied.cell.strategy.hot_replicas} copies of hot experts, "
+        f"{options.copied.skew:.2f}, {_effect(options.saved(options.copied))} and take "
+        f"{numbers.bytes_text(options.copies_bytes)} a rank"
     )
 
 
-def _changed(setup: PredictionProblem, ranked: Sequence[Prediction], found: Remedies) -> list[str]:
+def _changed(
+    setup: PredictionProblem, ranked: Sequence[Prediction], options: Remedies
+) -> list[str]:
     """Lines: where the advised form has no skew, and which form is fastest with the remedy or with
     experts placed anew, where that is another."""
     first, lines = ranked[0], []
     if degrees(first.cell).ep == 1:
         name = candidates.name_of(first.cell.strategy)
         lines.append(f"{name} itself has no skew: its ranks take part in every expert's work")
-    if found.best is None:
+    if options.best is None:
         return lines
     anew = [_placed(setup, p.cell) for p in ranked if degrees(p.cell).ep > 1]
     even = [p for p in ranked if degrees(p.cell).ep == 1]
-    fastest = min((p for p in [*anew, *even, found.best] if p.fits), key=lambda p: p.total_ms)
+    fastest = min((p for p in [*anew, *even, options.best] if p.fits), key=lambda p: p.total_ms)
     if _form(fastest) != _form(first):
         lines.append(
             f"with that, the fastest form is {candidates.name_of(_form(fastest))}: "
@@ -195,19 +197,19 @@ def _form(prediction: Prediction) -> StrategySpec:
     )
 
 
-def _basis(captured: CapturedRouting, found: Remedies) -> str:
+def _basis(captured: CapturedRouting, options: Remedies) -> str:
     chosen, judged = len(captured.chosen_NK), len(captured.judged_NK)
     return (
         f"chosen on the first {chosen:,} rows of {captured.path}, judged on the other {judged:,}; "
-        f"on its own rows the new placement has {found.own_skew:.2f}"
+        f"on its own rows the new placement has {options.own_skew:.2f}"
     )
 
 
-def _measure(setup: PredictionProblem, found: Remedies, file: str) -> list[str]:
-    if found.best is None:
+def _measure(setup: PredictionProblem, options: Remedies, file: str) -> list[str]:
+    if options.best is None:
         return []
-    measured = measurement.cheapest(setup, [found.plain, found.best], file or PLACEMENT_FILE)
-    where = measured.where(setup, found.plain.cell.placement.world_size)
-    if found.best is found.placed and not file:
+    measured = measurement.cheapest(setup, [options.plain, options.best], file or PLACEMENT_FILE)
+    where = measured.where(setup, options.plain.cell.placement.world_size)
+    if options.best is options.placed and not file:
         where += f" (advise --placement {PLACEMENT_FILE} writes the file)"
     return [f"to measure that, {where}:", render.COMMAND + measured.command]

@@ -68,8 +68,8 @@ def _nothing_fits(ranked: Sequence[Prediction]) -> str:
 def described(prediction: Prediction) -> str:
     """ "dp_ep (ep 8, dp 32), dispatcher alltoall, overlap in 4 chunks": degrees above 1."""
     strategy = prediction.cell.strategy
-    numbers_ = degrees(prediction.cell)._asdict()
-    split = ", ".join(f"{name} {size}" for name, size in numbers_.items() if size > 1)
+    sizes = degrees(prediction.cell)._asdict()
+    split = ", ".join(f"{name} {size}" for name, size in sizes.items() if size > 1)
     words = [f"{strategy.name} ({split})" if split else strategy.name]
     if strategy.name in candidates.EXPERT_PARALLEL:
         words.append(f"dispatcher {strategy.dispatcher}")
@@ -128,16 +128,16 @@ def _measure(
 ) -> list[str]:
     """The best and the runner-up, with the first rival of another strategy where that is cheap; the
     command as a line of its own."""
-    found = measurement.cheapest(setup, [best, others[0]])
+    cheapest = measurement.cheapest(setup, [best, others[0]])
     names = {best.cell.strategy.name, others[0].cell.strategy.name}
     third = next((p for p in rivals if p.cell.strategy.name not in names), None)
     if third:
         three = measurement.cheapest(setup, [best, others[0], third])
-        if three.ranks == found.ranks and three.cells <= MOST_CELLS:
-            found = three
-    where = found.where(setup, best.cell.placement.world_size)
+        if three.ranks == cheapest.ranks and three.cells <= MOST_CELLS:
+            cheapest = three
+    where = cheapest.where(setup, best.cell.placement.world_size)
     sentence = f"The cheapest measurement that could change this is {where}:"
-    return [sentence, render.COMMAND + found.command]
+    return [sentence, render.COMMAND + cheapest.command]
 
 
 def other_phases(best: Prediction, by_phase: Mapping[str, Sequence[Prediction]]) -> list[str]:

@@ -128,9 +128,9 @@ def make(*words: str) -> PredictionProblem:
 
 
 def test_phases_are_predicted_with_their_own_mode_and_tokens() -> None:
-    found = command.by_phase(make("--model", "olmoe_1b_7b"), 8, {"ep"})
-    assert list(found) == ["training", "decode"]
-    work = {phase: ranked[0].cell.workload for phase, ranked in found.items()}
+    result = command.by_phase(make("--model", "olmoe_1b_7b"), 8, {"ep"})
+    assert list(result) == ["training", "decode"]
+    work = {phase: ranked[0].cell.workload for phase, ranked in result.items()}
     assert (work["training"].mode, work["training"].batch_size) == ("train", 8 * 4096)
     assert (work["decode"].mode, work["decode"].batch_size) == ("forward", 8 * 128)
     few = command.by_phase(make("--model", "olmoe_1b_7b", "--tokens-per-rank", "16"), 8, {"ep"})
@@ -152,9 +152,9 @@ def resolved(text: str, folder: Path) -> set[Cell]:
     machine = NodeResources(cores=64, cuda_devices=8)
     for job in itertools.product(*lists):
         with initialize_config_dir(version_base="1.3", config_dir=str(project_paths.CONF)):
-            found = OmegaConf.to_container(compose("config", list(job)), resolve=True)
-        assert isinstance(found, dict)
-        cell = job_of({str(k): v for k, v in found.items()}, machine).cell
+            result = OmegaConf.to_container(compose("config", list(job)), resolve=True)
+        assert isinstance(result, dict)
+        cell = job_of({str(k): v for k, v in result.items()}, machine).cell
         try:
             supports(cell)
         except Unsupported:
@@ -171,25 +171,25 @@ def resolved(text: str, folder: Path) -> set[Cell]:
     ["--model", "qwen3_30b_a3b", "--strategy", "ep", "--mode", "train", "--scale", "2"],
 ])  # fmt: skip
 def test_the_command_measures_what_the_sentence_counts(words: list[str], tmp_path: Path) -> None:
-    made = make(*words)
+    case = make(*words)
     asked = set(words[words.index("--strategy") + 1].split(","))
-    ranked = command._ranked(command._predict_at(made, 8, asked, degrees=True)[0])
+    ranked = command._ranked(command._predict_at(case, 8, asked, degrees=True)[0])
     rivals = [next(p for p in ranked if p.cell.strategy.name == name) for name in sorted(asked)]
     contestants = rivals if len(rivals) > 1 else ranked[:2]
-    found = measurement.cheapest(made, contestants)
-    cells = resolved(found.command, tmp_path)
-    assert len(cells) == found.cells
+    result = measurement.cheapest(case, contestants)
+    cells = resolved(result.command, tmp_path)
+    assert len(cells) == result.cells
     assert {p.cell.strategy for p in contestants} <= {cell.strategy for cell in cells}
     layer = next(iter(cells)).layer
-    assert {cell.placement.world_size for cell in cells} == {found.ranks}
-    assert layer.num_experts == (found.experts or made.layer.num_experts)
+    assert {cell.placement.world_size for cell in cells} == {result.ranks}
+    assert layer.num_experts == (result.experts or case.layer.num_experts)
     assert (layer.dim, layer.hidden, layer.dtype) == (
-        made.layer.dim, made.layer.hidden, made.layer.dtype
+        case.layer.dim, case.layer.hidden, case.layer.dtype
     )  # fmt: skip
     works = {(c.workload.mode, c.workload.tokens, c.workload.batch_size) for c in cells}
-    assert works == {(made.work.mode, "sharded", made.per_rank * found.ranks)}
+    assert works == {(case.work.mode, "sharded", case.per_rank * result.ranks)}
     kinds = {(c.workload.kind, c.workload.parameter) for c in cells}
-    assert kinds == {("imbalance", 1.3) if made.skew > 1 else ("learned", 0.0)}
+    assert kinds == {("imbalance", 1.3) if case.skew > 1 else ("learned", 0.0)}
 
 
 def test_fewer_ranks_where_ratios_and_phases_stay_else_all() -> None:
@@ -198,23 +198,23 @@ def test_fewer_ranks_where_ratios_and_phases_stay_else_all() -> None:
     forms = [StrategySpec("dp_ep", "alltoall", ep=2, overlap=n) for n in (1, 2)]
 
     def cheapest(mode: str) -> measurement.Measurement:
-        made = setup(mode)
-        work, place = made.workload(64), made.placement(64)
-        predicted = [made.predict(Cell(LAYER, one, work, place)) for one in forms]
-        return measurement.cheapest(made, predicted)
+        case = setup(mode)
+        work, place = case.workload(64), case.placement(64)
+        predicted = [case.predict(Cell(LAYER, one, work, place)) for one in forms]
+        return measurement.cheapest(case, predicted)
 
     assert (cheapest("forward").ranks, cheapest("forward").nodes) == (4, 1)
     assert cheapest("train").ranks > 8
 
 
 def test_a_reduced_layer_keeps_the_experts_on_a_rank() -> None:
-    made = make("--model", "deepseek_v3", "--tokens-per-rank", "128")
-    ranked = command._ranked(command._predict_at(made, 8, {"ep"}, degrees=True)[0])
-    found = measurement.cheapest(made, ranked[:2])
-    assert (found.ranks, found.experts) == (2, 64)  # 32 on a rank, as 256 on 8
-    assert " num_experts=64 " in found.command
-    assert found.where(made, 8).startswith("2 cells on 2 GPUs, with 64 experts, where the model ")
-    assert found.where(made, 2) == "2 cells on 2 GPUs, with 64 experts"
+    case = make("--model", "deepseek_v3", "--tokens-per-rank", "128")
+    ranked = command._ranked(command._predict_at(case, 8, {"ep"}, degrees=True)[0])
+    result = measurement.cheapest(case, ranked[:2])
+    assert (result.ranks, result.experts) == (2, 64)  # 32 on a rank, as 256 on 8
+    assert " num_experts=64 " in result.command
+    assert result.where(case, 8).startswith("2 cells on 2 GPUs, with 64 experts, where the model ")
+    assert result.where(case, 2) == "2 cells on 2 GPUs, with 64 experts"
 
 
 def test_a_command_can_be_copied_from_every_format() -> None:
@@ -247,9 +247,9 @@ def test_commands_with_a_trace_and_a_placement_can_be_typed(
     one = ["model=olmoe_1b_7b", "model.scale=1", "strategy=ep", "workload=trace", "tokens=sharded",
            f"strategy.placement={order}", "world_size=8", quoted]  # fmt: skip
     with initialize_config_dir(version_base="1.3", config_dir=str(project_paths.CONF)):
-        found = OmegaConf.to_container(compose("config", one), resolve=True)
-    assert isinstance(found, dict)
-    job = job_of({str(k): v for k, v in found.items()}, NodeResources(cores=64, cuda_devices=8))
+        result = OmegaConf.to_container(compose("config", one), resolve=True)
+    assert isinstance(result, dict)
+    job = job_of({str(k): v for k, v in result.items()}, NodeResources(cores=64, cuda_devices=8))
     assert job.trace is not None
     assert job.trace.count == 512
     assert len(job.cell.strategy.expert_order) == 64

@@ -71,12 +71,12 @@ def test_slots_are_where_the_layer_computes_them(copies: int) -> None:
     draw = np.random.default_rng(copies)
     rows = np.array([draw.permutation(8)[:2] for _ in range(64)])
     trace = CapturedRouting("a.npz", "0", 8, rows)
-    made = cell(32, ranks=4, experts=8, hot_replicas=copies, placement="round_robin")
-    order = order_for(made, 4, trace.loads)
+    case = cell(32, ranks=4, experts=8, hot_replicas=copies, placement="round_robin")
+    order = order_for(case, 4, trace.loads)
     places = places_of(order, 8, torch.device("cpu"))
-    found = places.locate(torch.from_numpy(rows[32:].copy()), 0) // (len(order) // 4)
-    slots = torch.bincount(found.flatten(), minlength=4)
-    assert trace.skew(made) == pytest.approx(float(slots.max()) / 16)
+    result = places.locate(torch.from_numpy(rows[32:].copy()), 0) // (len(order) // 4)
+    slots = torch.bincount(result.flatten(), minlength=4)
+    assert trace.skew(case) == pytest.approx(float(slots.max()) / 16)
 
 
 def saved(path: Path, rows: Any) -> str:
@@ -170,18 +170,17 @@ def test_a_remedy_saves_what_the_model_says_of_its_skew(tmp_path: Path) -> None:
     words = ["advise", "--cluster", "h100", *OLMOE, "--trace", path]
     setup = problem.make(cli.parser().parse_args(words), [])
     layer = setup.layer
-    made = Cell(layer, StrategySpec("ep", "alltoall"), setup.workload(8), setup.placement(8))
-    found = remedies.of_form(setup, made)
-    assert found.plain.skew == 4.0
-    assert found.plain.total_ms == setup.modelled(made, 4.0).total_ms
-    assert found.placed.total_ms == setup.modelled(made, found.placed.skew).total_ms
-    assert (
-        found.saved(found.balanced) == 1 - setup.modelled(made, 1.0).total_ms / found.plain.total_ms
-    )
-    assert found.copied is not None
-    copies = found.copied.cell.strategy.hot_replicas // 8
+    case = Cell(layer, StrategySpec("ep", "alltoall"), setup.workload(8), setup.placement(8))
+    result = remedies.of_form(setup, case)
+    assert result.plain.skew == 4.0
+    assert result.plain.total_ms == setup.modelled(case, 4.0).total_ms
+    assert result.placed.total_ms == setup.modelled(case, result.placed.skew).total_ms
+    even = setup.modelled(case, 1.0).total_ms
+    assert result.saved(result.balanced) == 1 - even / result.plain.total_ms
+    assert result.copied is not None
+    copies = result.copied.cell.strategy.hot_replicas // 8
     expert = 3 * layer.dim * layer.hidden * 2  # three matrices in bfloat16
-    assert found.copies_bytes == pytest.approx(copies * expert)
+    assert result.copies_bytes == pytest.approx(copies * expert)
 
 
 @pytest.mark.parametrize(("words", "named"), [
@@ -211,9 +210,9 @@ def test_refusals(
 
 def test_a_trace_is_read_as_the_runner_reads_it(tmp_path: Path) -> None:
     layer = LayerSpec(num_experts=4, topk=2, topk_requested=2)
-    found = routing.read(saved(tmp_path / "a.npz", [[0, 1], [2, 3], [1, 0]]), layer)
-    assert found.chosen_NK.tolist() == [[0, 1]]
-    assert found.judged_NK.tolist() == [[2, 3], [1, 0]]
+    result = routing.read(saved(tmp_path / "a.npz", [[0, 1], [2, 3], [1, 0]]), layer)
+    assert result.chosen_NK.tolist() == [[0, 1]]
+    assert result.judged_NK.tolist() == [[2, 3], [1, 0]]
     with pytest.raises(InputError, match="row 0 is"):
         routing.read(saved(tmp_path / "b.npz", [[1, 1], [2, 3]]), layer)
-    assert dataclasses.replace(found, path="b").skew(cell(2)) > 0
+    assert dataclasses.replace(result, path="b").skew(cell(2)) > 0
