@@ -87,6 +87,9 @@ def parser() -> argparse.ArgumentParser:
     )
     for name in ("predict", "advise"):
         _predict_options(parsers[name], "8..4096" if name == "predict" else "8")
+    parsers["advise"].add_argument(
+        "--placement", default="", help="file to write the new order of experts to, with --trace"
+    )
     add = parsers["dashboard"].add_argument
     add("--project", default="", help="default: WANDB_PROJECT, else conf/tracker/wandb.yaml's")
     add("--entity", default="", help="default: WANDB_ENTITY, else the account's own")
@@ -107,7 +110,8 @@ def _predict_options(verb: argparse.ArgumentParser, ranks: str) -> None:
     add("--dtype", default="", help="default: bfloat16 on a cluster, the records' here")
     add("--mode", default="", help="forward or train")
     add("--tokens", default="", help="replicated or sharded")
-    add("--skew", type=float, default=1.0, help="slots of the busiest rank over the mean")
+    add("--skew", type=float, help="slots of the busiest rank over the mean; default 1")
+    add("--trace", default="", help="captured choices of experts (docs/workloads.md), for the skew")
     add("--strategy", default="", help="some strategies, separated by commas; default all")
 
 

@@ -328,9 +328,9 @@ def predict_(options: argparse.Namespace) -> int:
 def answer_text(answer: Answer, style: str) -> str:
     header, *rows = answer.table
     parts = [
-        render.lines(answer.advice, style),
+        render.commands(answer.advice, style),
         render.simple(header, rows, style),
-        *(render.lines(lines, style) for lines in answer.notes),
+        *(render.commands(lines, style) for lines in answer.notes),
         "\n".join(str(path) for path in answer.files),
     ]
     return "\n\n".join(part for part in parts if part)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from analysis.data.cell_summary import CellSummary
 from analysis.errors import InputError
-from analysis.predict import candidates, present, problem
+from analysis.predict import candidates, present, problem, remedies, sentences
 from analysis.predict.model import Prediction
 from analysis.predict.problem import PredictionProblem
+from moe.strategies import degrees as degrees_of
 from moe.strategies import names as strategy_names
 
 ADVISE_ROWS = 12
@@ -36,15 +38,17 @@ def predict(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Answer
     predictions: list[Prediction] = []
     refused: dict[str, str] = {}
     where: dict[str, list[int]] = {}
+    remedied: list[str] = []
     for ranks in problem.world_sizes(options.world_size):
         some, why = _predict_at(setup, ranks, asked, degrees=False)
         predictions += some
+        remedied += remedies.lines(setup, _ranked(some))
         for name, text in why.items():
             refused.setdefault(name, text)
             where.setdefault(name, []).append(ranks)
     if not predictions:
         raise InputError(f"predict: nothing can be run; {next(iter(refused.values()), '')}")
-    notes = [present.legend(setup, predictions), _refusals(refused, where)]
+    notes = [remedied, present.legend(setup, predictions), _refusals(refused, where)]
     output = options.output
     files = present.draw(setup, predictions, Path(output)) if output else []
     return Answer([], present.table(predictions), notes, files)
@@ -63,16 +67,67 @@ def advise(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Answer:
 
     Raises InputError as `predict` does, and for more than one number of ranks.
     """
+    if options.placement and not options.trace:
+        raise InputError(
+            f"--placement {options.placement}: only with --trace, whose loads decide the new "
+            "order; add --trace FILE, or leave it out"
+        )
     setup = problem.make(options, cells)
     sizes = problem.world_sizes(options.world_size)
     if len(sizes) != 1:
         raise InputError(f"--world-size {options.world_size}: advise takes one number of ranks")
-    predictions, refused = _predict_at(setup, sizes[0], _strategies(options.strategy), degrees=True)
+    asked = _strategies(options.strategy)
+    predictions, refused = _predict_at(setup, sizes[0], asked, degrees=True)
     if not predictions:
         raise InputError(f"advise: nothing can be run; {next(iter(refused.values()), '')}")
-    ranked = sorted(predictions, key=lambda p: (not p.fits, p.total_ms))
+    ranked = _ranked(predictions)
     table, notes = present.table(ranked[:ADVISE_ROWS]), [present.legend(setup, ranked)]
-    return Answer(present.advice(setup, ranked), table, notes, [])
+    lines = sentences.advice(setup, ranked, by_phase(setup, sizes[0], asked))
+    lines += remedies.lines(setup, ranked, options.placement)
+    files = _write_placement(setup, ranked, options.placement)
+    return Answer(lines, table, notes, files)
+
+
+def _ranked(predictions: Sequence[Prediction]) -> list[Prediction]:
+    return sorted(predictions, key=lambda p: (not p.fits, p.total_ms))
+
+
+def by_phase(setup: PredictionProblem, ranks: int, asked: set[str]) -> dict[str, list[Prediction]]:
+    """The forms of each other phase than the asked one, fastest first; none of records, whose fit
+    is of the phases that were measured."""
+    if setup.fixed is None:
+        return {}
+    asked_phase = sentences.phase_of(setup, ranks)
+    some = sentences.tokens_per_rank(setup, ranks)
+    many = problem.CLUSTER_TOKENS if asked_phase == sentences.DECODE else some
+    phases = {}
+    for phase in sentences.PHASES:
+        if phase == asked_phase:
+            continue
+        mode = "train" if phase == sentences.TRAINING else "forward"
+        each = sentences.DECODE_TOKENS if phase == sentences.DECODE else many
+        batch = each if setup.work.tokens == "replicated" else each * ranks
+        work = dataclasses.replace(setup.work, mode=mode, batch_size=batch)
+        other = dataclasses.replace(setup, work=work, per_rank=0)
+        phases[phase] = _ranked(_predict_at(other, ranks, asked, degrees=True)[0])
+    return phases
+
+
+def _write_placement(
+    setup: PredictionProblem, ranked: Sequence[Prediction], path: str
+) -> list[Path]:
+    """The new order of experts for the fastest form that splits them, one id a line."""
+    form = remedies.fastest_form(ranked)
+    if not path or setup.routing is None or form is None:
+        return []
+    order = setup.routing.new_order(degrees_of(form.cell).ep)
+    try:
+        Path(path).write_text("".join(f"{expert}\n" for expert in order), encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"--placement {path}: {error.strerror}; name a file that can be written"
+        ) from None
+    return [Path(path)]
 
 
 def _strategies(text: str) -> set[str]:

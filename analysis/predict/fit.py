@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from analysis.errors import InputError
 from analysis.predict import features, model
@@ -119,7 +118,10 @@ def _tied(measured: Measured, step: Step) -> dict[Key, float]:
 def _robust(
     matrix: NDArray[np.float64], target: NDArray[np.float64], keys: list[Key]
 ) -> list[float]:
-    """Huber's weights by iteration, with a light pull of every efficiency towards 1."""
+    """Huber's weights by iteration, with a light pull of every efficiency towards 1; scipy is
+    imported here since it is slow to import."""
+    from scipy.optimize import nnls
+
     scale = np.linalg.norm(matrix, axis=0)
     prior = np.array([0.0 if k[1] in features.COUNTED else 1.0 for k in keys])
     pull = PULL * np.diag(scale)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from analysis.predict.model import (
     Prediction,
 )
 from analysis.predict.problem import HERE, PredictionProblem
-from runners.host.project_paths import BENCH
+from moe.strategies import degrees
 from runners.records import forced_balance
 
 if TYPE_CHECKING:
@@ -78,12 +77,15 @@ def legend(setup: PredictionProblem, predictions: Sequence[Prediction]) -> list[
     lines += [f"{word}: {about}" for word, about in words.items() if word in present]
     reasons = sorted({p.reason for p in predictions if p.reason})
     lines += [f"beyond: {reason}" for reason in reasons[:6]]
-    if setup.skew > 1:
+    if setup.routing:
+        lines.append(_captured(predictions))
+    elif setup.skew > 1:
         lines.append(f"skew {setup.skew:g}: the busiest rank's slots over the mean")
     else:
         lines.append(
             f"skew 1: equally many slots on every rank, as {forced_balance.LABEL} gives them and "
-            "no learned router does; --skew takes the busiest rank's over the mean"
+            "no learned router does; --skew takes the busiest rank's over the mean, --trace a file "
+            "of captured choices"
         )
     if setup.emulation:
         lines.append(f"times are dilated, of a cluster that is {setup.emulation.words}")
@@ -94,57 +96,22 @@ def legend(setup: PredictionProblem, predictions: Sequence[Prediction]) -> list[
     return lines
 
 
-def advice(setup: PredictionProblem, ranked: Sequence[Prediction]) -> list[str]:
-    """Lines: the best form, the runner-up's ratio to it, and the command that would decide."""
-    fitting = [p for p in ranked if p.fits]
-    if not fitting:
-        least = min(ranked, key=lambda p: p.memory_bytes)
-        return [
-            "nothing fits the memory of a rank; the least is "
-            f"{candidates.name_of(least.cell.strategy)} with "
-            f"{numbers.bytes_text(least.memory_bytes)}; use more ranks or fewer tokens"
-        ]
-    best, *others = fitting
-    name = candidates.name_of(best.cell.strategy)
-    lines = [f"best: {name}, {numbers.short(best.total_ms)} ms ({best.status})"]
-    if not others:
-        return [*lines, "no other form fits"]
-    second = others[0]
-    ratio = second.total_ms / best.total_ms
-    lines.append(
-        f"runner-up: {candidates.name_of(second.cell.strategy)}, {numbers.short(second.total_ms)} "
-        f"ms: {ratio - 1:.0%} slower"
+def _captured(predictions: Sequence[Prediction]) -> str:
+    """The skew of the captured routing by the ranks that share the experts."""
+    skews: dict[int, list[float]] = {}
+    for prediction in predictions:
+        skews.setdefault(degrees(prediction.cell).ep, []).append(prediction.skew)
+    split = sorted((ranks, some) for ranks, some in skews.items() if ranks > 1)
+    by_ranks = ", ".join(f"{_span(some)} on {ranks}" for ranks, some in split)
+    return (
+        "skew: the busiest rank's slots over the mean, of the trace's second half, by the ranks "
+        f"that share the experts: {by_ranks or '1, no form splits them'}"
     )
-    sure = certain(setup, best, second)
-    rivals = [p for p in others if not certain(setup, best, p)]
-    if sure:
-        lines.append("the difference is larger than the model's error")
-    else:
-        lines.append(
-            f"not certain: {len(rivals)} other forms are within the model's error of the best"
-        )
-    return [*lines, _measure(setup, [best, *rivals[:3]] if rivals else [best, second])]
 
 
-def certain(setup: PredictionProblem, better: Prediction, worse: Prediction) -> bool:
-    """Whether the log ratio exceeds the root sum of squares of the two intervals' half-widths."""
-    spreads = [math.log(p.high_ms / p.low_ms) / 2 for p in (better, worse)]
-    return math.log(worse.total_ms / better.total_ms) > math.hypot(*spreads)
-
-
-def _measure(setup: PredictionProblem, rivals: Sequence[Prediction]) -> str:
-    cell = rivals[0].cell
-    names = list(dict.fromkeys(p.cell.strategy.name for p in rivals))
-    ways = list(dict.fromkeys(p.cell.strategy.dispatcher for p in rivals
-                              if p.cell.strategy.name in candidates.EXPERT_PARALLEL))  # fmt: skip
-    words = [f"strategy={','.join(names)}"]
-    if ways:
-        words.append(f"strategy.dispatcher={','.join(ways)} on_invalid=skip")
-    words.append(
-        f"world_size={cell.placement.world_size} batch_size={cell.workload.batch_size} "
-        f"topk={cell.layer.topk} tokens={cell.workload.tokens} mode={cell.workload.mode}"
-    )
-    return f"to be sure, measure: {BENCH} -m " + " ".join(words)
+def _span(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def draw(setup: PredictionProblem, predictions: Sequence[Prediction], folder: Path) -> list[Path]:

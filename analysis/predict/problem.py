@@ -10,16 +10,18 @@ from typing import Any
 
 from analysis.data.cell_summary import CellSummary
 from analysis.errors import InputError
-from analysis.predict import candidates, fit, hardware, model, observed
+from analysis.predict import candidates, fit, hardware, model, observed, routing
 from analysis.predict.fit import Measured
 from analysis.predict.hardware import HardwareModel
 from analysis.predict.model import MEASURED, Coefficients, Prediction
+from analysis.predict.routing import CapturedRouting
 from moe.spec import MODES, TOKENS, Cell, LayerSpec, RankLayout, WorkloadSpec
 from runners.records import emulation
 from runners.records.emulation import Emulation
 
 HERE = "here"
 MAX_RANKS = 65536
+CLUSTER_TOKENS = 4096  # a rank, on a cluster, unless the options say otherwise
 
 
 @dataclass
@@ -39,6 +41,8 @@ class PredictionProblem:
     memory_bytes: float = float("inf")  # of the machine of the records, for all its ranks
     known: list[Measured] = field(default_factory=list)
     intervals: Mapping[Cell, tuple[float, float, float]] = field(default_factory=dict)
+    routing: CapturedRouting | None = None  # of --trace, instead of `skew`
+    model: str = ""  # of conf/model; "" where the layer is that of the records
 
     def machine(self, ranks: int) -> HardwareModel:
         """The cluster, or this machine by its calibration for the nearest number of ranks."""
@@ -64,11 +68,18 @@ class PredictionProblem:
         backend = self.known[0].cell.placement.backend if self.known else "gloo"
         return RankLayout(ranks, backend, "cpu", max(1, self.cores // ranks))
 
+    def skew_of(self, cell: Cell) -> float:
+        """The busiest rank's slots over the mean: of the captured routing, else as stated."""
+        return self.routing.skew(cell) if self.routing else self.skew
+
+    def modelled(self, cell: Cell, skew: float) -> Prediction:
+        """By the model, whatever the records have."""
+        machine = self.machine(cell.placement.world_size)
+        return model.predict(cell, machine, self.coefficients, skew)
+
     def predict(self, cell: Cell) -> Prediction:
         """Measured where a record has exactly this cell, else by the model."""
-        prediction = model.predict(
-            cell, self.machine(cell.placement.world_size), self.coefficients, self.skew
-        )
+        prediction = self.modelled(cell, self.skew_of(cell))
         if cell not in self.intervals:
             return prediction
         value, low, high = self.intervals[cell]
@@ -83,11 +94,19 @@ def make(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Predictio
 
     Raises InputError for options that do not fit together, and for too few cells.
     """
-    if options.cluster != HERE:
-        return _cluster(options)
-    if not cells:
+    if options.cluster == HERE and not cells:
         raise InputError("--cluster here: needs records; give a SOURCE, or name another cluster")
-    return _here(options, cells)
+    setup = _here(options, cells) if options.cluster == HERE else _cluster(options)
+    setup.model = options.model
+    return _with_routing(setup, options.trace) if options.trace else setup
+
+
+def _with_routing(setup: PredictionProblem, path: str) -> PredictionProblem:
+    captured = routing.read(path, setup.layer)
+    work = dataclasses.replace(
+        setup.work, kind="trace", parameter=0.0, nominal_ep=0, trace_sha256=captured.sha256
+    )
+    return dataclasses.replace(setup, routing=captured, work=work)
 
 
 def _cluster(options: argparse.Namespace) -> PredictionProblem:
@@ -97,9 +116,9 @@ def _cluster(options: argparse.Namespace) -> PredictionProblem:
     layer = candidates.model_layer(
         options.model, options.scale or 1, options.topk, options.dtype or "bfloat16"
     )
-    work, per_rank = _work(options, WorkloadSpec(tokens="sharded"), 4096)
-    return PredictionProblem(cluster.name, candidates.plain(layer), work, options.skew, per_rank,
-                             model.of_machine(cluster), cluster)  # fmt: skip
+    work, per_rank = _work(options, WorkloadSpec(tokens="sharded"), CLUSTER_TOKENS)
+    return PredictionProblem(cluster.name, candidates.plain(layer), work, options.skew or 1.0,
+                             per_rank, model.of_machine(cluster), cluster)  # fmt: skip
 
 
 def _here(options: argparse.Namespace, cells: Sequence[CellSummary]) -> PredictionProblem:
@@ -118,8 +137,8 @@ def _here(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Predicti
         for summary in cells
         if observed.of_cell(summary)
     }
-    return PredictionProblem(HERE, layer, work, options.skew, per_rank, coefficients, None,
-                             observed.calibrations(cells),
+    return PredictionProblem(HERE, layer, work, options.skew or 1.0, per_rank, coefficients,
+                             None, observed.calibrations(cells),
                              emulation.of_values(cells[0].emulation), cells[0].cores or 1,
                              observed.memory_bytes(cells), known, intervals)  # fmt: skip
 
@@ -141,7 +160,12 @@ def _work(
             raise InputError(f"--{name} {value}: allowed are {', '.join(allowed)}")
     if options.batch_size and options.tokens_per_rank:
         raise InputError("--tokens-per-rank: not together with --batch-size; leave one out")
-    if options.skew < 1:
+    if options.trace and options.skew is not None:
+        raise InputError(
+            f"--skew {options.skew:g}: not together with --trace, which has a skew of its own; "
+            "leave --skew out"
+        )
+    if options.skew is not None and not options.skew >= 1:
         raise InputError(f"--skew {options.skew}: allowed are numbers from 1, which is even")
     each = options.tokens_per_rank or (0 if options.batch_size else per_rank)
     batch = options.batch_size or base.batch_size

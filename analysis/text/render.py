@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from analysis.text.tables import Table, long_rows
 WIDEST, MOST_COLUMNS = 120, 6
 PIPED_WIDTH = 100  # of sentences where there is no terminal
 LEAST_WIDTH = 40
+COMMAND = " " * 4  # starts a line that is a command
+SHELL_WORDS = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"])+""")
 
 
 def tables(shown: Sequence[Table], style: str) -> str:
@@ -89,6 +92,31 @@ def lines(texts: Sequence[str], style: str) -> str:
         return "\n".join(f"# {' '.join(line.split())}" for line in texts)
     width = shutil.get_terminal_size((PIPED_WIDTH, 0)).columns
     return "\n".join(part for line in texts for part in wrapped(line, width))
+
+
+def commands(texts: Sequence[str], style: str) -> str:
+    """As `lines`, where a line that starts with COMMAND is a command of a shell: in text its parts
+    end with a backslash, so that it can be copied; in Markdown it is code."""
+    parts = []
+    for line in texts:
+        command = line.removeprefix(COMMAND)
+        if command == line or style == "csv":
+            parts.append(lines([line], style))
+        elif style == "markdown":
+            parts.append(f"  `{command}`")
+        else:
+            parts += _typed(command, shutil.get_terminal_size((PIPED_WIDTH, 0)).columns)
+    return "\n".join(parts)
+
+
+def _typed(command: str, width: int) -> list[str]:
+    """The command's words in lines of at most this width, all but the last with a backslash."""
+    parts = [COMMAND]
+    for word in SHELL_WORDS.findall(command):
+        if len(parts[-1]) + len(word) > max(width, LEAST_WIDTH) - 3 and parts[-1].strip():
+            parts.append(COMMAND + "  ")
+        parts[-1] += f" {word}" if parts[-1].strip() else word
+    return [*(f"{part} \\" for part in parts[:-1]), parts[-1]]
 
 
 def wrapped(line: str, width: int) -> list[str]:

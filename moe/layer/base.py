@@ -24,7 +24,8 @@ from moe.layer.router import Router, Routing
 from moe.layer.weight_store import FusedWeights
 from moe.parallel import collectives, dispatch, symm_mem
 from moe.parallel.comm import Comm, RankGroup
-from moe.parallel.expert_placement import order_for, places_of
+from moe.parallel.expert_order import order_for
+from moe.parallel.expert_placement import places_of
 from moe.parallel.permute import RowsElsewhere, Slots, permute, unpermute
 from moe.parallel.row_counts import RowCounts
 from moe.parallel.rules import StrategyRules

@@ -1,6 +1,4 @@
-"""Which rank holds which experts: the order of experts over places, and copies of hot experts.
-
-Places are numbered over the ranks that share the experts; each rank has the same number.
+"""Which place computes a slot, where the places of `expert_order` hold the experts.
 
 Shape letters: T tokens, K slots of a token, E experts.
 """
@@ -13,41 +11,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-
-from moe.spec import Cell, StrategySpec
-
-
-def primary_order(strategy: StrategySpec, experts: int, ranks: int) -> list[int]:
-    """Expert of each of E places: contiguous blocks, round robin, or the user's order."""
-    if strategy.placement == "round_robin":
-        return [expert for rank in range(ranks) for expert in range(rank, experts, ranks)]
-    if strategy.placement == "explicit":
-        return list(strategy.expert_order)
-    return list(range(experts))
-
-
-def with_copies(order: Sequence[int], ranks: int, copies: int, loads: Sequence[int]) -> list[int]:
-    """Adds `copies` places, the same number on every rank. Each goes to the expert with the most
-    load per copy, on the least loaded rank that has room and does not hold it yet."""
-    size = len(order) // ranks
-    by_rank = [list(order[r * size : (r + 1) * size]) for r in range(ranks)]
-    number = dict.fromkeys(order, 1)
-
-    def load(rank: int) -> float:
-        return sum(loads[e] / number[e] for e in by_rank[rank])
-
-    for _ in range(copies):
-        room = [r for r in range(ranks) if len(by_rank[r]) < size + copies // ranks]
-        hot = sorted(number, key=lambda e: (-loads[e] / number[e], e))
-        expert, where = next(
-            (e, [r for r in room if e not in by_rank[r]])
-            for e in hot
-            if any(e not in by_rank[r] for r in room)
-        )
-        rank = min(where, key=lambda r: (load(r), r))
-        by_rank[rank].append(expert)
-        number[expert] += 1
-    return [expert for on_rank in by_rank for expert in on_rank]
 
 
 @dataclass(frozen=True)
@@ -88,12 +51,3 @@ def places_of(order: Sequence[int], experts: int, device: torch.device) -> Place
     copies = torch.tensor([len(places) for places in where], device=device)
     plain = list(order) == list(range(experts))
     return Places(tuple(order), torch.tensor(table, device=device), copies, plain)
-
-
-def order_for(cell: Cell, ranks: int, loads: Sequence[int]) -> list[int]:
-    """Expert of every place when `ranks` ranks share the experts; `loads` are slots per expert."""
-    strategy, experts = cell.strategy, cell.layer.num_experts
-    order = primary_order(strategy, experts, ranks)
-    if not strategy.hot_replicas:
-        return order
-    return with_copies(order, ranks, strategy.hot_replicas, loads)

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe.parallel.expert_placement import Places, order_for, places_of, primary_order, with_copies
+from moe.parallel.expert_order import by_load, order_for, primary_order, with_copies
+from moe.parallel.expert_placement import Places, places_of
 from moe.spec import Cell, LayerSpec, StrategySpec
 
 CPU = torch.device("cpu")
@@ -31,6 +32,16 @@ def test_hot_experts_are_copied_to_where_they_are_not_by_hand() -> None:
     assert with_copies([0, 1, 2, 3, 4, 5], 3, 3, [5, 0, 0, 12, 0, 0]) == [
         0, 1, 3, 2, 3, 0, 4, 5, 3
     ]  # fmt: skip
+
+
+def test_a_placement_by_load_by_hand() -> None:
+    # 9 to rank 0, 8 to rank 1, 3 to rank 1 (8 < 9), 2 to rank 0 (rank 1 is full)
+    assert by_load([9, 2, 8, 3], 2) == [0, 1, 2, 3]
+    # 6, 5 and 4 to a rank each; then 3 beside the 4, 2 beside the 5, 1 beside the 6
+    assert by_load([1, 2, 3, 4, 5, 6], 3) == [5, 0, 4, 1, 3, 2]
+    # as many on every rank: the three without load go where there is room, not where least is
+    assert by_load([0, 7, 0, 0], 2) == [1, 3, 0, 2]
+    assert by_load([3, 1], 1) == [0, 1]
 
 
 def test_copies_without_load_go_to_the_lowest_ids() -> None:
