@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,9 +20,12 @@ from runners.records.stats import STEADY
 
 
 def measured(cells: Iterable[CellSummary]) -> list[Measured]:
-    """Those with a time in steady state whose record has a calibration for their number of ranks,
-    but for serial, peers and planted slow-downs."""
-    return [known for cell in cells if (known := of_cell(cell)) is not None]
+    """Those with a time whose record has a calibration for their number of ranks, but for serial,
+    peers and planted slow-downs. Times are in steady state; of emulated ranks, which an agreed time
+    starts, also of blocks of a fixed length, if most of these cells have such."""
+    usable = [(cell.metric, known) for cell in cells if (known := of_cell(cell)) is not None]
+    most = Counter(metric for metric, _ in usable).most_common(1)
+    return [known for metric, known in usable if metric == most[0][0]]
 
 
 def of_cell(summary: CellSummary) -> Measured | None:
@@ -30,10 +34,11 @@ def of_cell(summary: CellSummary) -> Measured | None:
     left_out = (
         rules_of(strategy.name).single_rank or strategy.name.startswith(PEER) or strategy.slowdown
     )
-    steady = summary.metric.removesuffix(f", {summary.cluster}") == STEADY
-    if not steady or not summary.measured or not summary.calibration or left_out:
-        return None
     cluster = emulation.of_values(summary.emulation)
+    if summary.metric != STEADY and not cluster:
+        return None
+    if not summary.measured or not summary.calibration or left_out:
+        return None
     calibrated = machine_of(summary.calibration, summary.world_size, cluster)
     if calibrated is None:
         return None

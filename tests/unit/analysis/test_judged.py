@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+import analysis
 from analysis import cli
-from analysis.predict import emulated, features, model, network
+from analysis.data.cell_summary import summaries
+from analysis.predict import emulated, features, model, network, observed
 from analysis.predict.fit import Measured, fit
 from analysis.predict.model import Coefficients
+from analysis.stats.summarize import summarize
 from benchmarks.cost_model import crossings
 from benchmarks.cost_model import emulated as judge
 from moe.cost import Call
@@ -247,6 +250,21 @@ def test_predict_fits_a_cluster_as_dilated(folder: str, capsys: pytest.CaptureFi
     )
     assert f"times are dilated, of a cluster that is {CLUSTER.words}" in out
     assert "cores" not in out
+
+
+def test_blocks_of_a_fixed_length_are_fitted_where_most_have_them(tmp_path: Path) -> None:
+    """One emulated step a block is a time as good as any; two kinds of time are never fitted
+    together."""
+    records = [record_of(of) for of in grid()[:12]]
+    for one in records[:8]:
+        one.measure = {**one.measure, "block": 1}
+        ranks = one.cell.placement.world_size
+        one.samples = factory.samples([5.0] * 4, ranks, random.Random(0), steps=1, fixed=True)
+    known = judge.load([str(factory.write_all(tmp_path / "most", records))])
+    assert [m.total_s for m in known] == [pytest.approx(5e-3, rel=0.01)] * 8
+    real = [dataclasses.replace(one, environment=factory.ENVIRONMENT) for one in records[:8]]
+    frame = analysis.load(str(factory.write_all(tmp_path / "real", real)))
+    assert observed.measured(summaries(summarize(frame))) == []
 
 
 def test_the_report_reads_records(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
