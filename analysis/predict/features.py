@@ -10,6 +10,7 @@ A time is the sum over all (phase, term) of coefficient x value:
     fresh        bytes mapped anew / bandwidth           coefficient: 1 / efficiency
     alpha, wire  collectives, see `network`              coefficient: 1 / efficiency
     calls, messages, hops  of collectives, on gloo with known links      coefficient: seconds each
+    straggle     own work x expected lateness of the last rank, there  coefficient: relative spread
 
 Where coefficients are fitted, matrix and read times are added, not maximised: products with few
 rows m reach m / (m + h) of the matrix rate, and flops / rate x (1 + h / m) is a term in FLOPs plus
@@ -35,6 +36,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from analysis.predict import network
 from analysis.predict.hardware import HardwareModel
@@ -49,10 +51,18 @@ from moe.strategies import degrees
 Key = tuple[str, str]
 PHASES = ("router", "permute", "dispatch", "experts", "combine", "unpermute", "backward",
           "gradients")  # fmt: skip
-COUNTED = ("operations", "experts", "calls", "messages", "hops")  # coefficients in seconds each
+COUNTED = (
+    "operations",
+    "experts",
+    "calls",
+    "messages",
+    "hops",
+    "straggle",
+)  # coefficients in seconds each
 # Of machines whose links are known: one coefficient for all phases, as a link knows no phase.
 OF_LINKS = ("alpha", "wire", "calls", "messages", "hops")
 OPERATIONS = {"router": 4, "permute": 5, "experts": 3, "unpermute": 3}
+LOCAL_RATES = ("matrix", "read", "move")  # terms of a rank's own work
 DISPATCH_OPERATIONS = 8  # more permuting on both sides of an exchange
 BACKWARD = 2.0  # times the forward pass's arithmetic
 GIVEN_BACK = 32 << 20  # bytes
@@ -102,7 +112,16 @@ def terms(step: Step, machine: HardwareModel) -> dict[Key, float]:
             if phase in OPERATIONS:
                 once = not machine.calibrated and phase in MOVED_BACK_ONCE
                 _add(values, ("backward", term), value if once else BACKWARD * value)
+    if machine.gloo:
+        local = sum(v for (phase, term), v in values.items() if term in LOCAL_RATES
+                    and phase in (*OPERATIONS, "backward"))  # fmt: skip
+        values["wait", "straggle"] = local * latest(cell.placement.world_size)
     return {key: value for key, value in values.items() if value}
+
+
+def latest(ranks: int) -> float:
+    """Expected maximum of as many standard normal numbers, by Blom's approximation (1958)."""
+    return NormalDist().inv_cdf((ranks - 0.375) / (ranks + 0.25)) if ranks > 1 else 0.0
 
 
 def _add(values: dict[Key, float], key: Key, value: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,9 +20,12 @@ from runners.records.stats import STEADY
 
 
 def measured(cells: Iterable[CellSummary]) -> list[Measured]:
-    """Those with a time in steady state, or on an emulated cluster, whose record has a calibration
-    for their number of ranks, but for serial, peers and planted slow-downs."""
-    return [known for cell in cells if (known := of_cell(cell)) is not None]
+    """Those with a time whose record has a calibration for their number of ranks, but for serial,
+    peers and planted slow-downs. Times are in steady state; of emulated ranks, which an agreed time
+    starts, also of blocks of a fixed length, if most of these cells have such."""
+    usable = [(cell.metric, known) for cell in cells if (known := of_cell(cell)) is not None]
+    most = Counter(metric for metric, _ in usable).most_common(1)
+    return [known for metric, known in usable if metric == most[0][0]]
 
 
 def of_cell(summary: CellSummary) -> Measured | None:
@@ -31,7 +35,6 @@ def of_cell(summary: CellSummary) -> Measured | None:
         rules_of(strategy.name).single_rank or strategy.name.startswith(PEER) or strategy.slowdown
     )
     cluster = emulation.of_values(summary.emulation)
-    # An emulated block is one long step that all ranks begin together.
     if summary.metric != STEADY and not cluster:
         return None
     if not summary.measured or not summary.calibration or left_out:

@@ -7,13 +7,17 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import NormalDist
 
 import pytest
 
+import analysis
 from analysis import cli
-from analysis.predict import emulated, features, model, network
+from analysis.data.cell_summary import summaries
+from analysis.predict import emulated, features, model, network, observed
 from analysis.predict.fit import Measured, fit
 from analysis.predict.model import Coefficients
+from analysis.stats.summarize import summarize
 from benchmarks.cost_model import crossings
 from benchmarks.cost_model import emulated as judge
 from moe.cost import Call
@@ -36,7 +40,7 @@ INTRA, INTER = 1e7 * SHARE, 1e6 * SHARE  # bytes/s of data
 TRUTH = Coefficients({
     ("", "operations"): 1e-3, ("", "experts"): 1e-3, ("", "matrix"): 1.3, ("", "read"): 1.2,
     ("", "move"): 1.5, ("", "fresh"): 1.0, ("", "wire"): 1.03, ("", "calls"): 4e-3,
-    ("", "messages"): 1e-3, ("", "hops"): 2e-3,
+    ("", "messages"): 1e-3, ("", "hops"): 2e-3, ("", "straggle"): 0.1,
 })  # fmt: skip
 Change = Callable[[Cell, float], float]
 
@@ -87,6 +91,28 @@ def test_a_links_latency_is_of_every_turn() -> None:
     assert network.call_times(ring, slow).alpha_s == pytest.approx(6 * 0.005)
     sent = Call("all_to_all", world(4), "dispatch", 3e6, 3e6, 2)
     assert network.call_times(sent, slow).alpha_s == pytest.approx(2 * 0.005)
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8, 32])
+def test_the_last_of_many_ranks_is_later(ranks: int) -> None:
+    """E max of n normals: n times the integral of x phi(x) Phi(x)^(n-1), here by sums."""
+    normal = NormalDist()
+    points = [-8 + 0.002 * i for i in range(8001)]
+    exact = 0.002 * sum(ranks * x * normal.pdf(x) * normal.cdf(x) ** (ranks - 1) for x in points)
+    assert features.latest(ranks) == pytest.approx(exact, abs=0.03)
+    assert features.latest(1) == 0.0
+
+
+def test_ranks_that_straggle_wait_for_their_work_alone() -> None:
+    """At 2 GFLOP/s and 0.5 GB/s: bytes on links are in no rank's own work."""
+    terms = features.terms(features.busiest(cell("ep", 4, 2, 64)), MACHINE)
+    own = sum(v for (phase, term), v in terms.items() if term in ("matrix", "read", "move"))
+    assert terms["wait", "straggle"] == pytest.approx(own * features.latest(4))
+    alone = features.terms(features.busiest(cell("simple", 1, 2, 64)), MACHINE)
+    assert ("wait", "straggle") not in alone
+    on_one_machine = dataclasses.replace(MACHINE, gloo=False)
+    of = features.busiest(cell("ep", 4, 2, 64))
+    assert ("wait", "straggle") not in features.terms(of, on_one_machine)
 
 
 def cell(name: str, ranks: int, topk: int, each: int) -> Cell:
@@ -247,6 +273,21 @@ def test_predict_fits_a_cluster_as_dilated(folder: str, capsys: pytest.CaptureFi
     )
     assert f"times are dilated, of a cluster that is {CLUSTER.words}" in out
     assert "cores" not in out
+
+
+def test_blocks_of_a_fixed_length_are_fitted_where_most_have_them(tmp_path: Path) -> None:
+    """One emulated step a block is a time as good as any; two kinds of time are never fitted
+    together."""
+    records = [record_of(of) for of in grid()[:12]]
+    for one in records[:8]:
+        one.measure = {**one.measure, "block": 1}
+        ranks = one.cell.placement.world_size
+        one.samples = factory.samples([5.0] * 4, ranks, random.Random(0), steps=1, fixed=True)
+    known = judge.load([str(factory.write_all(tmp_path / "most", records))])
+    assert [m.total_s for m in known] == [pytest.approx(5e-3, rel=0.01)] * 8
+    real = [dataclasses.replace(one, environment=factory.ENVIRONMENT) for one in records[:8]]
+    frame = analysis.load(str(factory.write_all(tmp_path / "real", real)))
+    assert observed.measured(summaries(summarize(frame))) == []
 
 
 def test_the_report_reads_records(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
