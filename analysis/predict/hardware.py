@@ -6,15 +6,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from analysis.errors import InputError
 from runners.host import project_paths
 
+if TYPE_CHECKING:
+    from analysis.predict.software import SoftwareProfile
+
 FOLDER = project_paths.CONF / "cluster"
-OF_CALIBRATION = {"calibrated", "read_warm", "links", "exchanged"}
+NOT_IN_A_FILE = {"calibrated", "read_warm", "links", "exchanged", "profile"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,9 @@ class Link:
 
 @dataclass(frozen=True)
 class HardwareModel:
-    """Rates of one rank. Efficiencies are the shares of them that a step reaches."""
+    """Rates of one rank. Efficiencies are the shares of them that a step reaches; those of links
+    are the cluster's, the others the profile's (`software.on`), unless the cluster's file has them.
+    """
 
     name: str
     ranks_per_node: int
@@ -37,11 +42,13 @@ class HardwareModel:
     read_bytes_per_s: float
     intra: Link
     inter: Link
-    matrix_efficiency: float = 1.0
-    read_efficiency: float = 1.0
+    matrix_efficiency: float | None = None
+    read_efficiency: float | None = None
     intra_efficiency: float = 1.0
     inter_efficiency: float = 1.0
-    operation_s: float = 0.0
+    operation_s: float | None = None
+    software: str = ""  # the only profile whose exchanges the links are of
+    profile: SoftwareProfile | None = None  # None where rates are calibrated
     calibrated: bool = False  # rates are of this machine, not from data sheets
     read_warm: tuple[tuple[float, float], ...] = ()  # (bytes that are re-read, bytes/s): caches
     links: dict[str, Link] = field(default_factory=dict)  # by collective, where calibrated
@@ -89,7 +96,7 @@ def of_config(config: Any, name: str) -> HardwareModel:
     """Raises InputError unless it is a mapping with every key, no others, and no rate of 0."""
     if not isinstance(config, dict):
         raise InputError(f"--cluster {name}: not a mapping; see conf/cluster/h100.yaml")
-    allowed = {item.name for item in fields(HardwareModel)} - OF_CALIBRATION
+    allowed = {item.name for item in fields(HardwareModel)} - NOT_IN_A_FILE
     unknown = sorted(set(config) - allowed)
     if unknown:
         raise InputError(

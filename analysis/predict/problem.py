@@ -10,10 +10,10 @@ from typing import Any
 
 from analysis.data.cell_summary import CellSummary
 from analysis.errors import InputError
-from analysis.predict import candidates, fit, hardware, model, observed
+from analysis.predict import candidates, fit, hardware, model, observed, software
 from analysis.predict.fit import Measured
 from analysis.predict.hardware import HardwareModel
-from analysis.predict.model import MEASURED, Coefficients, Prediction
+from analysis.predict.model import MEASURED, MEASURED_HERE, Coefficients, Prediction
 from moe.spec import MODES, TOKENS, Cell, LayerSpec, RankLayout, WorkloadSpec
 
 HERE = "here"
@@ -59,15 +59,14 @@ class PredictionProblem:
 
     def predict(self, cell: Cell) -> Prediction:
         """Measured where a record has exactly this cell, else by the model."""
-        prediction = model.predict(
-            cell, self.machine(cell.placement.world_size), self.coefficients, self.skew
-        )
+        machine = self.machine(cell.placement.world_size)
+        prediction = model.predict(cell, machine, self.coefficients, self.skew)
         if cell not in self.intervals:
             return prediction
         value, low, high = self.intervals[cell]
         return dataclasses.replace(
             prediction, total_ms=value, low_ms=low, high_ms=high, fits=True, status=MEASURED,
-            reason="",
+            reason="", software=MEASURED_HERE,
         )  # fmt: skip
 
 
@@ -78,13 +77,18 @@ def make(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Predictio
     """
     if options.cluster != HERE:
         return _cluster(options)
+    if options.software:
+        raise InputError(
+            f"--software {options.software}: not with --cluster here, whose times are measured or "
+            "fitted to them; leave it out, or name a cluster"
+        )
     if not cells:
         raise InputError("--cluster here: needs records; give a SOURCE, or name another cluster")
     return _here(options, cells)
 
 
 def _cluster(options: argparse.Namespace) -> PredictionProblem:
-    cluster = hardware.load(options.cluster)
+    cluster = software.on(hardware.load(options.cluster), options.software)
     if not options.model:
         raise InputError(f"--model: missing; --cluster {options.cluster} needs a layer's shape")
     layer = candidates.model_layer(

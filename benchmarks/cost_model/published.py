@@ -14,7 +14,7 @@ import argparse
 import statistics
 import sys
 
-from analysis.predict import hardware, model, network
+from analysis.predict import hardware, model, network, software
 from moe.cost import Call
 from moe.parallel.traffic import GroupShape
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
@@ -53,7 +53,7 @@ NOT_PREDICTABLE = [  # published, and why there is no prediction
 
 def layer_rows() -> list[tuple[str, float, float]]:
     """(name, published ms, predicted ms)"""
-    made = hardware.load("h100")
+    made = software.on(hardware.load("h100"), "fused")
     rows = []
     for layer, dispatcher, name, forward, backward in MOE_PERF:
         times = []
@@ -68,7 +68,7 @@ def layer_rows() -> list[tuple[str, float, float]]:
 
 def latency_rows() -> list[tuple[str, float, float]]:
     """Low-latency messages carry a scale for every 128 values and a header (its test's count)."""
-    made = hardware.load("h800_deepep")
+    made = software.on(hardware.load("h800_deepep"))
     rows = []
     for ranks, dispatch_us, combine_us in LOW_LATENCY:
         fp8, bf16 = 7168 + 7168 // 128 * 4 + 16, 7168 * 2
