@@ -22,11 +22,13 @@ NOT_IN_A_FILE = {"calibrated", "read_warm", "links", "exchanged", "profile"}
 
 @dataclass(frozen=True)
 class Link:
-    """Per rank a collective takes alpha_s + messages * message_s + bytes / bytes_per_s."""
+    """Per rank a collective takes alpha_s + messages * message_s + w + ramp sqrt(alpha_s w), w =
+    bytes / bytes_per_s: see `network`."""
 
     bytes_per_s: float
     alpha_s: float
     message_s: float = 0.0
+    ramp: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class HardwareModel:
     intra_efficiency: float = 1.0
     inter_efficiency: float = 1.0
     operation_s: float | None = None
+    switch_reduces: bool = False  # in a node: NVLink SHARP
     software: str = ""  # the only profile whose exchanges the links are of
     profile: SoftwareProfile | None = None  # None where rates are calibrated
     calibrated: bool = False  # rates are of this machine, not from data sheets

@@ -8,11 +8,18 @@ sends `sent` bytes:
                           of the node's m ports carries (N-1)/N X / m between nodes
 
 Both tiers work at the same time: the slower one counts. Latency is the slowest tier's alpha, and
-message_s for each message (Hockney's model; two tiers as in NCCL's own tuning).
+message_s for each message (Hockney's model; two tiers as in NCCL's own tuning). Where a switch sums
+(NVLink SHARP), an all-reduce sends the whole into it once, instead of 2 (n-1)/n times.
+
+NCCL sends in chunks, which a receiver passes on or copies while the next one arrives. Few chunks
+leave the pipeline empty at first, many cost a start each: of w seconds on the wire the best number
+of chunks costs 2 sqrt(alpha w) where every hop starts anew (the optimal
+segments of a pipelined collective), and `ramp` sqrt(alpha w) with the link's own factor.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from analysis.predict.hardware import HardwareModel, Link
@@ -22,7 +29,7 @@ from moe.parallel.algorithms import fit_name
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of latency, and seconds that the bytes take."""
+    """Seconds of latency, starts of chunks included, and seconds that the bytes take."""
 
     alpha_s: float
     wire_s: float
@@ -51,13 +58,17 @@ def call_times(call: Call, machine: HardwareModel) -> Times:
     else:
         nodes = size / inside
         near = moved if inside > 1 else 0.0
+        if name == "all_reduce" and machine.switch_reduces:
+            near = near * size / (size - 1) / 2
         far = moved * size / (size - 1) * (nodes - 1) / nodes / inside
     wire = max(
         near / (machine.intra.bytes_per_s * machine.intra_efficiency),
         far / (machine.inter.bytes_per_s * machine.inter_efficiency),
     )
     link = machine.inter if inside < size else machine.intra
-    return Times(call.calls * link.alpha_s + call.messages * link.message_s, wire)
+    start = call.calls * link.alpha_s
+    chunks = link.ramp * math.sqrt(start * wire)
+    return Times(start + call.messages * link.message_s + chunks, wire)
 
 
 def _one_tier(call: Call, link: Link) -> Times:

@@ -146,7 +146,7 @@ def phases_s(parts: Mapping[Key, float]) -> dict[str, float]:
         off_device = ("operations", "waits")
         times[phase] = product + sum(v for term, v in mine.items() if term not in off_device)
     waits = sum(value for (_, term), value in parts.items() if term == "waits")
-    before = set(BEFORE_THE_WAIT) if waits else set()
+    before = set(times) & set(BEFORE_THE_WAIT) if waits else set()
     idle = 0.0
     for chosen in (before, set(times) - before):
         launched = sum(parts.get((phase, "operations"), 0.0) for phase in chosen)
