@@ -28,16 +28,17 @@ Shape letters: T tokens routed here, S slots computed here, D in, O out, E exper
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 
 from analysis.predict import network, roofline
 from analysis.predict.hardware import HardwareModel
+from analysis.predict.step import Step as Step
+from analysis.predict.step import busiest as busiest
 from moe import cost
 from moe.cost import Load
 from moe.cost.load import dispatches, routed_tokens
 from moe.cost.work import shared_tokens
 from moe.parallel.rules import first_width
-from moe.spec import DTYPE_BYTES, Cell
+from moe.spec import DTYPE_BYTES
 from moe.strategies import degrees
 
 Key = tuple[str, str]
@@ -47,33 +48,6 @@ OPERATIONS = {"router": 4, "permute": 5, "experts": 3, "unpermute": 3}
 DISPATCH_OPERATIONS = 8  # more permuting on both sides of an exchange
 BACKWARD = 2.0  # times the forward pass's arithmetic
 GIVEN_BACK = 32 << 20  # bytes
-
-
-@dataclass(frozen=True)
-class Step:
-    """The work of the busiest rank, which decides how long a step takes."""
-
-    cell: Cell
-    load: Load
-    skew: float = 1.0
-    dense: bool = False  # all experts on all tokens, in two products
-    kernel: str = ""  # of the profile's, where the machine has one
-
-    @property
-    def slots(self) -> float:
-        """Rows of expert arithmetic."""
-        if not self.dense:
-            return self.load.slots
-        rows = self.load.rows if dispatches(self.cell) else routed_tokens(self.cell, 0)
-        return rows * self.cell.layer.num_experts / degrees(self.cell).ep
-
-
-def busiest(cell: Cell, skew: float = 1.0, dense: bool = False, kernel: str = "") -> Step:
-    """The step of rank 0, which has the most tokens; skew is clipped to what top-k allows."""
-    ep = degrees(cell).ep
-    most = ep * min(1.0, cell.layer.num_experts / ep / cell.layer.topk)
-    skew = max(1.0, min(skew, most))
-    return Step(cell, cost.expected(cell, 0, skew), skew, dense, kernel)
 
 
 def terms(step: Step, machine: HardwareModel) -> dict[Key, float]:

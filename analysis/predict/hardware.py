@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from analysis.errors import InputError
+from analysis.predict import software
+from analysis.predict.software import KernelModel, SoftwareProfile
 from runners.host import project_paths
-
-if TYPE_CHECKING:
-    from analysis.predict.software import SoftwareProfile
 
 FOLDER = project_paths.CONF / "cluster"
 NOT_IN_A_FILE = {"calibrated", "read_warm", "links", "exchanged", "profile"}
@@ -33,8 +33,8 @@ class Link:
 
 @dataclass(frozen=True)
 class HardwareModel:
-    """Rates of one rank. Efficiencies are the shares of them that a step reaches; those of links
-    are the cluster's, the others the profile's (`software.on`), unless the cluster's file has them.
+    """Rates of one rank. Efficiencies are the shares of them that a step reaches: those of links
+    are the cluster's, the others the profile's (`with_profile`) unless the cluster's file has them.
     """
 
     name: str
@@ -114,6 +114,37 @@ def of_config(config: Any, name: str) -> HardwareModel:
     if min(rates) <= 0:
         raise InputError(f"--cluster {name}: rates must be above 0")
     return machine
+
+
+def with_profile(machine: HardwareModel, name: str = "") -> HardwareModel:
+    """The cluster with its profile; "" is the one of the cluster's links, else DEFAULT.
+
+    What the cluster's file states of efficiencies and of an operation's time replaces the
+    profile's. Raises InputError for a profile whose exchanges are not those of the cluster's links.
+    """
+    chosen = name or machine.software or software.DEFAULT
+    profile = software.load(chosen)
+    if machine.software and chosen != machine.software:
+        raise InputError(
+            f"--software {name}: links of cluster {machine.name} are those of the exchanges of "
+            f"{machine.software}; allowed is {machine.software}; or name another cluster"
+        )
+    stated: dict[str, Any] = {}
+    if machine.operation_s is not None:
+        stated["operation_s"] = machine.operation_s
+    if machine.read_efficiency is not None:
+        stated["move_efficiency"] = machine.read_efficiency
+    kernels = {key: _stated(kernel, machine) for key, kernel in profile.kernels.items()}
+    profile = dataclasses.replace(profile, kernels=kernels, **stated)
+    return dataclasses.replace(machine, profile=profile)
+
+
+def _stated(kernel: KernelModel, machine: HardwareModel) -> KernelModel:
+    if machine.matrix_efficiency is not None:
+        kernel = dataclasses.replace(kernel, matrix=machine.matrix_efficiency, depth=0.0, tile=0)
+    if machine.read_efficiency is not None:
+        kernel = dataclasses.replace(kernel, read=machine.read_efficiency)
+    return kernel
 
 
 def of_calibration(

@@ -58,7 +58,7 @@ class Prediction:
 
 
 def of_machine(machine: HardwareModel) -> Coefficients:
-    """Coefficients of the cluster's software profile (`software.on`)."""
+    """Coefficients of the cluster's software profile (`hardware.with_profile`)."""
     return Coefficients(roofline.coefficients(machine), roofline=True)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from analysis.data.cell_summary import CellSummary
 from analysis.errors import InputError
-from analysis.predict import candidates, fit, hardware, model, observed, software
+from analysis.predict import candidates, fit, hardware, model, observed
 from analysis.predict.fit import Measured
 from analysis.predict.hardware import HardwareModel
 from analysis.predict.model import MEASURED, MEASURED_HERE, Coefficients, Prediction
@@ -88,7 +88,7 @@ def make(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Predictio
 
 
 def _cluster(options: argparse.Namespace) -> PredictionProblem:
-    cluster = software.on(hardware.load(options.cluster), options.software)
+    cluster = hardware.with_profile(hardware.load(options.cluster), options.software)
     if not options.model:
         raise InputError(f"--model: missing; --cluster {options.cluster} needs a layer's shape")
     layer = candidates.model_layer(

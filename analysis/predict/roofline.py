@@ -15,10 +15,10 @@ Shape letters as there: T tokens, S slots, D in, O out, K top-k, U hidden units 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from analysis.predict.hardware import HardwareModel
 from analysis.predict.software import KernelModel, SoftwareProfile
+from analysis.predict.step import Step
 from moe import cost
 from moe.cost import Load
 from moe.cost.load import dispatches, routed_tokens
@@ -26,9 +26,6 @@ from moe.cost.work import shared_tokens
 from moe.parallel.rules import first_width
 from moe.spec import DTYPE_BYTES
 from moe.strategies import degrees, rules_of
-
-if TYPE_CHECKING:
-    from analysis.predict.features import Step
 
 Key = tuple[str, str]
 STARTED = ("router", "permute", "dispatch", "experts", "unpermute")
@@ -41,7 +38,7 @@ BALANCED = "balanced"  # the workload in which all experts have equally many row
 def profile_of(machine: HardwareModel) -> SoftwareProfile:
     """Raises ValueError for a machine without one."""
     if machine.profile is None:
-        raise ValueError(f"{machine.name}: no software profile; see software.on")
+        raise ValueError(f"{machine.name}: no software profile; see hardware.with_profile")
     return machine.profile
 
 

@@ -11,7 +11,6 @@ last tile of an expert is half empty on average.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +18,6 @@ from typing import Any
 import yaml
 
 from analysis.errors import InputError
-from analysis.predict.hardware import HardwareModel
 from runners.host import project_paths
 
 FOLDER = project_paths.CONF / "software"
@@ -80,34 +78,3 @@ def load(name: str) -> SoftwareProfile:
     config: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text("utf-8"))
     kernels = {key: KernelModel(**values) for key, values in config.pop("kernels").items()}
     return SoftwareProfile(kernels=kernels, **config)
-
-
-def on(machine: HardwareModel, name: str = "") -> HardwareModel:
-    """The cluster with its profile; "" is the one of the cluster's links, else DEFAULT.
-
-    What the cluster's file states of efficiencies and of an operation's time replaces the
-    profile's. Raises InputError for a profile whose exchanges are not those of the cluster's links.
-    """
-    chosen = name or machine.software or DEFAULT
-    profile = load(chosen)
-    if machine.software and chosen != machine.software:
-        raise InputError(
-            f"--software {name}: links of cluster {machine.name} are those of the exchanges of "
-            f"{machine.software}; allowed is {machine.software}; or name another cluster"
-        )
-    stated: dict[str, Any] = {}
-    if machine.operation_s is not None:
-        stated["operation_s"] = machine.operation_s
-    if machine.read_efficiency is not None:
-        stated["move_efficiency"] = machine.read_efficiency
-    kernels = {key: _stated(kernel, machine) for key, kernel in profile.kernels.items()}
-    profile = dataclasses.replace(profile, kernels=kernels, **stated)
-    return dataclasses.replace(machine, profile=profile)
-
-
-def _stated(kernel: KernelModel, machine: HardwareModel) -> KernelModel:
-    if machine.matrix_efficiency is not None:
-        kernel = dataclasses.replace(kernel, matrix=machine.matrix_efficiency, depth=0.0, tile=0)
-    if machine.read_efficiency is not None:
-        kernel = dataclasses.replace(kernel, read=machine.read_efficiency)
-    return kernel

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from analysis.predict import candidates, hardware, model, software
+from analysis.predict import candidates, hardware, model
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
 
 RESULTS = Path(__file__).parents[1] / "gpu" / "results"
@@ -60,7 +60,7 @@ def newest(folder: Path = RESULTS) -> dict[str, Any]:
 def cluster_of(card: str) -> hardware.HardwareModel:
     """The cluster of this card's name, with the profile; raises StopIteration for none."""
     name = next(name for name in hardware.names() if name in card.lower())
-    return software.on(hardware.load(name), "ours")
+    return hardware.with_profile(hardware.load(name), "ours")
 
 
 def layer_of(name: str) -> LayerSpec:

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from analysis.predict import hardware, model, network, software
+from analysis.predict import hardware, model, network
 from analysis.predict.hardware import HardwareModel, Link
 from benchmarks.cost_model import anchors
 from moe.cost import Call
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
 def moe_perf(rows: Sequence[tuple[LayerSpec, str, str, float, float]], label: str) -> Iterator[Row]:
     """Layers of Megatron-Core's test, by `fused` on h100."""
-    made = software.on(hardware.load("h100"), "fused")
+    made = hardware.with_profile(hardware.load("h100"), "fused")
     for layer, dispatcher, name, forward, backward in rows:
         times = []
         for mode in ("forward", "train"):
@@ -56,7 +56,7 @@ def moe_perf(rows: Sequence[tuple[LayerSpec, str, str, float, float]], label: st
 
 def low_latency() -> Iterator[Row]:
     """Low-latency messages carry a scale for every 128 values and a header (its test's count)."""
-    made = software.on(hardware.load("h800_deepep"))
+    made = hardware.with_profile(hardware.load("h800_deepep"))
     for ranks, dispatch_us, combine_us in anchors.LOW_LATENCY:
         fp8, bf16 = 7168 + 7168 // 128 * 4 + 16, 7168 * 2
         for name, size, published in (
@@ -79,7 +79,7 @@ def experts_ms(layer: LayerSpec, tokens: int, kernel: str, machine: HardwareMode
 
 def kernels() -> Iterator[Row]:
     """Kernels that `ours` has, on one GPU."""
-    h100, h200 = (software.on(hardware.load(name), "ours") for name in ("h100", "h200"))
+    h100, h200 = (hardware.with_profile(hardware.load(name), "ours") for name in ("h100", "h200"))
     for sweep, table in anchors.LIGER.items():
         for tokens, experts, published in table:
             layer = LayerSpec(2048, 768, 2048, experts, 8, 8, "silu_gated", "none", 0, "bfloat16")

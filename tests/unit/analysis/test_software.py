@@ -132,7 +132,7 @@ def test_a_clusters_file_with_the_keys_of_before_replaces_the_profiles(tmp_path:
     old = {"matrix_efficiency": 0.5, "read_efficiency": 0.6, "operation_s": 7e-6}
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({**config, **old}))
-    profile = software.on(hardware.load(str(path)), "ours").profile
+    profile = hardware.with_profile(hardware.load(str(path)), "ours").profile
     assert profile is not None
     assert (profile.move_efficiency, profile.operation_s) == (0.6, 7e-6)
     assert {(k.matrix, k.read, k.depth, k.tile) for k in profile.kernels.values()} == {
@@ -144,12 +144,12 @@ def test_a_clusters_file_with_the_keys_of_before_replaces_the_profiles(tmp_path:
 
 
 def test_a_profile_goes_with_the_links_it_has() -> None:
-    assert software.on(hardware.load("h100")).profile == software.load("ours")
-    assert software.on(hardware.load("h800_deepep")).profile == software.load("fused")
+    assert hardware.with_profile(hardware.load("h100")).profile == software.load("ours")
+    assert hardware.with_profile(hardware.load("h800_deepep")).profile == software.load("fused")
     with pytest.raises(InputError, match="--software ours: links of cluster h800_deepep"):
-        software.on(hardware.load("h800_deepep"), "ours")
+        hardware.with_profile(hardware.load("h800_deepep"), "ours")
     with pytest.raises(InputError, match="--software theirs: allowed are fused, ours"):
-        software.on(hardware.load("h100"), "theirs")
+        hardware.with_profile(hardware.load("h100"), "theirs")
 
 
 @pytest.mark.parametrize("verb", ["predict", "advise"])
