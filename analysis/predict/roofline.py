@@ -62,13 +62,14 @@ def local(step: Step, machine: HardwareModel) -> dict[Key, float]:
     dispatcher = cell.strategy.dispatcher if chooses else "local"
     values = _work(step, machine, profile.kernels[step.kernel])
     for phase in STARTED:
-        values[phase, "kernels"] = profile.started(dispatcher, phase)
+        times = cell.strategy.overlap if phase == "experts" else 1  # once for every chunk
+        values[phase, "kernels"] = times * profile.started(dispatcher, phase)
     if cell.workload.mode == "train":
         for (phase, term), value in list(values.items()):
             if term != "kernels":
-                times = 1.0 if phase in MOVED_BACK_ONCE else BACKWARD
+                factor = 1.0 if phase in MOVED_BACK_ONCE else BACKWARD
                 key = ("backward", term)
-                values[key] = values.get(key, 0.0) + times * value
+                values[key] = values.get(key, 0.0) + factor * value
         values["backward", "kernels"] = profile.started(dispatcher, "backward")
     if cell.strategy.graph == "off":  # a CUDA graph is started at once, and never waits
         for (phase, term), value in list(values.items()):
@@ -85,7 +86,8 @@ def _work(step: Step, machine: HardwareModel, kernel: KernelModel) -> dict[Key, 
     width = first_width(layer, units)
     slots = step.slots + shared_tokens(cell, 0) * layer.shared_experts
     touched = layer.num_experts / degrees(cell).ep if step.dense else step.load.touched
-    each = 0.0 if step.dense or cell.workload.kind == BALANCED else step.slots / touched
+    padded = touched and not step.dense and cell.workload.kind != BALANCED
+    each = step.slots / touched if padded else 0.0
     first, second = 2 * slots * width * layer.dim, 2 * slots * units * layer.dim_out
     arithmetic = first * kernel.slowdown(layer.dim, each) + second * kernel.slowdown(units, each)
     weights = cost.touched_weight_bytes(cell, _with_touched(step.load, touched))
@@ -128,9 +130,8 @@ def _moves(step: Step, machine: HardwareModel, kernel: KernelModel) -> tuple[flo
     # by destination, and by expert there; and both back
     by_destination = (tokens if fused else chosen) + chosen
     by_expert = 0.0 if kernel.gathers else 2 * load.rows
-    return (by_destination + by_expert) * layer.dim, (
-        tokens + chosen + 2 * load.rows
-    ) * layer.dim_out
+    back = tokens + chosen + 2 * load.rows
+    return (by_destination + by_expert) * layer.dim, back * layer.dim_out
 
 
 def phases_s(parts: Mapping[Key, float]) -> dict[str, float]:

@@ -12,7 +12,8 @@ MIXTRAL = LayerSpec(4096, 14336, 4096, 8, 2, 2, "silu_gated", "none", dtype="bfl
 # Its shared expert is in the cases but not handed to the layer's config: none is built.
 DEEPSEEK = LayerSpec(7168, 2048, 7168, 32, 8, 8, "silu_gated", "none", 0, "bfloat16")
 
-# NVIDIA/Megatron-LM, baseline.json of the functional test common/moe_perf, at 57a02672: H100, EP8, 4,096 tokens a rank; flex dispatchers as `dedup`; group-limited routing as if free.
+# NVIDIA/Megatron-LM, baseline.json of the functional test common/moe_perf, at 57a02672: H100, EP8,
+# 4,096 tokens a rank; flex dispatchers as `dedup`; group-limited routing as if free.
 # (layer, dispatcher, name, forward ms, backward ms)
 MOE_PERF = [
     (MIXTRAL, "alltoall", "mixtral a2a", 4.32689, 7.68433),

@@ -29,7 +29,7 @@ MACHINE = HardwareModel(
 )  # fmt: skip
 
 
-def cell(dispatcher: str = "alltoall", ranks: int = 2, **strategy: str) -> Cell:
+def cell(dispatcher: str = "alltoall", ranks: int = 2, **strategy: str | int) -> Cell:
     """2 bytes a number, 8 experts of 32 x 64, 128 tokens a rank, top-2: 256 slots a rank."""
     layer = LayerSpec(32, 64, 32, 8, 2, 2, "relu", "none", 0, "bfloat16")
     work = WorkloadSpec(batch_size=128 * ranks, tokens="sharded", kind="balanced")
@@ -69,6 +69,7 @@ def test_operations_and_waits_are_the_dispatchers() -> None:
     started = {phase: value for (phase, term), value in made.items() if term == "operations"}
     assert started == {"router": 2, "permute": 4, "experts": 4}
     assert made["dispatch", "waits"] == 1
+    assert terms(cell(overlap=4))["experts", "operations"] == 4 * 4
     gathered = terms(cell("allgather"))
     assert ("dispatch", "waits") not in gathered
     assert gathered["experts", "operations"] == 3
