@@ -102,6 +102,7 @@ def _predict_options(verb: argparse.ArgumentParser, ranks: str) -> None:
     add = verb.add_argument
     add("--world-size", default=ranks, help=f"8..4096 doubles, 8,12 lists; default {ranks}")
     add("--cluster", default="here", help="conf/cluster/NAME.yaml or a file; here fits records")
+    add("--software", default="", help="ours (default) or fused: what a cluster's ranks run")
     add("--model", default="", help="conf/model/NAME.yaml; default: the records' layer")
     add("--scale", type=int, default=0, help="divisor of the model's sizes; default 1")
     add("--batch-size", type=int, default=0, help="tokens in the global batch")

@@ -21,12 +21,7 @@ to the system: beyond GIVEN_BACK, taken as twice a large block (mallopt(3), M_TR
 Keeping freed memory (mallopt) removes these page faults, but left three times the live blocks in
 memory, so that a rank's peak would say little.
 
-A machine that only states its rates (data sheets) gets a roofline for each kernel instead, as a GPU
-with fused kernels runs them: a grouped product takes the longer of its FLOPs and of all the bytes
-that it reads and writes (`read`: weights, rows in, rows out); only the activation's kernel and
-permutes add bytes of their own (`move`). A fused permute reads tokens and writes slots; `dedup`
-sends tokens from where they are, and one permute on the other side makes slots of them. Launches
-are queued ahead of the GPU, so they count only where they take longer than all it has to do.
+A machine that only states its rates (data sheets) has a software profile instead: see `roofline`.
 
 The rank is the busiest: it takes `skew` times its even share of slots.
 Shape letters: T tokens routed here, S slots computed here, D in, O out, E experts, K top-k.
@@ -35,17 +30,18 @@ Shape letters: T tokens routed here, S slots computed here, D in, O out, E exper
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from statistics import NormalDist
 
-from analysis.predict import network
+from analysis.predict import network, roofline
 from analysis.predict.hardware import HardwareModel
+from analysis.predict.step import Step as Step
+from analysis.predict.step import busiest as busiest
 from moe import cost
 from moe.cost import Load
 from moe.cost.load import dispatches, routed_tokens
 from moe.cost.work import shared_tokens
 from moe.parallel.rules import first_width
-from moe.spec import DTYPE_BYTES, Cell
+from moe.spec import DTYPE_BYTES
 from moe.strategies import degrees
 
 Key = tuple[str, str]
@@ -66,39 +62,12 @@ LOCAL_RATES = ("matrix", "read", "move")  # terms of a rank's own work
 DISPATCH_OPERATIONS = 8  # more permuting on both sides of an exchange
 BACKWARD = 2.0  # times the forward pass's arithmetic
 GIVEN_BACK = 32 << 20  # bytes
-MOVED_BACK_ONCE = ("permute", "unpermute")  # their gradients are moved once, as they were
-
-
-@dataclass(frozen=True)
-class Step:
-    """The work of the busiest rank, which decides how long a step takes."""
-
-    cell: Cell
-    load: Load
-    skew: float = 1.0
-    dense: bool = False  # all experts on all tokens, in two products
-
-    @property
-    def slots(self) -> float:
-        """Rows of expert arithmetic."""
-        if not self.dense:
-            return self.load.slots
-        rows = self.load.rows if dispatches(self.cell) else routed_tokens(self.cell, 0)
-        return rows * self.cell.layer.num_experts / degrees(self.cell).ep
-
-
-def busiest(cell: Cell, skew: float = 1.0, dense: bool = False) -> Step:
-    """The step of rank 0, which has the most tokens; skew is clipped to what top-k allows."""
-    ep = degrees(cell).ep
-    most = ep * min(1.0, cell.layer.num_experts / ep / cell.layer.topk)
-    skew = max(1.0, min(skew, most))
-    return Step(cell, cost.expected(cell, 0, skew), skew, dense)
 
 
 def terms(step: Step, machine: HardwareModel) -> dict[Key, float]:
     """Seconds of the machine at its best by (phase, term); terms of nothing are left out."""
     cell = step.cell
-    values = _local(step, machine)
+    values = _local(step, machine) if machine.profile is None else roofline.local(step, machine)
     for call in cost.collectives(cell, step.load, 0, machine.exchanged):
         times = network.call_times(call, machine)
         phase = {"counts": "dispatch"}.get(call.purpose, call.purpose)
@@ -107,11 +76,10 @@ def terms(step: Step, machine: HardwareModel) -> dict[Key, float]:
         if machine.gloo:
             for term, count in network.counts(call).items():
                 _add(values, (phase, term), count)
-    if cell.workload.mode == "train":
+    if cell.workload.mode == "train" and machine.profile is None:
         for (phase, term), value in list(values.items()):
             if phase in OPERATIONS:
-                once = not machine.calibrated and phase in MOVED_BACK_ONCE
-                _add(values, ("backward", term), value if once else BACKWARD * value)
+                _add(values, ("backward", term), BACKWARD * value)
     if machine.gloo:
         local = sum(v for (phase, term), v in values.items() if term in LOCAL_RATES
                     and phase in (*OPERATIONS, "backward"))  # fmt: skip
@@ -145,42 +113,22 @@ def _local(step: Step, machine: HardwareModel) -> dict[Key, float]:
     unpermuted = 0.0 if step.dense and not copies else (returned + copies * rows) * layer.dim_out
     bandwidth = machine.read_bytes_per_s if not machine.read_warm else machine.read_warm[-1][1]
     dispatch_operations = DISPATCH_OPERATIONS * copies
-    experts_bytes, moved_in, moved_out = weights, 2 * permuted, 2 * unpermuted
     width = first_width(layer, units)
     produced = size * (step.slots + shared) * (layer.dim + width + units + layer.dim_out)
     fresh = produced + size * copies * (rows + returned) * (layer.dim + layer.dim_out)
     kept = fresh <= GIVEN_BACK or not machine.calibrated or cell.placement.device == "cuda"
-    if not machine.calibrated:
-        experts_bytes += produced
-        hidden = (step.slots + shared) * (width + units)
-        moved_in, moved_out = _fused_moves(step)
     return {
         ("router", "operations"): OPERATIONS["router"],
         ("router", "matrix"): cost.router_flops(cell, 0) / machine.matrix_rate("float32"),
         ("router", "move"): tokens * (size * layer.dim + 16 * layer.num_experts) / bandwidth,
         ("permute", "operations"): OPERATIONS["permute"] + dispatch_operations,
-        ("permute", "move"): size * moved_in / bandwidth,
+        ("permute", "move"): 2 * size * permuted / bandwidth,
         ("experts", "operations"): OPERATIONS["experts"],
         ("experts", "experts"): 0.0 if step.dense else load.touched,
         ("experts", "matrix"): arithmetic / machine.matrix_rate(layer.dtype),
-        ("experts", "read"): experts_bytes / read,
+        ("experts", "read"): weights / read,
         ("experts", "move"): size * hidden / bandwidth,
         ("experts", "fresh"): 0.0 if kept else fresh / bandwidth,
         ("unpermute", "operations"): OPERATIONS["unpermute"] + dispatch_operations / 2,
-        ("unpermute", "move"): size * moved_out / bandwidth,
+        ("unpermute", "move"): 2 * size * unpermuted / bandwidth,
     }
-
-
-def _fused_moves(step: Step) -> tuple[float, float]:
-    """Elements that fused permutes read and write, before the experts and after them."""
-    cell, load, layer = step.cell, step.load, step.cell.layer
-    tokens = routed_tokens(cell, 0)
-    if cell.strategy.dispatcher == "dedup":
-        once = load.rows + load.slots  # the other way, with the gates, after the experts
-        return once * layer.dim, once * layer.dim_out
-    if dispatches(cell):  # by destination; by expert there; and both back
-        once = tokens + tokens * layer.topk + 2 * load.rows
-        return once * layer.dim, once * layer.dim_out
-    if step.dense:
-        return 0.0, 0.0
-    return (tokens + load.slots) * layer.dim, (tokens + load.slots) * layer.dim_out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -11,24 +12,30 @@ from typing import Any
 import yaml
 
 from analysis.errors import InputError
+from analysis.predict import software
+from analysis.predict.software import KernelModel, SoftwareProfile
 from runners.host import project_paths
 
 FOLDER = project_paths.CONF / "cluster"
-OF_CALIBRATION = {"calibrated", "read_warm", "links", "exchanged", "gloo"}
+NOT_IN_A_FILE = {"calibrated", "read_warm", "links", "exchanged", "gloo", "profile"}
 
 
 @dataclass(frozen=True)
 class Link:
-    """Per rank a collective takes alpha_s + messages * message_s + bytes / bytes_per_s."""
+    """Per rank a collective takes alpha_s + messages * message_s + w + ramp sqrt(alpha_s w), w =
+    bytes / bytes_per_s: see `network`."""
 
     bytes_per_s: float
     alpha_s: float
     message_s: float = 0.0
+    ramp: float = 0.0
 
 
 @dataclass(frozen=True)
 class HardwareModel:
-    """Rates of one rank. Efficiencies are the shares of them that a step reaches."""
+    """Rates of one rank. Efficiencies are the shares of them that a step reaches: those of links
+    are the cluster's, the others the profile's (`with_profile`) unless the cluster's file has them.
+    """
 
     name: str
     ranks_per_node: int
@@ -37,11 +44,14 @@ class HardwareModel:
     read_bytes_per_s: float
     intra: Link
     inter: Link
-    matrix_efficiency: float = 1.0
-    read_efficiency: float = 1.0
+    matrix_efficiency: float | None = None
+    read_efficiency: float | None = None
     intra_efficiency: float = 1.0
     inter_efficiency: float = 1.0
-    operation_s: float = 0.0
+    operation_s: float | None = None
+    switch_reduces: bool = False  # in a node: NVLink SHARP
+    software: str = ""  # the only profile whose exchanges the links are of
+    profile: SoftwareProfile | None = None  # None where rates are calibrated
     calibrated: bool = False  # rates are of this machine, not from data sheets
     read_warm: tuple[tuple[float, float], ...] = ()  # (bytes that are re-read, bytes/s): caches
     links: dict[str, Link] = field(default_factory=dict)  # by collective, where calibrated
@@ -90,7 +100,7 @@ def of_config(config: Any, name: str) -> HardwareModel:
     """Raises InputError unless it is a mapping with every key, no others, and no rate of 0."""
     if not isinstance(config, dict):
         raise InputError(f"--cluster {name}: not a mapping; see conf/cluster/h100.yaml")
-    allowed = {item.name for item in fields(HardwareModel)} - OF_CALIBRATION
+    allowed = {item.name for item in fields(HardwareModel)} - NOT_IN_A_FILE
     unknown = sorted(set(config) - allowed)
     if unknown:
         raise InputError(
@@ -105,6 +115,37 @@ def of_config(config: Any, name: str) -> HardwareModel:
     if min(rates) <= 0:
         raise InputError(f"--cluster {name}: rates must be above 0")
     return machine
+
+
+def with_profile(machine: HardwareModel, name: str = "") -> HardwareModel:
+    """The cluster with its profile; "" is the one of the cluster's links, else DEFAULT.
+
+    What the cluster's file states of efficiencies and of an operation's time replaces the
+    profile's. Raises InputError for a profile whose exchanges are not those of the cluster's links.
+    """
+    chosen = name or machine.software or software.DEFAULT
+    profile = software.load(chosen)
+    if machine.software and chosen != machine.software:
+        raise InputError(
+            f"--software {name}: links of cluster {machine.name} are those of the exchanges of "
+            f"{machine.software}; allowed is {machine.software}; or name another cluster"
+        )
+    stated: dict[str, Any] = {}
+    if machine.operation_s is not None:
+        stated["operation_s"] = machine.operation_s
+    if machine.read_efficiency is not None:
+        stated["move_efficiency"] = machine.read_efficiency
+    kernels = {key: _stated(kernel, machine) for key, kernel in profile.kernels.items()}
+    profile = dataclasses.replace(profile, kernels=kernels, **stated)
+    return dataclasses.replace(machine, profile=profile)
+
+
+def _stated(kernel: KernelModel, machine: HardwareModel) -> KernelModel:
+    if machine.matrix_efficiency is not None:
+        kernel = dataclasses.replace(kernel, matrix=machine.matrix_efficiency, depth=0.0, tile=0)
+    if machine.read_efficiency is not None:
+        kernel = dataclasses.replace(kernel, read=machine.read_efficiency)
+    return kernel
 
 
 def of_calibration(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from analysis.predict import features
+from analysis.predict import features, roofline
 from analysis.predict.features import Key
 from analysis.predict.hardware import HardwareModel
 from moe import cost
@@ -15,6 +15,8 @@ from moe.spec import Cell
 MEMORY_SHARE = 0.9  # of a rank's memory that the layer may take
 UNFITTED_FACTOR = 2.0  # interval of a prediction from data sheets alone: divided and multiplied by
 WIDER_PER_DOUBLING = 1.15  # interval's growth per doubling beyond what was measured
+DENSE = "dense"  # the kernel that computes all experts on all tokens
+FITTED, MEASURED_HERE = "fitted", "measured here"  # instead of a profile
 MEASURED, INTERPOLATED, EXTRAPOLATED = "measured", "interpolated", "extrapolated"
 
 
@@ -31,7 +33,7 @@ class Coefficients:
     seen: frozenset[tuple[str, str]] = frozenset()
     cells: int = 0
     error: float = math.nan  # median absolute relative error of cells left out while fitting
-    roofline: bool = False  # the longer of matrix and read; launches only beyond the rest
+    roofline: bool = False  # times by `roofline.phases_s`; else sums
 
     def of(self, key: Key) -> float:
         """The coefficient of (phase, term), else of the term in every phase, else 0."""
@@ -52,43 +54,22 @@ class Prediction:
     fits: bool
     status: str
     reason: str = ""
+    software: str = FITTED  # the profile, or where the time is from instead
 
 
 def of_machine(machine: HardwareModel) -> Coefficients:
-    """Coefficients from the shares that the cluster's file states."""
-    read = 1 / machine.read_efficiency
-    return Coefficients({
-        ("", "operations"): machine.operation_s,
-        ("", "experts"): 0.0,  # grouped products take all experts at once
-        ("", "matrix"): 1 / machine.matrix_efficiency,
-        ("", "read"): read,
-        ("", "move"): read,
-        ("", "alpha"): 1.0,
-        ("", "wire"): 1.0,  # the links' efficiencies are in `network`
-    }, roofline=True)  # fmt: skip
+    """Coefficients of the cluster's software profile (`hardware.with_profile`)."""
+    return Coefficients(roofline.coefficients(machine), roofline=True)
 
 
 def phases_s(terms: Mapping[Key, float], coefficients: Coefficients) -> dict[str, float]:
     """Seconds of every phase; `terms` are those of `features.terms`."""
     if coefficients.roofline:
-        return _rooflines_s(terms, coefficients)
+        return roofline.phases_s({key: coefficients.of(key) * v for key, v in terms.items()})
     times: dict[str, float] = {}
     for key, value in terms.items():
         times[key[0]] = times.get(key[0], 0.0) + coefficients.of(key) * value
     return times
-
-
-def _rooflines_s(terms: Mapping[Key, float], coefficients: Coefficients) -> dict[str, float]:
-    """Seconds by phase on the device; `launches` is its wait for a slower host."""
-    parts = {key: coefficients.of(key) * value for key, value in terms.items()}
-    times: dict[str, float] = {}
-    for phase in {key[0] for key in parts}:
-        mine = {term: value for (name, term), value in parts.items() if name == phase}
-        product = max(mine.pop("matrix", 0.0), mine.pop("read", 0.0))
-        times[phase] = product + sum(v for term, v in mine.items() if term != "operations")
-    launched = sum(value for (_, term), value in parts.items() if term == "operations")
-    waited = launched - sum(times.values())
-    return {**times, "launches": waited} if waited > 0 else times
 
 
 def overlapped_s(phases: Mapping[str, float], chunks: int) -> float:
@@ -99,18 +80,24 @@ def overlapped_s(phases: Mapping[str, float], chunks: int) -> float:
     return others + sum(stages) / chunks + max(stages) * (chunks - 1) / chunks
 
 
+def kernels(cell: Cell, machine: HardwareModel) -> tuple[str, ...]:
+    """The kernels among which the fastest counts: the cell's own, or those that `auto` may choose.
+    Without a profile those that are not dense are alike; a profile has the cell's or its own."""
+    asked = cell.strategy.kernel
+    known = (DENSE, "") if machine.profile is None else tuple(machine.profile.kernels)
+    if asked == "auto":
+        return known
+    return (asked,) if asked in known else tuple(name for name in known if name != DENSE)
+
+
 def time_s(
     cell: Cell, machine: HardwareModel, coefficients: Coefficients, skew: float = 1.0
 ) -> tuple[dict[str, float], float]:
     """(seconds by phase, total seconds) with the kernel that is predicted to be faster."""
     best: tuple[dict[str, float], float] | None = None
-    ways = (True, False) if cell.strategy.kernel in ("auto", "dense") else (False,)
-    if cell.strategy.kernel == "dense":
-        ways = (True,)
-    for dense in ways:
-        phases = phases_s(
-            features.terms(features.busiest(cell, skew, dense), machine), coefficients
-        )
+    for kernel in kernels(cell, machine):
+        step = features.busiest(cell, skew, kernel == DENSE, kernel)
+        phases = phases_s(features.terms(step, machine), coefficients)
         total = overlapped_s(phases, cell.strategy.overlap)
         if best is None or total < best[1]:
             best = phases, total
@@ -132,6 +119,7 @@ def predict(
         1e3 * total / factor, 1e3 * total * factor, memory,
         memory <= MEMORY_SHARE * machine.memory_bytes,
         EXTRAPOLATED if outside else INTERPOLATED, "; ".join(outside),
+        machine.profile.name if machine.profile else FITTED,
     )  # fmt: skip
 
 

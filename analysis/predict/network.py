@@ -8,7 +8,13 @@ sends `sent` bytes:
                           of the node's m ports carries (N-1)/N X / m between nodes
 
 Both tiers work at the same time: the slower one counts. Latency is the slowest tier's alpha, and
-message_s for each message (Hockney's model; two tiers as in NCCL's own tuning).
+message_s for each message (Hockney's model; two tiers as in NCCL's own tuning). Where a switch sums
+(NVLink SHARP), an all-reduce sends the whole into it once, instead of 2 (n-1)/n times.
+
+NCCL sends in chunks, which a receiver passes on or copies while the next one arrives. Few chunks
+leave the pipeline empty at first, many cost a start each: of w seconds on the wire the best number
+of chunks costs 2 sqrt(alpha w) where every hop starts anew (the optimal
+segments of a pipelined collective), and `ramp` sqrt(alpha w) with the link's own factor.
 
 On gloo (`HardwareModel.gloo`), where every rank has links of its own, a ring is one round of all
 ranks: where it leaves the node, all `sent` bytes of a rank wait for the slower tier, in each of its
@@ -18,6 +24,7 @@ message and a turn is fitted (`counts`); alpha is only the link's.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from analysis.predict.hardware import HardwareModel, Link
@@ -27,7 +34,7 @@ from moe.parallel.algorithms import CHOSEN, EXCHANGE, fit_name
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of latency, and seconds that the bytes take."""
+    """Seconds of latency, starts of chunks included, and seconds that the bytes take."""
 
     alpha_s: float
     wire_s: float
@@ -60,6 +67,8 @@ def call_times(call: Call, machine: HardwareModel) -> Times:
     else:
         nodes = size / inside
         near = moved if inside > 1 else 0.0
+        if name == "all_reduce" and machine.switch_reduces:
+            near = near * size / (size - 1) / 2
         far = moved * size / (size - 1) * (nodes - 1) / nodes / inside
     wire = max(
         near / (machine.intra.bytes_per_s * machine.intra_efficiency),
@@ -68,7 +77,9 @@ def call_times(call: Call, machine: HardwareModel) -> Times:
     link = machine.inter if inside < size else machine.intra
     if machine.gloo:
         return Times((call.messages if ring else call.calls) * link.alpha_s, wire)
-    return Times(call.calls * link.alpha_s + call.messages * link.message_s, wire)
+    start = call.calls * link.alpha_s
+    chunks = link.ramp * math.sqrt(start * wire)
+    return Times(start + call.messages * link.message_s + chunks, wire)
 
 
 def is_ring(call: Call) -> bool:

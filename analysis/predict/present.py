@@ -23,8 +23,8 @@ from runners.records import forced_balance
 if TYPE_CHECKING:
     from analysis.plots.drawing import Drawing
 
-HEADER = ("ranks", "strategy", "ms", "interval", "tokens/s", "how known", "memory a rank",
-          "largest phase")  # fmt: skip
+HEADER = ("ranks", "strategy", "ms", "interval", "tokens/s", "how known", "software",
+          "memory a rank", "largest phase")  # fmt: skip
 
 
 def table(predictions: Sequence[Prediction]) -> list[list[str]]:
@@ -39,6 +39,7 @@ def _row(prediction: Prediction) -> list[str]:
     return [
         str(cell.placement.world_size), candidates.name_of(cell.strategy), value,
         f"{low} to {high}", numbers.short(throughput(prediction)), prediction.status,
+        prediction.software,
         memory if prediction.fits else f"{memory}: OUT OF MEMORY", _largest(prediction),
     ]  # fmt: skip
 
@@ -65,8 +66,9 @@ def legend(setup: PredictionProblem, predictions: Sequence[Prediction]) -> list[
         )
     else:
         lines.append(
-            f"{setup.cluster}: from data sheets and stated efficiencies (conf/cluster), fitted to "
-            f"no record: intervals are a factor of {UNFITTED_FACTOR:g}, by judgement"
+            f"{setup.cluster}: from data sheets (conf/cluster) and software profiles "
+            f"(conf/software), fitted to no record: intervals are a factor of {UNFITTED_FACTOR:g}, "
+            "by judgement"
         )
     words = {
         MEASURED: "a record has this cell",

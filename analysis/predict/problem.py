@@ -13,7 +13,7 @@ from analysis.errors import InputError
 from analysis.predict import candidates, fit, hardware, model, observed, routing
 from analysis.predict.fit import Measured
 from analysis.predict.hardware import HardwareModel
-from analysis.predict.model import MEASURED, Coefficients, Prediction
+from analysis.predict.model import MEASURED, MEASURED_HERE, Coefficients, Prediction
 from analysis.predict.routing import CapturedRouting
 from moe.spec import MODES, TOKENS, Cell, LayerSpec, RankLayout, WorkloadSpec
 from runners.records import emulation
@@ -85,7 +85,7 @@ class PredictionProblem:
         value, low, high = self.intervals[cell]
         return dataclasses.replace(
             prediction, total_ms=value, low_ms=low, high_ms=high, fits=True, status=MEASURED,
-            reason="",
+            reason="", software=MEASURED_HERE,
         )  # fmt: skip
 
 
@@ -94,6 +94,11 @@ def make(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Predictio
 
     Raises InputError for options that do not fit together, and for too few cells.
     """
+    if options.cluster == HERE and options.software:
+        raise InputError(
+            f"--software {options.software}: not with --cluster here, whose times are measured or "
+            "fitted to them; leave it out, or name a cluster"
+        )
     if options.cluster == HERE and not cells:
         raise InputError("--cluster here: needs records; give a SOURCE, or name another cluster")
     setup = _here(options, cells) if options.cluster == HERE else _cluster(options)
@@ -110,7 +115,7 @@ def _with_routing(setup: PredictionProblem, path: str) -> PredictionProblem:
 
 
 def _cluster(options: argparse.Namespace) -> PredictionProblem:
-    cluster = hardware.load(options.cluster)
+    cluster = hardware.with_profile(hardware.load(options.cluster), options.software)
     if not options.model:
         raise InputError(f"--model: missing; --cluster {options.cluster} needs a layer's shape")
     layer = candidates.model_layer(

@@ -19,6 +19,7 @@ from analysis.predict import command, measurement, problem, sentences
 from analysis.predict.hardware import HardwareModel, Link
 from analysis.predict.model import Prediction, of_machine
 from analysis.predict.problem import PredictionProblem
+from analysis.predict.software import KernelModel, SoftwareProfile
 from analysis.text import render
 from moe.build import supports
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, Unsupported, WorkloadSpec
@@ -26,9 +27,13 @@ from runners.config.cell import job_of
 from runners.host import project_paths
 from runners.host.machine import NodeResources
 
+PERFECT = SoftwareProfile(
+    "perfect", {"grouped": KernelModel(1.0, 1.0)}, 1.0, 0.0, 0.0, 0.0, {"every": {}}, {},
+    fused_permutes=True,
+)  # fmt: skip
 TOY = HardwareModel(
     "toy", 8, 1e9, {"float32": 1e12, "bfloat16": 2e12}, 1e11,
-    intra=Link(1e10, 1e-6), inter=Link(1e9, 1e-5, 1e-6),
+    intra=Link(1e10, 1e-6), inter=Link(1e9, 1e-5, 1e-6), profile=PERFECT,
 )  # fmt: skip
 LAYER = LayerSpec(64, 128, 64, num_experts=8, topk=2, topk_requested=2)
 GIB = float(1 << 30)
@@ -211,7 +216,7 @@ def test_a_reduced_layer_keeps_the_experts_on_a_rank() -> None:
     case = make("--model", "deepseek_v3", "--tokens-per-rank", "128")
     ranked = command._ranked(command._predict_at(case, 8, {"ep"}, degrees=True)[0])
     result = measurement.cheapest(case, ranked[:2])
-    assert (result.ranks, result.experts) == (2, 64)  # 32 on a rank, as 256 on 8
+    assert (result.ranks, result.experts) == (4, 128)  # 32 on a rank, as 256 on 8
     assert " num_experts=64 " in result.command
     assert result.where(case, 8).startswith("2 cells on 2 GPUs, with 64 experts, where the model ")
     assert result.where(case, 2) == "2 cells on 2 GPUs, with 64 experts"
