@@ -217,9 +217,9 @@ def test_a_reduced_layer_keeps_the_experts_on_a_rank() -> None:
     ranked = command._ranked(command._predict_at(case, 8, {"ep"}, degrees=True)[0])
     result = measurement.cheapest(case, ranked[:2])
     assert (result.ranks, result.experts) == (4, 128)  # 32 on a rank, as 256 on 8
-    assert " num_experts=64 " in result.command
-    assert result.where(case, 8).startswith("2 cells on 2 GPUs, with 64 experts, where the model ")
-    assert result.where(case, 2) == "2 cells on 2 GPUs, with 64 experts"
+    assert " num_experts=128 " in result.command
+    assert result.where(case, 8).startswith("2 cells on 4 GPUs, with 128 experts, where the model ")
+    assert result.where(case, 4) == "2 cells on 4 GPUs, with 128 experts"
 
 
 def test_a_command_can_be_copied_from_every_format() -> None:
