@@ -15,6 +15,7 @@ from analysis.predict.problem import PredictionProblem
 from moe.strategies import names as strategy_names
 
 ADVISE_ROWS = 12
+MISSING_ROWS = 6  # of those that do not fit
 
 
 class Answer(NamedTuple):
@@ -67,12 +68,32 @@ def advise(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Answer:
     sizes = problem.world_sizes(options.world_size)
     if len(sizes) != 1:
         raise InputError(f"--world-size {options.world_size}: advise takes one number of ranks")
-    predictions, refused = _predict_at(setup, sizes[0], _strategies(options.strategy), degrees=True)
+    predictions, refused = ranked(setup, sizes[0], _strategies(options.strategy))
     if not predictions:
         raise InputError(f"advise: nothing can be run; {next(iter(refused.values()), '')}")
-    ranked = sorted(predictions, key=lambda p: (not p.fits, p.total_ms))
-    table, notes = present.table(ranked[:ADVISE_ROWS]), [present.legend(setup, ranked)]
-    return Answer(present.advice(setup, ranked), table, notes, [])
+    fitting = [p for p in predictions if p.fits]
+    table = present.table([*fitting[:ADVISE_ROWS], *_nearest(predictions)])
+    notes = [
+        present.legend(setup, predictions), _refusals(refused, dict.fromkeys(refused, sizes))
+    ]  # fmt: skip
+    return Answer(present.advice(setup, predictions), table, notes, [])
+
+
+def ranked(
+    setup: PredictionProblem, ranks: int, asked: set[str]
+) -> tuple[list[Prediction], dict[str, str]]:
+    """Those that fit, fastest first, then the others; and by strategy why it cannot be run."""
+    predictions, refused = _predict_at(setup, ranks, asked, degrees=True)
+    return sorted(predictions, key=lambda p: (not p.fits, p.total_ms)), refused
+
+
+def _nearest(ranked: Sequence[Prediction]) -> list[Prediction]:
+    """Those that do not fit, of every strategy and its degrees the one that misses by least."""
+    least: dict[tuple[str, int, int], Prediction] = {}
+    for p in sorted((p for p in ranked if not p.fits), key=lambda p: p.memory.missing):
+        strategy = p.cell.strategy
+        least.setdefault((strategy.name, strategy.ep, strategy.tp), p)
+    return [*least.values()][:MISSING_ROWS]
 
 
 def _strategies(text: str) -> set[str]:
@@ -87,8 +108,10 @@ def _predict_at(
     setup: PredictionProblem, ranks: int, asked: set[str], degrees: bool
 ) -> tuple[list[Prediction], dict[str, str]]:
     """Predictions at this number of ranks, and by strategy the reason why it cannot be run."""
-    forms = [s for s in candidates.strategies(ranks, degrees, degrees) if s.name in asked]
+    left_out = {name: why for name in sorted(asked) if (why := setup.refused(name))}
+    forms = [s for s in candidates.strategies(ranks, degrees, degrees)
+             if s.name in asked and s.name not in left_out]  # fmt: skip
     cells, refused = candidates.cells(
         setup.layer, setup.workload(ranks), setup.placement(ranks), forms
     )
-    return [setup.predict(cell) for cell in cells], refused
+    return [setup.predict(cell) for cell in cells], left_out | refused

@@ -10,11 +10,14 @@ from typing import Any
 
 from analysis.data.cell_summary import CellSummary
 from analysis.errors import InputError
-from analysis.predict import candidates, fit, hardware, model, observed
+from analysis.predict import candidates, fit, hardware, model, observed, whole
 from analysis.predict.fit import Measured
 from analysis.predict.hardware import HardwareModel
 from analysis.predict.model import MEASURED, Coefficients, Prediction
-from moe.spec import MODES, TOKENS, Cell, LayerSpec, RankLayout, WorkloadSpec
+from analysis.predict.whole import MODES, TOKENS_PER_RANK, Deployment
+from moe import spec
+from moe.cost.whole_memory import MemoryUse
+from moe.spec import TOKENS, Cell, LayerSpec, RankLayout, WorkloadSpec
 
 HERE = "here"
 MAX_RANKS = 65536
@@ -36,6 +39,7 @@ class PredictionProblem:
     memory_bytes: float = float("inf")  # of the machine of the records, for all its ranks
     known: list[Measured] = field(default_factory=list)
     intervals: Mapping[Cell, tuple[float, float, float]] = field(default_factory=dict)
+    whole: Deployment | None = None  # else the layer alone
 
     def machine(self, ranks: int) -> HardwareModel:
         """The cluster, or this machine by its calibration for the nearest number of ranks."""
@@ -59,16 +63,19 @@ class PredictionProblem:
 
     def predict(self, cell: Cell) -> Prediction:
         """Measured where a record has exactly this cell, else by the model."""
-        prediction = model.predict(
-            cell, self.machine(cell.placement.world_size), self.coefficients, self.skew
-        )
-        if cell not in self.intervals:
-            return prediction
-        value, low, high = self.intervals[cell]
-        return dataclasses.replace(
-            prediction, total_ms=value, low_ms=low, high_ms=high, fits=True, status=MEASURED,
-            reason="",
-        )  # fmt: skip
+        machine = self.machine(cell.placement.world_size)
+        prediction = model.predict(cell, machine, self.coefficients, self.skew)
+        if cell in self.intervals:
+            value, low, high = self.intervals[cell]
+            prediction = dataclasses.replace(
+                prediction, total_ms=value, low_ms=low, high_ms=high, status=MEASURED, reason="",
+                memory=MemoryUse(prediction.memory.parts),
+            )  # fmt: skip
+        return self.whole.of(prediction, machine.memory_bytes) if self.whole else prediction
+
+    def refused(self, strategy: str) -> str:
+        """Why a strategy is left out, or nothing."""
+        return self.whole.refused(strategy) if self.whole else ""
 
 
 def make(options: argparse.Namespace, cells: Sequence[CellSummary]) -> PredictionProblem:
@@ -76,6 +83,8 @@ def make(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Predictio
 
     Raises InputError for options that do not fit together, and for too few cells.
     """
+    if options.one_layer and options.phase:
+        raise InputError(f"--phase {options.phase}: not of one layer; leave out --one-layer")
     if options.cluster != HERE:
         return _cluster(options)
     if not cells:
@@ -90,22 +99,28 @@ def _cluster(options: argparse.Namespace) -> PredictionProblem:
     layer = candidates.model_layer(
         options.model, options.scale or 1, options.topk, options.dtype or "bfloat16"
     )
-    work, per_rank = _work(options, WorkloadSpec(tokens="sharded"), 4096)
+    deployed = None if options.one_layer else whole.deployment(options)
+    work, per_rank = _work(options, WorkloadSpec(tokens="sharded"), 4096, deployed)
     return PredictionProblem(cluster.name, candidates.plain(layer), work, options.skew, per_rank,
-                             model.of_machine(cluster), cluster)  # fmt: skip
+                             model.of_machine(cluster), cluster, whole=deployed)  # fmt: skip
 
 
 def _here(options: argparse.Namespace, cells: Sequence[CellSummary]) -> PredictionProblem:
     known = observed.measured(cells)
     coefficients = fit.fit(known)
     layer, first = known[0].cell.layer, known[0].cell.workload
+    deployed = None
+    if options.phase:
+        if not options.model:
+            raise InputError(f"--phase {options.phase}: needs --model, the whole model's name")
+        deployed, first = whole.deployment(options), WorkloadSpec(tokens="sharded")
     if options.model:
         dtype = options.dtype or layer.dtype
         asked = candidates.model_layer(options.model, options.scale or 1, options.topk, dtype)
         layer = candidates.plain(asked)
     elif options.topk:
         layer = dataclasses.replace(layer, topk=options.topk, topk_requested=options.topk)
-    work, per_rank = _work(options, first, 0)
+    work, per_rank = _work(options, first, 0, deployed)
     intervals = {
         _plain_cell(summary.cell): (summary.median_ms, summary.low_ms, summary.high_ms)
         for summary in cells
@@ -113,7 +128,8 @@ def _here(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Predicti
     }
     return PredictionProblem(HERE, layer, work, options.skew, per_rank, coefficients, None,
                              observed.calibrations(cells), cells[0].cores or 1,
-                             observed.memory_bytes(cells), known, intervals)  # fmt: skip
+                             observed.memory_bytes(cells), known, intervals,
+                             deployed)  # fmt: skip
 
 
 def _plain_cell(cell: Cell) -> Cell:
@@ -125,10 +141,12 @@ def _plain_cell(cell: Cell) -> Cell:
 
 
 def _work(
-    options: argparse.Namespace, base: WorkloadSpec, per_rank: int
+    options: argparse.Namespace, base: WorkloadSpec, per_rank: int, deployed: Deployment | None
 ) -> tuple[WorkloadSpec, int]:
     mode, tokens = options.mode or base.mode, options.tokens or base.tokens
-    for name, value, allowed in (("mode", mode, MODES), ("tokens", tokens, TOKENS)):
+    if deployed:
+        mode, per_rank = MODES[deployed.plan.phase], TOKENS_PER_RANK[deployed.plan.phase]
+    for name, value, allowed in (("mode", mode, spec.MODES), ("tokens", tokens, TOKENS)):
         if value not in allowed:
             raise InputError(f"--{name} {value}: allowed are {', '.join(allowed)}")
     if options.batch_size and options.tokens_per_rank:

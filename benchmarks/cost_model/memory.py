@@ -63,7 +63,9 @@ def _peak(report: dict[str, Any], models: dict[str, Any]) -> Peak:
     group, in_stage = ep * tp, report["ranks"] // stages
     tokens = report["sequence"] * report.get("sequences", 1)
     dense_tp = report.get("dense_tp", tp)
-    strategy = StrategySpec("ep_tp" if tp > 1 else "ep", "alltoall", ep, tp if tp > 1 else 0)
+    strategy = (
+        StrategySpec("ep_tp", "alltoall", ep, tp) if tp > 1 else StrategySpec("ep", "alltoall")
+    )
     work = WorkloadSpec(batch_size=tokens * group // dense_tp, tokens="sharded", mode="train")
     cell = Cell(layer, strategy, work, RankLayout(group, "nccl", "cuda"))
     share = Share(report.get("layers", 0), report.get("dense_layers", -1),
@@ -76,6 +78,9 @@ def _peak(report: dict[str, Any], models: dict[str, Any]) -> Peak:
     )  # fmt: skip
     note = "ranks from memory between steps" if report.get("ranks_from_resident") else ""
     use = whole_memory(model, cell, plan)
+    if "card" in report:
+        parts = use.parts | {"reserve": whole.RESERVE * float(report["card"])}
+        use, note = MemoryUse(parts), "shown by nvidia-smi"
     return Peak(report["name"], report["source"], float(report["peak"]), use, note)
 
 
@@ -108,9 +113,8 @@ def _print_parameters(markdown: bool) -> None:
 
 def _print_peaks(markdown: bool) -> None:
     if markdown:
-        print(
-            "| trained | reported GB | computed GB | error | of which | |\n|---|---|---|---|---|---|"
-        )
+        print("| trained | reported GB | computed GB | error | of which | |")
+        print("|---|---|---|---|---|---|")
     form = "| {} | {:.1f} | {:.1f} | {:+.0%} | {} | {} |"
     if not markdown:
         form = "{:70} {:6.1f} {:6.1f} {:+.0%}  {}  {}"

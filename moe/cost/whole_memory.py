@@ -3,11 +3,11 @@
 Shape letters as in moe.cost.whole_model; T tokens of a rank, s bytes of a number (2 in bfloat16), S
 its slots of expert arithmetic, n tokens of a sequence, C tokens in the cache of each sequence.
 
-    weights       s a parameter. With master=fp32 and ZeRO 3 the shards of the fp32 copy are the
-                  weights: 4
-    gradients     of training: 4, with master=bf16 s
-    optimizer     master=fp32: 4 (with ZeRO 3 see weights), and moments: adamw 8 (in bfloat16 4, with
-                  master=bf16), adamw8bit 2 and a scale of 4 for every 256 of each, sgd 0
+    weights       s a parameter; master=fp32 and ZeRO 3: 4, as the shards of the fp32 copy are all
+                  that is kept
+    gradients     of training: 4; master=bf16: s
+    optimizer     master=fp32: 4, but for ZeRO 3; and moments: adamw 8 (master=bf16: 2 s),
+                  adamw8bit 2 and a scale of 4 for every 256 of each, sgd 0
                   ZeRO 1 divides these by the ranks that hold the same parameter, 2 gradients, too,
                   3 (and strategy fsdp) weights, too
     gathered      ZeRO 3: the weights of two layers (the next one is fetched meanwhile), in training
@@ -31,10 +31,13 @@ its slots of expert arithmetic, n tokens of a sequence, C tokens in the cache of
                   (c + r) s, which cannot be split
     messages      the largest collective: what it sends and receives
 
-`fused` is what Megatron-Core's kernels keep less (experts.py, cross_entropy.py there): three tensors
-of an expert's hidden units, since SwiGLU is one kernel; gates are applied to hidden units, so results
+`fused` is what Megatron-Core's kernels keep less (its experts.py, cross_entropy.py): three tensors
+of an expert's hidden units, as SwiGLU is one kernel; gates are applied to hidden units, so results
 need not be kept (T K O s less); the router has no copy of its input in fp32 (4 T D less); cross
 entropy works in place (4 T V less).
+A rank with a part of the layers is the first or the last stage of a pipeline (1F1B, arXiv
+2104.04473), whichever takes more: the first keeps activations of as many microbatches as there are
+stages, the last computes the logits.
 """
 
 from __future__ import annotations
@@ -76,10 +79,9 @@ FUSED = "loop"  # the kernel of ours that keeps as many tensors of hidden units 
 class MemoryPlan:
     """How a model is run, as far as memory depends on it.
 
-    `context`: tokens of a sequence, in decode those in its cache. `fused`: with the fused kernels of
-    other systems (see the module's text). `in_flight`: how many layers'
-    activations are kept at once (pipelines); 0: those of every layer that is held, or all of the
-    model's where a rank holds some of them, as the first stage of a pipeline does.
+    `context`: tokens of a sequence, in decode those in its cache. `fused`: see the module's text.
+    `in_flight`: how many layers' activations are kept at once, and `logits` how often logits are
+    computed; 0 and 1 follow from the layers that are held.
     """
 
     phase: str = "train"
@@ -91,7 +93,7 @@ class MemoryPlan:
     flash: bool = True
     fused: bool = False
     in_flight: int = 0
-    logits: int = 1  # times that logits are computed on this rank; 0 without the last layer
+    logits: int = 1
     share: Share = WHOLE
     gradient_bytes: int = 0  # of a parameter; 0: by `master`
     moment_bytes: int = 0  # of each of adamw's two; 0: by `optimizer` and `master`
@@ -122,6 +124,12 @@ def whole_memory(
     model: WholeModel, cell: Cell, plan: MemoryPlan, available: float = math.inf, skew: float = 1.0
 ) -> MemoryUse:
     """Bytes of rank 0, which has the most tokens, `skew` times its even share of slots."""
+    held = sum(held_layers(model, plan.share))
+    if plan.phase == "train" and held < model.layers and not plan.in_flight:
+        stages = (dataclasses.replace(plan, in_flight=model.layers, logits=0),
+                  dataclasses.replace(plan, in_flight=held))  # fmt: skip
+        uses = [whole_memory(model, cell, stage, available, skew) for stage in stages]
+        return max(uses, key=lambda use: use.total)
     work = dataclasses.replace(cell.workload, mode="train" if plan.phase == "train" else "forward")
     cell = dataclasses.replace(cell, workload=work)
     load = expected(cell, 0, skew)
@@ -192,8 +200,7 @@ def _training(model: WholeModel, cell: Cell, load: Load, plan: MemoryPlan) -> di
     if plan.fused:
         experts -= routed_tokens(cell, 0) * (size * layer.topk * layer.dim_out + FP32 * layer.dim)
     plain = attention + tokens * size * (layer.dim + kept * model.dense_hidden)
-    stages = model.layers / (moe + dense) if moe + dense < model.layers else 1.0
-    alive = (plan.in_flight or stages * (moe + dense)) / (moe + dense)
+    alive = (plan.in_flight or moe + dense) / (moe + dense)
     inputs = tokens * size * layer.dim
     full = alive * (moe * experts + dense * plain)
     if plan.recompute == "full":
@@ -214,11 +221,12 @@ def _inference(model: WholeModel, cell: Cell, load: Load, plan: MemoryPlan) -> d
     plain = tokens * size * 3 * model.dense_hidden if dense else 0.0
     experts = activation_bytes(cell, load) if moe else 0.0
     logits = plan.logits * sequences * model.vocab * (size + FP32)
+    width = cache_width(model, dense_parts(model, cell, plan.share))
     return {
         "activations": attention + max(experts, plain),
         "transient": logits,
-        "cache": cached * (moe + dense) * size * cache_width(model, dense_parts(model, cell, plan.share)),
-    }  # fmt: skip
+        "cache": cached * (moe + dense) * size * width,
+    }
 
 
 def attention_width(model: WholeModel, dim: int, train: bool, plan: MemoryPlan) -> float:

@@ -4,8 +4,8 @@ Shape letters: D width of a token, H heads, G heads of keys and values, h number
 vocabulary, F hidden units of a dense layer's MLP, R ranks, p ranks that split attention.
 
     attention    D H h + 2 D G h + H h D          queries, keys and values, output
-                 or, with latent keys and values (DeepSeek-V2's MLA, arXiv 2405.04434), q and c their
-                 ranks, r numbers with positions of a head, v numbers of a value:
+                 or with latents (DeepSeek-V2's MLA, arXiv 2405.04434), of ranks q and c, r numbers
+                 with positions of a head, v numbers of a value:
                  D q + q H (h + r) + D (c + r) + c H (h + v) + H v D; without q: D H (h + r)
     dense MLP    3 D F                            layers that are not MoE, gated
     embeddings   2 V D, tied: V D                 input and output
@@ -129,7 +129,8 @@ def parameter_groups(model: WholeModel, cell: Cell, share: Share = WHOLE) -> lis
     router = sizes["router"]
     split, keys, same = attention_elements(model, dim, parts)
     key_parts = math.gcd(parts, model.kv_heads)
-    matrices = share.embeddings or (1 if model.tied else 2)
+    part = model.tied or moe + dense < model.layers  # a stage of a pipeline has one of the two
+    matrices = share.embeddings or (1 if part else 2)
     groups = [
         ParameterGroup("experts", sum(sizes.values()) - shared - router, moe, dp * share.replicas),
         ParameterGroup("shared experts", shared, moe, ranks // tp),
