@@ -21,7 +21,7 @@ from moe.strategies import names as strategy_names
 
 CLUSTER = "h100"
 RANKS = (8, 64, 256)
-PLANS = {
+PLANS: dict[str, dict[str, list[str]]] = {
     "train": {
         "ZeRO 1": [],
         "ZeRO 1, recompute": ["--recompute", "full"],
@@ -48,17 +48,20 @@ class Recommendation(NamedTuple):
 def recommend(model: str, ranks: int, phase: str) -> Recommendation:
     """The first plan with which something fits, else the last."""
     for plan, words in PLANS[phase].items():
-        options = cli.parser().parse_args(
-            ["advise", "--cluster", CLUSTER, "--model", model, "--phase", phase, *words]
-        )
-        setup = problem.make(options, [])
-        predictions, _ = command.ranked(setup, ranks, set(strategy_names()))
+        predictions = _predictions(model, ranks, phase, words)
         fitting = [p for p in predictions if p.fits]
+        nearest = min(predictions, key=lambda p: p.memory.missing)
+        made = Recommendation(model, ranks, phase, plan, None, [], nearest)
         if fitting:
-            break
-    nearest = min(predictions, key=lambda p: p.memory.missing)
-    best = fitting[0] if fitting else None
-    return Recommendation(model, ranks, phase, plan, best, fitting[1:], nearest)
+            return made._replace(best=fitting[0], others=fitting[1:])
+    return made
+
+
+def _predictions(model: str, ranks: int, phase: str, words: list[str]) -> list[Prediction]:
+    options = cli.parser().parse_args(
+        ["advise", "--cluster", CLUSTER, "--model", model, "--phase", phase, *words]
+    )
+    return command.ranked(problem.make(options, []), ranks, set(strategy_names()))[0]
 
 
 def _row(made: Recommendation) -> tuple[str, ...]:

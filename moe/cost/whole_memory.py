@@ -170,10 +170,19 @@ def _parameters(cell: Cell, groups: list[ParameterGroup], plan: MemoryPlan) -> d
         state = master + _moments(plan, size)
         parts["optimizer"] = state * (shards if stage >= 1 else whole)
     if stage == 3:
-        layer = sum(g.elements for g in groups if g.layers > 1)
+        layer = _layer_elements(groups)
         reduced = size + (FP32 if plan.master == "fp32" else size) if train else 0
         parts["gathered"] = layer * (FETCHED_LAYERS * size + reduced)
     return parts
+
+
+def _layer_elements(groups: list[ParameterGroup]) -> float:
+    """Elements of a rank's largest layer."""
+    sizes = {group.name: group.elements for group in groups}
+    moe = sum(sizes.get(name, 0.0) for name in ("experts", "shared experts", "router"))
+    same = sum(sizes.get(name, 0.0) for name in ("attention", "keys and values",
+                                                 "norms and latents"))  # fmt: skip
+    return same + max(moe, sizes.get("dense MLP", 0.0))
 
 
 def _moments(plan: MemoryPlan, size: int) -> float:
