@@ -53,10 +53,10 @@ class Deployment:
 
     def of(self, prediction: Prediction, memory_bytes: float) -> Prediction:
         """The prediction of one layer for all MoE layers, with the memory of the whole model."""
-        reserve = self.reserve * memory_bytes if self.reserve < 1 else self.reserve
-        memory = whole_memory(
-            self.model, prediction.cell, self.plan, memory_bytes - reserve, prediction.skew
+        left = (
+            memory_bytes * (1 - self.reserve) if self.reserve < 1 else memory_bytes - self.reserve
         )
+        memory = whole_memory(self.model, prediction.cell, self.plan, left, prediction.skew)
         phases = dict(prediction.phases_ms)
         if self.plan.recompute == "full":
             phases["recompute"] = sum(ms for name, ms in phases.items() if name not in BACKWARD)

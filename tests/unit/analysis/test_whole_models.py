@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -98,6 +99,12 @@ def test_zero_3_leaves_out_what_would_be_fsdp() -> None:
 ])  # fmt: skip
 def test_reserve_is_a_share_or_an_amount(text: str, expected: float) -> None:
     assert ranked("olmoe_1b_7b", "--reserve", text)[0].memory.available == expected
+
+
+def test_a_machine_of_unknown_memory_has_enough() -> None:
+    made = setup("olmoe_1b_7b")
+    assert made.whole is not None
+    assert made.whole.of(ranked("olmoe_1b_7b")[0], math.inf).fits
 
 
 @pytest.mark.parametrize(("words", "message"), [
