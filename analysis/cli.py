@@ -38,6 +38,7 @@ EXAMPLES = """examples:
   python -m analysis dashboard --project moe-bench --entity team --save
   python -m analysis predict --cluster h100 --model mixtral_8x7b --world-size 8..4096
   python -m analysis advise --cluster h200 --model deepseek_v3 --world-size 64 --skew 1.3
+  python -m analysis advise --cluster h100 --model qwen3_30b_a3b --world-size 64 --phase train
   python -m analysis export -o attempts.parquet
   python -m analysis export wandb:entity/project --filter topk=2,4 -o runs.csv
 """
@@ -114,6 +115,20 @@ def _predict_options(verb: argparse.ArgumentParser, ranks: str) -> None:
     add("--skew", type=float, help="slots of the busiest rank over the mean; default 1")
     add("--trace", default="", help="captured choices of experts (docs/workloads.md), for the skew")
     add("--strategy", default="", help="some strategies, separated by commas; default all")
+    add = verb.add_argument_group("whole models (docs/prediction.md)").add_argument
+    add("--one-layer", action="store_true", help="time and memory of the MoE layer alone")
+    add(
+        "--phase",
+        default="",
+        help="train, prefill or decode; default prefill, with --mode train train",
+    )
+    add("--optimizer", help="of training: adamw, adamw8bit, sgd or none; default adamw")
+    add("--master", help="of training: master weights in fp32 or bf16; default fp32")
+    add("--zero", type=int, help="of training: ZeRO's stage, 0 to 3; default 1")
+    add("--recompute", help="of training: activations anew, none or full; default none")
+    add("--layers", type=int, default=0, help="layers on a rank, as of a pipeline; default all")
+    add("--context", type=int, default=4096, help="tokens of a sequence; default 4096")
+    add("--reserve", default="0.1", help="memory kept free, such as 8GB; default 0.1 of a rank's")
 
 
 def _verb(verbs: Any, name: str, about: str) -> argparse.ArgumentParser:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +12,12 @@ from analysis.errors import InputError
 from analysis.predict import candidates, present, problem, remedies, sentences
 from analysis.predict.model import Prediction
 from analysis.predict.problem import PredictionProblem
+from analysis.predict.whole import DECODE, PREFILL, TOKENS_PER_RANK
 from moe.strategies import degrees as degrees_of
 from moe.strategies import names as strategy_names
 
 ADVISE_ROWS = 12
+MISSING_ROWS = 6  # of those that do not fit
 
 
 class Answer(NamedTuple):
@@ -42,7 +43,7 @@ def predict(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Answer
     for ranks in problem.world_sizes(options.world_size):
         some, why = _predict_at(setup, ranks, asked, degrees=False)
         predictions += some
-        remedied += remedies.lines(setup, _ranked(some))
+        remedied += remedies.lines(setup, _fastest_first(some))
         for name, text in why.items():
             refused.setdefault(name, text)
             where.setdefault(name, []).append(ranks)
@@ -77,19 +78,39 @@ def advise(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Answer:
     if len(sizes) != 1:
         raise InputError(f"--world-size {options.world_size}: advise takes one number of ranks")
     asked = _strategies(options.strategy)
-    predictions, refused = _predict_at(setup, sizes[0], asked, degrees=True)
+    predictions, refused = ranked(setup, sizes[0], asked)
     if not predictions:
         raise InputError(f"advise: nothing can be run; {next(iter(refused.values()), '')}")
-    ranked = _ranked(predictions)
-    table, notes = present.table(ranked[:ADVISE_ROWS]), [present.legend(setup, ranked)]
-    lines = sentences.advice(setup, ranked, by_phase(setup, sizes[0], asked))
-    lines += remedies.lines(setup, ranked, options.placement)
-    files = _write_placement(setup, ranked, options.placement)
+    fitting = [p for p in predictions if p.fits]
+    table = present.table([*fitting[:ADVISE_ROWS], *_nearest(predictions)])
+    notes = [
+        present.legend(setup, predictions), _refusals(refused, dict.fromkeys(refused, sizes))
+    ]  # fmt: skip
+    lines = sentences.advice(setup, predictions, by_phase(setup, sizes[0], asked))
+    lines += remedies.lines(setup, predictions, options.placement)
+    files = _write_placement(setup, predictions, options.placement)
     return Answer(lines, table, notes, files)
 
 
-def _ranked(predictions: Sequence[Prediction]) -> list[Prediction]:
+def ranked(
+    setup: PredictionProblem, ranks: int, asked: set[str]
+) -> tuple[list[Prediction], dict[str, str]]:
+    """Those that fit, fastest first, then the others; and by strategy why it cannot be run."""
+    predictions, refused = _predict_at(setup, ranks, asked, degrees=True)
+    return _fastest_first(predictions), refused
+
+
+def _fastest_first(predictions: Sequence[Prediction]) -> list[Prediction]:
     return sorted(predictions, key=lambda p: (not p.fits, p.total_ms))
+
+
+def _nearest(ranked: Sequence[Prediction]) -> list[Prediction]:
+    """Those that do not fit, of every strategy and its degrees the one that misses by least."""
+    least: dict[tuple[str, int, int], Prediction] = {}
+    for p in sorted((p for p in ranked if not p.fits), key=lambda p: p.memory.missing):
+        strategy = p.cell.strategy
+        least.setdefault((strategy.name, strategy.ep, strategy.tp), p)
+    return [*least.values()][:MISSING_ROWS]
 
 
 def by_phase(setup: PredictionProblem, ranks: int, asked: set[str]) -> dict[str, list[Prediction]]:
@@ -97,19 +118,12 @@ def by_phase(setup: PredictionProblem, ranks: int, asked: set[str]) -> dict[str,
     is of the phases that were measured."""
     if setup.fixed is None:
         return {}
-    asked_phase = sentences.phase_of(setup, ranks)
-    some = sentences.tokens_per_rank(setup, ranks)
-    many = problem.CLUSTER_TOKENS if asked_phase == sentences.DECODE else some
+    asked_phase = setup.phase(ranks)
+    given = setup.tokens_per_rank(ranks) if asked_phase != DECODE else TOKENS_PER_RANK[PREFILL]
     phases = {}
-    for phase in sentences.PHASES:
-        if phase == asked_phase:
-            continue
-        mode = "train" if phase == sentences.TRAINING else "forward"
-        each = sentences.DECODE_TOKENS if phase == sentences.DECODE else many
-        batch = each if setup.work.tokens == "replicated" else each * ranks
-        work = dataclasses.replace(setup.work, mode=mode, batch_size=batch)
-        other = dataclasses.replace(setup, work=work, per_rank=0)
-        phases[phase] = _ranked(_predict_at(other, ranks, asked, degrees=True)[0])
+    for phase in (phase for phase in TOKENS_PER_RANK if phase != asked_phase):
+        each = TOKENS_PER_RANK[DECODE] if phase == DECODE else given
+        phases[phase] = ranked(setup.in_phase(phase, each, ranks), ranks, asked)[0]
     return phases
 
 
@@ -142,8 +156,10 @@ def _predict_at(
     setup: PredictionProblem, ranks: int, asked: set[str], degrees: bool
 ) -> tuple[list[Prediction], dict[str, str]]:
     """Predictions at this number of ranks, and by strategy the reason why it cannot be run."""
-    forms = [s for s in candidates.strategies(ranks, degrees, degrees) if s.name in asked]
+    left_out = {name: why for name in sorted(asked) if (why := setup.refused(name))}
+    forms = [s for s in candidates.strategies(ranks, degrees, degrees)
+             if s.name in asked and s.name not in left_out]  # fmt: skip
     cells, refused = candidates.cells(
         setup.layer, setup.workload(ranks), setup.placement(ranks), forms
     )
-    return [setup.predict(cell) for cell in cells], refused
+    return [setup.predict(cell) for cell in cells], left_out | refused

@@ -63,6 +63,9 @@ def cheapest(
     """The fewest ranks that settle it, with all experts or else with as many on a rank as before;
     all ranks where none do. `contestants`: the best form, then its rivals; `file` has the order of
     experts of those with an explicit placement."""
+    if setup.whole:  # bench.py measures one layer
+        setup = dataclasses.replace(setup, whole=None)
+        contestants = [setup.predict(one.cell) for one in contestants]
     for setting, ranks in _smaller(setup, contestants[0].cell):
         here = _predict_there(setting, ranks, contestants)
         if here and _same(contestants, here):

@@ -10,6 +10,7 @@ from analysis.predict import features, roofline
 from analysis.predict.features import Key
 from analysis.predict.hardware import HardwareModel
 from moe import cost
+from moe.cost.whole_memory import MemoryUse
 from moe.spec import Cell
 
 MEMORY_SHARE = 0.9  # of a rank's memory that the layer may take
@@ -50,11 +51,19 @@ class Prediction:
     total_ms: float
     low_ms: float
     high_ms: float
-    memory_bytes: float
-    fits: bool
+    memory: MemoryUse
     status: str
     reason: str = ""
     software: str = FITTED  # the profile, or where the time is from instead
+
+    @property
+    def memory_bytes(self) -> float:
+        """Of a rank."""
+        return self.memory.total
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.fits
 
 
 def of_machine(machine: HardwareModel) -> Coefficients:
@@ -113,11 +122,12 @@ def predict(
     outside, doublings = beyond(cell, coefficients, skew)
     factor = coefficients.spread * WIDER_PER_DOUBLING**doublings
     step = features.busiest(cell, skew)
-    memory = cost.peak_bytes(cell, step.load, 0)
+    memory = MemoryUse(
+        {"layer": cost.peak_bytes(cell, step.load, 0)}, MEMORY_SHARE * machine.memory_bytes
+    )
     return Prediction(
         cell, step.skew, {name: 1e3 * value for name, value in phases.items()}, 1e3 * total,
         1e3 * total / factor, 1e3 * total * factor, memory,
-        memory <= MEMORY_SHARE * machine.memory_bytes,
         EXTRAPOLATED if outside else INTERPOLATED, "; ".join(outside),
         machine.profile.name if machine.profile else FITTED,
     )  # fmt: skip

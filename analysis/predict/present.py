@@ -36,11 +36,12 @@ def _row(prediction: Prediction) -> list[str]:
     cell, value = prediction.cell, numbers.short(prediction.total_ms)
     low, high = (numbers.short(end) for end in (prediction.low_ms, prediction.high_ms))
     memory = numbers.bytes_text(prediction.memory_bytes)
+    if not prediction.fits:
+        memory += f": OUT OF MEMORY, misses by {numbers.bytes_text(prediction.memory.missing)}"
     return [
         str(cell.placement.world_size), candidates.name_of(cell.strategy), value,
         f"{low} to {high}", numbers.short(throughput(prediction)), prediction.status,
-        prediction.software,
-        memory if prediction.fits else f"{memory}: OUT OF MEMORY", _largest(prediction),
+        prediction.software, memory, _largest(prediction),
     ]  # fmt: skip
 
 
@@ -70,6 +71,8 @@ def legend(setup: PredictionProblem, predictions: Sequence[Prediction]) -> list[
             f"(conf/software), fitted to no record: intervals are a factor of {UNFITTED_FACTOR:g}, "
             "by judgement"
         )
+    if setup.whole:
+        lines += setup.whole.legend(predictions)
     words = {
         MEASURED: "a record has this cell",
         INTERPOLATED: "every axis lies within what was measured",

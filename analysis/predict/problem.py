@@ -10,18 +10,28 @@ from typing import Any
 
 from analysis.data.cell_summary import CellSummary
 from analysis.errors import InputError
-from analysis.predict import candidates, fit, hardware, model, observed, routing
+from analysis.predict import candidates, fit, hardware, model, observed, routing, whole
 from analysis.predict.fit import Measured
 from analysis.predict.hardware import HardwareModel
 from analysis.predict.model import MEASURED, MEASURED_HERE, Coefficients, Prediction
 from analysis.predict.routing import CapturedRouting
-from moe.spec import MODES, TOKENS, Cell, LayerSpec, RankLayout, WorkloadSpec
+from analysis.predict.whole import (
+    DECODE,
+    MODES,
+    PREFILL,
+    TOKENS_PER_RANK,
+    TRAIN,
+    Deployment,
+)
+from moe import spec
+from moe.cost.whole_memory import MemoryUse
+from moe.spec import TOKENS, Cell, LayerSpec, RankLayout, WorkloadSpec
 from runners.records import emulation
 from runners.records.emulation import Emulation
 
 HERE = "here"
 MAX_RANKS = 65536
-CLUSTER_TOKENS = 4096  # a rank, on a cluster, unless the options say otherwise
+DECODE_TOKENS = 128  # on a rank, at most, of what is called decode
 
 
 @dataclass
@@ -43,6 +53,7 @@ class PredictionProblem:
     intervals: Mapping[Cell, tuple[float, float, float]] = field(default_factory=dict)
     routing: CapturedRouting | None = None  # of --trace, instead of `skew`
     model: str = ""  # of conf/model; "" where the layer is that of the records
+    whole: Deployment | None = None  # else the layer alone
 
     def machine(self, ranks: int) -> HardwareModel:
         """The cluster, or this machine by its calibration for the nearest number of ranks."""
@@ -68,6 +79,26 @@ class PredictionProblem:
         backend = self.known[0].cell.placement.backend if self.known else "gloo"
         return RankLayout(ranks, backend, "cpu", max(1, self.cores // ranks))
 
+    def tokens_per_rank(self, ranks: int) -> int:
+        """Tokens that a rank starts with."""
+        work = self.workload(ranks)
+        return work.batch_size if work.tokens == "replicated" else max(1, work.batch_size // ranks)
+
+    def phase(self, ranks: int) -> str:
+        """Of PHASES. Of one layer, a forward pass of few tokens on a rank is called decode."""
+        if self.whole:
+            return self.whole.plan.phase
+        if self.work.mode == "train":
+            return TRAIN
+        return DECODE if self.tokens_per_rank(ranks) <= DECODE_TOKENS else PREFILL
+
+    def in_phase(self, phase: str, tokens_per_rank: int, ranks: int) -> PredictionProblem:
+        """The same problem in another phase, with so many tokens on each rank."""
+        each = 1 if self.work.tokens == "replicated" else ranks
+        work = dataclasses.replace(self.work, mode=MODES[phase], batch_size=tokens_per_rank * each)
+        whole = self.whole.in_phase(phase) if self.whole else None
+        return dataclasses.replace(self, work=work, per_rank=0, whole=whole)
+
     def skew_of(self, cell: Cell) -> float:
         """The busiest rank's slots over the mean: of the captured routing, else as stated."""
         return self.routing.skew(cell) if self.routing else self.skew
@@ -75,18 +106,30 @@ class PredictionProblem:
     def modelled(self, cell: Cell, skew: float) -> Prediction:
         """By the model, whatever the records have."""
         machine = self.machine(cell.placement.world_size)
-        return model.predict(cell, machine, self.coefficients, skew)
+        return self._of_model(model.predict(cell, machine, self.coefficients, skew))
 
     def predict(self, cell: Cell) -> Prediction:
         """Measured where a record has exactly this cell, else by the model."""
-        prediction = self.modelled(cell, self.skew_of(cell))
         if cell not in self.intervals:
-            return prediction
+            return self.modelled(cell, self.skew_of(cell))
+        machine = self.machine(cell.placement.world_size)
+        prediction = model.predict(cell, machine, self.coefficients, self.skew_of(cell))
         value, low, high = self.intervals[cell]
-        return dataclasses.replace(
-            prediction, total_ms=value, low_ms=low, high_ms=high, fits=True, status=MEASURED,
-            reason="", software=MEASURED_HERE,
-        )  # fmt: skip
+        return self._of_model(dataclasses.replace(
+            prediction, total_ms=value, low_ms=low, high_ms=high, status=MEASURED, reason="",
+            memory=MemoryUse(prediction.memory.parts), software=MEASURED_HERE,
+        ))  # fmt: skip
+
+    def _of_model(self, prediction: Prediction) -> Prediction:
+        """Of the whole model, where one is asked for."""
+        if not self.whole:
+            return prediction
+        machine = self.machine(prediction.cell.placement.world_size)
+        return self.whole.of(prediction, machine.memory_bytes)
+
+    def refused(self, strategy: str) -> str:
+        """Why a strategy is left out, or nothing."""
+        return self.whole.refused(strategy) if self.whole else ""
 
 
 def make(options: argparse.Namespace, cells: Sequence[CellSummary]) -> PredictionProblem:
@@ -94,6 +137,8 @@ def make(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Predictio
 
     Raises InputError for options that do not fit together, and for too few cells.
     """
+    if options.one_layer and options.phase:
+        raise InputError(f"--phase {options.phase}: not of one layer; leave out --one-layer")
     if options.cluster == HERE and options.software:
         raise InputError(
             f"--software {options.software}: not with --cluster here, whose times are measured or "
@@ -121,22 +166,31 @@ def _cluster(options: argparse.Namespace) -> PredictionProblem:
     layer = candidates.model_layer(
         options.model, options.scale or 1, options.topk, options.dtype or "bfloat16"
     )
-    work, per_rank = _work(options, WorkloadSpec(tokens="sharded"), CLUSTER_TOKENS)
+    deployed = None if options.one_layer else whole.deployment(options)
+    work, per_rank = _work(
+        options, WorkloadSpec(tokens="sharded"), TOKENS_PER_RANK[PREFILL], deployed
+    )
     return PredictionProblem(cluster.name, candidates.plain(layer), work, options.skew or 1.0,
-                             per_rank, model.of_machine(cluster), cluster)  # fmt: skip
+                             per_rank, model.of_machine(cluster), cluster,
+                             whole=deployed)  # fmt: skip
 
 
 def _here(options: argparse.Namespace, cells: Sequence[CellSummary]) -> PredictionProblem:
     known = observed.measured(cells)
     coefficients = fit.fit(known)
     layer, first = known[0].cell.layer, known[0].cell.workload
+    deployed = None
+    if options.phase:
+        if not options.model:
+            raise InputError(f"--phase {options.phase}: needs --model, the whole model's name")
+        deployed, first = whole.deployment(options), WorkloadSpec(tokens="sharded")
     if options.model:
         dtype = options.dtype or layer.dtype
         asked = candidates.model_layer(options.model, options.scale or 1, options.topk, dtype)
         layer = candidates.plain(asked)
     elif options.topk:
         layer = dataclasses.replace(layer, topk=options.topk, topk_requested=options.topk)
-    work, per_rank = _work(options, first, 0)
+    work, per_rank = _work(options, first, 0, deployed)
     intervals = {
         _plain_cell(summary.cell): (summary.median_ms, summary.low_ms, summary.high_ms)
         for summary in cells
@@ -145,7 +199,8 @@ def _here(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Predicti
     return PredictionProblem(HERE, layer, work, options.skew or 1.0, per_rank, coefficients,
                              None, observed.calibrations(cells),
                              emulation.of_values(cells[0].emulation), cells[0].cores or 1,
-                             observed.memory_bytes(cells), known, intervals)  # fmt: skip
+                             observed.memory_bytes(cells), known, intervals,
+                             whole=deployed)  # fmt: skip
 
 
 def _plain_cell(cell: Cell) -> Cell:
@@ -157,10 +212,12 @@ def _plain_cell(cell: Cell) -> Cell:
 
 
 def _work(
-    options: argparse.Namespace, base: WorkloadSpec, per_rank: int
+    options: argparse.Namespace, base: WorkloadSpec, per_rank: int, deployed: Deployment | None
 ) -> tuple[WorkloadSpec, int]:
     mode, tokens = options.mode or base.mode, options.tokens or base.tokens
-    for name, value, allowed in (("mode", mode, MODES), ("tokens", tokens, TOKENS)):
+    if deployed:
+        mode, per_rank = MODES[deployed.plan.phase], TOKENS_PER_RANK[deployed.plan.phase]
+    for name, value, allowed in (("mode", mode, spec.MODES), ("tokens", tokens, TOKENS)):
         if value not in allowed:
             raise InputError(f"--{name} {value}: allowed are {', '.join(allowed)}")
     if options.batch_size and options.tokens_per_rank:

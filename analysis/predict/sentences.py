@@ -9,26 +9,12 @@ from analysis import numbers
 from analysis.predict import candidates, measurement
 from analysis.predict.model import Prediction
 from analysis.predict.problem import PredictionProblem
+from analysis.predict.whole import DECODE, PREFILL, TRAIN
 from analysis.text import render
 from moe.strategies import degrees
 
-TRAINING, PREFILL, DECODE = "training", "prefill", "decode"
-PHASES = (TRAINING, PREFILL, DECODE)
-DECODE_TOKENS = 128  # tokens a rank, at most, of what is called decode
 MOST_CELLS = 6  # that a third contestant may bring a measurement to
-
-
-def tokens_per_rank(setup: PredictionProblem, ranks: int) -> int:
-    """Tokens that a rank starts with."""
-    work = setup.workload(ranks)
-    return work.batch_size if work.tokens == "replicated" else max(1, work.batch_size // ranks)
-
-
-def phase_of(setup: PredictionProblem, ranks: int) -> str:
-    """training, prefill or decode: a forward pass of at most DECODE_TOKENS tokens a rank."""
-    if setup.work.mode == "train":
-        return TRAINING
-    return DECODE if tokens_per_rank(setup, ranks) <= DECODE_TOKENS else PREFILL
+NOUNS = {TRAIN: "training", PREFILL: "prefill", DECODE: "decode"}
 
 
 def advice(
@@ -82,7 +68,7 @@ def _use(setup: PredictionProblem, best: Prediction) -> str:
     ranks = best.cell.placement.world_size
     low, high = numbers.short(best.low_ms), numbers.short(best.high_ms)
     return (
-        f"For {phase_of(setup, ranks)} with {tokens_per_rank(setup, ranks):,} tokens a rank on "
+        f"For {NOUNS[setup.phase(ranks)]} with {setup.tokens_per_rank(ranks):,} tokens a rank on "
         f"{ranks} rank{'' if ranks == 1 else 's'} ({setup.cluster}), use {described(best)}: "
         f"{numbers.short(best.total_ms)} ms ({low} to {high}, {best.status}) and "
         f"{numbers.bytes_text(best.memory_bytes)} a rank."
@@ -136,7 +122,8 @@ def _measure(
         if three.ranks == cheapest.ranks and three.cells <= MOST_CELLS:
             cheapest = three
     where = cheapest.where(setup, best.cell.placement.world_size)
-    sentence = f"The cheapest measurement that could change this is {where}:"
+    layer = "of one layer, " if setup.whole else ""
+    sentence = f"The cheapest measurement that could change this is {layer}{where}:"
     return [sentence, render.COMMAND + cheapest.command]
 
 
@@ -147,7 +134,7 @@ def other_phases(best: Prediction, by_phase: Mapping[str, Sequence[Prediction]])
         fitting = [p for p in ranked if p.fits]
         if not fitting:
             lines.append(
-                f"{phase.capitalize()} does not fit the memory of these ranks in any form."
+                f"{NOUNS[phase].capitalize()} does not fit the memory of these ranks in any form."
             )
             continue
         first = fitting[0]
@@ -155,7 +142,7 @@ def other_phases(best: Prediction, by_phase: Mapping[str, Sequence[Prediction]])
             continue
         same = next((p for p in ranked if p.cell.strategy == best.cell.strategy), None)
         text = (
-            f"{phase.capitalize()} ({_tokens(first):,} tokens a rank) would rather use "
+            f"{NOUNS[phase].capitalize()} ({_tokens(first):,} tokens a rank) would rather use "
             f"{described(first)}: {numbers.short(first.total_ms)} ms"
         )
         lines.append(f"{text}, {_instead(same, first)}.")

@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_neither_advised_nor_a_runner_up() -> None:
     ("train", 64, "training"), ("forward", 129, "prefill"), ("forward", 128, "decode"),
 ])  # fmt: skip
 def test_phases(mode: str, tokens: int, phase: str) -> None:
-    assert sentences.phase_of(setup(mode, tokens), 8) == phase
+    assert setup(mode, tokens).phase(8) == phase
 
 
 def test_other_phases_say_what_they_would_use_and_what_the_advised_form_takes() -> None:
@@ -123,7 +123,7 @@ def test_other_phases_say_what_they_would_use_and_what_the_advised_form_takes() 
     assert sentences.other_phases(ep, slow)[0].endswith(
         "where the form above takes 2.5 times as long (within the model's error)."
     )
-    assert sentences.other_phases(ep, {"training": [full]}) == [
+    assert sentences.other_phases(ep, {"train": [full]}) == [
         "Training does not fit the memory of these ranks in any form."
     ]
 

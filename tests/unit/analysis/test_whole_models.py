@@ -1,0 +1,157 @@
+"""Whole models in predict and advise: options, what is ranked, and published figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from analysis import cli
+from analysis.errors import InputError
+from analysis.predict import command, hardware, problem, whole
+from analysis.predict.model import Prediction
+from benchmarks.cost_model import memory, recommend
+from moe.strategies import names as strategy_names
+
+H100 = ["advise", "--cluster", "h100", "--model"]
+
+
+def setup(*words: str) -> problem.PredictionProblem:
+    return problem.make(cli.parser().parse_args([*H100, *words]), [])
+
+
+def ranked(*words: str, ranks: int = 64) -> list[Prediction]:
+    return command.ranked(setup(*words), ranks, set(strategy_names()))[0]
+
+
+def only(predictions: Sequence[Prediction], name: str) -> Prediction:
+    return next(p for p in predictions if p.cell.strategy.name == name)
+
+
+def test_the_whole_of_mixtral_does_not_fit_where_a_layer_does() -> None:
+    layer, model = ranked("mixtral_8x7b", "--one-layer"), ranked("mixtral_8x7b")
+    assert layer[0].cell.strategy.name == "simple"
+    assert not only(model, "simple").fits
+    assert model[0].fits
+    assert model[0].memory.parts["weights"] > 10e9
+    assert only(model, "simple").total_ms == pytest.approx(32 * layer[0].total_ms)
+    assert only(model, "simple").low_ms == pytest.approx(32 * layer[0].low_ms)
+
+
+def test_what_does_not_fit_comes_last_with_what_is_missing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main([*H100, "mixtral_8x7b", "--world-size", "8"]) == 0
+    text = capsys.readouterr().out
+    rows = [line for line in text.splitlines() if line.startswith("8  ")]
+    short = ["misses by" in row for row in rows]
+    assert short == sorted(short)
+    assert True in short
+    assert False in short
+    assert "ms: 32 MoE layers; attention" in text
+    assert text.index("weights") > text.index("memory of the first row that fits")
+
+
+@pytest.mark.parametrize("phase", ["train", "prefill", "decode"])
+def test_a_phase_sets_mode_and_tokens(phase: str) -> None:
+    made = setup("olmoe_1b_7b", "--phase", phase)
+    assert made.work.mode == ("train" if phase == "train" else "forward")
+    assert made.per_rank == {"train": 4096, "prefill": 4096, "decode": 64}[phase]
+    assert ("cache" in made.predict(ranked("olmoe_1b_7b")[0].cell).memory.parts) is (
+        phase != "train"
+    )
+
+
+def test_mode_train_is_phase_train_and_tokens_may_be_given() -> None:
+    made = setup("olmoe_1b_7b", "--mode", "train", "--tokens-per-rank", "100")
+    assert made.whole is not None
+    assert made.whole.plan.phase == "train"
+    assert made.per_rank == 100
+
+
+def test_recompute_takes_a_forward_pass_more_and_less_memory() -> None:
+    words = ("olmoe_1b_7b", "--phase", "train")
+    kept, again = ranked(*words), ranked(*words, "--recompute", "full")
+    one, other = only(kept, "simple"), only(again, "simple")
+    forward = sum(ms for n, ms in one.phases_ms.items() if n not in ("backward", "gradients"))
+    assert other.total_ms == pytest.approx(one.total_ms + forward)
+    assert other.memory_bytes < one.memory_bytes
+
+
+def test_layers_of_a_stage_scale_time_and_memory() -> None:
+    whole_model, stage = ranked("mixtral_8x7b"), ranked("mixtral_8x7b", "--layers", "8")
+    all_of_it, part = only(whole_model, "simple"), only(stage, "simple")
+    assert part.total_ms == pytest.approx(all_of_it.total_ms / 4)
+    assert part.memory.parts["weights"] < all_of_it.memory.parts["weights"] / 3.9
+
+
+def test_zero_3_leaves_out_what_would_be_fsdp() -> None:
+    made = setup("olmoe_1b_7b", "--phase", "train", "--zero", "3")
+    predictions, refused = command.ranked(made, 8, set(strategy_names()))
+    assert "fsdp" in {p.cell.strategy.name for p in predictions}
+    assert not {"simple", "dp"} & {p.cell.strategy.name for p in predictions}
+    assert "strategy fsdp" in refused["simple"]
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("0.25", 0.75 * 80e9), ("8GB", 72e9), ("1 GiB", 80e9 - (1 << 30)), ("0", 80e9),
+])  # fmt: skip
+def test_reserve_is_a_share_or_an_amount(text: str, expected: float) -> None:
+    assert ranked("olmoe_1b_7b", "--reserve", text)[0].memory.available == expected
+
+
+def test_a_machine_of_unknown_memory_has_enough() -> None:
+    made = setup("olmoe_1b_7b")
+    assert made.whole is not None
+    assert made.whole.of(ranked("olmoe_1b_7b")[0], math.inf).fits
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["reference"], "--model reference: only its layer is known"),
+    (["olmoe_1b_7b", "--phase", "sleep"], "--phase sleep: allowed are train, prefill, decode"),
+    (["olmoe_1b_7b", "--phase", "train", "--zero", "4"], "--zero 4: allowed are 0, 1, 2, 3"),
+    (["olmoe_1b_7b", "--phase", "train", "--optimizer", "lion"], "--optimizer lion: allowed are"),
+    (["olmoe_1b_7b", "--phase", "decode", "--zero", "1"], "--zero 1: only of training"),
+    (["olmoe_1b_7b", "--phase", "train", "--mode", "forward"], "--mode forward: --phase train is"),
+    (["olmoe_1b_7b", "--scale", "8"], "--scale 8: not of a whole model"),
+    (["olmoe_1b_7b", "--tokens", "replicated"], "--tokens replicated: not of a whole model"),
+    (["olmoe_1b_7b", "--layers", "17"], "--layers 17: allowed are 1 to 16"),
+    (["olmoe_1b_7b", "--context", "0"], "--context 0: allowed are numbers from 1"),
+    (["olmoe_1b_7b", "--reserve", "8"], "--reserve 8: allowed are"),
+    (["olmoe_1b_7b", "--reserve", "1.2.3GB"], "--reserve 1.2.3GB: allowed are"),
+    (["olmoe_1b_7b", "--one-layer", "--phase", "train"], "--phase train: not of one layer"),
+])  # fmt: skip
+def test_options_that_do_not_fit_together_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        setup(*words)
+
+
+def test_parameters_are_within_2_percent_of_the_published_counts() -> None:
+    rows = memory.parameter_rows()
+    assert [name for name, _, _ in rows] == whole.names()
+    assert len(rows) == 5
+    for _, published, counted in rows:
+        assert abs(counted / published - 1) < 0.02
+
+
+def test_ten_reports_of_training_are_within_15_percent() -> None:
+    peaks = memory.peaks()
+    errors = {peak.name: abs(peak.use.total / peak.reported - 1) for peak in peaks}
+    assert len(errors) == len(peaks) >= 10
+    assert sum(error < 0.15 for error in errors.values()) >= 10
+    assert [name for name, error in errors.items() if error >= 0.15] == [
+        "small MLA model, TP2 PP2 EP4, 4 virtual stages, unfused attention"
+    ]
+
+
+@pytest.mark.parametrize("phase", ["train", "prefill", "decode"])
+@pytest.mark.parametrize(("model", "ranks"), [
+    *((name, 8) for name in whole.names()), ("deepseek_v3", 64), ("qwen3_235b_a22b", 64),
+])  # fmt: skip
+def test_nothing_is_recommended_that_does_not_fit(model: str, ranks: int, phase: str) -> None:
+    made = recommend.recommend(model, ranks, phase)
+    bytes_of_a_rank = hardware.load("h100").memory_bytes
+    for prediction in filter(None, [made.best, *made.others]):
+        assert prediction.memory_bytes <= (1 - whole.RESERVE) * bytes_of_a_rank
+    assert (made.best is None) is (made.nearest.memory.missing > 0)
