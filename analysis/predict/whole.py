@@ -164,7 +164,8 @@ def deployment(options: argparse.Namespace) -> Deployment:
         )
     if options.context < 1:
         raise InputError(f"--context {options.context}: allowed are numbers from 1")
-    plan = MemoryPlan(phase, context=options.context, share=Share(options.layers), **given)
+    plan = MemoryPlan(phase, context=options.context, share=Share(options.layers),
+                      fused=options.software == "fused", **given)  # fmt: skip
     return Deployment(options.model, model, plan, _reserve(options.reserve))
 
 

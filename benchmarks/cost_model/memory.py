@@ -76,7 +76,9 @@ def _peak(report: dict[str, Any], models: dict[str, Any]) -> Peak:
         in_flight=report.get("in_flight", 0), logits=report.get("logits", 1), share=share,
         gradient_bytes=report.get("gradient_bytes", 0), moment_bytes=report.get("moment_bytes", 0),
     )  # fmt: skip
-    note = "ranks from memory between steps" if report.get("ranks_from_resident") else ""
+    note = report.get("note", "")
+    if report.get("ranks_from_resident"):
+        note = "ranks from memory between steps"
     use = whole_memory(model, cell, plan)
     if "card" in report:
         parts = use.parts | {"reserve": whole.RESERVE * float(report["card"])}

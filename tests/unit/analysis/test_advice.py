@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import shlex
 from pathlib import Path
@@ -22,6 +21,7 @@ from analysis.predict.problem import PredictionProblem
 from analysis.predict.software import KernelModel, SoftwareProfile
 from analysis.text import render
 from moe.build import supports
+from moe.cost.whole_memory import MemoryUse
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, Unsupported, WorkloadSpec
 from runners.config.cell import job_of
 from runners.host import project_paths
@@ -53,7 +53,8 @@ def form(
         LAYER, StrategySpec(name, **{"dispatcher": dispatcher, **knobs}), work,
         RankLayout(8, "nccl", "cuda", 1),
     )  # fmt: skip
-    return Prediction(cell, 1.0, {"experts": ms}, ms, ms / factor, ms * factor, gib * GIB, fits,
+    memory = MemoryUse({"layer": gib * GIB}, gib * GIB if fits else 0.0)
+    return Prediction(cell, 1.0, {"experts": ms}, ms, ms / factor, ms * factor, memory,
                       "extrapolated")  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def test_what_does_not_fit_is_neither_advised_nor_a_runner_up() -> None:
 
 
 @pytest.mark.parametrize(("mode", "tokens", "phase"), [
-    ("train", 64, "training"), ("forward", 129, "prefill"), ("forward", 128, "decode"),
+    ("train", 64, "train"), ("forward", 129, "prefill"), ("forward", 128, "decode"),
 ])  # fmt: skip
 def test_phases(mode: str, tokens: int, phase: str) -> None:
     assert setup(mode, tokens).phase(8) == phase
@@ -107,9 +108,9 @@ def test_phases(mode: str, tokens: int, phase: str) -> None:
 
 def test_other_phases_say_what_they_would_use_and_what_the_advised_form_takes() -> None:
     ep, tp = form("ep", 2.0), form("tp", 3.0)
-    full = dataclasses.replace(ep, fits=False)
+    full = form("ep", 2.0, fits=False)
     by_phase = {
-        "training": [ep, tp],  # the same form: no line
+        "train": [ep, tp],  # the same form: no line
         "decode": [form("tp", 1.0), form("ep", 1.5)],
         "prefill": [form("tp", 1.0), full],
     }
@@ -134,13 +135,13 @@ def make(*words: str) -> PredictionProblem:
 
 def test_phases_are_predicted_with_their_own_mode_and_tokens() -> None:
     result = command.by_phase(make("--model", "olmoe_1b_7b"), 8, {"ep"})
-    assert list(result) == ["training", "decode"]
+    assert list(result) == ["train", "decode"]
     work = {phase: ranked[0].cell.workload for phase, ranked in result.items()}
-    assert (work["training"].mode, work["training"].batch_size) == ("train", 8 * 4096)
-    assert (work["decode"].mode, work["decode"].batch_size) == ("forward", 8 * 128)
+    assert (work["train"].mode, work["train"].batch_size) == ("train", 8 * 4096)
+    assert (work["decode"].mode, work["decode"].batch_size) == ("forward", 8 * 64)
     few = command.by_phase(make("--model", "olmoe_1b_7b", "--tokens-per-rank", "16"), 8, {"ep"})
     assert {phase: ranked[0].cell.workload.batch_size for phase, ranked in few.items()} == {
-        "training": 8 * 4096, "prefill": 8 * 4096
+        "train": 8 * 4096, "prefill": 8 * 4096
     }  # fmt: skip
 
 

@@ -135,14 +135,11 @@ def test_parameters_are_within_2_percent_of_the_published_counts() -> None:
         assert abs(counted / published - 1) < 0.02
 
 
-def test_ten_reports_of_training_are_within_15_percent() -> None:
+def test_reports_of_training_are_within_15_percent() -> None:
     peaks = memory.peaks()
     errors = {peak.name: abs(peak.use.total / peak.reported - 1) for peak in peaks}
     assert len(errors) == len(peaks) >= 10
-    assert sum(error < 0.15 for error in errors.values()) >= 10
-    assert [name for name, error in errors.items() if error >= 0.15] == [
-        "small MLA model, TP2 PP2 EP4, 4 virtual stages, unfused attention"
-    ]
+    assert {name: error for name, error in errors.items() if error >= 0.15} == {}
 
 
 @pytest.mark.parametrize("phase", ["train", "prefill", "decode"])
