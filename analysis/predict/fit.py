@@ -26,7 +26,7 @@ from moe.spec import Cell
 LOCAL = ("router", "permute", "experts", "unpermute")
 PHASE_WEIGHT = 0.3  # of a phase's row beside its total's
 PULL = 0.02  # weight of the prior that efficiencies are 1, where cells do not determine them
-KNOWN = 1.0  # the same where links are known: they do not run faster than they were shaped
+KNOWN = 0.3  # the same where links are known: they do not run faster than they were shaped
 ROUNDS = 8  # of reweighting, which takes weight from outliers
 HUBER = 0.15  # relative errors beyond it count linearly
 CONFIDENCE = 0.90
