@@ -44,11 +44,9 @@ class Data:
 
 
 def load(options: argparse.Namespace, samples: bool = False) -> Data:
-    """The filtered attempts and their cells; raises InputError, but for `status`, which shows no
-    time, also for times of an emulated cluster beside others."""
-    frame = analysis.load(options.sources, samples=samples)
-    frame = filtered(frame, options.filter).reset_index(drop=True)
-    if options.verb != "status":
+    """The filtered attempts and their cells; raises InputError."""
+    frame = filtered(analysis.load(options.sources, samples=samples), options.filter)
+    if options.verb != "status":  # which shows no time
         one_clock(frame)
     words = [word for text in options.filter for word in ("--filter", text)]
     return Data(frame, summarize(frame), options.sources, words)
@@ -196,7 +194,6 @@ def compare_(options: argparse.Namespace) -> int:
         comparisons = compare.column(data.frame, name, threshold)
     elif len(options.sources) == 2:
         frames = [filtered(analysis.load(s), options.filter) for s in options.sources]
-        frames = [frame.reset_index(drop=True) for frame in frames]
         one_clock(*frames)
         names = _two_names(options.sources)
         comparisons = compare.sweeps(frames[0], frames[1], names, threshold)

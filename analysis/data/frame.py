@@ -74,7 +74,8 @@ def varying(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
 
 
 def filtered(frame: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
-    """Rows that satisfy every "column=value[,value]"; raises InputError for unknown columns."""
+    """Rows that satisfy every "column=value[,value]", numbered anew; raises InputError for unknown
+    columns."""
     for text in filters:
         name, equals, wanted = text.partition("=")
         if not equals:
@@ -91,7 +92,7 @@ def filtered(frame: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
                 f"--filter {text}: nothing is left; present are {', '.join(present[:12])}; "
                 "choose one of them"
             )
-    return frame
+    return frame.reset_index(drop=True)
 
 
 def one_clock(*frames: pd.DataFrame) -> None:

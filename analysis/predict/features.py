@@ -47,14 +47,8 @@ from moe.strategies import degrees
 Key = tuple[str, str]
 PHASES = ("router", "permute", "dispatch", "experts", "combine", "unpermute", "backward",
           "gradients")  # fmt: skip
-COUNTED = (
-    "operations",
-    "experts",
-    "calls",
-    "messages",
-    "hops",
-    "straggle",
-)  # coefficients in seconds each
+# What has no efficiency: its coefficient is in seconds each, or a spread.
+COUNTED = ("operations", "experts", "calls", "messages", "hops", "straggle")
 # Of machines whose links are known: one coefficient for all phases, as a link knows no phase.
 OF_LINKS = ("alpha", "wire", "calls", "messages", "hops")
 OPERATIONS = {"router": 4, "permute": 5, "experts": 3, "unpermute": 3}

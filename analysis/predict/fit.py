@@ -25,6 +25,7 @@ from moe.spec import Cell
 LOCAL = ("router", "permute", "experts", "unpermute")
 PHASE_WEIGHT = 0.3  # of a phase's row beside its total's
 PULL = 0.02  # weight of the prior that efficiencies are 1, where cells do not determine them
+KNOWN = 0.3  # the same where links are known: they do not run faster than they were shaped
 ROUNDS = 8  # of reweighting, which takes weight from outliers
 HUBER = 0.15  # relative errors beyond it count linearly
 CONFIDENCE = 0.90
@@ -124,7 +125,8 @@ def _robust(
 
     scale = np.linalg.norm(matrix, axis=0)
     prior = np.array([0.0 if k[1] in features.COUNTED else 1.0 for k in keys])
-    pull = PULL * np.diag(scale)
+    sure = np.array([KNOWN if k == ("", "wire") else PULL for k in keys])
+    pull = np.diag(sure * scale)
     weights = np.ones(len(target))
     solution = np.zeros(len(keys))
     for _ in range(ROUNDS):
