@@ -130,7 +130,9 @@ def test_other_phases_say_what_they_would_use_and_what_the_advised_form_takes() 
 
 
 def make(*words: str) -> PredictionProblem:
-    return problem.make(cli.parser().parse_args(["advise", "--cluster", "h100", *words]), [])
+    """Of one layer, as the cheapest measurement is."""
+    options = ["advise", "--cluster", "h100", "--one-layer", *words]
+    return problem.make(cli.parser().parse_args(options), [])
 
 
 def test_phases_are_predicted_with_their_own_mode_and_tokens() -> None:
@@ -179,7 +181,7 @@ def resolved(text: str, folder: Path) -> set[Cell]:
 def test_the_command_measures_what_the_sentence_counts(words: list[str], tmp_path: Path) -> None:
     case = make(*words)
     asked = set(words[words.index("--strategy") + 1].split(","))
-    ranked = command._ranked(command._predict_at(case, 8, asked, degrees=True)[0])
+    ranked = command.ranked(case, 8, asked)[0]
     rivals = [next(p for p in ranked if p.cell.strategy.name == name) for name in sorted(asked)]
     contestants = rivals if len(rivals) > 1 else ranked[:2]
     result = measurement.cheapest(case, contestants)
@@ -215,12 +217,12 @@ def test_fewer_ranks_where_ratios_and_phases_stay_else_all() -> None:
 
 def test_a_reduced_layer_keeps_the_experts_on_a_rank() -> None:
     case = make("--model", "deepseek_v3", "--tokens-per-rank", "128")
-    ranked = command._ranked(command._predict_at(case, 8, {"ep"}, degrees=True)[0])
+    ranked = command.ranked(case, 8, {"ep"})[0]
     result = measurement.cheapest(case, ranked[:2])
     assert (result.ranks, result.experts) == (4, 128)  # 32 on a rank, as 256 on 8
     assert " num_experts=128 " in result.command
-    assert result.where(case, 8).startswith("2 cells on 4 GPUs, with 128 experts, where the model ")
-    assert result.where(case, 4) == "2 cells on 4 GPUs, with 128 experts"
+    assert result.where(case, 8).startswith("3 cells on 4 GPUs, with 128 experts, where the model ")
+    assert result.where(case, 4) == "3 cells on 4 GPUs, with 128 experts"
 
 
 def test_a_command_can_be_copied_from_every_format() -> None:

@@ -140,7 +140,7 @@ def test_one_expert_a_rank_needs_copies(tmp_path: Path, capsys: pytest.CaptureFi
     assert "instead of 4.00 times the mean slots" in text
     assert "placed anew, 4.00, it would save nothing" in text
     copies = int(re.findall(r"add (\d+) copies", text)[0]) // 8
-    expert = 3 * 4096 * 14336 * 2  # bytes of three matrices in bfloat16
+    expert = 32 * 3 * 4096 * 14336 * 2  # bytes of three matrices of all layers, in bfloat16
     assert f"takes {numbers.bytes_text(copies * expert)} a rank" in text
     assert "strategy.hot_replicas=0," in text
 
@@ -179,7 +179,7 @@ def test_a_remedy_saves_what_the_model_says_of_its_skew(tmp_path: Path) -> None:
     assert result.saved(result.balanced) == 1 - even / result.plain.total_ms
     assert result.copied is not None
     copies = result.copied.cell.strategy.hot_replicas // 8
-    expert = 3 * layer.dim * layer.hidden * 2  # three matrices in bfloat16
+    expert = 16 * 3 * layer.dim * layer.hidden * 2  # three matrices of all layers, in bfloat16
     assert result.copies_bytes == pytest.approx(copies * expert)
 
 
