@@ -30,7 +30,7 @@ def of_cell(summary: CellSummary) -> Measured | None:
     )
     if summary.metric != STEADY or not summary.measured or not summary.calibration or left_out:
         return None
-    calibrated = _machine(summary.calibration, summary.world_size)
+    calibrated = machine(summary.calibration, summary.world_size)
     if calibrated is None:
         return None
     phases_s = {name: float(ms) / 1e3 for name, ms in summary.phase_ms.items()}
@@ -39,7 +39,7 @@ def of_cell(summary: CellSummary) -> Measured | None:
     return Measured(summary.cell, calibrated, median_s, phases_s, skew, dense)
 
 
-def _machine(calibration: Mapping[str, Any], ranks: int) -> HardwareModel | None:
+def machine(calibration: Mapping[str, Any], ranks: int) -> HardwareModel | None:
     """None for a calibration in which a value is missing or of another type."""
     try:
         return hardware.of_calibration(calibration, ranks)
@@ -60,7 +60,7 @@ def calibrations(cells: Iterable[CellSummary]) -> dict[int, Mapping[str, Any]]:
     by_ranks: dict[int, Mapping[str, Any]] = {}
     for summary in cells:
         ranks = summary.calibration.get("ranks")
-        if isinstance(ranks, int) and ranks > 0 and _machine(summary.calibration, ranks):
+        if isinstance(ranks, int) and ranks > 0 and machine(summary.calibration, ranks):
             by_ranks[ranks] = summary.calibration
     return by_ranks
 
