@@ -17,10 +17,12 @@ from analysis.errors import InputError
 from analysis.predict import explanation, fit, model, observed
 from analysis.stats import explain, parts
 from analysis.stats.choice import choose
+from analysis.stats.compare import two_names
 from analysis.stats.explain import LINKS, MOVES, Draws, Explanation, Side, explained
 from analysis.stats.pairing import Series
 from analysis.stats.parts import State
 from analysis.stats.summarize import summarize
+from analysis.text import captions
 from analysis.text import explain as words
 from runners.records.stats import STEADY
 
@@ -40,13 +42,12 @@ class Asked:
 
 
 def text(
-    options: argparse.Namespace,
-    frames: Sequence[pd.DataFrame],
-    names: Sequence[str],
-    banners: Sequence[str],
+    options: argparse.Namespace, sources: Sequence[str], frames: Sequence[pd.DataFrame]
 ) -> str:
-    """What the verb prints, below `banners`; raises InputError as `answer` does."""
+    """What the verb prints of these sources; raises InputError as `answer` does."""
+    names = two_names(sources) if len(sources) == 2 else sources
     asked = Asked(frames, names, options.a, options.b, options.predicted)
+    banners = list(dict.fromkeys(line for frame in frames for line in captions.banners(frame)))
     return words.text(answer(asked), banners, options.format)
 
 
@@ -108,9 +109,8 @@ def _names(a: CellSummary, b: CellSummary) -> tuple[str, str]:
     shown = [n for n in fields if n != "load"][:MOST_FIELDS]
     texts = []
     for cell, form in zip((a, b), forms, strict=True):
-        start = [form] if forms[0] != forms[1] else []
         load = [cell.load] if "load" in fields else []
-        texts.append(" ".join([*start, *load, *(f"{n}={normal(cell.value(n))}" for n in shown)]))
+        texts.append(" ".join([form, *load, *(f"{n}={normal(cell.value(n))}" for n in shown)]))
     if texts[0] == texts[1]:
         texts = [f"{cell.strategy} {cell.cell_id}" for cell in (a, b)]
     return texts[0], texts[1]

@@ -1,10 +1,10 @@
 """Where the difference of two measured cells comes from: parts with intervals, A minus B.
 
 Each quantity is a median: of the rounds for a step, of the passes for phases, of the launches where
-there are several. Intervals are value +- t * s: s is the standard deviation of the parts when rounds
-and passes, or launches where there are five, are drawn again with replacement (the bootstrap),
-times sqrt(n / (n - 1)), t is Student's for n - 1, and n is how many were drawn from. Rounds that
-both cells share are drawn together.
+there are several. An interval is the value +- t * s * sqrt(n / (n - 1)): s is the standard
+deviation of the part when rounds and passes, or launches where there are five, are drawn again with
+replacement (the bootstrap), t is Student's for n - 1, and n is how many were drawn from. Rounds
+that both cells share are drawn together.
 """
 
 from __future__ import annotations
@@ -156,9 +156,10 @@ def explained(both: tuple[Draws, Draws], split: Split, lacking: str = "") -> Exp
     values = split(both[0].state(), both[1].state())
     total = sides[0].median_ms - sides[1].median_ms
     spreads, by_launch = _deviations(both, split)
-    launches = min(len(one.units) for one in both if one.units)
-    counts = {"rounds": launches if by_launch else min(one.rounds for one in both if one.units),
-              "passes": launches if by_launch else min(one.passes for one in both if one.units)}  # fmt: skip
+    timed = [one for one in both if one.units]  # a model is not
+    launches = min(len(one.units) for one in timed)
+    rounds = launches if by_launch else min(one.rounds for one in timed)
+    passes = launches if by_launch else min(one.passes for one in timed)
     absent = {**sides[0].absent, **sides[1].absent}
     keys = _ordered([*values, *absent, *((*BEFORE_LINKS, *AFTER_LINKS) if lacking else ())])
     parts = []
@@ -166,18 +167,15 @@ def explained(both: tuple[Draws, Draws], split: Split, lacking: str = "") -> Exp
         if key in absent or key not in values:
             parts.append(Part(key, None, about=absent.get(key, lacking)))
             continue
-        count = counts["rounds" if lacking else "passes"]
-        half = _half_width(spreads[key], min(count, counts["rounds"]))
+        half = _half_width(spreads[key], rounds if lacking else min(rounds, passes))
         value = values[key] + 0.0  # no -0.0
         parts.append(Part(key, value, value - half, value + half, _facts(key, *sides)))
-    half = _half_width(spreads["total"], counts["rounds"])
-    names, medians = (sides[0].name, sides[1].name), (sides[0].median_ms, sides[1].median_ms)
-    units = "launches" if by_launch else "rounds and passes"
+    half = _half_width(spreads["total"], rounds)
+    whole = Part("total", total, total - half, total + half)
     some = f"{launches} launches" if launches > 1 else "one launch"
-    basis = f"from {some}" if by_launch else f"by {units} of {some}"
-    return Explanation(
-        names, medians, Part("total", total, total - half, total + half), parts, basis
-    )
+    basis = f"over {some}" if by_launch else f"by rounds and passes of {some}"
+    names, medians = (sides[0].name, sides[1].name), (sides[0].median_ms, sides[1].median_ms)
+    return Explanation(names, medians, whole, parts, basis)
 
 
 def slowest(passes: Sequence[Sequence[Phases]], names: Sequence[str]) -> int:

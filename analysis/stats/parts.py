@@ -73,14 +73,11 @@ def decompose(a: State, work_a: Work, b: State, work_b: Work) -> dict[str, float
         parts[HOST] += sign * (alone * state.host + waits)
         parts[WAITING] += sign * alone * state.waiting
         parts[UNEXPLAINED] += sign * (state.step - state.total)
-    phases = (
-        (RATE, a.experts / work_a.over, work_a.experts, b.experts / work_b.over, work_b.experts),
-        (RATE, a.backward / work_a.over, work_a.backward, b.backward / work_b.over,
-         work_b.backward),
-        (LINK_RATE, _sending(a, work_a), work_a.links, _sending(b, work_b), work_b.links),
-    )  # fmt: skip
-    for rate, *phase in phases:
-        terms, rest = split(*phase)
+    own = a.experts / work_a.over, a.backward / work_a.over, _sending(a, work_a)
+    other = b.experts / work_b.over, b.backward / work_b.over, _sending(b, work_b)
+    for place, rate in enumerate((RATE, RATE, LINK_RATE)):
+        needs_a, needs_b = _needs(work_a)[place], _needs(work_b)[place]
+        terms, rest = split(own[place], needs_a, other[place], needs_b)
         for key, value in terms.items():
             parts[key] = parts.get(key, 0.0) + value
         parts[rate] += rest
@@ -100,6 +97,10 @@ def split(
         for key in dict.fromkeys((*needs_a, *needs_b))
     }
     return terms, time_a - time_b - sum(terms.values())
+
+
+def _needs(work: Work) -> tuple[Mapping[str, float], ...]:
+    return work.experts, work.backward, work.links
 
 
 def _waits(state: State, work: Work) -> float:

@@ -239,8 +239,8 @@ class CellRunner:
         }
 
     def _phases(self, index: int) -> dict[str, object]:
-        """Phases and total of the pass with the median total, and the phases of every pass, in ns, on
-        this rank."""
+        """On this rank, in ns: phases and total of the pass with the median total, and the phases
+        of every pass."""
         passes: list[dict[str, int]] = []
         totals: list[int] = []
         step = self.built[index].call
