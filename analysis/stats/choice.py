@@ -33,8 +33,11 @@ def choose(cells: pd.DataFrame, text: str, option: str) -> CellSummary:
         )
     if len(matches) > 1:
         names = _telling(matches)
-        columns = [[f"{n}={normal(v) or '-'}" for v in matches[n]] for n in names]
-        listed = [",".join(values) for values in zip(*columns, strict=True)]
+        rows = zip(*(map(hashable, matches[n]) for n in names), strict=True)
+        listed = [
+            ",".join(f"{n}={normal(v) or '-'}" for n, v in zip(names, row, strict=True))
+            for row in sorted(rows, key=lambda row: [sort_key(v) for v in row])
+        ]
         more = "" if len(listed) <= MOST_CELLS else f" | and {len(listed) - MOST_CELLS} more"
         raise InputError(
             f"{shown}: {len(matches)} cells; allowed is one; add what tells it from the others: "

@@ -51,10 +51,10 @@ CELL = [
 HOW = ["measure.precision=0", "measure.wall_limit_s=1000", "measure.anchors=0",
        "measure.wave_cells=64", "tracker=none"]  # fmt: skip
 EVEN = ["workload.kind=imbalance", "workload.parameter=1", "batch_size=1024", "model.hidden=512"]
-WIDE = ["workload.kind=imbalance", "batch_size=2048", "model.hidden=1024"]
+WIDE = ["workload.kind=imbalance", "batch_size=1024", "model.hidden=1536"]
 SENT = ["workload.kind=imbalance", "workload.parameter=1", "model.hidden=128"]
 SIZES_MS = (3, 5, 8, 16, 32)
-TOKENS = (1024, 2048, 4096, 6144, 8192)
+TOKENS = (2048, 4096, 6144, 8192, 10240)
 SKEWS = (1.25, 1.4, 1.55, 1.7, 1.9)
 EXPECTED = {EXPERT: parts.RATE, BYTES: parts.BYTES, SKEW: parts.SKEW, HOST: parts.HOST}
 LOW, HIGH = 0.8, 1.2

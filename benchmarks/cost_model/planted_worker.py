@@ -27,7 +27,7 @@ from runners.rank.cells import CellRunner
 
 EXPERT, BYTES, SKEW, HOST = "expert", "bytes", "skew", "host"
 SLOW_RANK = 1
-REPEATS = 31
+REPEATS = 51
 SPIN_S = 0.001  # a sleep ends this long before, since it lasts longer than it is asked to
 
 rows, exchange, route, build, inspect = (
