@@ -214,7 +214,7 @@ def _facts(
         RATE: f"kernel {summary.kernel_ran}" if summary.kernel_ran else "",
         HOST: f"{waits:g} waits" if counted else "time outside of the phases",
         CORES: f"{over:g} threads a core",
-        UNEXPLAINED: "a step among others, beside one alone with barriers",
+        UNEXPLAINED: "steps of a loop, less their phases one by one",
     }
     for rank in summary.traffic[:1]:
         for row in rank:

@@ -32,6 +32,8 @@ LINKS = ("dispatch", "combine", "gradients")  # phases in which ranks send
 BUSY = ("experts", "backward")
 MOVES = ("permute", "unpermute")
 IDLE = ("other",)
+ROUTER = ("router",)
+LOCAL = (ROUTER, MOVES, ("experts",), ("backward",), IDLE)  # all but links and waiting
 FIELDS = ("total", "experts", "links", "backward", "router", "rows", "host")
 DRAWS, SEED = 400, 0  # of the bootstrap
 
@@ -189,13 +191,15 @@ def _sum(rank: Phases, names: Sequence[str]) -> float:
 
 
 def _fields(ranks: Sequence[Phases], busy: int, sending: int, idle: int) -> dict[str, float]:
+    links = _sum(ranks[sending], LINKS)
+    local = [max(_sum(rank, names) for rank in ranks) for names in LOCAL]
     return {
-        "total": max(sum(rank.values()) for rank in ranks),
+        "total": links + sum(local),
         "experts": ranks[busy].get("experts", 0.0),
         "backward": ranks[busy].get("backward", 0.0),
-        "links": _sum(ranks[sending], LINKS),
+        "links": links,
         "host": _sum(ranks[idle], IDLE),
-        "router": statistics.fmean(rank.get("router", 0.0) for rank in ranks),
+        "router": statistics.fmean(_sum(rank, ROUTER) for rank in ranks),
         "rows": statistics.fmean(_sum(rank, MOVES) for rank in ranks),
     }
 

@@ -24,9 +24,9 @@ AFTER_LINKS = (LINK_RATE, WAITING, HOST, CORES, UNEXPLAINED)
 
 @dataclass(frozen=True)
 class State:
-    """What a cell takes, in ms: a step in its samples, a pass that phases are timed in, and the
-    phases of that pass: the rank that takes longest for experts and backward, for links, and
-    outside of all phases; the mean of the ranks for the router and for moving rows."""
+    """What a cell takes, in ms: a step in its samples, all phases of a pass, each of the rank that
+    takes longest there (`total`), and single ones: of one rank for experts and backward, for links
+    and outside of all phases; the mean of the ranks for the router and for moving rows."""
 
     step: float
     total: float
@@ -39,7 +39,7 @@ class State:
 
     @property
     def waiting(self) -> float:
-        """What is left of the pass: barriers, and waiting for a rank that is late elsewhere."""
+        """What the ranks wait for one that is late elsewhere than in the phases of one rank."""
         named = self.experts + self.links + self.backward + self.router + self.rows + self.host
         return self.total - named
 
@@ -65,16 +65,19 @@ def decompose(a: State, work_a: Work, b: State, work_b: Work) -> dict[str, float
     """ms by part, A minus B; they add up to `a.step - b.step`."""
     parts = dict.fromkeys((*BEFORE_LINKS, *AFTER_LINKS), 0.0)
     for sign, state, work in ((1, a, work_a), (-1, b, work_b)):
-        alone = 1 / work.over
+        local, alone = state.total - state.links, _alone(state, work)
+        shared = (1 - 1 / work.over) * max(0.0, state.step - state.links)
         waits = _waits(state, work)
-        parts[CORES] += sign * (1 - alone) * (state.total - state.links)
+        parts[CORES] += sign * shared
         parts[ROUTER] += sign * alone * state.router
         parts[ROWS] += sign * (alone * state.rows - (0.0 if state.links else waits))
         parts[HOST] += sign * (alone * state.host + waits)
         parts[WAITING] += sign * alone * state.waiting
-        parts[UNEXPLAINED] += sign * (state.step - state.total)
-    own = a.experts / work_a.over, a.backward / work_a.over, _sending(a, work_a)
-    other = b.experts / work_b.over, b.backward / work_b.over, _sending(b, work_b)
+        parts[UNEXPLAINED] += sign * (state.step - state.links - alone * local - shared)
+    own, other = (
+        (_alone(s, w) * s.experts, _alone(s, w) * s.backward, _sending(s, w))
+        for s, w in ((a, work_a), (b, work_b))
+    )
     for place, rate in enumerate((RATE, RATE, LINK_RATE)):
         needs_a, needs_b = _needs(work_a)[place], _needs(work_b)[place]
         terms, rest = split(own[place], needs_a, other[place], needs_b)
@@ -99,13 +102,22 @@ def split(
     return terms, time_a - time_b - sum(terms.values())
 
 
+def _alone(state: State, work: Work) -> float:
+    """What a rank's own work is of its phases. Where ranks share a core, own work is the step
+    without links over the threads of a core, whether the phases were interrupted or not."""
+    local = state.total - state.links
+    if work.over == 1 or local <= 0:
+        return 1.0
+    return min(1.0, max(0.0, state.step - state.links) / work.over / local)
+
+
 def _needs(work: Work) -> tuple[Mapping[str, float], ...]:
     return work.experts, work.backward, work.links
 
 
 def _waits(state: State, work: Work) -> float:
     """The host's counted waits, which lie in the links where there are any, else in moving rows."""
-    return min(work.host_waits_ms, state.links or state.rows / work.over)
+    return min(work.host_waits_ms, state.links or _alone(state, work) * state.rows)
 
 
 def _sending(state: State, work: Work) -> float:

@@ -6,8 +6,8 @@
     python -m benchmarks.cost_model.planted --from outputs/planted-expert      # an earlier sweep
 
     expert   an expert of rank 1 is busy for so many ms longer      the size is that time
-    bytes    all rows are sent twice, in both exchanges             their time by itself, doubled,
-                                                                    minus as it is
+    bytes    all rows are sent twice, in both exchanges             the second sendings' time in
+                                                                    other steps
     skew     rank 0 gets so many times the mean of the slots        the experts' time by itself,
                                                                     minus that with even slots
     host     every rank sleeps so many ms outside of the phases     the size is that time
@@ -97,7 +97,7 @@ def cells(kind: str) -> dict[str, list[str]]:
         return {
             f"{kind}-{round(100 * v)}": [*WIDE, f"workload.parameter={v}"] for v in (1.0, *SKEWS)
         }
-    return {label: EVEN for label in (PLAIN, *(case.label for case in cases(kind)))}
+    return dict.fromkeys((PLAIN, *(case.label for case in cases(kind))), EVEN)
 
 
 def measure(kind: str, rounds: int, passes: int) -> Path:

@@ -34,7 +34,7 @@ rows, exchange, route, build, inspect = (
     Experts.rows, RankGroup.all_to_all, MoELayer.route, CellRunner.build, CellRunner.inspect,
 )  # fmt: skip
 kind, amount_ms, rank = "", 0.0, 0  # what is planted into the step that runs now
-seen: list[tuple[RankGroup, Tensor, Sequence[int], Sequence[int]]] | None = None
+again_ns: list[int] | None = None  # times of second sendings, in steps of which they are taken
 
 prepare = worker.prepare
 
@@ -75,11 +75,13 @@ def doubled(
     self: RankGroup, x: Tensor, received: Sequence[int], sent: Sequence[int], wait: bool = True
 ) -> Any:
     """All rows are sent twice; counts of rows are not."""
-    if x.is_floating_point():
-        if seen is not None:
-            seen.append((self, x.clone(), received, sent))
-        if kind == BYTES:
-            exchange(self, x, received, sent)
+    if x.is_floating_point() and kind == BYTES:
+        if again_ns is not None:
+            self.barrier()
+        start = time.perf_counter_ns()
+        exchange(self, x, received, sent)
+        if again_ns is not None:
+            again_ns.append(time.perf_counter_ns() - start)
     return exchange(self, x, received, sent, wait)
 
 
@@ -126,22 +128,17 @@ def planted_inspect(self: CellRunner, index: int) -> None:
 
 
 def _exchanges_ms(self: CellRunner, index: int) -> float:
-    """ms by which a step's exchanges take longer with all rows sent twice."""
-    global seen
-    seen = []
-    self.built[index].steps[0]()
-    calls, seen = seen, None
-
-    def once() -> None:
-        for group, x, received, sent in calls:
-            doubled(group, x, received, sent)
-
-    def twice() -> None:
-        with planting(BYTES, 0.0):
-            once()
-
-    plain, double = _medians_ms(self, (once, twice))
-    return double - plain
+    """ms of the second sendings of a step, on the rank that takes longest: the median over steps
+    of their own."""
+    global again_ns
+    values = []
+    for _ in range(REPEATS):
+        again_ns = []
+        self.ranks.barrier()
+        self.built[index].call()
+        spent, again_ns = sum(again_ns), None
+        values.append(max(row[0] for row in self.ranks.gather([spent])) / 1e6)
+    return statistics.median(values)
 
 
 def _experts_ms(self: CellRunner, index: int) -> float:
@@ -156,20 +153,14 @@ def _experts_ms(self: CellRunner, index: int) -> float:
         with torch.inference_mode():
             stage()
 
-    return _medians_ms(self, (alone,))[0]
-
-
-def _medians_ms(self: CellRunner, calls: Sequence[Callable[[], None]]) -> list[float]:
-    """Median over repeats, in turns, of the longest rank's time of each call."""
-    times: list[list[float]] = [[] for _ in calls]
+    times = []
     for _ in range(REPEATS):
-        for call, into in zip(calls, times, strict=True):
-            self.ranks.barrier()
-            start = time.perf_counter_ns()
-            call()
-            spent = time.perf_counter_ns() - start
-            into.append(max(row[0] for row in self.ranks.gather([spent])) / 1e6)
-    return [statistics.median(values) for values in times]
+        self.ranks.barrier()
+        start = time.perf_counter_ns()
+        alone()
+        spent = time.perf_counter_ns() - start
+        times.append(max(row[0] for row in self.ranks.gather([spent])) / 1e6)
+    return statistics.median(times)
 
 
 def main(arguments: list[str]) -> int:
