@@ -26,6 +26,9 @@ EXAMPLES = """examples:
   python -m analysis compare outputs/before outputs/after
   python -m analysis compare --group strategy
   python -m analysis compare --group workload --filter strategy=ep
+  python -m analysis explain --a strategy=ep,topk=8 --b strategy=tp,topk=8
+  python -m analysis explain outputs/before outputs/after --a strategy=ep,topk=8
+  python -m analysis explain --a strategy=ep,topk=8 --predicted
   python -m analysis beside outputs/latest --format markdown
   python -m analysis kernels outputs/latest --filter mode=forward
   python -m analysis check
@@ -50,6 +53,7 @@ VERBS = {
     "show": "tables of a sweep with intervals, and what they say",
     "finish": "what a sweep ends with: tables on screen; tables and pictures in its folder",
     "compare": "two sweeps, or the strategies or commits of one: which is faster",
+    "explain": "where the difference of two cells comes from, in ms that add up",
     "beside": "ours against the best of other systems, setting by setting",
     "kernels": "which expert kernel, ours or another system's, is fastest where",
     "check": "what limits the numbers, and what to do next",
@@ -73,7 +77,8 @@ def parser() -> argparse.ArgumentParser:
     )
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     parsers = {name: _verb(verbs, name, about) for name, about in VERBS.items()}
-    for name in ("show", "compare", "beside", "kernels", "check", "status", "predict", "advise"):
+    tables = ("show", "compare", "explain", "beside", "kernels", "check", "status", "predict")
+    for name in (*tables, "advise"):
         parsers[name].add_argument("--format", choices=("text", "markdown", "csv"), default="text")
     for name in ("show", "compare", "plot"):
         parsers[name].add_argument("--group", default="", help="axis or column to arrange by")
@@ -86,6 +91,10 @@ def parser() -> argparse.ArgumentParser:
     parsers["show"].add_argument(
         "--detail", action="store_true", help="the figures and cells behind every sentence"
     )
+    add = parsers["explain"].add_argument
+    add("--a", default="", metavar="KEY=VALUE,...", help="the first cell, such as strategy=ep")
+    add("--b", metavar="KEY=VALUE,...", help="the second; default: --a's, in the second source")
+    add("--predicted", action="store_true", help="against the model fitted to all other cells")
     for name in ("predict", "advise"):
         _predict_options(parsers[name], "8..4096" if name == "predict" else "8")
     parsers["advise"].add_argument(

@@ -27,8 +27,6 @@ from analysis.text import captions, diagnosis, insights, peers, render, status, 
 
 if TYPE_CHECKING:
     from analysis.plots.canvas import PlotData
-    from analysis.predict.command import Answer
-
 
 Summary = tuple[insights.Insight, list[insights.Insight]]
 
@@ -73,7 +71,7 @@ def show(options: argparse.Namespace) -> int:
     metric = None
     if options.metric:
         metric = tables.metric_of(check_column(data.frame, options.metric, "--metric"))
-        if metric.column not in data.cells or not is_numeric(metric.column):
+        if metric.column not in data.cells or not schema.is_numeric(metric.column):
             raise InputError(f"--metric {options.metric}: not a figure of a cell; try duration")
     shown = tables.sweep_tables(data.cells, metric, group)
     summary: Summary | None = None
@@ -123,12 +121,6 @@ def finish(options: argparse.Namespace) -> int:
         for path in plots.draw_all(scene(data), _folder(data, "plots")):
             print(path, flush=True)
     return 0
-
-
-def is_numeric(column: str) -> bool:
-    """Figures of the summarized cells, and columns of the frame that hold numbers."""
-    kinds = {c.name: c.kind for c in schema.columns()}
-    return kinds.get(column, "float") in ("int", "float")
 
 
 def _threshold(options: argparse.Namespace) -> float:
@@ -185,6 +177,13 @@ def _folder(data: Data, name: str) -> Path:
     return source / name if one_sweep else Path(name)
 
 
+def _frames(sources: list[str], options: argparse.Namespace) -> list[pd.DataFrame]:
+    """The frame of each source; raises InputError where real and emulated time would meet."""
+    frames = [filtered(analysis.load(source), options.filter) for source in sources]
+    one_clock(*frames)
+    return frames
+
+
 def compare_(options: argparse.Namespace) -> int:
     threshold = _threshold(options)
     if options.group:
@@ -193,9 +192,8 @@ def compare_(options: argparse.Namespace) -> int:
         frames = [data.frame]
         comparisons = compare.column(data.frame, name, threshold)
     elif len(options.sources) == 2:
-        frames = [filtered(analysis.load(s), options.filter) for s in options.sources]
-        one_clock(*frames)
-        names = _two_names(options.sources)
+        frames = _frames(options.sources, options)
+        names = compare.two_names(options.sources)
         comparisons = compare.sweeps(frames[0], frames[1], names, threshold)
     else:
         raise InputError(
@@ -210,6 +208,15 @@ def compare_(options: argparse.Namespace) -> int:
         render.lines(lines, options.format),
     ]
     write_output("\n\n".join(part for part in parts if part), options.output)
+    return 0
+
+
+def explain_(options: argparse.Namespace) -> int:
+    from analysis.predict import explain_command
+
+    sources = options.sources or [str(LATEST)]
+    text = explain_command.text(options, sources, _frames(sources, options))
+    write_output(text, options.output)
     return 0
 
 
@@ -243,11 +250,6 @@ def kernels_(options: argparse.Namespace) -> int:
     parts = parts[2:3] if style == "csv" else parts
     write_output("\n\n".join(part for part in parts if part), options.output)
     return 0
-
-
-def _two_names(sources: list[str]) -> tuple[str, str]:
-    names = [Path(s).resolve().name if Path(s).exists() else s for s in sources]
-    return (names[0], names[1]) if names[0] != names[1] else (sources[0], sources[1])
 
 
 def check_(options: argparse.Namespace) -> int:
@@ -316,27 +318,17 @@ def predict_(options: argparse.Namespace) -> int:
 
     cells = summaries(load(options).cells) if options.cluster == "here" else []
     if options.verb == "predict":  # whose --output is a folder for pictures
-        print(answer_text(command.predict(options, cells), options.format))
+        print(command.predict(options, cells).text(options.format))
     else:
-        write_output(answer_text(command.advise(options, cells), options.format), options.output)
+        write_output(command.advise(options, cells).text(options.format), options.output)
     return 0
-
-
-def answer_text(answer: Answer, style: str) -> str:
-    header, *rows = answer.table
-    parts = [
-        render.commands(answer.advice, style),
-        render.simple(header, rows, style),
-        *(render.commands(lines, style) for lines in answer.notes),
-        "\n".join(str(path) for path in answer.files),
-    ]
-    return "\n\n".join(part for part in parts if part)
 
 
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "show": show,
     "finish": finish,
     "compare": compare_,
+    "explain": explain_,
     "beside": beside_,
     "kernels": kernels_,
     "check": check_,

@@ -83,9 +83,9 @@ def filtered(frame: pd.DataFrame, filters: Sequence[str]) -> pd.DataFrame:
                 f"--filter {text}: allowed is column=value[,value]; for example --filter topk=2,4"
             )
         name = check_column(frame, name, "--filter")
-        allowed = {_normal(value) for value in wanted.split(",")}
-        keep = [_normal(value) in allowed for value in frame[name]]
-        present = sorted({_normal(value) for value in frame[name]})
+        allowed = {normal(value) for value in wanted.split(",")}
+        keep = [normal(value) in allowed for value in frame[name]]
+        present = sorted({normal(value) for value in frame[name]})
         frame = frame[keep]
         if frame.empty:
             raise InputError(
@@ -111,7 +111,7 @@ def one_clock(*frames: pd.DataFrame) -> None:
         )
 
 
-def _normal(value: Any) -> str:
+def normal(value: Any) -> str:
     """How a value is written in a filter: 8 for 8 and 8.0, true for True."""
     value = value.strip() if isinstance(value, str) else hashable(value)
     if isinstance(value, float) and value.is_integer():

@@ -118,6 +118,7 @@ rank_slots list[float] slots per rank
 expert_slots list[float] slots per expert
 phase_ms dict[float] mean over ranks of each phase, per step, from separate passes
 phase_per_rank_ms list[dict[float]] the same for every rank
+phase_passes_ms list[list[dict[float]]] the same for every pass, and in it for every rank
 phase_total_ms float mean over ranks of the whole step in those passes
 sent_bytes_max int bytes the busiest rank sends in a step
 received_bytes_max int bytes the busiest rank receives in a step
@@ -183,6 +184,12 @@ def columns() -> tuple[Column, ...]:
     """All columns in their order: identity, config, figures, trust, details, environment."""
     others = [Column(*line.split(" ", 2)) for line in _OTHERS.strip().splitlines()]
     return (*others[:IDENTITY_COUNT], *config_columns(), *others[IDENTITY_COUNT:])
+
+
+def is_numeric(column: str) -> bool:
+    """Whether it is a column of numbers, or a figure that summarized cells alone have."""
+    kinds = {c.name: c.kind for c in columns()}
+    return kinds.get(column, "float") in ("int", "float")
 
 
 def parts(kind: str) -> tuple[str, str]:

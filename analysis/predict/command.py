@@ -13,6 +13,7 @@ from analysis.predict import candidates, present, problem, remedies, sentences
 from analysis.predict.model import Prediction
 from analysis.predict.problem import PredictionProblem
 from analysis.predict.whole import DECODE, PREFILL, TOKENS_PER_RANK
+from analysis.text import render
 from moe.strategies import degrees as degrees_of
 from moe.strategies import names as strategy_names
 
@@ -27,6 +28,17 @@ class Answer(NamedTuple):
     table: list[list[str]]
     notes: list[list[str]]
     files: list[Path]
+
+    def text(self, style: str) -> str:
+        """Everything, in a style of analysis/text/render.py."""
+        header, *rows = self.table
+        parts = [
+            render.commands(self.advice, style),
+            render.simple(header, rows, style),
+            *(render.commands(lines, style) for lines in self.notes),
+            "\n".join(str(path) for path in self.files),
+        ]
+        return "\n\n".join(part for part in parts if part)
 
 
 def predict(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Answer:

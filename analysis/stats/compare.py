@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -63,6 +64,12 @@ class Pair(NamedTuple):
     names: tuple[str, str]
     frames: tuple[pd.DataFrame, pd.DataFrame]
     cells: tuple[CellSummary, CellSummary]
+
+
+def two_names(sources: Sequence[str]) -> tuple[str, str]:
+    """Names of two sources: of folders their last parts, where these differ."""
+    names = [Path(s).resolve().name if Path(s).exists() else s for s in sources]
+    return (names[0], names[1]) if names[0] != names[1] else (sources[0], sources[1])
 
 
 def sweeps(

@@ -17,7 +17,8 @@ from runners.plan import Measure
 
 TYPED = ("samples", "calibration")
 # Names below these paths are data, or a library's: one line describes all of them.
-WHOLE = ("kernel.candidates_ms", "phases.per_rank_ns", "environment.versions", "environment.git",
+WHOLE = ("kernel.candidates_ms", "phases.per_rank_ns", "phases.per_pass_ns",
+         "environment.versions", "environment.git",
          "environment.threads", "environment.variables", "environment.before", "environment.after",
          "environment.gpus", "environment.topology.nodes")  # fmt: skip
 
@@ -57,6 +58,7 @@ warmup.steady whether the last of them agreed
 phases.passes steps whose phases were timed
 phases.per_rank_ns ns by phase, of one step of every rank
 phases.total_ns that step's ns on every rank
+phases.per_pass_ns ns by phase, of every pass and in it of every rank
 traffic[][].collective of one step of a rank, a line for each collective and group
 traffic[][].group the ranks it is over: world, ep, tp ...
 traffic[][].calls how often

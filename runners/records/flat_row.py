@@ -238,12 +238,17 @@ def _phases(record: Record) -> dict[str, Any]:
         {name: duration / 1e6 for name, duration in rank.items()}
         for rank in phases.get("per_rank_ns") or []
     ]
+    passes = [
+        [{name: duration / 1e6 for name, duration in rank.items()} for rank in ranks]
+        for ranks in phases.get("per_pass_ns") or []
+    ]
     names = list(dict.fromkeys(name for rank in per_rank for name in rank))
     means = {n: statistics.fmean(rank.get(n, 0.0) for rank in per_rank) for n in names}
     totals = [total / 1e6 for total in phases.get("total_ns") or []]
     return {
         "phase_ms": means,
         "phase_per_rank_ms": per_rank,
+        "phase_passes_ms": passes,
         "phase_total_ms": statistics.fmean(totals) if totals else None,
     }
 

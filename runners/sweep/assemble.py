@@ -242,6 +242,10 @@ class Assembler:
             "passes": phases[0]["passes"],
             "per_rank_ns": [rank["per_phase_ns"] for rank in phases],
             "total_ns": [rank["total_ns"] for rank in phases],
+            "per_pass_ns": [  # none in older logs
+                list(ranks)
+                for ranks in zip(*(rank.get("pass_ns", []) for rank in phases), strict=True)
+            ],
         }
 
     def _environment(self, wave: int) -> dict[str, Any]:

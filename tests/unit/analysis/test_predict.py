@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import analysis
-from analysis import cli, verbs
+from analysis import cli
 from analysis.data.cell_summary import summaries
 from analysis.errors import InputError
 from analysis.predict import command, features, fit, hardware, model, network, problem
@@ -178,7 +178,7 @@ def here(tmp_path: Path, sizes: list[int | None], *words: str) -> list[str]:
     common = ["--strategy", "simple", "--format", "csv", *words]
     cells = summaries(summarize.summarize(analysis.load(folder)))
     answer = command.predict(cli.parser().parse_args(["predict", *common]), cells)
-    text = verbs.answer_text(answer, "csv")
+    text = answer.text("csv")
     return [line for line in text.splitlines() if re.match(r"\d+,simple", line)]
 
 
@@ -210,7 +210,7 @@ def test_an_odd_calibration_is_passed_over(tmp_path: Path, odd: dict[str, Any]) 
     cells = summaries(summarize.summarize(analysis.load(folder)))
     words = ["predict", "--world-size", "8,3", "--strategy", "simple"]
     answer = command.predict(cli.parser().parse_args(words), cells)
-    assert "simple" in verbs.answer_text(answer, "text")
+    assert "simple" in answer.text("text")
     assert cli.main(["check", str(folder)]) == 1
 
 
