@@ -125,7 +125,8 @@ def test_intervals_of_any_rounds(values: list[float]) -> None:
         return
     for low in (cell.low_ms, cell.mean_low_ms, cell.latency_low_ms):
         assert math.isnan(low) or low >= 0
-    assert cell.median_ms > 0 and cell.mean_ms > 0
+    assert cell.median_ms > 0
+    assert math.isnan(cell.mean_ms) or cell.mean_ms > 0  # no average where noise takes it below 0
 
 
 def test_intervals_above_zero_are_as_they_were(tmp_path: Path) -> None:
