@@ -213,8 +213,8 @@ def explain_(options: argparse.Namespace) -> int:
     from analysis.predict import explain_command
 
     sources = options.sources or [str(LATEST)]
-    shown = explain_command.text(options, sources, _frames(sources, options))
-    write_output(shown, options.output)
+    text = explain_command.text(options, sources, _frames(sources, options))
+    write_output(text, options.output)
     return 0
 
 
