@@ -6,8 +6,8 @@
     python -m benchmarks.cost_model.planted --from outputs/planted-expert      # an earlier sweep
 
     expert   an expert of rank 1 is busy for so many ms longer      the size is that time
-    bytes    all rows are sent twice, in both exchanges             the second sendings' time in
-                                                                    other steps
+    bytes    all rows are sent twice, in both exchanges             the time of the second sendings,
+                                                                    taken around them
     skew     rank 0 gets so many times the mean of the slots        the experts' time by itself,
                                                                     minus that with even slots
     host     every rank sleeps so many ms outside of the phases     the size is that time
