@@ -54,7 +54,7 @@ EVEN = ["workload.kind=imbalance", "workload.parameter=1", "batch_size=1024", "m
 WIDE = ["workload.kind=imbalance", "batch_size=1024", "model.hidden=1536"]
 SENT = ["workload.kind=imbalance", "workload.parameter=1", "model.hidden=128"]
 SIZES_MS = (3, 5, 8, 16, 32)
-TOKENS = (2048, 2560, 3072, 3584, 4096)  # with more, memory is mapped anew in every step
+TOKENS = (2560, 3072, 3584, 4096, 4608)  # with more, memory is mapped anew in every step
 SKEWS = (1.4, 1.5, 1.6, 1.75, 1.9)
 EXPECTED = {EXPERT: parts.RATE, BYTES: parts.BYTES, SKEW: parts.SKEW, HOST: parts.HOST}
 LOW, HIGH = 0.8, 1.2
