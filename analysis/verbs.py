@@ -214,9 +214,8 @@ def compare_(options: argparse.Namespace) -> int:
 def explain_(options: argparse.Namespace) -> int:
     from analysis.predict import explain_command
 
-    sources = options.sources or [str(LATEST)]
-    text = explain_command.text(options, sources, _frames(sources, options))
-    write_output(text, options.output)
+    frames = _frames(options.sources or [str(LATEST)], options)
+    write_output(explain_command.text(options, frames), options.output)
     return 0
 
 

@@ -41,10 +41,9 @@ class Asked:
     predicted: bool = False
 
 
-def text(
-    options: argparse.Namespace, sources: Sequence[str], frames: Sequence[pd.DataFrame]
-) -> str:
-    """What the verb prints of these sources; raises InputError as `answer` does."""
+def text(options: argparse.Namespace, frames: Sequence[pd.DataFrame]) -> str:
+    """What the verb prints of its sources' frames; raises InputError as `answer` does."""
+    sources = options.sources
     names = two_names(sources) if len(sources) == 2 else sources
     asked = Asked(frames, names, options.a, options.b, options.predicted)
     banners = list(dict.fromkeys(line for frame in frames for line in captions.banners(frame)))

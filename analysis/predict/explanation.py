@@ -86,7 +86,7 @@ def side(
     return Side(
         name, summary.median_ms, series(frame, summary), _passes(attempts), experts, links,
         [{**own, **sent} for own, sent in zip(backward, links_back, strict=True)] if machine
-        else backward, over, 1e3 * wait_s * host_waits,
+        else backward, over, 1e3 * wait_s * host_waits, summary.kernel_ran,
         _facts(cell, summary, over, len(waits), host_waits), _absent(machine),
     )  # fmt: skip
 

@@ -57,6 +57,7 @@ class Side:
     backward: Sequence[Mapping[str, float]] = ()
     over: float = 1.0
     host_waits_ms: float = 0.0
+    kernel: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     absent: Mapping[str, str] = field(default_factory=dict)
 
@@ -106,7 +107,7 @@ class Draws:
             }
             self.work = Work(
                 _of_rank(side.experts, busy), _of_rank(side.links, sending),
-                _of_rank(side.backward, busy), side.over, side.host_waits_ms,
+                _of_rank(side.backward, busy), side.over, side.host_waits_ms, side.kernel,
             )  # fmt: skip
 
     @property

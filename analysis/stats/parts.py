@@ -59,6 +59,7 @@ class Work:
     backward: Mapping[str, float] = field(default_factory=dict)
     over: float = 1.0
     host_waits_ms: float = 0.0
+    kernel: str = ""
 
 
 def decompose(a: State, work_a: Work, b: State, work_b: Work) -> dict[str, float]:
@@ -80,7 +81,8 @@ def decompose(a: State, work_a: Work, b: State, work_b: Work) -> dict[str, float
     )
     for place, rate in enumerate((RATE, RATE, LINK_RATE)):
         needs_a, needs_b = _needs(work_a)[place], _needs(work_b)[place]
-        terms, rest = split(own[place], needs_a, other[place], needs_b)
+        alike = work_a.kernel == work_b.kernel and needs_a.keys() == needs_b.keys()
+        terms, rest = split(own[place], needs_a, other[place], needs_b, alike)
         for key, value in terms.items():
             parts[key] = parts.get(key, 0.0) + value
         parts[rate] += rest
@@ -88,13 +90,22 @@ def decompose(a: State, work_a: Work, b: State, work_b: Work) -> dict[str, float
 
 
 def split(
-    time_a: float, needs_a: Mapping[str, float], time_b: float, needs_b: Mapping[str, float]
+    time_a: float,
+    needs_a: Mapping[str, float],
+    time_b: float,
+    needs_b: Mapping[str, float],
+    alike: bool = False,
 ) -> tuple[dict[str, float], float]:
     """(ms by term, ms of another rate), A minus B, by the formula above. A side that needs nothing
-    is given the other's rate; what it takes all the same counts as another rate."""
+    is given the other's rate; what it takes all the same counts as another rate. `alike` phases
+    (one kernel, the same collectives) may share fixed costs f >= 0 and a rate, T = f + e * I; where
+    these explain both times, nothing is left for another rate."""
     sum_a, sum_b = sum(needs_a.values()), sum(needs_b.values())
     rates = [time / need for time, need in ((time_a, sum_a), (time_b, sum_b)) if need]
     rate = sum(rates) / len(rates) if rates else 0.0
+    if alike and sum_a != sum_b and len(rates) == 2:
+        slope = (time_a - time_b) / (sum_a - sum_b)
+        rate = slope if 0 <= slope <= min(rates) else rate
     terms = {
         key: rate * (needs_a.get(key, 0.0) - needs_b.get(key, 0.0))
         for key in dict.fromkeys((*needs_a, *needs_b))

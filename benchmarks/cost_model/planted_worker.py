@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe import phases
 from moe.layer.base import MoELayer
 from moe.layer.experts import Experts
 from moe.layer.router import Routing
@@ -30,11 +31,13 @@ SLOW_RANK = 1
 REPEATS = 51
 SPIN_S = 0.001  # a sleep ends this long before, since it lasts longer than it is asked to
 
-rows, exchange, route, build, inspect = (
-    Experts.rows, RankGroup.all_to_all, MoELayer.route, CellRunner.build, CellRunner.inspect,
-)  # fmt: skip
+rows, route, build, inspect = Experts.rows, MoELayer.route, CellRunner.build, CellRunner.inspect
+exchange, send = RankGroup.all_to_all, RankGroup._exchange
 kind, amount_ms, rank = "", 0.0, 0  # what is planted into the step that runs now
-again_ns: list[int] | None = None  # times of second sendings, in steps of which they are taken
+again = False  # whether rows are being sent a second time
+again_ns = 0  # time of that in the step that runs now
+rooms: dict[tuple[int, ...], Tensor] = {}
+passes_ns: list[int] = []  # the same of steps whose phases were timed
 
 prepare = worker.prepare
 
@@ -75,14 +78,34 @@ def doubled(
     self: RankGroup, x: Tensor, received: Sequence[int], sent: Sequence[int], wait: bool = True
 ) -> Any:
     """All rows are sent twice; counts of rows are not."""
+    global again
     if x.is_floating_point() and kind == BYTES:
-        if again_ns is not None:
-            self.barrier()
-        start = time.perf_counter_ns()
-        exchange(self, x, received, sent)
-        if again_ns is not None:
-            again_ns.append(time.perf_counter_ns() - start)
+        x, out = x.contiguous(), room(x, sum(received))
+        rows = [sum(of) - of[self.index] for of in (sent, received)]
+        moved = [count * x.element_size() * x[0].numel() for count in rows]
+        self.comm.count("all_to_all", self.name, *moved, max(moved))
+        self.line_up()
+        again = True
+        self._exchange(out, x, list(received), list(sent))
+        again = False
     return exchange(self, x, received, sent, wait)
+
+
+def room(x: Tensor, length: int) -> Tensor:
+    """Kept memory for such rows, so that none is mapped anew for what is planted."""
+    shape = (length, *x.shape[1:])
+    if shape not in rooms:
+        rooms[shape] = torch.zeros(shape, dtype=x.dtype)
+    return rooms[shape]
+
+
+def timed_sending(self: RankGroup, *arguments: Any) -> Any:
+    """Without the barrier that comes before it while phases are timed."""
+    global again_ns
+    start = time.perf_counter_ns()
+    result = send(self, *arguments)
+    again_ns += time.perf_counter_ns() - start if again else 0
+    return result
 
 
 class Planted:
@@ -92,8 +115,12 @@ class Planted:
         self.call, self.plan = call, planted(label)
 
     def __call__(self) -> None:
+        global again_ns
+        again_ns = 0
         with planting(*self.plan):
             self.call()
+        if phases.active():
+            passes_ns.append(again_ns)
 
 
 @contextmanager
@@ -116,29 +143,21 @@ def planted_build(self: CellRunner, index: int) -> None:
 
 def planted_inspect(self: CellRunner, index: int) -> None:
     """Also times what is planted by itself, for its true size."""
+    passes_ns.clear()
     inspect(self, index)
     label = self.plan.labels[index]
     name = label.partition("-")[0]
     if name not in (BYTES, SKEW):
         return
-    timed = _exchanges_ms if name == BYTES else _experts_ms
+    timed = _sendings_ms if name == BYTES else _experts_ms
     value = timed(self, index)
     if self.comm.rank == 0:
         timed_file(Path(self.plan.launch_dir), label).write_text(json.dumps(value), "utf-8")
 
 
-def _exchanges_ms(self: CellRunner, index: int) -> float:
-    """ms of the second sendings of a step, on the rank that takes longest: the median over steps
-    of their own."""
-    global again_ns
-    values = []
-    for _ in range(REPEATS):
-        again_ns = []
-        self.ranks.barrier()
-        self.built[index].call()
-        spent, again_ns = sum(again_ns), None
-        values.append(max(row[0] for row in self.ranks.gather([spent])) / 1e6)
-    return statistics.median(values)
+def _sendings_ms(self: CellRunner, index: int) -> float:
+    """ms of the second sendings in the passes, on the rank that takes longest."""
+    return statistics.median(map(max, zip(*self.ranks.gather(passes_ns), strict=True))) / 1e6
 
 
 def _experts_ms(self: CellRunner, index: int) -> float:
@@ -168,6 +187,7 @@ def main(arguments: list[str]) -> int:
     rank = int(os.environ["RANK"])
     Experts.rows = slow_rows  # type: ignore[method-assign]
     RankGroup.all_to_all = doubled  # type: ignore[method-assign]
+    RankGroup._exchange = timed_sending  # type: ignore[method-assign]
     MoELayer.route = waiting_route  # type: ignore[method-assign]
     CellRunner.build = planted_build  # type: ignore[method-assign]
     CellRunner.inspect = planted_inspect  # type: ignore[method-assign]

@@ -88,6 +88,13 @@ def test_a_difference_is_split_into_work_and_rate() -> None:
     assert rate == pytest.approx(4.5)
 
 
+def test_phases_that_are_alike_may_share_fixed_costs() -> None:
+    # 2 + 2 * 4 and 2 + 2 * 2: one line for both; at a worse rate, with more to do, there is none
+    assert split(10.0, {"x": 4.0}, 6.0, {"x": 2.0}, alike=True) == ({"x": 4.0}, 0.0)
+    assert split(10.0, {"x": 4.0}, 6.0, {"x": 2.0}) == ({"x": 5.5}, -1.5)
+    assert split(12.0, {"x": 4.0}, 4.0, {"x": 2.0}, alike=True) == ({"x": 5.0}, 3.0)
+
+
 @pytest.mark.parametrize(
     ("a", "b", "terms", "rate"),
     [
