@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import itertools
+import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -20,10 +21,13 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 
-import runners.bench  # registers the resolvers that conf/ uses
 from benchmarks.emulate import launch, rates
 from benchmarks.emulate.spec import EmulatedCluster
+from runners import bench  # registers the resolvers that conf/ uses
+from runners.config.refusal import one_line
 from runners.config.resolution import Composed, plain
 from runners.config.schema import check_shape
 from runners.config.validate import format_errors, validate
@@ -31,26 +35,32 @@ from runners.errors import ConfigError
 from runners.host import project_paths
 from runners.host.machine import this_machine
 from runners.sweep import resume
-from runners.sweep.folder import new_or_resumed
+from runners.sweep.folder import new_or_resumed, write_refused
 from runners.sweep.progress import Progress
 from runners.sweep.result import SweepResult
 from runners.sweep.settings import settings_of
 from runners.sweep.sweep import Sweep
 
-assert runners.bench
 # Steps take 0.1 to 2 s, so that a block is one step and few are needed.
 ALWAYS = (
     "threads=1", "backend=gloo", "device=cpu", "measure.block=1", "measure.calibrate=false",
-    "report=false", "tracker=none",
+    "report=false",
 )  # fmt: skip
 USUAL = (
-    "tokens=sharded", "strategy.kernel=loop", "measure.samples=5", "measure.samples_max=5",
-    "measure.warmup=1", "measure.warmup_max=1", "measure.phases=1", "measure.anchors=1",
+    "tracker=none", "tokens=sharded", "strategy.kernel=loop", "measure.samples=5",
+    "measure.samples_max=5", "measure.warmup=1", "measure.warmup_max=1", "measure.phases=3",
+    "measure.anchors=1",
 )  # fmt: skip
 
 
 def composed(overrides: Sequence[str]) -> list[Composed]:
-    """The configs of all combinations of the overrides' lists."""
+    """The configs of all combinations of the overrides' lists; raises ConfigError for overrides of
+    what an emulation decides, and what Hydra raises for others that are wrong."""
+    decided = {word.partition("=")[0]: word for word in ALWAYS}
+    for word in overrides:
+        fixed = decided.get(word.lstrip("+").partition("=")[0], word)
+        if fixed != word:
+            raise ConfigError(f"{word}: allowed is {fixed} on an emulated cluster; leave it out")
     words = [*USUAL, *overrides, *ALWAYS]
     parsed = OverridesParser.create().parse_overrides(words)
     choices = [
@@ -66,26 +76,34 @@ def composed(overrides: Sequence[str]) -> list[Composed]:
         ]
 
 
-def run(configs: Sequence[Composed], cluster: EmulatedCluster, sweep_dir: Path) -> SweepResult:
+def run(
+    configs: Sequence[Composed], cluster: EmulatedCluster, sweep_dir: Path, command: str
+) -> SweepResult:
     """Raises ConfigError for cells that cannot be run, and where nothing can be emulated."""
     for config, _ in configs:
         check_shape(config)
     jobs, errors = validate(configs, this_machine())
-    if errors and configs[0].config["on_invalid"] != "skip":
-        raise ConfigError(format_errors(errors))
-    if not jobs:
+    if not jobs or (errors and configs[0].config["on_invalid"] != "skip"):
         raise ConfigError(format_errors(errors))
     launch.check()
     sweep_dir.mkdir(parents=True)
     rates_path = sweep_dir / "rates.json"
     rates.save(rates.measure(cluster), rates_path)
-    settings = settings_of(configs[0].config, sweep_dir, f"python -m {__package__}")
+    settings = settings_of(configs[0].config, sweep_dir, command)
+    progress = Progress()
+    refused = [(" ".join(configs[n].overrides), str(error)) for n, error in errors.items()]
+    for overrides, reason in refused:
+        progress.print_line(f"skipped: {overrides}: {reason}")
     with resume.locked(sweep_dir):
         new_or_resumed(settings)
+        write_refused(sweep_dir, refused)
         starting = partial(launch.start, rates_path=rates_path)
-        sweep = Sweep(list(jobs.values()), settings, Progress(), starting)
+        sweep = Sweep(list(jobs.values()), settings, progress, starting)
         sweep.calibration_dir = sweep_dir / "calibration"  # not that of the machine itself
-        return sweep.run()
+        sweep.resume_words = "measuring it anew"
+        result = sweep.run()
+    result.skipped = len(errors)
+    return result
 
 
 def parser() -> argparse.ArgumentParser:
@@ -111,20 +129,24 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     now = datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
+    command = f"python -m {__package__} {shlex.join(arguments)}"
+    common = [f"name={options.name}", *options.overrides]
+    forms = [text.split() for text in options.cells] or [[]]
     try:
         cluster = EmulatedCluster(
             options.dilation, options.ranks_per_node, options.intra, options.inter, options.mtu
         )
-        common = [f"name={options.name}", *options.overrides]
-        forms = [text.split() for text in options.cells] or [[]]
         configs = [config for form in forms for config in composed([*common, *form])]
-        result = run(configs, cluster, project_paths.OUTPUTS / f"{now}_{options.name}")
-    except (ConfigError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        sweep_dir = project_paths.OUTPUTS / f"{now}_{options.name}"
+        with bench.process_settings():
+            result = run(configs, cluster, sweep_dir, command)
+    except (ConfigError, ValueError, HydraException, OmegaConfBaseException, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
-    print(f"records: {result.sweep_dir}")
-    for line in [*(message for _, message, _ in result.failures), *result.warnings]:
-        print(line, file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted; nothing was being measured", file=sys.stderr)
+        return 130
+    bench.print_result(result)
     return result.exit_code
 
 

@@ -40,7 +40,7 @@ HEADER = ("ranks", "what", "expected ms", "measured ms", "error", "samples")
 def link_s(size: int, ranks: int, cluster: EmulatedCluster) -> float:
     """Time of an all-to-all of `size` bytes on the slower of a rank's two links, in s."""
     near = size * (min(cluster.ranks_per_node, ranks) - 1) / ranks
-    far = size * max(0, ranks - cluster.ranks_per_node) / ranks
+    far = size * (ranks - min(cluster.ranks_per_node, ranks)) / ranks
     rates = cluster.intra_mbit_s, cluster.inter_mbit_s
     return max(
         cluster.overhead * part * 8 / (rate * 1e6)
@@ -68,8 +68,7 @@ def body(place: RankPlace, cluster: EmulatedCluster, gate: StartGate, folder: Pa
     blocks: dict[str, list[list[float]]] = {name: [] for name in calls}
     for number in range(SAMPLES + 1):
         for name, call in calls.items():
-            gate.wait()
-            pace.begin()
+            pace.begin(gate.wait())
             start = time.monotonic()
             call()
             pace.settle()
@@ -101,9 +100,12 @@ def medians_s(ranks: int, cluster: EmulatedCluster) -> dict[str, tuple[float, in
             name,
         ]
         variables = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-        done = subprocess.run(
-            launch.private(program), check=False, timeout=2 * LIMIT_S, env=variables
-        )
+        try:
+            done = subprocess.run(
+                launch.private(program), check=False, timeout=2 * LIMIT_S, env=variables
+            )
+        except subprocess.TimeoutExpired:
+            raise ConfigError(f"emulation: {ranks} ranks took over {2 * LIMIT_S:g} s") from None
         if done.returncode:
             raise ConfigError(f"emulation: {ranks} ranks ended with exit code {done.returncode}")
         rows = [json.loads((Path(name) / f"{rank}.json").read_text()) for rank in range(ranks)]
@@ -139,6 +141,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     cluster = EmulatedCluster()
+    odd = [n for n in options.ranks if n < 2 or n % cluster.ranks_per_node]
+    if odd and not options.inside:
+        parser.error(f"RANKS {odd[0]}: allowed are multiples of {cluster.ranks_per_node}")
     if options.inside:
         return inside(options.ranks[0], cluster, options.inside)
     try:

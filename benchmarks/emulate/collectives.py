@@ -35,8 +35,8 @@ class AllSent:
 def exchange(
     out: Tensor, x: Tensor, received: Sequence[int], sent: Sequence[int], group: Any
 ) -> list[Any]:
-    """Starts an all-to-all of rows: `sent[i]` rows of x to member i, `received[i]` rows of `out`
-    from it. Returns the open works."""
+    """Starts an all-to-all of rows between members: `sent[i]` rows of x to member i, `received[i]`
+    rows of `out` from it. Returns the open works; a rank's own rows are the caller's."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     outs, ins = out.split(list(received)), x.split(list(sent))
     works = []
@@ -48,12 +48,12 @@ def exchange(
         peer = (rank + step) % size
         if sent[peer]:
             works.append(dist.isend(ins[peer], group=group, group_dst=peer))
-    outs[rank].copy_(ins[rank])
     return works
 
 
 def install(pace: Pace) -> None:
-    """Replaces the calls in this process. Computing is settled before each of them."""
+    """Replaces the calls in this process. Computing is settled before each of them. What the calls
+    themselves need of the processor is not dilated, nor are sums that the library makes."""
 
     def paced(call: Callable[..., Any]) -> Callable[..., Any]:
         def settled_first(*arguments: Any, **options: Any) -> Any:
@@ -77,8 +77,10 @@ def install(pace: Pace) -> None:
         received = output_split_sizes or [out.shape[0] // size] * size
         sent = input_split_sizes or [x.shape[0] // size] * size
         work = AllSent(exchange(out, x, received, sent, group), pace)
+        pace.mark()
+        rank = dist.get_rank(group)
+        out.split(list(received))[rank].copy_(x.split(list(sent))[rank])
         if async_op:
-            pace.mark()
             return work
         work.wait()
         return None

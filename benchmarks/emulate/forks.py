@@ -6,11 +6,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from benchmarks.emulate import network
 from benchmarks.emulate.spec import EmulatedCluster
+from runners.host import isolation
 from runners.rank.process_group import RankPlace
 
 LAST_S, POLL_S = 1.0, 0.05  # wait for further failures after the first; interval
@@ -34,9 +35,11 @@ def run(
         GLOO_SOCKET_IFNAME="eth0", WORLD_SIZE=str(ranks),
     )  # fmt: skip
     pids: dict[int, int] = {}
+    parent = os.getpid()
     for rank in range(ranks):
         child = os.fork()
         if child == 0:
+            isolation.die_with_parent(parent)
             _run_rank(place_of(rank, ranks, cluster), body)
         pids[child] = rank
     return _wait(pids)
@@ -60,6 +63,16 @@ def _run_rank(place: RankPlace, body: Callable[[RankPlace], int]) -> None:
         os._exit(code)
 
 
+def _end(pids: Collection[int]) -> None:
+    """SIGTERM, on which a rank prints where it is; then SIGKILL."""
+    for sign, grace_s in ((signal.SIGTERM, LAST_S), (signal.SIGKILL, 0.0)):
+        for child in pids:
+            os.kill(child, sign)
+        time.sleep(grace_s if pids else 0.0)
+    for child in pids:
+        os.waitpid(child, 0)
+
+
 def _wait(pids: dict[int, int]) -> list[dict[str, Any]]:
     failures, deadline = [], float("inf")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -74,7 +87,5 @@ def _wait(pids: dict[int, int]) -> list[dict[str, Any]]:
                 failures.append({"rank": rank, "exitcode": code, "pid": child})
                 deadline = min(deadline, time.monotonic() + LAST_S)
     finally:
-        for child in pids:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+        _end(pids)
     return failures

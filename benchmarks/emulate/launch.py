@@ -14,13 +14,10 @@ from runners.launch import launch_files
 from runners.launch.local import LaunchProcess, rank_environment, save_plan
 from runners.plan import LaunchPlan
 
-TRIAL_S = 20.0
+TRIAL_S, NEW_LINE = 30.0, "\n"
 # Names of network namespaces are files in /run/netns: a private /run needs no cleaning up.
 PRIVATE_RUN = 'mount -t tmpfs tmpfs /run && mkdir /run/netns && exec "$@"'
-TRIAL = (
-    "ip netns add a && ip -n a link add name one type veth peer name two && "
-    "ip -n a link add name b type bridge && tc -n a qdisc add dev one root handle 1: htb default 1"
-)
+TRIAL = "from benchmarks.emulate import network, spec; network.set_up(3, spec.EmulatedCluster())"
 # Freed memory is kept, as GPUs' allocators do: otherwise large steps would map theirs anew.
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
 
@@ -39,15 +36,16 @@ def check() -> None:
             raise ConfigError(f"emulation: {tool} is missing; install {package} (Linux only)")
     try:
         done = subprocess.run(
-            private(["sh", "-c", TRIAL]), capture_output=True, text=True, timeout=TRIAL_S,
+            private([sys.executable, "-c", TRIAL]), capture_output=True, text=True, timeout=TRIAL_S,
             check=False,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
         raise ConfigError(f"emulation: {error}") from error
     if done.returncode:
         raise ConfigError(
-            f"emulation: no network namespaces with a bridge and HTB here: {done.stderr.strip()}; "
-            "run it as root, or where user namespaces are allowed"
+            "emulation: no network namespaces with shaped links here: "
+            f"{done.stderr.strip().rpartition(NEW_LINE)[2]}; run it as root, or where user "
+            "namespaces are allowed"
         )
 
 

@@ -10,7 +10,7 @@ would be too fast. Every direction has two classes of HTB: the rank's own node, 
 - Packets that only acknowledge are not shaped, or traffic in one direction would slow the other.
 - Packets leave the sender one by one (gso_max_segs 1), or a burst of 64 KiB would pass at once.
 
-It needs a mount namespace of its own, in which /run may be changed: see `agent`. All of it is gone
+It needs a mount namespace of its own, in which /run may be changed: see `launch`. All of it is gone
 with the agent's last process, however that ends.
 """
 

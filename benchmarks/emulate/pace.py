@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-TOO_LATE = 0.03  # of a block's time: more than this and the block is void
+TOO_LATE = 0.05  # of a block's time: more than this and the block is void
 
 
 class Pace:
@@ -26,9 +26,9 @@ class Pace:
         self.late_s = 0.0  # since the last `begin`
         self.mark()
 
-    def begin(self) -> None:
-        """At the start of a block."""
-        self.late_s = 0.0
+    def begin(self, late_s: float = 0.0) -> None:
+        """At the start of a block, which the rank begins so much too late."""
+        self.late_s = late_s
         self.mark()
 
     def mark(self) -> None:
@@ -36,16 +36,15 @@ class Pace:
         self.since_s, self.used_s = self.wall_s(), self.cpu_s()
 
     def settle(self) -> None:
-        """Sleeps until the computing since the last mark has taken its dilated time. Where that
-        has passed already, because the cores were too busy, the rank is late."""
-        used_s = self.cpu_s() - self.used_s
-        left_s = self.since_s + self.dilation * used_s - self.wall_s()
-        if not self.active:
-            pass
-        elif left_s > 0:
-            self.sleep(left_s)
-        else:
-            self.late_s -= left_s
+        """Sleeps until the computing since the last mark has taken its dilated time. Where the
+        cores were too busy, so that this time has passed already or the rank wakes after it, the
+        rank is late."""
+        if self.active:
+            due_s = self.since_s + self.dilation * (self.cpu_s() - self.used_s)
+            left_s = due_s - self.wall_s()
+            if left_s > 0:
+                self.sleep(left_s)
+            self.late_s += max(0.0, self.wall_s() - due_s)
         self.mark()
 
     def was_late(self, block_s: float) -> bool:

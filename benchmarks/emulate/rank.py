@@ -13,15 +13,18 @@ from benchmarks.emulate.pace import Pace
 from benchmarks.emulate.rates import Rates
 from benchmarks.emulate.start_gate import StartGate
 from moe import phases
-from runners.host import hardware
+from runners.host import environment, hardware
+from runners.plan import LaunchPlan
 from runners.rank import worker
+from runners.rank.cells import LLC_BYTES_UNKNOWN
 from runners.rank.engine import Sample
 from runners.rank.process_group import RankPlace, TorchRanks
 from runners.rank.worker import Worker
+from runners.records.rank_log import RankLog
 
-LLC_BYTES_UNKNOWN = 64 << 20
 SPARE_ROUNDS = 2  # so that void blocks leave enough
 VOID = "void"  # kind of a sample that is not counted
+COUNTED = ("short", "long", "latency", "fixed")
 PACED_STAGES = ("floor", "warm-up", "phases", "round")  # checks need not take dilated time
 
 
@@ -56,8 +59,7 @@ class EmulatedRanks(TorchRanks):
 
     def barrier(self) -> None:
         evict_caches()
-        self.gate.wait()
-        self.pace.begin()
+        self.pace.begin(self.gate.wait())
 
     def sync(self) -> None:
         self.pace.settle()
@@ -72,11 +74,11 @@ class EmulatedWorker(Worker):
     rates: Rates
     ranks_type = EmulatedRanks
 
-    def __init__(self, *arguments: Any) -> None:
-        # Unpinned: the cores then share the work evenly.
-        os.sched_setaffinity(0, range(os.cpu_count() or 1))
-        super().__init__(*arguments)
-        self.pinned = None
+    def __init__(
+        self, plan: LaunchPlan, place: RankPlace, log: RankLog, pinned: list[int] | None
+    ) -> None:
+        os.sched_setaffinity(0, environment.launch_affinity())  # all cores share the work evenly
+        super().__init__(plan, place, log, None)
         self.engine.turn_ms = 0.0  # ranks sleep most of the time: none waits for a turn
         measure = self.engine.measure
         self.engine.measure = dataclasses.replace(
@@ -98,10 +100,14 @@ class EmulatedWorker(Worker):
         self.log.write("calibration", value=self.rates.calibration(self.plan.placement))
 
     def emit(self, sample: Sample) -> None:
-        block_s = (sample.end_ns - sample.start_ns) / 1e9
-        late = EmulatedRanks.pace.was_late(block_s)
-        if EmulatedRanks.gate.any(self.place.rank, late) and sample.cell >= 0:
-            sample = Sample(**{**vars(sample), "kind": VOID})
+        """A sample of a cell is void, on all ranks, where it was late on one; anchors are left
+        out then."""
+        late_here = EmulatedRanks.pace.was_late((sample.end_ns - sample.start_ns) / 1e9)
+        late = EmulatedRanks.gate.any(self.place.rank, late_here)
+        if late and sample.kind.startswith("anchor"):
+            return
+        if late and sample.kind in COUNTED:
+            sample = dataclasses.replace(sample, kind=VOID)
         super().emit(sample)
 
 

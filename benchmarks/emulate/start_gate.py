@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import threading
 import time
 from typing import Any
 
@@ -20,18 +21,28 @@ class StartGate:
         self._start_s: Any = fork.RawValue("d")
         self._votes: Any = fork.RawArray("b", ranks)
 
-    def wait(self) -> None:
-        """Returns on all ranks at the same time; raises BrokenBarrierError after `limit_s`."""
-        if self._barrier.wait(self.limit_s) == 0:
+    def wait(self) -> float:
+        """Returns on all ranks at the same time: by how many seconds this rank is late. Raises
+        TimeoutError where another rank does not come."""
+        if self._meet() == 0:
             ready_s = READY_S + READY_S_PER_RANK * self.ranks
             self._start_s.value = time.monotonic() + ready_s
-        self._barrier.wait(self.limit_s)
+        self._meet()
         time.sleep(max(0.0, self._start_s.value - time.monotonic()))
+        return max(0.0, time.monotonic() - self._start_s.value)
+
+    def _meet(self) -> int:
+        try:
+            return self._barrier.wait(self.limit_s)
+        except threading.BrokenBarrierError:
+            raise TimeoutError(
+                f"another rank ended, or did not come to the start within {self.limit_s:g} s"
+            ) from None
 
     def any(self, rank: int, vote: bool) -> bool:
         """Whether any rank's vote is true; every rank calls it."""
         self._votes[rank] = vote
-        self._barrier.wait(self.limit_s)
-        found = any(self._votes)
-        self._barrier.wait(self.limit_s)
-        return found
+        self._meet()
+        voted = any(self._votes)
+        self._meet()
+        return voted

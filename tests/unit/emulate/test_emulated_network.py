@@ -84,6 +84,13 @@ def test_no_cells_and_no_tools_are_errors_before_anything_starts(
         launch.check()
 
 
+def test_what_an_emulation_decides_cannot_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["world_size=2", "threads=2"]) == 2
+    assert "threads=2: allowed is threads=1 on an emulated cluster" in capsys.readouterr().err
+    assert command.main(["world_size=2", "strategy=nope"]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
 def test_the_grid_has_groups_of_a_node_and_of_half_the_ranks() -> None:
     assert grid.strategies(1) == [["strategy=simple"]]
     assert len(grid.strategies(2)) == 2
