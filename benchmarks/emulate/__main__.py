@@ -23,13 +23,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import runners.bench  # registers the resolvers that conf/ uses
 from benchmarks.emulate import launch, rates
-from benchmarks.emulate.spec import EmulatedCluster
 from runners.config.resolution import Composed, plain
 from runners.config.schema import check_shape
 from runners.config.validate import format_errors, validate
 from runners.errors import ConfigError
 from runners.host import project_paths
 from runners.host.machine import this_machine
+from runners.records.emulation import Emulation
 from runners.sweep import resume
 from runners.sweep.folder import new_or_resumed
 from runners.sweep.progress import Progress
@@ -66,7 +66,7 @@ def composed(overrides: Sequence[str]) -> list[Composed]:
         ]
 
 
-def run(configs: Sequence[Composed], cluster: EmulatedCluster, sweep_dir: Path) -> SweepResult:
+def run(configs: Sequence[Composed], cluster: Emulation, sweep_dir: Path) -> SweepResult:
     """Raises ConfigError for cells that cannot be run, and where nothing can be emulated."""
     for config, _ in configs:
         check_shape(config)
@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    usual = EmulatedCluster()
+    usual = Emulation()
     options.add_argument("--name", default="emulated", help="of the folder in outputs/")
     options.add_argument("--dilation", type=float, default=usual.dilation)
     options.add_argument("--ranks-per-node", type=int, default=usual.ranks_per_node)
@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     now = datetime.datetime.now().strftime("%Y-%m-%d_%H%M%S")
     try:
-        cluster = EmulatedCluster(
+        cluster = Emulation(
             options.dilation, options.ranks_per_node, options.intra, options.inter, options.mtu
         )
         common = [f"name={options.name}", *options.overrides]
