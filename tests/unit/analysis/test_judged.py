@@ -14,6 +14,7 @@ import pytest
 import analysis
 from analysis import cli
 from analysis.data.cell_summary import summaries
+from analysis.errors import InputError
 from analysis.predict import emulated, features, model, network, observed
 from analysis.predict.fit import Measured, fit
 from analysis.predict.model import Coefficients
@@ -24,7 +25,7 @@ from moe.cost import Call
 from moe.parallel.traffic import GroupShape
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
 from runners.records.emulation import Emulation
-from runners.records.record import Record
+from runners.records.record import Record, Samples
 from tests.support import analysis_factory as factory
 
 CLUSTER = Emulation(20.0, 2, 80.0, 8.0, mtu=1500)
@@ -202,6 +203,68 @@ def test_few_cells_miss_the_goal() -> None:
         assert first == ("at least 60 cells", str(len(cells)), met)
 
 
+def test_held_out_cells_bring_no_rates() -> None:
+    """Machines of more ranks, and of a strategy left out, are those that were fitted."""
+    cells = measured()
+    usual = judge.Judgement(cells)
+    faster = dataclasses.replace(MACHINE, matrix_flops_per_s={"float32": 1e12})
+    beyond = [dataclasses.replace(m, machine=faster) if judge.ranks_of(m) > 4 else m for m in cells]
+    other = judge.Judgement(beyond)
+    assert other.ranks.errors == usual.ranks.errors
+    assert [c.predicted for c in other.crossings] == [c.predicted for c in usual.crossings]
+    on_two = [m for m in beyond if judge.ranks_of(m) in (4, 8)]
+    near = judge.with_fitted_machine(next(m for m in beyond if judge.ranks_of(m) == 16), on_two)
+    assert near.machine is faster
+    assert judge.INPUTS in judge.text(usual, markdown=False)
+
+
+def test_no_crossover_at_all_misses_the_goal() -> None:
+    """Without ep and dp_ep no two strategies are compared: nothing can be right."""
+    few = [m for m in measured() if m.cell.strategy.name in ("simple", "tp")]
+    last = judge.Judgement(few).verdicts()[-1]
+    assert last == ("crossovers within one grid step", "none in the grid", False)
+
+
+def test_cells_that_are_not_judged_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [record_of(of) for of in grid()]
+    records[3] = dataclasses.replace(records[3], outcome="failed", samples=Samples())
+    records[5] = dataclasses.replace(records[5], calibration=None)
+    judge.main(["report", str(factory.write_all(tmp_path, records))])
+    assert capsys.readouterr().out.endswith(
+        "\nleft out: 1 failed, 1 measured without a usable calibration or by another metric\n"
+    )
+
+
+def test_without_sweeps_the_newest_of_each_number_of_ranks_counts(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"run python -m benchmarks\.emulate\.grid"):
+        judge.newest_grids(tmp_path)
+    for name in ("2026-01-02_1_grid-8", "2026-01-03_1_grid-8", "2026-01-01_1_grid-16",
+                 "2026-01-04_1_grid-8x", "2026-01-05_1_other"):  # fmt: skip
+        (tmp_path / name).mkdir()
+    assert [Path(one).name for one in judge.newest_grids(tmp_path)] == [
+        "2026-01-03_1_grid-8", "2026-01-01_1_grid-16",
+    ]  # fmt: skip
+
+
+def test_slices_keep_every_other_knob_apart() -> None:
+    """Sent in half the bytes, the same strategy is another cell, and no cell counts twice."""
+    cells = measured(noise=0.0)
+    halved = [
+        dataclasses.replace(m, total_s=m.total_s / 2, cell=dataclasses.replace(
+            m.cell, strategy=dataclasses.replace(m.cell.strategy, comm_dtype="bfloat16")))
+        for m in cells
+    ]  # fmt: skip
+    alone, both = crossings.slices(cells), crossings.slices([*cells, *halved])
+    assert len(both) == 2 * len(alone)
+    for one in both:
+        for a, b in one.pairs:
+            assert a.cell.strategy.comm_dtype == b.cell.strategy.comm_dtype
+    with pytest.raises(InputError, match="twice; name each sweep once"):
+        crossings.slices([*cells, cells[-1]])
+
+
 def slice_of(measured_: Sequence[float], predicted: Sequence[float]) -> crossings.Crossing:
     grid = list(range(2, 2 + len(measured_)))
     return crossings.Crossing("ranks", "", ("a", "b"), grid, list(measured_), list(predicted))
@@ -289,7 +352,8 @@ def test_blocks_of_a_fixed_length_are_fitted_where_most_have_them(tmp_path: Path
         one.measure = {**one.measure, "block": 1}
         ranks = one.cell.placement.world_size
         one.samples = factory.samples([5.0] * 4, ranks, random.Random(0), steps=1, fixed=True)
-    known = judge.load([str(factory.write_all(tmp_path / "most", records))])
+    cells = judge.load([str(factory.write_all(tmp_path / "most", records))])
+    known = observed.measured(cells)
     assert [m.total_s for m in known] == [pytest.approx(5e-3, rel=0.01)] * 8
     real = [dataclasses.replace(one, environment=factory.ENVIRONMENT) for one in records[:8]]
     frame = analysis.load(str(factory.write_all(tmp_path / "real", real)))
@@ -303,7 +367,7 @@ def test_the_report_reads_records(folder: str, capsys: pytest.CaptureFixture[str
     assert "every cell is in its interval" in out
     assert "missed" not in out
     assert "pairs cross nowhere, as predicted" in out
-    known = judge.load([folder])
+    known = observed.measured(judge.load([folder]))
     assert len(known) == len(grid())
     assert {m.machine.matrix_rate("float32") for m in known} == {2e9}
 
