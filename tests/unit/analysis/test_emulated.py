@@ -121,6 +121,7 @@ def test_a_row_says_that_it_is_emulated(of_cluster: str, real: str) -> None:
     ["show"], ["show", "--metric", "latency_ms"], ["compare", "--group", "strategy"], ["check"],
     ["plot"], ["report"], ["export"], ["beside"], ["kernels"], ["dashboard"],
     ["predict", "--world-size", "8"], ["advise", "--world-size", "8"],
+    ["explain", "--a", "strategy=ep,topk=2", "--b", "strategy=tp,topk=2"],
 ])  # fmt: skip
 def test_no_verb_mixes_clocks(
     words: list[str], of_cluster: str, real: str, tmp_path: Path,
@@ -133,6 +134,18 @@ def test_no_verb_mixes_clocks(
     assert f"{WORDS} of sweep emulated" in said.err
     assert "real time of sweep sweep" in said.err
     assert "--filter emulated=false" in said.err
+
+
+def test_explain_mixes_no_clocks_of_two_sources(
+    of_cluster: str, real: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Without sides, two sources are the sides."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["explain", of_cluster, real]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "cannot be compared" in said.err
 
 
 def test_a_notebook_mixes_no_clocks(of_cluster: str, real: str) -> None:

@@ -344,6 +344,23 @@ def test_predict_fits_a_cluster_as_dilated(folder: str, capsys: pytest.CaptureFi
     assert "cores" not in out
 
 
+def test_advice_measures_on_the_same_emulated_cluster(
+    folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One batch per rank, on ranks that are not measured: the command has the cluster's sizes."""
+    words = ["advise", folder, "--world-size", "8", "--tokens-per-rank", "100"]
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if "benchmarks.emulate" in line)
+    assert line.strip().startswith(
+        "python -m benchmarks.emulate --dilation 20 --ranks-per-node 2 --intra 80 --inter 8 "
+        "--mtu 1500 strategy="
+    )
+    assert "bench.py" not in out
+    assert "GPU" not in out
+    assert "clusters.md" not in out
+
+
 def test_blocks_of_a_fixed_length_are_fitted_where_most_have_them(tmp_path: Path) -> None:
     """One emulated step a block is a time as good as any; two kinds of time are never fitted
     together."""
