@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runners.records.emulation import Emulation
 from runners.config.hosts import pass_env_of
 from runners.config.schema import SweepKnobs, TrackerKnobs, safe_name, values
 from runners.errors import ConfigError
+from runners.records.emulation import Emulation
 from runners.track.settings import project_name
 
 
