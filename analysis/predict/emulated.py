@@ -11,14 +11,6 @@ from analysis.predict import hardware
 from analysis.predict.hardware import HardwareModel, Link
 from runners.records.emulation import Emulation
 
-HEADERS_BYTES = 52  # of IP and TCP with timestamps, within the MTU
-ETHERNET_BYTES = 14  # beside it
-
-
-def payload_share(mtu: int) -> float:
-    """Bytes of data over bytes on the link: 1448 / 1514 at an MTU of 1500."""
-    return (mtu - HEADERS_BYTES) / (mtu + ETHERNET_BYTES)
-
 
 def machine(
     cluster: Emulation, calibration: Mapping[str, Any], memory_bytes: float = math.inf
@@ -28,13 +20,12 @@ def machine(
     of one rank. KeyError where a rate is missing."""
     ranks = int(calibration["ranks"])
     made = hardware.of_calibration({**calibration, "collectives": {}}, ranks)
-    share = payload_share(cluster.mtu)
 
     def link(mbit_s: float) -> Link:
-        return Link(mbit_s * 1e6 / 8 * share, cluster.latency_ms / 1e3)
+        return Link(mbit_s * 1e6 / 8 / cluster.overhead, alpha_s=0.0)
 
     return replace(
         made, name=cluster.words, ranks_per_node=cluster.ranks_per_node,
         memory_bytes=memory_bytes, intra=link(cluster.intra_mbit_s),
-        inter=link(cluster.inter_mbit_s), gloo=True,
+        inter=link(cluster.inter_mbit_s), own_links=True,
     )  # fmt: skip

@@ -9,7 +9,7 @@ A time is the sum over all (phase, term) of coefficient x value:
     move         bytes of tokens and slots / bandwidth   coefficient: 1 / efficiency
     fresh        bytes mapped anew / bandwidth           coefficient: 1 / efficiency
     alpha, wire  collectives, see `network`              coefficient: 1 / efficiency
-    calls, messages, hops  of collectives, on gloo with known links      coefficient: seconds each
+    calls, messages, hops  of collectives, on links of each rank's own   coefficient: seconds each
     straggle     own work x expected lateness of the last rank, there  coefficient: relative spread
 
 Where coefficients are fitted, matrix and read times are added, not maximised: products with few
@@ -19,7 +19,8 @@ one in weights read.
 Memory is mapped anew, page by page, where a step on a processor frees so much that glibc returns it
 to the system: beyond GIVEN_BACK, taken as twice a large block (mallopt(3), M_TRIM_THRESHOLD).
 Keeping freed memory (mallopt) removes these page faults, but left three times the live blocks in
-memory, so that a rank's peak would say little.
+memory, so that a rank's peak would say little. Emulated ranks keep it
+(benchmarks/emulate/launch.py), so that nothing of theirs is mapped anew.
 
 A machine that only states its rates (data sheets) has a software profile instead: see `roofline`.
 
@@ -50,7 +51,7 @@ PHASES = ("router", "permute", "dispatch", "experts", "combine", "unpermute", "b
 # What has no efficiency: its coefficient is in seconds each, or a spread.
 COUNTED = ("operations", "experts", "calls", "messages", "hops", "straggle")
 # Of machines whose links are known: one coefficient for all phases, as a link knows no phase.
-OF_LINKS = ("alpha", "wire", "calls", "messages", "hops")
+OF_LINKS = ("wire", "calls", "messages", "hops")
 OPERATIONS = {"router": 4, "permute": 5, "experts": 3, "unpermute": 3}
 LOCAL_RATES = ("matrix", "read", "move")  # terms of a rank's own work
 DISPATCH_OPERATIONS = 8  # more permuting on both sides of an exchange
@@ -67,14 +68,14 @@ def terms(step: Step, machine: HardwareModel) -> dict[Key, float]:
         phase = {"counts": "dispatch"}.get(call.purpose, call.purpose)
         _add(values, (phase, "alpha"), times.alpha_s)
         _add(values, (phase, "wire"), times.wire_s)
-        if machine.gloo:
+        if machine.own_links:
             for term, count in network.counts(call).items():
                 _add(values, (phase, term), count)
     if cell.workload.mode == "train" and machine.profile is None:
         for (phase, term), value in list(values.items()):
             if phase in OPERATIONS:
                 _add(values, ("backward", term), BACKWARD * value)
-    if machine.gloo:
+    if machine.own_links:
         local = sum(v for (phase, term), v in values.items() if term in LOCAL_RATES
                     and phase in (*OPERATIONS, "backward"))  # fmt: skip
         values["wait", "straggle"] = local * latest(cell.placement.world_size)
@@ -110,7 +111,7 @@ def _local(step: Step, machine: HardwareModel) -> dict[Key, float]:
     width = first_width(layer, units)
     produced = size * (step.slots + shared) * (layer.dim + width + units + layer.dim_out)
     fresh = produced + size * copies * (rows + returned) * (layer.dim + layer.dim_out)
-    kept = fresh <= GIVEN_BACK or not machine.calibrated or cell.placement.device == "cuda"
+    kept = machine.own_links or not machine.calibrated or cell.placement.device == "cuda"
     return {
         ("router", "operations"): OPERATIONS["router"],
         ("router", "matrix"): cost.router_flops(cell, 0) / machine.matrix_rate("float32"),
@@ -122,7 +123,7 @@ def _local(step: Step, machine: HardwareModel) -> dict[Key, float]:
         ("experts", "matrix"): arithmetic / machine.matrix_rate(layer.dtype),
         ("experts", "read"): weights / read,
         ("experts", "move"): size * hidden / bandwidth,
-        ("experts", "fresh"): 0.0 if kept else fresh / bandwidth,
+        ("experts", "fresh"): 0.0 if kept or fresh <= GIVEN_BACK else fresh / bandwidth,
         ("unpermute", "operations"): OPERATIONS["unpermute"] + dispatch_operations / 2,
         ("unpermute", "move"): 2 * size * unpermuted / bandwidth,
     }

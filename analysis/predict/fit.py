@@ -107,7 +107,7 @@ def _coefficients(cells: Sequence[Measured]) -> dict[Key, float]:
 
 def _tied(measured: Measured, step: Step) -> dict[Key, float]:
     """The terms of a cell; those of known links summed over the phases, as ("", term)."""
-    if not measured.machine.gloo:
+    if not measured.machine.own_links:
         return features.terms(step, measured.machine)
     sums: dict[Key, float] = {}
     for (phase, term), value in features.terms(step, measured.machine).items():

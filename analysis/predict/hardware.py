@@ -17,7 +17,7 @@ from analysis.predict.software import KernelModel, SoftwareProfile
 from runners.host import project_paths
 
 FOLDER = project_paths.CONF / "cluster"
-NOT_IN_A_FILE = {"calibrated", "read_warm", "links", "exchanged", "gloo", "profile"}
+NOT_IN_A_FILE = {"calibrated", "read_warm", "links", "exchanged", "own_links", "profile"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class HardwareModel:
     read_warm: tuple[tuple[float, float], ...] = ()  # (bytes that are re-read, bytes/s): caches
     links: dict[str, Link] = field(default_factory=dict)  # by collective, where calibrated
     exchanged: dict[str, int] | None = None  # as calibrated: see moe.parallel.algorithms
-    gloo: bool = False  # collectives as gloo runs them, on links of each rank's own: see `network`
+    own_links: bool = False  # of each rank, of known rates; collectives as gloo has them
 
     def matrix_rate(self, dtype: str) -> float:
         """Peak FLOP/s; the share of it that a step reaches is a coefficient of the model."""

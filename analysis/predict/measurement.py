@@ -1,4 +1,5 @@
-"""The cheapest measurement that tells two predicted forms apart, as a command of bench.py.
+"""The cheapest measurement that tells two predicted forms apart, as a command of bench.py, or of
+benchmarks.emulate where the records are of an emulated cluster.
 
 A measurement on fewer ranks, or of fewer experts on as many ranks fewer, settles the same question
 where the model predicts the same ratio of times there (within SAME_RATIO), and by the same phases:
@@ -31,7 +32,7 @@ SAME_SHARE = 0.1  # of a phase in a time
 
 @dataclass(frozen=True)
 class Measurement:
-    """`cells` is how many bench.py measures; `experts` those of a reduced layer, 0 for all."""
+    """`cells` is how many the command measures; `experts` those of a reduced layer, 0 for all."""
 
     command: str
     cells: int
@@ -44,7 +45,8 @@ class Measurement:
         unit = "GPU" if setup.fixed else "rank"
         text = f"{_number(self.cells, 'cell')} on {_number(self.ranks, unit)}"
         if self.nodes > 1:
-            text += f" of {self.nodes} nodes (docs/clusters.md)"
+            text += f" of {self.nodes} nodes"
+            text += "" if setup.emulation else " (docs/clusters.md)"
         if self.experts:
             text += f", with {self.experts} experts"
         if self.ranks < ranks:
@@ -151,8 +153,18 @@ def _measurement(
         *strategy_words(strategies, file),
         *_setting_words(setup, [p.cell for p in forms], experts),
     ]
-    command = f"{BENCH} -m " + " ".join(words)
+    command = " ".join([_program(setup), *words])
     return Measurement(command, len(_product(cell, strategies)), ranks, nodes, experts)
+
+
+def _program(setup: PredictionProblem) -> str:
+    if not (cluster := setup.emulation):
+        return f"{BENCH} -m"
+    return (
+        f"python -m benchmarks.emulate --dilation {cluster.dilation:g} "
+        f"--ranks-per-node {cluster.ranks_per_node} --intra {cluster.intra_mbit_s:g} "
+        f"--inter {cluster.inter_mbit_s:g} --mtu {cluster.mtu}"
+    )
 
 
 def _word(key: str, values: Sequence[object]) -> str:

@@ -16,10 +16,10 @@ leave the pipeline empty at first, many cost a start each: of w seconds on the w
 of chunks costs 2 sqrt(alpha w) where every hop starts anew (the optimal
 segments of a pipelined collective), and `ramp` sqrt(alpha w) with the link's own factor.
 
-On gloo (`HardwareModel.gloo`), where every rank has links of its own, a ring is one round of all
+Where every rank has links of its own (`HardwareModel.own_links`), a ring is one round of all
 ranks: where it leaves the node, all `sent` bytes of a rank wait for the slower tier, in each of its
-2 (n-1) or n-1 turns. A reduce-scatter is an all-to-all. What the software needs for a call, a
-message and a turn is fitted (`counts`); alpha is only the link's.
+2 (n-1) or n-1 turns. A reduce-scatter is an all-to-all. What a call, a message and a turn take
+beside their bytes is fitted (`counts`): there is no alpha.
 """
 
 from __future__ import annotations
@@ -55,14 +55,13 @@ def call_times(call: Call, machine: HardwareModel) -> Times:
     if name in machine.links:
         return _one_tier(call, machine.links[name])
     size = call.group.size
-    ring = is_ring(call)
-    to_all = not ring if machine.gloo else name == "all_to_all"
+    to_all = not is_ring(call) if machine.own_links else name == "all_to_all"
     inside = members_per_node(size, call.group.stride, machine.ranks_per_node)
     moved = max(call.sent_bytes, call.received_bytes)
     if to_all:
         near = moved * (inside - 1) / (size - 1)
         far = moved - near
-    elif machine.gloo:
+    elif machine.own_links:
         near, far = (moved, 0.0) if inside == size else (0.0, moved)
     else:
         nodes = size / inside
@@ -74,9 +73,9 @@ def call_times(call: Call, machine: HardwareModel) -> Times:
         near / (machine.intra.bytes_per_s * machine.intra_efficiency),
         far / (machine.inter.bytes_per_s * machine.inter_efficiency),
     )
+    if machine.own_links:
+        return Times(0.0, wire)
     link = machine.inter if inside < size else machine.intra
-    if machine.gloo:
-        return Times((call.messages if ring else call.calls) * link.alpha_s, wire)
     start = call.calls * link.alpha_s
     chunks = link.ramp * math.sqrt(start * wire)
     return Times(start + call.messages * link.message_s + chunks, wire)

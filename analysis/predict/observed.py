@@ -81,6 +81,11 @@ def calibrations(cells: Iterable[CellSummary]) -> dict[int, Mapping[str, Any]]:
     return by_ranks
 
 
+def nearest(calibrated: Iterable[int], ranks: int) -> int:
+    """The calibrated number of ranks whose rates count for `ranks` ranks."""
+    return min(calibrated, key=lambda n: (abs(n - ranks), n))
+
+
 def memory_bytes(cells: Iterable[CellSummary]) -> float:
     """Of the machine, for all its ranks; of several machines the smallest, infinite if unknown."""
     sizes = (summary.memory_total_bytes for summary in cells)

@@ -59,8 +59,7 @@ class PredictionProblem:
         """The cluster, or this machine by its calibration for the nearest number of ranks."""
         if self.fixed is not None:
             return self.fixed
-        nearest = min(self.calibrations, key=lambda n: (abs(n - ranks), n))
-        calibration = self.calibrations[nearest]
+        calibration = self.calibrations[observed.nearest(self.calibrations, ranks)]
         made = observed.machine_of(calibration, ranks, self.emulation, self.memory_bytes)
         assert made is not None  # `observed.calibrations` has usable ones only
         return made

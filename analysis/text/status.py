@@ -92,6 +92,8 @@ def unfinished(sources: Sequence[str | Path]) -> list[tuple[str, str]]:
         for cell in cells:
             if cell.state in HINTS:
                 hint = HINTS[cell.state].format(folder=folder)
+                if sweep_folder.is_emulated(folder):  # which bench.py does not resume
+                    hint = f"measure {sweep_folder.MISSING_EMULATED}"
                 log = f"; log {cell.log}" if cell.log else ""
                 where = f"{folder.name} {cell.strategy} {cell.cell_id}"
                 lines.append((cell.state, f"{cell.state}: {where}: {hint}{log}"))

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NamedTuple
 
+from analysis.errors import InputError
 from analysis.predict import candidates
 from analysis.predict.fit import Measured
 from benchmarks.cost_model.crossover import crossing, said
@@ -14,6 +15,7 @@ from moe.spec import Cell, StrategySpec
 
 STRATEGIES = ("tp", "ep", "dp_ep")
 LEAST = 3  # grid points of a slice
+NAMED = ("name", "dispatcher", "ep", "tp", "overlap")  # knobs that `candidates.name_of` states
 HEADER = ["along", "at", "pair", "measured", "predicted", "off by (grid steps)"]
 
 
@@ -101,8 +103,8 @@ def _value(cell: Cell, axis: str) -> int:
 
 
 def _without(cell: Cell, axis: str, grows: bool) -> Cell:
-    """The cell without strategy and axis; where the batch `grows` with the ranks, with a rank's
-    share of it."""
+    """The cell without axis and without what names its strategy (`candidates.name_of`); where the
+    batch `grows` with the ranks, with a rank's share of it."""
     work, place, layer = cell.workload, cell.placement, cell.layer
     if axis == "ranks":
         share = work.batch_size / place.world_size if grows else work.batch_size
@@ -110,12 +112,14 @@ def _without(cell: Cell, axis: str, grows: bool) -> Cell:
         place = dataclasses.replace(place, world_size=1, threads=1, nodes=1)
     else:
         layer = dataclasses.replace(layer, topk=1, topk_requested=1)
-    return Cell(layer, StrategySpec(), work, place)
+    unnamed = {key: getattr(StrategySpec(), key) for key in NAMED}
+    return Cell(layer, dataclasses.replace(cell.strategy, **unnamed), work, place)
 
 
 def slices(cells: Sequence[Measured]) -> list[Slice]:
     """Every two of STRATEGIES with LEAST common values of an axis, ranks from 2 on; along ranks
-    the batch is the same, or the same on each rank."""
+    the batch is the same, or the same on each rank. Raises InputError for two measurements of one
+    cell."""
     compared = [
         m for m in cells if m.cell.strategy.name in STRATEGIES and m.cell.placement.world_size > 1
     ]
@@ -127,7 +131,10 @@ def _along(cells: Sequence[Measured], axis: str, grows: bool) -> Iterator[Slice]
     groups: dict[Hashable, dict[str, dict[int, Measured]]] = {}
     for m in cells:
         by_name = groups.setdefault(_without(m.cell, axis, grows), {})
-        by_name.setdefault(candidates.name_of(m.cell.strategy), {})[_value(m.cell, axis)] = m
+        along = by_name.setdefault(candidates.name_of(m.cell.strategy), {})
+        if (value := _value(m.cell, axis)) in along:
+            raise InputError(f"SWEEP: {words(m)} twice; name each sweep once")
+        along[value] = m
     for by_name in groups.values():
         for one, other in itertools.combinations(sorted(by_name), 2):
             grid = sorted(set(by_name[one]) & set(by_name[other]))

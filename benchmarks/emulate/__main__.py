@@ -11,6 +11,7 @@ one core here; records have it in environment.emulated. Linux with network names
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import itertools
 import shlex
@@ -25,7 +26,6 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks.emulate import launch, rates
-from benchmarks.emulate.spec import EmulatedCluster
 from runners import bench  # registers the resolvers that conf/ uses
 from runners.config.refusal import one_line
 from runners.config.resolution import Composed, plain
@@ -34,6 +34,7 @@ from runners.config.validate import format_errors, validate
 from runners.errors import ConfigError
 from runners.host import project_paths
 from runners.host.machine import this_machine
+from runners.records.emulation import Emulation, EmulationError
 from runners.sweep import resume
 from runners.sweep.folder import new_or_resumed, write_refused
 from runners.sweep.progress import Progress
@@ -51,6 +52,10 @@ USUAL = (
     "measure.samples_max=5", "measure.warmup=1", "measure.warmup_max=1", "measure.phases=3",
     "measure.anchors=1",
 )  # fmt: skip
+OPTIONS = {
+    "dilation": "--dilation", "ranks_per_node": "--ranks-per-node", "intra_mbit_s": "--intra",
+    "inter_mbit_s": "--inter", "mtu": "--mtu",
+}  # fmt: skip
 
 
 def composed(overrides: Sequence[str]) -> list[Composed]:
@@ -77,7 +82,7 @@ def composed(overrides: Sequence[str]) -> list[Composed]:
 
 
 def run(
-    configs: Sequence[Composed], cluster: EmulatedCluster, sweep_dir: Path, command: str
+    configs: Sequence[Composed], cluster: Emulation, sweep_dir: Path, command: str
 ) -> SweepResult:
     """Raises ConfigError for cells that cannot be run, and where nothing can be emulated."""
     for config, _ in configs:
@@ -89,7 +94,9 @@ def run(
     sweep_dir.mkdir(parents=True)
     rates_path = sweep_dir / "rates.json"
     rates.save(rates.measure(cluster), rates_path)
-    settings = settings_of(configs[0].config, sweep_dir, command)
+    settings = dataclasses.replace(
+        settings_of(configs[0].config, sweep_dir, command), emulated=cluster
+    )
     progress = Progress()
     refused = [(" ".join(configs[n].overrides), str(error)) for n, error in errors.items()]
     for overrides, reason in refused:
@@ -100,7 +107,6 @@ def run(
         starting = partial(launch.start, rates_path=rates_path)
         sweep = Sweep(list(jobs.values()), settings, progress, starting)
         sweep.calibration_dir = sweep_dir / "calibration"  # not that of the machine itself
-        sweep.resume_words = "measuring it anew"
         result = sweep.run()
     result.skipped = len(errors)
     return result
@@ -112,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    usual = EmulatedCluster()
+    usual = Emulation()
     options.add_argument("--name", default="emulated", help="of the folder in outputs/")
     options.add_argument("--dilation", type=float, default=usual.dilation)
     options.add_argument("--ranks-per-node", type=int, default=usual.ranks_per_node)
@@ -133,14 +139,18 @@ def main(arguments: list[str]) -> int:
     common = [f"name={options.name}", *options.overrides]
     forms = [text.split() for text in options.cells] or [[]]
     try:
-        cluster = EmulatedCluster(
+        cluster = Emulation(
             options.dilation, options.ranks_per_node, options.intra, options.inter, options.mtu
         )
         configs = [config for form in forms for config in composed([*common, *form])]
         sweep_dir = project_paths.OUTPUTS / f"{now}_{options.name}"
         with bench.process_settings():
             result = run(configs, cluster, sweep_dir, command)
-    except (ConfigError, ValueError, HydraException, OmegaConfBaseException, OSError) as error:
+    except EmulationError as error:
+        option = f"{OPTIONS[error.field]} {error.value:g}"
+        print(f"error: {option}: allowed are {error.allowed}; choose one", file=sys.stderr)
+        return 2
+    except (ConfigError, HydraException, OmegaConfBaseException, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

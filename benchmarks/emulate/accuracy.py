@@ -25,10 +25,10 @@ import torch.distributed as dist
 
 from benchmarks.emulate import collectives, forks, launch, network
 from benchmarks.emulate.pace import Pace
-from benchmarks.emulate.spec import EmulatedCluster
 from benchmarks.emulate.start_gate import StartGate
 from runners.errors import ConfigError
 from runners.rank.process_group import RankPlace
+from runners.records.emulation import Emulation
 
 RANKS = (4, 8, 16, 32)
 SIZES = (1 << 20, 256 << 10)
@@ -37,7 +37,7 @@ PRODUCTS = 400  # of 96 x 96 matrices: about 8 ms of a core
 HEADER = ("ranks", "what", "expected ms", "measured ms", "error", "samples")
 
 
-def link_s(size: int, ranks: int, cluster: EmulatedCluster) -> float:
+def link_s(size: int, ranks: int, cluster: Emulation) -> float:
     """Time of an all-to-all of `size` bytes on the slower of a rank's two links, in s."""
     near = size * (min(cluster.ranks_per_node, ranks) - 1) / ranks
     far = size * (ranks - min(cluster.ranks_per_node, ranks)) / ranks
@@ -48,7 +48,7 @@ def link_s(size: int, ranks: int, cluster: EmulatedCluster) -> float:
     )
 
 
-def body(place: RankPlace, cluster: EmulatedCluster, gate: StartGate, folder: Path) -> int:
+def body(place: RankPlace, cluster: Emulation, gate: StartGate, folder: Path) -> int:
     """One rank: writes its blocks' {name: [[start, end], ...]} in s, void ones left out."""
     torch.set_num_threads(1)
     pace = Pace(cluster.dilation)
@@ -81,14 +81,14 @@ def body(place: RankPlace, cluster: EmulatedCluster, gate: StartGate, folder: Pa
     return 0
 
 
-def inside(ranks: int, cluster: EmulatedCluster, folder: Path) -> int:
+def inside(ranks: int, cluster: Emulation, folder: Path) -> int:
     """Runs the ranks; called in a private network."""
     network.set_up(ranks, cluster)
     gate = StartGate(ranks, LIMIT_S)
     return len(forks.run(ranks, cluster, lambda place: body(place, cluster, gate, folder)))
 
 
-def medians_s(ranks: int, cluster: EmulatedCluster) -> dict[str, tuple[float, int]]:
+def medians_s(ranks: int, cluster: Emulation) -> dict[str, tuple[float, int]]:
     """{name: (median makespan in s, how many)}; raises ConfigError where nothing can be had."""
     with tempfile.TemporaryDirectory() as name:
         program = [
@@ -117,7 +117,7 @@ def medians_s(ranks: int, cluster: EmulatedCluster) -> dict[str, tuple[float, in
     return found
 
 
-def table(all_ranks: list[int], cluster: EmulatedCluster) -> list[list[str]]:
+def table(all_ranks: list[int], cluster: Emulation) -> list[list[str]]:
     alone, rows = medians_s(1, cluster)["products"][0], []
     for ranks in all_ranks:
         expected = {f"all-to-all {size >> 10} KiB": link_s(size, ranks, cluster) for size in SIZES}
@@ -140,7 +140,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    cluster = EmulatedCluster()
+    cluster = Emulation()
     odd = [n for n in options.ranks if n < 2 or n % cluster.ranks_per_node]
     if odd and not options.inside:
         parser.error(f"RANKS {odd[0]}: allowed are multiples of {cluster.ranks_per_node}")

@@ -10,24 +10,22 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from benchmarks.emulate import network
-from benchmarks.emulate.spec import EmulatedCluster
 from runners.host import isolation
 from runners.rank.process_group import RankPlace
+from runners.records.emulation import Emulation
 
 LAST_S, POLL_S = 1.0, 0.05  # wait for further failures after the first; interval
 PORT = "29500"  # in the first rank's namespace, which nothing else is in
 
 
-def place_of(rank: int, ranks: int, cluster: EmulatedCluster) -> RankPlace:
+def place_of(rank: int, ranks: int, cluster: Emulation) -> RankPlace:
     """The rank's place; the last node may have fewer ranks."""
     node, local = divmod(rank, cluster.ranks_per_node)
     here = min(cluster.ranks_per_node, ranks - node * cluster.ranks_per_node)
     return RankPlace(rank, ranks, local, here, node)
 
 
-def run(
-    ranks: int, cluster: EmulatedCluster, body: Callable[[RankPlace], int]
-) -> list[dict[str, Any]]:
+def run(ranks: int, cluster: Emulation, body: Callable[[RankPlace], int]) -> list[dict[str, Any]]:
     """Calls `body` in a fork for each rank and waits for all: {rank, exitcode, pid} of those that
     failed. Soon after the first failure the others are ended. The links must exist already."""
     os.environ.update(

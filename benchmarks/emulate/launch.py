@@ -17,7 +17,10 @@ from runners.plan import LaunchPlan
 TRIAL_S, NEW_LINE = 30.0, "\n"
 # Names of network namespaces are files in /run/netns: a private /run needs no cleaning up.
 PRIVATE_RUN = 'mount -t tmpfs tmpfs /run && mkdir /run/netns && exec "$@"'
-TRIAL = "from benchmarks.emulate import network, spec; network.set_up(3, spec.EmulatedCluster())"
+TRIAL = (
+    "from benchmarks.emulate.network import set_up; "
+    "from runners.records.emulation import Emulation; set_up(3, Emulation())"
+)
 # Freed memory is kept, as GPUs' allocators do: otherwise large steps would map theirs anew.
 KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
 

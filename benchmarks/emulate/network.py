@@ -22,7 +22,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.emulate.spec import ETHERNET_BYTES, EmulatedCluster
+from runners.records.emulation import ETHERNET_BYTES, Emulation
 
 CLONE_NEWNET = 0x40000000
 NETWORK = "10.77"
@@ -64,7 +64,7 @@ def enter(name: str) -> None:
     os.close(handle)
 
 
-def set_up(ranks: int, cluster: EmulatedCluster) -> None:
+def set_up(ranks: int, cluster: Emulation) -> None:
     """Namespaces, links and shaping of all ranks; raises NetworkError."""
     names = [namespace(rank) for rank in range(ranks)]
     _batch("ip", "", [f"netns add {name}" for name in (HUB, *names)])
@@ -86,7 +86,7 @@ def set_up(ranks: int, cluster: EmulatedCluster) -> None:
         _set(name)
 
 
-def _classes(device: str, cluster: EmulatedCluster) -> Iterator[str]:
+def _classes(device: str, cluster: Emulation) -> Iterator[str]:
     frame = cluster.mtu + ETHERNET_BYTES
     yield f"qdisc add dev {device} root handle 1: htb default {UNSHAPED}"
     yield (
@@ -111,7 +111,7 @@ def _burst(mbit_s: float, frame: int) -> int:
     return max(2 * frame, int(mbit_s * 125))
 
 
-def _sending(rank: int, ranks: int, cluster: EmulatedCluster) -> Iterator[str]:
+def _sending(rank: int, ranks: int, cluster: Emulation) -> Iterator[str]:
     each, frame = cluster.ranks_per_node, cluster.mtu + ETHERNET_BYTES
     for peer in range(ranks):
         if peer == rank:
@@ -132,7 +132,7 @@ def _sending(rank: int, ranks: int, cluster: EmulatedCluster) -> Iterator[str]:
         )
 
 
-def _receiving(device: str, rank: int, cluster: EmulatedCluster) -> Iterator[str]:
+def _receiving(device: str, rank: int, cluster: Emulation) -> Iterator[str]:
     node = rank // cluster.ranks_per_node
     for number in (NODE, OTHERS):
         yield f"qdisc add dev {device} parent 1:{number} pfifo limit 100000"

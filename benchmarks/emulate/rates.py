@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.emulate.spec import EmulatedCluster
 from moe.spec import RankLayout
 from runners.host import environment, hardware
 from runners.rank.probe import Memory, Probe, single_rank_rates
+from runners.records.emulation import Emulation
 from runners.records.sealed import write_atomic
 
 LIMIT_S = 6.0
@@ -25,7 +25,7 @@ class Rates:
 
     fingerprint: str
     one_core: dict[str, Any]
-    cluster: EmulatedCluster
+    cluster: Emulation
 
     def calibration(self, placement: RankLayout) -> dict[str, Any]:
         """The calibration of `placement`'s ranks: every rate over the dilation. Collectives are not
@@ -60,7 +60,7 @@ def _slower(rates: dict[str, Any], factor: float) -> dict[str, Any]:
     }
 
 
-def measure(cluster: EmulatedCluster, limit_s: float = LIMIT_S) -> Rates:
+def measure(cluster: Emulation, limit_s: float = LIMIT_S) -> Rates:
     """Measures one core with one thread for about `limit_s` seconds."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -82,4 +82,4 @@ def save(rates: Rates, path: Path) -> None:
 
 def load(path: Path) -> Rates:
     data = json.loads(path.read_text("utf-8"))
-    return Rates(data["fingerprint"], data["one_core"], EmulatedCluster(**data["cluster"]))
+    return Rates(data["fingerprint"], data["one_core"], Emulation(**data["cluster"]))

@@ -120,7 +120,6 @@ environment.emulated.ranks_per_node ranks of a node
 environment.emulated.intra_mbit_s rate of a rank's link inside a node, frames included
 environment.emulated.inter_mbit_s the same between nodes
 environment.emulated.mtu bytes of a packet
-environment.emulated.latency_ms added to each message
 environment.pinned CPUs of every rank, or null
 environment.before state of host and process before the wave
 environment.after the same of every rank after it; `gpus`: clocks, power, throttling in the wave

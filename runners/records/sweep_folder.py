@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from runners.host import environment
-from runners.records import record
+from runners.records import emulation, record
 from runners.records.record import Record
 from runners.records.sealed import RecordError, read_sealed
 
 PLAN = "plan.json"
+MISSING_EMULATED = "the missing cells with python -m benchmarks.emulate"
 REFUSED = "refused.json"  # cells that cannot run (on_invalid=skip)
 Version = tuple[Any, ...]
 Versions = frozenset[Version]  # of one machine, or of the nodes of a cluster
@@ -42,6 +43,14 @@ class CellState(NamedTuple):
 def read_plan(folder: Path) -> dict[str, Any]:
     """plan.json; raises OSError and RecordError, a ValueError."""
     return read_sealed(folder / PLAN)
+
+
+def is_emulated(folder: Path) -> bool:
+    """Whether the plan is of an emulated cluster; False for one that cannot be read."""
+    try:
+        return emulation.KEY in read_plan(folder)
+    except (OSError, ValueError):
+        return False
 
 
 def read_refused(folder: Path) -> list[tuple[str, str]]:

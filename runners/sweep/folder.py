@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from runners.errors import ConfigError
 from runners.host import project_paths
 from runners.plan import Job
-from runners.records import calibrations, record
+from runners.records import calibrations, emulation, record
 from runners.records.sealed import RecordError, sealed, write_atomic
 from runners.records.sweep_folder import PLAN, REFUSED, config_path, read_plan
 from runners.sweep.settings import Settings
@@ -72,6 +73,8 @@ def write_plan(jobs: Sequence[Job], settings: Settings) -> list[str]:
         "isolation": settings.isolation,
         "cells": list(cells.values()),
     }
+    if settings.emulated:
+        plan[emulation.KEY] = dataclasses.asdict(settings.emulated)
     for job in jobs:
         _write_config(folder, job)
     indent = 1 if len(cells) < READ_BY_PEOPLE else None

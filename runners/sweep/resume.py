@@ -19,10 +19,12 @@ from runners.host.project_paths import LATEST
 from runners.plan import Job
 from runners.records.record import GOOD
 from runners.records.sweep_folder import (
+    MISSING_EMULATED,
     PLAN,
     Past,
     Versions,
     is_current,
+    is_emulated,
     read_config,
     read_plan,
     state,
@@ -32,7 +34,8 @@ LOCK = ".lock"
 
 
 def folder_of(resume: str, outputs: Path) -> Path:
-    """The folder of resume=DIR or resume=latest; raises ConfigError where it holds no plan."""
+    """The folder of resume=DIR or resume=latest; raises ConfigError where it holds no plan, or that
+    of an emulated cluster, whose cells would be measured in real time."""
     folder = outputs / LATEST if resume == LATEST else Path(resume)
     try:
         exists = (folder / PLAN).is_file()
@@ -42,6 +45,11 @@ def folder_of(resume: str, outputs: Path) -> Path:
         raise ConfigError(
             f"resume={resume}: {folder} holds no plan.json; allowed are the folder of a sweep and "
             f"{LATEST}; see `python -m analysis status`"
+        )
+    if is_emulated(folder):
+        raise ConfigError(
+            f"resume={resume}: {folder} has times of an emulated cluster; allowed are sweeps of "
+            f"real ranks; measure {MISSING_EMULATED}"
         )
     return folder.resolve()
 

@@ -10,6 +10,7 @@ from typing import Any
 from runners.config.hosts import pass_env_of
 from runners.config.schema import SweepKnobs, TrackerKnobs, safe_name, values
 from runners.errors import ConfigError
+from runners.records.emulation import Emulation
 from runners.track.settings import project_name
 
 
@@ -24,6 +25,7 @@ class Settings:
     command: str = ""
     pass_env: tuple[str, ...] = ()  # patterns of further variables that ranks inherit
     resume_mode: str = ""
+    emulated: Emulation | None = None  # whose times the folder has; bench.py resumes no such folder
 
 
 def settings_of(config: Mapping[str, Any], sweep_dir: Path, command: str) -> Settings:

@@ -14,6 +14,7 @@ from runners.launch.remote import NoNodes
 from runners.plan import Job, LaunchPlan, groups, waves
 from runners.records import calibrations, record, stats
 from runners.records.record import Record
+from runners.records.sweep_folder import MISSING_EMULATED
 from runners.sweep import folder
 from runners.sweep.activity import RankStage
 from runners.sweep.launch import Launch, LaunchContext, cached_calibration, to_calibrate
@@ -52,6 +53,8 @@ class Sweep:
         self.launches = 0
         self.max_restarts, self.restarts = MAX_RESTARTS, 0  # after a node was lost
         self.resume_words = f"resume={settings.sweep_dir}"  # by which a sweep goes on
+        if settings.emulated:
+            self.resume_words = f"a sweep of {MISSING_EMULATED}"
         self.calibration_dir = calibrations.folder_of(settings.sweep_dir)
         self._fingerprints: dict[str, str] = {}
 

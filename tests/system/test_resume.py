@@ -14,13 +14,18 @@ from typing import Any
 
 import pytest
 
+from analysis.text import status
 from moe.spec import Cell, LayerSpec
 from runners.config.schema import up_to_date
 from runners.errors import ConfigError
 from runners.plan import Job, Measure
 from runners.records import record, sweep_folder
+from runners.records.emulation import Emulation
 from runners.records.record import Record
-from runners.sweep import resume
+from runners.sweep import folder, resume
+from runners.sweep.progress import Progress
+from runners.sweep.settings import Settings
+from runners.sweep.sweep import Sweep
 from tests.support import started
 from tests.unit.runners.test_cell import BASE
 
@@ -203,6 +208,29 @@ def test_ctrl_c_does_not_wait_for_the_gates_of_the_other_cells(tmp_path: Path) -
 
     code, end, err = ended(bench(f"resume={sweep}", *QUIET, folder=tmp_path))
     assert (code, end["measured"]) == (0, 12), err
+
+
+def test_an_emulated_sweep_is_not_resumed_in_real_time(tmp_path: Path) -> None:
+    """Its plan says so; its missing cells would be measured in another time."""
+    settings = Settings(tmp_path / "dilated", emulated=Emulation(20.0))
+    settings.sweep_dir.mkdir()
+    folder.write_plan([job()], settings)
+    assert sweep_folder.read_plan(settings.sweep_dir)["emulated"]["dilation"] == 20.0
+    with pytest.raises(ConfigError, match="has times of an emulated cluster") as refused:
+        resume.folder_of(str(settings.sweep_dir), tmp_path)
+    assert str(settings.sweep_dir) in str(refused.value)
+    assert "python -m benchmarks.emulate" in str(refused.value)
+    hints = [line for _, line in status.unfinished([settings.sweep_dir])]
+    assert len(hints) == 1
+    assert hints[0].endswith(": measure the missing cells with python -m benchmarks.emulate")
+    words = Sweep([job()], settings, Progress()).resume_words
+    assert words == "a sweep of the missing cells with python -m benchmarks.emulate"
+
+    real = Settings(tmp_path / "real")
+    real.sweep_dir.mkdir()
+    folder.write_plan([job()], real)
+    assert "emulated" not in sweep_folder.read_plan(real.sweep_dir)
+    assert resume.folder_of(str(real.sweep_dir), tmp_path) == real.sweep_dir
 
 
 @pytest.mark.parametrize("where", ["nowhere", "latest"])

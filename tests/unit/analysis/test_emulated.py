@@ -21,8 +21,8 @@ from runners.records.sealed import RecordError
 from runners.track.run import run_of
 from tests.support import analysis_factory as factory
 
-CLUSTER = Emulation(20.0, 2, 90.0, 10.0)
-WORDS = "emulated (dilated x20; nodes of 2 at 90/10 Mbit/s; MTU 1500; latency 0 ms)"
+CLUSTER = Emulation(20.0, 2, 90.0, 10.0, mtu=1500)
+WORDS = "emulated (dilated x20; nodes of 2 at 90/10 Mbit/s; MTU 1500)"
 
 
 def emulated(of: Record, cluster: Emulation = CLUSTER) -> Record:
@@ -63,7 +63,7 @@ def test_a_cluster_in_words_and_from_a_record() -> None:
 
 @pytest.mark.parametrize("odd", [
     "yes", {"dilation": 20.0}, {**asdict(CLUSTER), "mtu": 0}, {**asdict(CLUSTER), "dilation": "x"},
-    {**asdict(CLUSTER), "latency_ms": -0.5},
+    {**asdict(CLUSTER), "inter_mbit_s": float("inf")},
 ])  # fmt: skip
 def test_a_record_with_another_cluster_is_refused(tmp_path: Path, odd: Any) -> None:
     one = factory.measured(factory.cell("ep"))
@@ -112,7 +112,7 @@ def test_void_samples_are_in_no_time_and_are_counted() -> None:
 def test_a_row_says_that_it_is_emulated(of_cluster: str, real: str) -> None:
     frame = analysis.load([of_cluster, real])
     assert sorted(frame["emulated"]) == [False] * 6 + [True] * 6
-    assert {len(values) for values in frame["emulation"]} == {0, 6}
+    assert {len(values) for values in frame["emulation"]} == {0, 5}
     kinds = {cell.metric for cell in summaries(summarize(frame))}
     assert kinds == {"steady state", f"steady state, {WORDS}"}
 
@@ -121,6 +121,7 @@ def test_a_row_says_that_it_is_emulated(of_cluster: str, real: str) -> None:
     ["show"], ["show", "--metric", "latency_ms"], ["compare", "--group", "strategy"], ["check"],
     ["plot"], ["report"], ["export"], ["beside"], ["kernels"], ["dashboard"],
     ["predict", "--world-size", "8"], ["advise", "--world-size", "8"],
+    ["explain", "--a", "strategy=ep,topk=2", "--b", "strategy=tp,topk=2"],
 ])  # fmt: skip
 def test_no_verb_mixes_clocks(
     words: list[str], of_cluster: str, real: str, tmp_path: Path,
@@ -133,6 +134,18 @@ def test_no_verb_mixes_clocks(
     assert f"{WORDS} of sweep emulated" in said.err
     assert "real time of sweep sweep" in said.err
     assert "--filter emulated=false" in said.err
+
+
+def test_explain_mixes_no_clocks_of_two_sources(
+    of_cluster: str, real: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Without sides, two sources are the sides."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["explain", of_cluster, real]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "cannot be compared" in said.err
 
 
 def test_a_notebook_mixes_no_clocks(of_cluster: str, real: str) -> None:
@@ -149,9 +162,7 @@ def test_a_filter_chooses_one_clock(
     assert "dilated" not in capsys.readouterr().out
     assert cli.main(["show", of_cluster, real, "--filter", "emulated=true"]) == 0
     out = one_line(capsys)
-    assert out.startswith(
-        "EMULATED: dilated x20; nodes of 2 at 90/10 Mbit/s; MTU 1500; latency 0 ms."
-    )
+    assert out.startswith("EMULATED: dilated x20; nodes of 2 at 90/10 Mbit/s; MTU 1500.")
     assert f"In short; {WORDS} " in out
     tables = re.findall(r"(?:Duration|Throughput) \([^)]*\) by .{150}", out)
     assert len(tables) == 2

@@ -1,149 +1,27 @@
-"""Predictions of an emulated cluster: its links by hand, and a judge that knows good from bad."""
+"""A judge of predictions of an emulated cluster that knows good from bad."""
 
 from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import NormalDist
 
 import pytest
 
 import analysis
 from analysis import cli
 from analysis.data.cell_summary import summaries
-from analysis.predict import emulated, features, model, network, observed
-from analysis.predict.fit import Measured, fit
-from analysis.predict.model import Coefficients
+from analysis.errors import InputError
+from analysis.predict import features, observed
 from analysis.stats.summarize import summarize
 from benchmarks.cost_model import crossings
 from benchmarks.cost_model import emulated as judge
-from moe.cost import Call
-from moe.parallel.traffic import GroupShape
-from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
-from runners.records.emulation import Emulation
-from runners.records.record import Record
+from moe.spec import Cell
+from runners.records.record import Record, Samples
 from tests.support import analysis_factory as factory
-
-CLUSTER = Emulation(20.0, 2, 80.0, 8.0)
-CALIBRATION = {
-    "ranks": 4, "threads": 1, "backend": "gloo", "device": "cpu", "collectives": {},
-    "read_warm_bytes_per_s": {}, "read_bytes_per_s": 5e8, "copy_bytes_per_s": 5e8,
-    "matmul_flops_per_s": {"float32": {"peak": 2e9}},
-    "shared": {"read_bytes_per_s": 2e9, "matmul_flops_per_s": {"float32": 8e9}},
-}  # fmt: skip
-MACHINE = emulated.machine(CLUSTER, CALIBRATION)
-SHARE = 1448 / 1514
-INTRA, INTER = 1e7 * SHARE, 1e6 * SHARE  # bytes/s of data
-TRUTH = Coefficients({
-    ("", "operations"): 1e-3, ("", "experts"): 1e-3, ("", "matrix"): 1.3, ("", "read"): 1.2,
-    ("", "move"): 1.5, ("", "fresh"): 1.0, ("", "wire"): 1.03, ("", "calls"): 4e-3,
-    ("", "messages"): 1e-3, ("", "hops"): 2e-3, ("", "straggle"): 0.1,
-})  # fmt: skip
-Change = Callable[[Cell, float], float]
-
-
-def world(size: int) -> GroupShape:
-    return GroupShape("world", size, 1)
-
-
-def test_a_rank_of_the_cluster_keeps_its_rates() -> None:
-    assert MACHINE.matrix_rate("float32") == pytest.approx(2e9)
-    assert MACHINE.read_bytes_per_s == pytest.approx(5e8)
-    assert (MACHINE.intra.bytes_per_s, MACHINE.inter.bytes_per_s) == pytest.approx((INTRA, INTER))
-    assert emulated.payload_share(9000) == 8948 / 9014
-    with pytest.raises(KeyError):
-        emulated.machine(CLUSTER, {"ranks": 4})
-
-
-def test_an_all_to_all_uses_both_links_at_once() -> None:
-    """4 ranks in nodes of 2: of 3 MB one goes inside the node."""
-    call = Call("all_to_all", world(4), "dispatch", 3e6, 3e6)
-    assert network.call_times(call, MACHINE).wire_s == pytest.approx(2e6 / INTER)
-    near = Call("all_to_all", world(2), "dispatch", 3e6, 3e6)
-    assert network.call_times(near, MACHINE).wire_s == pytest.approx(3e6 / INTRA)
-    assert network.counts(call) == {"calls": 1, "messages": 3}
-
-
-def test_a_ring_that_leaves_the_node_waits_for_the_slow_link() -> None:
-    for ranks, rate, turns in ((2, INTRA, 2), (4, INTER, 6), (32, INTER, 62)):
-        ring = Call("all_reduce", world(ranks), "combine", 2e6, 2e6, 1, "library")
-        assert network.call_times(ring, MACHINE).wire_s == pytest.approx(2e6 / rate)
-        assert network.counts(ring) == {"calls": 1, "hops": turns}
-    gathered = Call("all_gather", world(8), "combine", 7e6, 7e6, 1, "library")
-    assert network.counts(gathered) == {"calls": 1, "hops": 7}
-
-
-def test_small_and_scattered_messages_are_sent_to_all_at_once() -> None:
-    for call in (
-        Call("all_reduce", world(4), "combine", 3e6, 3e6, 2, "exchange"),
-        Call("reduce_scatter", world(4), "combine", 3e6, 3e6, 2),
-    ):
-        assert network.call_times(call, MACHINE).wire_s == pytest.approx(2e6 / INTER)
-        assert network.counts(call) == {"calls": 2, "messages": 6}
-
-
-def test_a_links_latency_is_of_every_turn() -> None:
-    slow = emulated.machine(dataclasses.replace(CLUSTER, latency_ms=5.0), CALIBRATION)
-    ring = Call("all_reduce", world(4), "combine", 2e6, 2e6, 1, "library")
-    assert network.call_times(ring, slow).alpha_s == pytest.approx(6 * 0.005)
-    sent = Call("all_to_all", world(4), "dispatch", 3e6, 3e6, 2)
-    assert network.call_times(sent, slow).alpha_s == pytest.approx(2 * 0.005)
-
-
-@pytest.mark.parametrize("ranks", [2, 4, 8, 32])
-def test_the_last_of_many_ranks_is_later(ranks: int) -> None:
-    """E max of n normals: n times the integral of x phi(x) Phi(x)^(n-1), here by sums."""
-    normal = NormalDist()
-    points = [-8 + 0.002 * i for i in range(8001)]
-    exact = 0.002 * sum(ranks * x * normal.pdf(x) * normal.cdf(x) ** (ranks - 1) for x in points)
-    assert features.latest(ranks) == pytest.approx(exact, abs=0.03)
-    assert features.latest(1) == 0.0
-
-
-def test_ranks_that_straggle_wait_for_their_work_alone() -> None:
-    """At 2 GFLOP/s and 0.5 GB/s: bytes on links are in no rank's own work."""
-    terms = features.terms(features.busiest(cell("ep", 4, 2, 64)), MACHINE)
-    own = sum(v for (phase, term), v in terms.items() if term in ("matrix", "read", "move"))
-    assert terms["wait", "straggle"] == pytest.approx(own * features.latest(4))
-    alone = features.terms(features.busiest(cell("simple", 1, 2, 64)), MACHINE)
-    assert ("wait", "straggle") not in alone
-    on_one_machine = dataclasses.replace(MACHINE, gloo=False)
-    of = features.busiest(cell("ep", 4, 2, 64))
-    assert ("wait", "straggle") not in features.terms(of, on_one_machine)
-
-
-def cell(name: str, ranks: int, topk: int, each: int) -> Cell:
-    layer = LayerSpec(256, 512, 256, num_experts=32, topk=topk, topk_requested=topk)
-    way = "local" if name in ("simple", "tp") else "alltoall"
-    work = WorkloadSpec(batch_size=each * ranks, tokens="sharded")
-    strategy = StrategySpec(name, way, kernel="loop")
-    return Cell(layer, strategy, work, RankLayout(ranks, "gloo", "cpu", 1))
-
-
-def grid() -> list[Cell]:
-    return [
-        cell(name, ranks, topk, each)
-        for ranks in (1, 2, 4, 8, 16, 32)
-        for name in (("simple",) if ranks == 1 else ("simple", "tp", "ep", "dp_ep"))
-        for topk in (1, 2, 4)
-        for each in (64, 256)
-        if name != "dp_ep" or ranks > 2
-    ]
-
-
-def true_s(of: Cell) -> float:
-    return model.time_s(of, MACHINE, TRUTH)[1]
-
-
-def measured(change: Change = lambda _, seconds: seconds, noise: float = 0.02) -> list[Measured]:
-    rng = random.Random(1)
-    return [
-        Measured(of, MACHINE, change(of, true_s(of)) * rng.lognormvariate(0, noise), {})
-        for of in grid()
-    ]
+from tests.support.emulated_cells import CALIBRATION, CLUSTER, MACHINE, cell, grid, measured, true_s
 
 
 def slowed_beyond_4(of: Cell, seconds: float) -> float:
@@ -153,21 +31,6 @@ def slowed_beyond_4(of: Cell, seconds: float) -> float:
     wire = sum(v for (_, t), v in features.terms(features.busiest(of), MACHINE).items()
                if t == "wire")  # fmt: skip
     return seconds + 3 * wire
-
-
-def test_a_fit_on_few_ranks_finds_what_made_the_times() -> None:
-    few = [m for m in measured(noise=0.0) if m.cell.placement.world_size <= 4]
-    made = fit(few)
-    assert made.values["", "wire"] == pytest.approx(1.03, rel=0.03)
-    assert set(made.values) >= {("", "calls"), ("", "messages"), ("", "hops")}
-    errors = [abs(model.time_s(of, MACHINE, made)[1] / true_s(of) - 1) for of in grid()]
-    assert max(errors) < 0.05
-
-
-def test_noise_makes_no_known_link_faster() -> None:
-    """At 10% noise a fit without that knowledge has it 20% faster."""
-    few = [m for m in measured(noise=0.1) if m.cell.placement.world_size <= 4]
-    assert fit(few, folds=0).values["", "wire"] == pytest.approx(1.03, abs=0.15)
 
 
 def test_a_right_model_meets_the_goals() -> None:
@@ -200,6 +63,68 @@ def test_few_cells_miss_the_goal() -> None:
     for cells, met in ((few[:60], True), (few[:59], False)):
         first = judge.Judgement(cells).verdicts()[0]
         assert first == ("at least 60 cells", str(len(cells)), met)
+
+
+def test_held_out_cells_bring_no_rates() -> None:
+    """Machines of more ranks, and of a strategy left out, are those that were fitted."""
+    cells = measured()
+    usual = judge.Judgement(cells)
+    faster = dataclasses.replace(MACHINE, matrix_flops_per_s={"float32": 1e12})
+    beyond = [dataclasses.replace(m, machine=faster) if judge.ranks_of(m) > 4 else m for m in cells]
+    other = judge.Judgement(beyond)
+    assert other.ranks.errors == usual.ranks.errors
+    assert [c.predicted for c in other.crossings] == [c.predicted for c in usual.crossings]
+    on_two = [m for m in beyond if judge.ranks_of(m) in (4, 8)]
+    near = judge.with_fitted_machine(next(m for m in beyond if judge.ranks_of(m) == 16), on_two)
+    assert near.machine is faster
+    assert judge.INPUTS in judge.text(usual, markdown=False)
+
+
+def test_no_crossover_at_all_misses_the_goal() -> None:
+    """Without ep and dp_ep no two strategies are compared: nothing can be right."""
+    few = [m for m in measured() if m.cell.strategy.name in ("simple", "tp")]
+    last = judge.Judgement(few).verdicts()[-1]
+    assert last == ("crossovers within one grid step", "none in the grid", False)
+
+
+def test_cells_that_are_not_judged_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [record_of(of) for of in grid()]
+    records[3] = dataclasses.replace(records[3], outcome="failed", samples=Samples())
+    records[5] = dataclasses.replace(records[5], calibration=None)
+    judge.main(["report", str(factory.write_all(tmp_path, records))])
+    assert capsys.readouterr().out.endswith(
+        "\nleft out: 1 failed, 1 measured without a usable calibration or by another metric\n"
+    )
+
+
+def test_without_sweeps_the_newest_of_each_number_of_ranks_counts(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"run python -m benchmarks\.emulate\.grid"):
+        judge.newest_grids(tmp_path)
+    for name in ("2026-01-02_1_grid-8", "2026-01-03_1_grid-8", "2026-01-01_1_grid-16",
+                 "2026-01-04_1_grid-8x", "2026-01-05_1_other"):  # fmt: skip
+        (tmp_path / name).mkdir()
+    assert [Path(one).name for one in judge.newest_grids(tmp_path)] == [
+        "2026-01-03_1_grid-8", "2026-01-01_1_grid-16",
+    ]  # fmt: skip
+
+
+def test_slices_keep_every_other_knob_apart() -> None:
+    """Sent in half the bytes, the same strategy is another cell, and no cell counts twice."""
+    cells = measured(noise=0.0)
+    halved = [
+        dataclasses.replace(m, total_s=m.total_s / 2, cell=dataclasses.replace(
+            m.cell, strategy=dataclasses.replace(m.cell.strategy, comm_dtype="bfloat16")))
+        for m in cells
+    ]  # fmt: skip
+    alone, both = crossings.slices(cells), crossings.slices([*cells, *halved])
+    assert len(both) == 2 * len(alone)
+    for one in both:
+        for a, b in one.pairs:
+            assert a.cell.strategy.comm_dtype == b.cell.strategy.comm_dtype
+    with pytest.raises(InputError, match="twice; name each sweep once"):
+        crossings.slices([*cells, cells[-1]])
 
 
 def slice_of(measured_: Sequence[float], predicted: Sequence[float]) -> crossings.Crossing:
@@ -281,6 +206,22 @@ def test_predict_fits_a_cluster_as_dilated(folder: str, capsys: pytest.CaptureFi
     assert "cores" not in out
 
 
+def test_advice_measures_on_the_same_emulated_cluster(
+    folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One batch per rank, on ranks that are not measured: the command has the cluster's sizes."""
+    words = ["advise", folder, "--world-size", "8", "--tokens-per-rank", "100"]
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert (
+        " python -m benchmarks.emulate --dilation 20 --ranks-per-node 2 --intra 80 --inter 8 "
+        "--mtu 1500 strategy="
+    ) in " ".join(out.replace("\\\n", "").split())
+    assert "bench.py" not in out
+    assert "GPU" not in out
+    assert "clusters.md" not in out
+
+
 def test_blocks_of_a_fixed_length_are_fitted_where_most_have_them(tmp_path: Path) -> None:
     """One emulated step a block is a time as good as any; two kinds of time are never fitted
     together."""
@@ -289,7 +230,8 @@ def test_blocks_of_a_fixed_length_are_fitted_where_most_have_them(tmp_path: Path
         one.measure = {**one.measure, "block": 1}
         ranks = one.cell.placement.world_size
         one.samples = factory.samples([5.0] * 4, ranks, random.Random(0), steps=1, fixed=True)
-    known = judge.load([str(factory.write_all(tmp_path / "most", records))])
+    cells = judge.load([str(factory.write_all(tmp_path / "most", records))])
+    known = observed.measured(cells)
     assert [m.total_s for m in known] == [pytest.approx(5e-3, rel=0.01)] * 8
     real = [dataclasses.replace(one, environment=factory.ENVIRONMENT) for one in records[:8]]
     frame = analysis.load(str(factory.write_all(tmp_path / "real", real)))
@@ -303,7 +245,7 @@ def test_the_report_reads_records(folder: str, capsys: pytest.CaptureFixture[str
     assert "every cell is in its interval" in out
     assert "missed" not in out
     assert "pairs cross nowhere, as predicted" in out
-    known = judge.load([folder])
+    known = observed.measured(judge.load([folder]))
     assert len(known) == len(grid())
     assert {m.machine.matrix_rate("float32") for m in known} == {2e9}
 

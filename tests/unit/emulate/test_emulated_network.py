@@ -6,10 +6,10 @@ import pytest
 
 from benchmarks.emulate import __main__ as command
 from benchmarks.emulate import grid, launch, network
-from benchmarks.emulate.spec import EmulatedCluster
 from runners.errors import ConfigError
+from runners.records.emulation import Emulation
 
-CLUSTER = EmulatedCluster(dilation=50, ranks_per_node=2, intra_mbit_s=100, inter_mbit_s=20)
+CLUSTER = Emulation(dilation=50, ranks_per_node=2, intra_mbit_s=100, inter_mbit_s=20)
 
 
 def test_addresses_name_node_and_local_rank() -> None:
@@ -46,8 +46,8 @@ def test_a_receiver_tells_its_own_node_first() -> None:
 
 
 def test_overhead_is_frame_over_data() -> None:
-    assert EmulatedCluster(mtu=1500).overhead == pytest.approx(1514 / 1448)
-    assert EmulatedCluster(mtu=9000).overhead == pytest.approx(9014 / 8948)
+    assert Emulation(mtu=1500).overhead == pytest.approx(1514 / 1448)
+    assert Emulation(mtu=9000).overhead == pytest.approx(9014 / 8948)
 
 
 @pytest.mark.parametrize(
@@ -57,11 +57,7 @@ def test_overhead_is_frame_over_data() -> None:
 )  # fmt: skip
 def test_impossible_clusters_are_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name}={value}: allowed"):
-        EmulatedCluster(**{name: value})
-
-
-def test_the_text_of_a_cluster_gives_the_cluster() -> None:
-    assert EmulatedCluster.from_text(CLUSTER.to_text()) == CLUSTER
+        Emulation(**{name: value})
 
 
 def test_lists_of_overrides_are_multiplied_and_usual_settings_can_be_replaced() -> None:
@@ -78,7 +74,7 @@ def test_no_cells_and_no_tools_are_errors_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.main(["--dilation", "0", "world_size=2"]) == 2
-    assert "dilation=0.0: allowed are numbers from 1" in capsys.readouterr().err
+    assert "--dilation 0: allowed are finite numbers from 1; choose one" in capsys.readouterr().err
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ConfigError, match="unshare is missing; install util-linux"):
         launch.check()
