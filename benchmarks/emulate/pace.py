@@ -23,12 +23,13 @@ class Pace:
     ) -> None:
         self.dilation, self.wall_s, self.cpu_s, self.sleep = dilation, wall_s, cpu_s, sleep
         self.active = True  # otherwise computing takes its own time
-        self.late_s = 0.0  # since the last `begin`
+        self.late_s = 0.0  # behind its schedule now
+        self.latest_s = 0.0  # at most, since the last `begin`
         self.mark()
 
     def begin(self, late_s: float = 0.0) -> None:
         """At the start of a block, which the rank begins so much too late."""
-        self.late_s = late_s
+        self.late_s = self.latest_s = late_s
         self.mark()
 
     def mark(self) -> None:
@@ -36,17 +37,20 @@ class Pace:
         self.since_s, self.used_s = self.wall_s(), self.cpu_s()
 
     def settle(self) -> None:
-        """Sleeps until the computing since the last mark has taken its dilated time. Where the
-        cores were too busy, so that this time has passed already or the rank wakes after it, the
-        rank is late."""
+        """Sleeps until the computing since the last mark has taken its dilated time, less what the
+        rank is behind. It falls behind where the cores were too busy: the time has passed already,
+        or the rank wakes after it. Later computing makes up for that."""
         if self.active:
-            due_s = self.since_s + self.dilation * (self.cpu_s() - self.used_s)
+            took_s = self.dilation * (self.cpu_s() - self.used_s)
+            due_s = self.since_s + max(0.0, took_s - self.late_s)
+            behind_s = max(0.0, self.late_s - took_s)  # more than this piece can make up for
             left_s = due_s - self.wall_s()
             if left_s > 0:
                 self.sleep(left_s)
-            self.late_s += max(0.0, self.wall_s() - due_s)
+            self.late_s = behind_s + max(0.0, self.wall_s() - due_s)
+            self.latest_s = max(self.latest_s, self.late_s)
         self.mark()
 
     def was_late(self, block_s: float) -> bool:
-        """Whether this rank was late by more than TOO_LATE of a block of this length."""
-        return self.late_s > TOO_LATE * block_s
+        """Whether this rank was ever behind by more than TOO_LATE of a block of this length."""
+        return self.latest_s > TOO_LATE * block_s

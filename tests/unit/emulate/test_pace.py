@@ -82,9 +82,24 @@ def test_waking_up_late_is_late_too(pace: Pace, clocks: Clocks) -> None:
     pace.begin(0.01)  # the start was late already
     clocks.overslept = 0.004
     clocks.compute(0.002)
+    pace.settle()  # 90 ms instead of 100 make up for the start
+    assert clocks.wall == pytest.approx(100.094)
+    assert pace.late_s == pytest.approx(0.004)
+    assert pace.latest_s == pytest.approx(0.01)
+
+
+def test_later_computing_makes_up_for_a_late_piece(pace: Pace, clocks: Clocks) -> None:
+    pace.begin()
+    clocks.compute(0.002, wall_s=0.13)  # 30 ms late
     pace.settle()
-    assert clocks.wall == pytest.approx(100.104)
-    assert pace.late_s == pytest.approx(0.014)
+    clocks.compute(0.0002)  # 10 ms are due: too few to make up for 30
+    pace.settle()
+    assert pace.late_s == pytest.approx(0.02 + 0.0002)
+    clocks.compute(0.001)
+    pace.settle()
+    assert clocks.wall == pytest.approx(100.0 + 50 * 0.0032)  # on schedule again
+    assert pace.late_s == pytest.approx(0.0, abs=1e-9)
+    assert pace.was_late(0.5) and not pace.was_late(0.7)  # 30 ms at most
 
 
 def in_two_forks(call: Any) -> list[Any]:
@@ -127,7 +142,7 @@ def test_void_is_what_would_be_counted(
     worker = object.__new__(rank.EmulatedWorker)
     worker.place = type("Place", (), {"rank": 0})()
     own = Pace(50.0)
-    own.late_s = 0.1 if late else 0.0
+    own.latest_s = 0.1 if late else 0.0
     monkeypatch.setattr(rank.EmulatedRanks, "pace", own, raising=False)
     monkeypatch.setattr(rank.EmulatedRanks, "gate", StartGate(1, limit_s=5), raising=False)
     worker.emit(Sample(0, kind, 0, 0, 1, 0, 1_000_000_000))
