@@ -82,9 +82,10 @@ def composed(overrides: Sequence[str]) -> list[Composed]:
 
 
 def run(
-    configs: Sequence[Composed], cluster: Emulation, sweep_dir: Path, command: str
+    configs: Sequence[Composed], cluster: Emulation, sweep_dir: Path, command: str, **how: str
 ) -> SweepResult:
-    """Raises ConfigError for cells that cannot be run, and where nothing can be emulated."""
+    """Measures; `how` are options of `launch.start`. Raises ConfigError for cells that cannot be
+    run, and where nothing can be emulated."""
     for config, _ in configs:
         check_shape(config)
     jobs, errors = validate(configs, this_machine())
@@ -104,7 +105,7 @@ def run(
     with resume.locked(sweep_dir):
         new_or_resumed(settings)
         write_refused(sweep_dir, refused)
-        starting = partial(launch.start, rates_path=rates_path)
+        starting = partial(launch.start, rates_path=rates_path, **how)
         sweep = Sweep(list(jobs.values()), settings, progress, starting)
         sweep.calibration_dir = sweep_dir / "calibration"  # not that of the machine itself
         result = sweep.run()

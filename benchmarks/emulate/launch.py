@@ -52,11 +52,14 @@ def check() -> None:
         )
 
 
-def start(plan: LaunchPlan, rates_path: Path) -> LaunchProcess:
-    """Starts the ranks of the plan; the caller polls and ends them."""
+def start(
+    plan: LaunchPlan, rates_path: Path, agent: str = "benchmarks.emulate.agent"
+) -> LaunchProcess:
+    """Starts the ranks of the plan; the caller polls and ends them. `agent` is the module that sets
+    up their links."""
     launch_dir = Path(plan.launch_dir)
     save_plan(plan)
-    program = [sys.executable, "-m", "benchmarks.emulate.agent", str(launch_dir / "launch.json")]
+    program = [sys.executable, "-m", agent, str(launch_dir / "launch.json")]
     with (launch_dir / "logs" / launch_files.AGENT_LOG).open("wb") as log:
         process = subprocess.Popen(
             private([*program, str(rates_path)]), stdin=subprocess.DEVNULL, stdout=log,

@@ -24,12 +24,13 @@ class Pace:
         self.dilation, self.wall_s, self.cpu_s, self.sleep = dilation, wall_s, cpu_s, sleep
         self.active = True  # otherwise computing takes its own time
         self.late_s = 0.0  # behind its schedule now
-        self.latest_s = 0.0  # at most, since the last `begin`
+        self.latest_s = 0.0  # at most when it had settled, since the last `begin`
         self.mark()
 
     def begin(self, late_s: float = 0.0) -> None:
-        """At the start of a block, which the rank begins so much too late."""
-        self.late_s = self.latest_s = late_s
+        """At the start of a block, which the rank begins so much too late. That matters only if
+        its first computing does not make up for it."""
+        self.late_s, self.latest_s = late_s, 0.0
         self.mark()
 
     def mark(self) -> None:
@@ -52,5 +53,6 @@ class Pace:
         self.mark()
 
     def was_late(self, block_s: float) -> bool:
-        """Whether this rank was ever behind by more than TOO_LATE of a block of this length."""
+        """Whether others could notice that this rank was behind: by more than TOO_LATE of a block
+        of this length."""
         return self.latest_s > TOO_LATE * block_s
