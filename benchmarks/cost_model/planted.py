@@ -6,13 +6,15 @@
     python -m benchmarks.cost_model.planted --from outputs/planted-expert      # an earlier sweep
 
     expert   an expert of rank 1 is busy for so many ms longer      the size is that time
-    bytes    all rows are sent twice, in both exchanges             the time of the second sendings,
-                                                                    taken around them
+    bytes    all rows are sent twice, in both exchanges             the bytes at the rate of an
+                                                                    emulated link (100 Mbit/s)
     skew     rank 0 gets so many times the mean of the slots        the experts' time by itself,
                                                                     minus that with even slots
     host     every rank sleeps so many ms outside of the phases     the size is that time
 
-A case is right where the planted part is the largest and `explain` gives 80% to 120% of its size.
+On one machine's own links a second sending costs in a loop of steps up to twice what it costs in
+passes, in which the ranks wait for each other first, so that its size is not known. A case is right
+where the planted part is the largest and `explain` gives 80% to 120% of its size.
 """
 
 from __future__ import annotations
@@ -34,10 +36,12 @@ from analysis.stats import parts
 from analysis.text import render
 from analysis.text.explain import name as name_of
 from benchmarks.cost_model.planted_worker import BYTES, EXPERT, HOST, SKEW, timed_file
+from benchmarks.emulate import __main__ as emulate
 from runners.config.resolution import Composed, plain
 from runners.config.validate import validate
 from runners.host.machine import this_machine
 from runners.launch.local import start
+from runners.records.emulation import Emulation
 from runners.sweep.progress import Progress
 from runners.sweep.settings import settings_of
 from runners.sweep.sweep import Sweep
@@ -53,8 +57,11 @@ HOW = ["measure.precision=0", "measure.wall_limit_s=1000", "measure.anchors=0",
 EVEN = ["workload.kind=imbalance", "workload.parameter=1", "batch_size=1024", "model.hidden=512"]
 WIDE = ["workload.kind=imbalance", "batch_size=1024", "model.hidden=1536"]
 SENT = ["workload.kind=imbalance", "workload.parameter=1", "model.hidden=128"]
+LINKS = Emulation(dilation=1, ranks_per_node=2, intra_mbit_s=100, inter_mbit_s=100)
 SIZES_MS = (3, 5, 8, 16, 32)
-TOKENS = (2560, 3072, 3584, 4096, 4608)  # with more, memory is mapped anew in every step
+TOKENS = (512, 768, 1024, 1536, 2048)
+# A rank has half the tokens, two rows of each, and sends half of these: in two exchanges again.
+BYTES_A_TOKEN = 2 * 256 * 4 / 2
 SKEWS = (1.4, 1.5, 1.6, 1.75, 1.9)
 EXPECTED = {EXPERT: parts.RATE, BYTES: parts.BYTES, SKEW: parts.SKEW, HOST: parts.HOST}
 LOW, HIGH = 0.8, 1.2
@@ -105,12 +112,14 @@ def measure(kind: str, rounds: int, passes: int) -> Path:
     how = [*CELL, *HOW, f"measure.samples={rounds}", f"measure.samples_max={rounds}",
            f"measure.phases={passes}"]  # fmt: skip
     words = [[*how, *cell, f"label={label}"] for label, cell in cells(kind).items()]
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        configs = [Composed(plain(compose("config", w)), w) for w in words]
     folder, number = ROOT / "outputs" / f"planted-{kind}", 0
     while folder.exists():
         number += 1
         folder = folder.with_name(f"planted-{kind}-{number}")
+    if kind == BYTES:
+        return _measure_emulated(words, folder)
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        configs = [Composed(plain(compose("config", w)), w) for w in words]
     jobs, errors = validate(configs, this_machine())
     if errors:
         raise SystemExit(f"{kind}: {next(iter(errors.values()))}")
@@ -123,14 +132,25 @@ def measure(kind: str, rounds: int, passes: int) -> Path:
     return folder
 
 
+def _measure_emulated(words: list[list[str]], folder: Path) -> Path:
+    """The cells on links of a known rate."""
+    configs = [one for cell in words for one in emulate.composed(cell)]
+    agent = "benchmarks.cost_model.planted_agent"
+    result = emulate.run(configs, LINKS, folder, "planted bytes", agent=agent)
+    if result.exit_code:
+        raise SystemExit(result.exit_code)
+    return folder
+
+
 def planted_ms(folder: Path, case: Case) -> float:
     """The true size, from what was asked for or from what the ranks timed by itself."""
     if case.kind in (EXPERT, HOST):
         return float(case.label.partition("-")[2])
+    if case.kind == BYTES:
+        sent = float(case.label.partition("-")[2]) * BYTES_A_TOKEN
+        return 1e3 * sent * LINKS.overhead * 8 / (LINKS.intra_mbit_s * 1e6)
     launch = next(path for path in sorted((folder / "launches").iterdir()) if path.is_dir())
     timed = float(json.loads(timed_file(launch, case.label).read_text("utf-8")))
-    if case.kind == BYTES:
-        return timed
     return timed - float(json.loads(timed_file(launch, case.plain).read_text("utf-8")))
 
 

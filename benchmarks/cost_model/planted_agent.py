@@ -1,4 +1,4 @@
-"""The agent of emulated ranks whose steps have what their cells' labels plant: see planted_worker."""
+"""The agent of emulated ranks with what the labels of their cells plant: see planted_worker."""
 
 import sys
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe import phases
 from moe.layer.base import MoELayer
 from moe.layer.experts import Experts
 from moe.layer.router import Routing
@@ -27,17 +26,14 @@ from runners.rank import worker
 from runners.rank.cells import CellRunner
 
 EXPERT, BYTES, SKEW, HOST = "expert", "bytes", "skew", "host"
-SLOW_RANK = 1
+SLOW_RANK = "1"
 REPEATS = 51
 SPIN_S = 0.001  # a sleep ends this long before, since it lasts longer than it is asked to
 
 rows, route, build, inspect = Experts.rows, MoELayer.route, CellRunner.build, CellRunner.inspect
-exchange, send = RankGroup.all_to_all, RankGroup._exchange
-kind, amount_ms, rank = "", 0.0, 0  # what is planted into the step that runs now
-again = False  # whether rows are being sent a second time
-again_ns = 0  # time of that in the step that runs now
+exchange = RankGroup.all_to_all
+kind, amount_ms = "", 0.0  # what is planted into the step that runs now
 rooms: dict[tuple[int, ...], Tensor] = {}
-passes_ns: list[int] = []  # the same of steps whose phases were timed
 
 prepare = worker.prepare
 
@@ -60,7 +56,7 @@ def until(deadline: float) -> None:
 
 def slow_rows(self: Experts, x_SD: Tensor, counts: RowCounts) -> Tensor:
     """An expert of one rank takes longer: the core is busy."""
-    if kind == EXPERT and rank == SLOW_RANK:
+    if kind == EXPERT and os.environ["RANK"] == SLOW_RANK:
         until(time.perf_counter() + amount_ms / 1e3)
     return rows(self, x_SD, counts)
 
@@ -78,16 +74,13 @@ def doubled(
     self: RankGroup, x: Tensor, received: Sequence[int], sent: Sequence[int], wait: bool = True
 ) -> Any:
     """All rows are sent twice; counts of rows are not."""
-    global again
     if x.is_floating_point() and kind == BYTES:
         x, out = x.contiguous(), room(x, sum(received))
         rows = [sum(of) - of[self.index] for of in (sent, received)]
         moved = [count * x.element_size() * x[0].numel() for count in rows]
         self.comm.count("all_to_all", self.name, *moved, max(moved))
         self.line_up()
-        again = True
         self._exchange(out, x, list(received), list(sent))
-        again = False
     return exchange(self, x, received, sent, wait)
 
 
@@ -99,15 +92,6 @@ def room(x: Tensor, length: int) -> Tensor:
     return rooms[shape]
 
 
-def timed_sending(self: RankGroup, *arguments: Any) -> Any:
-    """Without the barrier that comes before it while phases are timed."""
-    global again_ns
-    start = time.perf_counter_ns()
-    result = send(self, *arguments)
-    again_ns += time.perf_counter_ns() - start if again else 0
-    return result
-
-
 class Planted:
     """A step with what its label asks for."""
 
@@ -115,12 +99,8 @@ class Planted:
         self.call, self.plan = call, planted(label)
 
     def __call__(self) -> None:
-        global again_ns
-        again_ns = 0
         with planting(*self.plan):
             self.call()
-        if phases.active():
-            passes_ns.append(again_ns)
 
 
 @contextmanager
@@ -143,21 +123,13 @@ def planted_build(self: CellRunner, index: int) -> None:
 
 def planted_inspect(self: CellRunner, index: int) -> None:
     """Also times what is planted by itself, for its true size."""
-    passes_ns.clear()
     inspect(self, index)
     label = self.plan.labels[index]
-    name = label.partition("-")[0]
-    if name not in (BYTES, SKEW):
+    if label.partition("-")[0] != SKEW:
         return
-    timed = _sendings_ms if name == BYTES else _experts_ms
-    value = timed(self, index)
+    value = _experts_ms(self, index)
     if self.comm.rank == 0:
         timed_file(Path(self.plan.launch_dir), label).write_text(json.dumps(value), "utf-8")
-
-
-def _sendings_ms(self: CellRunner, index: int) -> float:
-    """ms of the second sendings in the passes, on the rank that takes longest."""
-    return statistics.median(map(max, zip(*self.ranks.gather(passes_ns), strict=True))) / 1e6
 
 
 def _experts_ms(self: CellRunner, index: int) -> float:
@@ -183,15 +155,17 @@ def _experts_ms(self: CellRunner, index: int) -> float:
 
 
 def main(arguments: list[str]) -> int:
-    global rank
-    rank = int(os.environ["RANK"])
+    install()
+    return worker.main(arguments)
+
+
+def install() -> None:
+    """Puts all of it into this process."""
     Experts.rows = slow_rows  # type: ignore[method-assign]
     RankGroup.all_to_all = doubled  # type: ignore[method-assign]
-    RankGroup._exchange = timed_sending  # type: ignore[method-assign]
     MoELayer.route = waiting_route  # type: ignore[method-assign]
     CellRunner.build = planted_build  # type: ignore[method-assign]
     CellRunner.inspect = planted_inspect  # type: ignore[method-assign]
-    return worker.main(arguments)
 
 
 if __name__ == "__main__":
