@@ -139,10 +139,10 @@ def phases_s(parts: Mapping[Key, float]) -> dict[str, float]:
     wait for a slower host, `host_waits` the host's wait for it."""
     times: dict[str, float] = {}
     for phase in {key[0] for key in parts}:
-        mine = {term: value for (name, term), value in parts.items() if name == phase}
-        product = max(mine.pop("matrix", 0.0), mine.pop("read", 0.0))
+        of_phase = {term: value for (name, term), value in parts.items() if name == phase}
+        product = max(of_phase.pop("matrix", 0.0), of_phase.pop("read", 0.0))
         off_device = ("operations", "waits")
-        times[phase] = product + sum(v for term, v in mine.items() if term not in off_device)
+        times[phase] = product + sum(v for term, v in of_phase.items() if term not in off_device)
     waits = sum(value for (_, term), value in parts.items() if term == "waits")
     before = set(times) & set(BEFORE_THE_WAIT) if waits else set()
     idle = 0.0

@@ -81,7 +81,7 @@ def _peak(report: dict[str, Any], models: dict[str, Any]) -> Peak:
         note = "ranks from memory between steps"
     use = whole_memory(model, cell, plan)
     if "card" in report:
-        parts = use.parts | {"reserve": whole.RESERVE * float(report["card"])}
+        parts = use.parts | {"reserve": whole.Reserve().share * float(report["card"])}
         use, note = MemoryUse(parts), "shown by nvidia-smi"
     return Peak(report["name"], report["source"], float(report["peak"]), use, note)
 

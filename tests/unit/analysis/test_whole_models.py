@@ -104,7 +104,11 @@ def test_reserve_is_a_share_or_an_amount(text: str, expected: float) -> None:
 def test_a_machine_of_unknown_memory_has_enough() -> None:
     made = setup("olmoe_1b_7b")
     assert made.whole is not None
-    assert made.whole.of(ranked("olmoe_1b_7b")[0], math.inf).fits
+    form, machine = (
+        ranked("olmoe_1b_7b")[0],
+        dataclasses.replace(hardware.load("h100"), memory_bytes=math.inf),
+    )
+    assert made.whole.of(form, machine).fits
 
 
 @pytest.mark.parametrize(("words", "message"), [
