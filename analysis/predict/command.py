@@ -130,7 +130,10 @@ def ranked(
 
 
 def _fastest_first(predictions: Sequence[Prediction]) -> list[Prediction]:
-    return sorted(predictions, key=lambda p: (not p.fits, p.total_ms))
+    """Those that fit first; of equal times (to six digits) the one that takes less memory."""
+    return sorted(
+        predictions, key=lambda p: (not p.fits, float(f"{p.total_ms:.6g}"), p.memory_bytes)
+    )
 
 
 def _nearest(predictions: Sequence[Prediction]) -> list[Prediction]:

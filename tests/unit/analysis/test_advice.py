@@ -61,7 +61,7 @@ def form(
 
 def test_what_to_use_and_what_it_costs_beside_the_runner_up() -> None:
     ranked = [form("dp_ep", 2.0, 3.0, ep=4, overlap=2), form("tp", 3.0, 1.0)]
-    use, cost, measure, typed = sentences.advice(setup(), ranked, {})
+    use, cost, measure, typed, other = sentences.advice(setup(), ranked, {})
     assert use == (
         "For prefill with 1,024 tokens a rank on 8 ranks (toy), use dp_ep (ep 4, dp 2), dispatcher "
         "alltoall, overlap in 2 chunks: 2.00 ms (1.96 to 2.04, extrapolated) and 3.00 GiB a rank."
@@ -72,7 +72,8 @@ def test_what_to_use_and_what_it_costs_beside_the_runner_up() -> None:
     )
     assert measure.startswith("The cheapest measurement that could change this is ")
     assert measure.endswith(":")
-    assert typed.startswith("    python runners/bench.py -m strategy=dp_ep,tp ")
+    assert typed.startswith("    python runners/bench.py -m strategy=dp_ep ")
+    assert other.startswith("    python runners/bench.py -m strategy=tp ")
 
 
 def test_the_models_error_is_part_of_the_answer() -> None:
