@@ -13,7 +13,7 @@ from typing import Any
 
 from analysis import numbers
 from analysis.predict import candidates, measurement
-from analysis.predict.model import Prediction
+from analysis.predict.model import LEAST_SHOWN, Prediction, longer
 from analysis.predict.problem import PredictionProblem
 from analysis.predict.routing import CapturedRouting
 from analysis.text import render
@@ -23,7 +23,6 @@ from moe.strategies import degrees, rules_of
 
 COPIES_PER_RANK = (1, 2, 4)
 WORTH = 0.02  # of a step, that a remedy has to save before it is recommended
-LEAST_SHOWN = 0.005  # of a step; less is nothing
 PLACEMENT_FILE = "placement.txt"
 
 
@@ -152,7 +151,7 @@ def effect(part: float) -> str:
     """What saving this part of the step means; less than 0 is longer."""
     if abs(part) < LEAST_SHOWN:
         return "would save nothing"
-    return f"would save {part:.0%} of the step" if part > 0 else f"would take {-part:.0%} longer"
+    return f"would save {part:.0%} of the step" if part > 0 else f"would take {longer(1 - part)}"
 
 
 def _replicate(options: Remedies) -> str:

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from analysis import numbers
 from analysis.predict import candidates, measurement, plans
-from analysis.predict.model import Prediction
+from analysis.predict.model import Prediction, longer
 from analysis.predict.problem import PredictionProblem
 from analysis.predict.whole import DECODE, PREFILL, TP_NOT_TIMED, TRAIN, plan_text
 from analysis.text import render
 from moe.strategies import degrees
 
 MOST_CELLS = 6  # that a third contestant may bring a measurement to
-TIMES_AS_LONG = 2.0  # from which a ratio is not given in percent
 NOUNS = {TRAIN: "training", PREFILL: "prefill", DECODE: "decode"}
 
 
@@ -118,13 +117,6 @@ def _cost(best: Prediction, second: Prediction, rivals: Sequence[Prediction]) ->
         else ""
     )
     return f"{text}, which is within the model's error{also}: the order is not certain."
-
-
-def longer(ratio: float) -> str:
-    """ "50% longer", "as long", "12.5 times as long"."""
-    if ratio >= TIMES_AS_LONG:
-        return f"{numbers.short(ratio)} times as long"
-    return f"{ratio - 1:.0%} longer" if ratio >= 1.005 else "as long"
 
 
 def certain(better: Prediction, worse: Prediction) -> bool:

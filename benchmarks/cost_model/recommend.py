@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from analysis import cli, numbers
 from analysis.predict import candidates, command, plans, problem, sentences, whole
-from analysis.predict.model import Prediction
+from analysis.predict.model import Prediction, longer
 from analysis.predict.whole import TRAIN
 from moe.cost.whole_memory import PHASES, MemoryPlan
 from moe.strategies import names as strategy_names
@@ -74,7 +74,7 @@ def row(result: Recommendation) -> tuple[str, ...]:
     second = "-"
     if result.others:
         other = sentences.runner_up(best, result.others)
-        slower = sentences.longer(other.total_ms / best.total_ms)
+        slower = longer(other.total_ms / best.total_ms)
         second = f"{candidates.name_of(other.cell.strategy)}, {slower}"
     return (
         *cells, candidates.name_of(best.cell.strategy), numbers.short(best.total_ms),

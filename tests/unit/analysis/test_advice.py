@@ -17,7 +17,7 @@ import runners.bench  # noqa: F401 registers the resolver that conf/ uses
 from analysis import cli
 from analysis.predict import command, measurement, problem, sentences
 from analysis.predict.hardware import HardwareModel, Link
-from analysis.predict.model import Prediction, of_machine
+from analysis.predict.model import Prediction, longer, of_machine
 from analysis.predict.problem import PredictionProblem
 from analysis.predict.software import KernelModel, SoftwareProfile
 from analysis.text import render
@@ -104,7 +104,7 @@ def test_a_form_with_another_overlap_is_no_runner_up_and_not_counted() -> None:
     (13.23, "13.2 times as long"),
 ])  # fmt: skip
 def test_how_much_longer(ratio: float, words: str) -> None:
-    assert sentences.longer(ratio) == words
+    assert longer(ratio) == words
 
 
 def test_one_token_is_not_plural() -> None:
