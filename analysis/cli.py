@@ -126,18 +126,14 @@ def _predict_options(verb: argparse.ArgumentParser, ranks: str) -> None:
     add("--strategy", default="", help="some strategies, separated by commas; default all")
     add = verb.add_argument_group("whole models (docs/prediction.md)").add_argument
     add("--one-layer", action="store_true", help="time and memory of the MoE layer alone")
-    add(
-        "--phase",
-        default="",
-        help="train, prefill or decode; default prefill, with --mode train train",
-    )
+    add("--phase", default="", help="train, prefill or decode; default prefill, or as --mode says")
     add("--optimizer", help="of training: adamw, adamw8bit, sgd or none; default adamw")
     add("--master", help="of training: master weights in fp32 or bf16; default fp32")
     add("--zero", type=int, help="of training: ZeRO's stage, 0 to 3; default 1")
     add("--recompute", help="of training: activations anew, none or full; default none")
-    add("--layers", type=int, default=0, help="layers on a rank, as of a pipeline; default all")
-    add("--context", type=int, default=4096, help="tokens of a sequence; default 4096")
-    add("--reserve", default="0.1", help="memory kept free, such as 8GB; default 0.1 of a rank's")
+    add("--layers", type=int, help="layers on a rank, as of a pipeline; default all")
+    add("--context", type=int, help="tokens of a sequence, in decode those in its cache")
+    add("--reserve", help="a rank's memory that is kept free: a share, such as 0.1, or 8GB")
 
 
 def _verb(verbs: Any, name: str, about: str) -> argparse.ArgumentParser:

@@ -44,9 +44,12 @@ def model_layer(name: str, scale: int = 1, topk: int = 0, dtype: str = "bfloat16
     layer = LayerSpec(**{k: v for k, v in written.items() if k in names}, dtype=dtype)
     sizes: dict[str, Any] = {n: int(getattr(layer, n)) for n in ("dim", "hidden", "dim_out")}
     if scale < 1 or any(size % scale for size in sizes.values()):
-        raise InputError(f"--scale {scale}: allowed are divisors of {sizes}; 1 is the full size")
+        shape = ", ".join(f"{key} {size}" for key, size in sizes.items())
+        raise InputError(
+            f"--scale {scale}: allowed are divisors of {shape}; leave it out for the full size"
+        )
     if dtype not in spec.DTYPES:
-        raise InputError(f"--dtype {dtype}: allowed are {', '.join(spec.DTYPES)}")
+        raise InputError(f"--dtype {dtype}: allowed are {', '.join(spec.DTYPES)}; choose one")
     slots = topk or layer.topk
     return dataclasses.replace(
         layer, **{key: size // scale for key, size in sizes.items()},
@@ -88,8 +91,6 @@ def cells(
     supported: list[Cell] = []
     refused: dict[str, str] = {}
     for strategy in forms:
-        if strategy.name == "dp" and work.tokens == "sharded" and work.mode == "forward":
-            continue  # the same as simple
         cell = Cell(layer, strategy, work, place)
         try:
             supports(cell)

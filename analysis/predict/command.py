@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from analysis.data.cell_summary import CellSummary
 from analysis.errors import InputError
@@ -52,10 +52,14 @@ def predict(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Answer
     refused: dict[str, str] = {}
     where: dict[str, list[int]] = {}
     remedied: list[str] = []
-    for ranks in problem.world_sizes(options.world_size):
+    sizes = problem.world_sizes(options.world_size)
+    _check_skew(setup, sizes)
+    for ranks in sizes:
         some, why = _predict_at(setup, ranks, asked, degrees=False)
         predictions += some
-        remedied += remedies.lines(setup, _fastest_first(some))
+        remedied += remedies.lines(
+            setup, _fastest_first(some), on_ranks=ranks if len(sizes) > 1 else 0
+        )
         for name, text in why.items():
             refused.setdefault(name, text)
             where.setdefault(name, []).append(ranks)
@@ -64,7 +68,15 @@ def predict(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Answer
     notes = [remedied, present.legend(setup, predictions), _refusals(refused, where)]
     output = options.output
     files = present.draw(setup, predictions, Path(output)) if output else []
-    return Answer([], present.table(predictions), notes, files)
+    return Answer([], present.table(predictions, setup.whole is not None), notes, files)
+
+
+def _check_skew(setup: PredictionProblem, sizes: Sequence[int]) -> None:
+    if setup.skew > max(sizes):
+        raise InputError(
+            f"--skew {setup.skew:g}: allowed are 1 to {max(sizes)}, the ranks that share the "
+            "slots; choose less, or more ranks"
+        )
 
 
 def _refusals(refused: dict[str, str], where: dict[str, list[int]]) -> list[str]:
@@ -88,19 +100,24 @@ def advise(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Answer:
     setup = problem.make(options, cells)
     sizes = problem.world_sizes(options.world_size)
     if len(sizes) != 1:
-        raise InputError(f"--world-size {options.world_size}: advise takes one number of ranks")
+        raise InputError(
+            f"--world-size {options.world_size}: advise takes one number of ranks; name one, or "
+            "compare several with predict"
+        )
+    _check_skew(setup, sizes)
     asked = _strategies(options.strategy)
     predictions, refused = ranked(setup, sizes[0], asked)
     if not predictions:
         raise InputError(f"advise: nothing can be run; {next(iter(refused.values()), '')}")
     fitting = [p for p in predictions if p.fits]
-    table = present.table([*fitting[:ADVISE_ROWS], *_nearest(predictions)])
+    rows = [*fitting[:ADVISE_ROWS], *_nearest(predictions)]
+    table = present.table(rows, setup.whole is not None)
     notes = [
         present.legend(setup, predictions), _refusals(refused, dict.fromkeys(refused, sizes))
     ]  # fmt: skip
     lines = sentences.advice(setup, predictions, by_phase(setup, sizes[0], asked))
     lines += remedies.lines(setup, predictions, options.placement)
-    files = _write_placement(setup, predictions, options.placement)
+    files = _write_placement(setup, predictions, options.placement) if options.placement else []
     return Answer(lines, table, notes, files)
 
 
@@ -113,13 +130,16 @@ def ranked(
 
 
 def _fastest_first(predictions: Sequence[Prediction]) -> list[Prediction]:
-    return sorted(predictions, key=lambda p: (not p.fits, p.total_ms))
+    """Those that fit first; of equal times (to six digits) the one that takes less memory."""
+    return sorted(
+        predictions, key=lambda p: (not p.fits, float(f"{p.total_ms:.6g}"), p.memory_bytes)
+    )
 
 
-def _nearest(ranked: Sequence[Prediction]) -> list[Prediction]:
+def _nearest(predictions: Sequence[Prediction]) -> list[Prediction]:
     """Those that do not fit, of every strategy and its degrees the one that misses by least."""
     least: dict[tuple[str, int, int], Prediction] = {}
-    for p in sorted((p for p in ranked if not p.fits), key=lambda p: p.memory.missing):
+    for p in sorted((p for p in predictions if not p.fits), key=lambda p: p.memory.missing):
         strategy = p.cell.strategy
         least.setdefault((strategy.name, strategy.ep, strategy.tp), p)
     return [*least.values()][:MISSING_ROWS]
@@ -140,12 +160,16 @@ def by_phase(setup: PredictionProblem, ranks: int, asked: set[str]) -> dict[str,
 
 
 def _write_placement(
-    setup: PredictionProblem, ranked: Sequence[Prediction], path: str
+    setup: PredictionProblem, predictions: Sequence[Prediction], path: str
 ) -> list[Path]:
     """The new order of experts for the fastest form that splits them, one id a line."""
-    form = remedies.fastest_form(ranked)
-    if not path or setup.routing is None or form is None:
-        return []
+    form = remedies.fastest_form(predictions)
+    assert setup.routing is not None  # `advise` refuses a placement without a trace
+    if form is None:
+        raise InputError(
+            f"--placement {path}: no form that fits splits the experts over ranks, so that none "
+            "has an order; leave it out, or allow other strategies, such as --strategy ep"
+        )
     order = setup.routing.new_order(degrees_of(form.cell).ep)
     try:
         Path(path).write_text("".join(f"{expert}\n" for expert in order), encoding="utf-8")
@@ -160,7 +184,9 @@ def _strategies(text: str) -> set[str]:
     names = set(filter(None, text.split(","))) or set(strategy_names())
     unknown = sorted(names - set(strategy_names()))
     if unknown:
-        raise InputError(f"--strategy {unknown[0]}: allowed are {', '.join(strategy_names())}")
+        raise InputError(
+            f"--strategy {unknown[0]}: allowed are {', '.join(strategy_names())}; choose some"
+        )
     return names
 
 
@@ -174,4 +200,15 @@ def _predict_at(
     cells, refused = candidates.cells(
         setup.layer, setup.workload(ranks), setup.placement(ranks), forms
     )
-    return [setup.predict(cell) for cell in cells], left_out | refused
+    return _distinct([setup.predict(cell) for cell in cells]), left_out | refused
+
+
+def _distinct(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Of forms that do the same the first: with sharded tokens dp is as simple, and on one rank all
+    that do not dispatch are."""
+    kept: dict[tuple[Any, ...], Prediction] = {}
+    for p in predictions:
+        ranks = p.cell.placement.world_size
+        parts = tuple(p.memory.parts.items()) if ranks > 1 else ()  # what fsdp gathers is there
+        kept.setdefault((ranks, p.total_ms, tuple(sorted(p.phases_ms.items())), parts), p)
+    return [*kept.values()]

@@ -25,6 +25,7 @@ from moe.spec import Cell, LayerSpec, StrategySpec, Unsupported
 from moe.strategies import degrees
 from runners.host.project_paths import BENCH
 
+MORE_CELLS = 1  # that a command may measure beside the forms that were asked about
 KNOBS = ("ep", "tp", "overlap", "placement", "hot_replicas")  # beside name and dispatcher
 SAME_RATIO = 1.1  # between a ratio of times on few ranks and on all
 SAME_SHARE = 0.1  # of a phase in a time
@@ -32,9 +33,9 @@ SAME_SHARE = 0.1  # of a phase in a time
 
 @dataclass(frozen=True)
 class Measurement:
-    """`cells` is how many the command measures; `experts` those of a reduced layer, 0 for all."""
+    """`cells` is how many all `commands` measure; `experts` those of a reduced layer, 0 for all."""
 
-    command: str
+    commands: tuple[str, ...]
     cells: int
     ranks: int
     nodes: int
@@ -149,12 +150,14 @@ def _measurement(
     ranks = cell.placement.world_size
     nodes = -(-ranks // setup.machine(ranks).ranks_per_node)
     experts = layer.num_experts if layer.num_experts != setup.layer.num_experts else 0
-    words = [
-        *strategy_words(strategies, file),
-        *_setting_words(setup, [p.cell for p in forms], experts),
-    ]
-    command = " ".join([_program(setup), *words])
-    return Measurement(command, len(_product(cell, strategies)), ranks, nodes, experts)
+    settings = _setting_words(setup, [p.cell for p in forms], experts)
+    cells = len(_product(cell, strategies))
+    if cells <= len(strategies) + MORE_CELLS:
+        groups = [strategies]
+    else:  # their product has forms that nobody asked about
+        groups, cells = [[one] for one in strategies], len(strategies)
+    commands = [" ".join([_program(setup), *strategy_words(g, file), *settings]) for g in groups]
+    return Measurement(tuple(commands), cells, ranks, nodes, experts)
 
 
 def _program(setup: PredictionProblem) -> str:

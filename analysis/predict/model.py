@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from analysis import numbers
 from analysis.predict import features, roofline
 from analysis.predict.features import Key
 from analysis.predict.hardware import HardwareModel
@@ -16,6 +17,8 @@ from moe.spec import Cell
 MEMORY_SHARE = 0.9  # of a rank's memory that the layer may take
 UNFITTED_FACTOR = 2.0  # interval of a prediction from data sheets alone: divided and multiplied by
 WIDER_PER_DOUBLING = 1.15  # interval's growth per doubling beyond what was measured
+TIMES_AS_LONG = 2.0  # from which a ratio is not given in percent
+LEAST_SHOWN = 0.005  # of a time; less is no difference
 DENSE = "dense"  # the kernel that computes all experts on all tokens
 FITTED, MEASURED_HERE = "fitted", "measured here"  # instead of a profile
 MEASURED, INTERPOLATED, EXTRAPOLATED = "measured", "interpolated", "extrapolated"
@@ -64,6 +67,13 @@ class Prediction:
     @property
     def fits(self) -> bool:
         return self.memory.fits
+
+
+def longer(ratio: float) -> str:
+    """What a ratio of times means: "50% longer", "as long", "12.5 times as long"."""
+    if ratio >= TIMES_AS_LONG:
+        return f"{numbers.short(ratio)} times as long"
+    return f"{ratio - 1:.0%} longer" if ratio >= 1 + LEAST_SHOWN else "as long"
 
 
 def of_machine(machine: HardwareModel) -> Coefficients:

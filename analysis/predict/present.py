@@ -27,9 +27,12 @@ HEADER = ("ranks", "strategy", "ms", "interval", "tokens/s", "how known", "softw
           "memory a rank", "largest phase")  # fmt: skip
 
 
-def table(predictions: Sequence[Prediction]) -> list[list[str]]:
-    """The header and a row for every prediction."""
-    return [list(HEADER), *(_row(prediction) for prediction in predictions)]
+def table(predictions: Sequence[Prediction], whole: bool = False) -> list[list[str]]:
+    """The header and a row for every prediction. Of a `whole` model, of which the MoE layers alone
+    are timed, without tokens per second."""
+    rows = [list(HEADER), *(_row(prediction) for prediction in predictions)]
+    left_out = HEADER.index("tokens/s") if whole else len(HEADER)
+    return [row[:left_out] + row[left_out + 1 :] for row in rows]
 
 
 def _row(prediction: Prediction) -> list[str]:
@@ -86,6 +89,11 @@ def legend(setup: PredictionProblem, predictions: Sequence[Prediction]) -> list[
         lines.append(_captured(predictions))
     elif setup.skew > 1:
         lines.append(f"skew {setup.skew:g}: the busiest rank's slots over the mean")
+        if any(p.skew < setup.skew for p in predictions if degrees(p.cell).ep > 1):
+            lines.append(
+                "no rank can have so much in every form; used, by the ranks that share the "
+                f"experts: {_by_ranks(predictions)}"
+            )
     else:
         lines.append(
             f"skew 1: equally many slots on every rank, as {forced_balance.LABEL} gives them and "
@@ -102,16 +110,19 @@ def legend(setup: PredictionProblem, predictions: Sequence[Prediction]) -> list[
 
 
 def _captured(predictions: Sequence[Prediction]) -> str:
-    """The skew of the captured routing by the ranks that share the experts."""
+    return (
+        "skew: the busiest rank's slots over the mean, of the trace's second half, by the ranks "
+        f"that share the experts: {_by_ranks(predictions) or '1, no form splits them'}"
+    )
+
+
+def _by_ranks(predictions: Sequence[Prediction]) -> str:
+    """The skew by the ranks that share the experts: "1.20 to 1.30 on 8, 1.50 on 16"."""
     skews: dict[int, list[float]] = {}
     for prediction in predictions:
         skews.setdefault(degrees(prediction.cell).ep, []).append(prediction.skew)
     split = sorted((ranks, some) for ranks, some in skews.items() if ranks > 1)
-    by_ranks = ", ".join(f"{_span(some)} on {ranks}" for ranks, some in split)
-    return (
-        "skew: the busiest rank's slots over the mean, of the trace's second half, by the ranks "
-        f"that share the experts: {by_ranks or '1, no form splits them'}"
-    )
+    return ", ".join(f"{_span(some)} on {ranks}" for ranks, some in split)
 
 
 def _span(values: Sequence[float]) -> str:
@@ -137,19 +148,19 @@ def _figure(setup: PredictionProblem, predictions: Sequence[Prediction]) -> Draw
     ax = fig.subplots()
     names = sorted({candidates.name_of(p.cell.strategy) for p in predictions})
     for name in names:
-        mine = sorted(
+        points = sorted(
             (p for p in predictions if candidates.name_of(p.cell.strategy) == name),
             key=lambda p: p.cell.placement.world_size,
         )
         color = canvas.look(name, names)["color"]
         marker = canvas.look(name, names)["marker"]
-        for pair in itertools.pairwise(mine):
+        for pair in itertools.pairwise(points):
             known = EXTRAPOLATED not in (pair[0].status, pair[1].status)
             ax.plot(_x(pair), [p.total_ms for p in pair], color=color, lw=1.4 if known else 0.9,
                     linestyle="-" if known else (0, (4, 3)))  # fmt: skip
-        ax.fill_between(_x(mine), [p.low_ms for p in mine], [p.high_ms for p in mine],
+        ax.fill_between(_x(points), [p.low_ms for p in points], [p.high_ms for p in points],
                         color=color, alpha=0.10, linewidth=0)  # fmt: skip
-        for point in mine:
+        for point in points:
             hollow = point.status == EXTRAPOLATED
             ax.plot(_x([point]), [point.total_ms], color=color, linestyle="", markersize=6,
                     marker=marker if point.fits else "X",

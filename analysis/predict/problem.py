@@ -10,7 +10,16 @@ from typing import Any
 
 from analysis.data.cell_summary import CellSummary
 from analysis.errors import InputError
-from analysis.predict import candidates, fit, hardware, model, observed, routing, whole
+from analysis.predict import (
+    candidates,
+    fit,
+    hardware,
+    model,
+    observed,
+    roofline,
+    routing,
+    whole_options,
+)
 from analysis.predict.fit import Measured
 from analysis.predict.hardware import HardwareModel
 from analysis.predict.model import MEASURED, MEASURED_HERE, Coefficients, Prediction
@@ -60,9 +69,9 @@ class PredictionProblem:
         if self.fixed is not None:
             return self.fixed
         calibration = self.calibrations[observed.nearest(self.calibrations, ranks)]
-        made = observed.machine_of(calibration, ranks, self.emulation, self.memory_bytes)
-        assert made is not None  # `observed.calibrations` has usable ones only
-        return made
+        machine = observed.machine_of(calibration, ranks, self.emulation, self.memory_bytes)
+        assert machine is not None  # `observed.calibrations` has usable ones only
+        return machine
 
     def workload(self, ranks: int) -> WorkloadSpec:
         """The workload at this number of ranks, whose batch may grow with them."""
@@ -123,8 +132,13 @@ class PredictionProblem:
         """Of the whole model, where one is asked for."""
         if not self.whole:
             return prediction
-        machine = self.machine(prediction.cell.placement.world_size)
-        return self.whole.of(prediction, machine.memory_bytes)
+        cell = prediction.cell
+        machine, forward = self.machine(cell.placement.world_size), None
+        if self.whole.recomputes:
+            work = dataclasses.replace(cell.workload, mode="forward")
+            again = dataclasses.replace(cell, workload=work)
+            forward = model.predict(again, machine, self.coefficients, prediction.skew)
+        return self.whole.of(prediction, machine, forward)
 
     def refused(self, strategy: str) -> str:
         """Why a strategy is left out, or nothing."""
@@ -136,8 +150,11 @@ def make(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Predictio
 
     Raises InputError for options that do not fit together, and for too few cells.
     """
-    if options.one_layer and options.phase:
-        raise InputError(f"--phase {options.phase}: not of one layer; leave out --one-layer")
+    _numbers(options)
+    if options.one_layer:
+        whole_options.of_one_layer(options, "leave out --one-layer")
+    elif options.cluster == HERE and not options.phase:
+        whole_options.of_one_layer(options, "add --model and --phase")
     if options.cluster == HERE and options.software:
         raise InputError(
             f"--software {options.software}: not with --cluster here, whose times are measured or "
@@ -148,6 +165,15 @@ def make(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Predictio
     setup = _here(options, cells) if options.cluster == HERE else _cluster(options)
     setup.model = options.model
     return _with_routing(setup, options.trace) if options.trace else setup
+
+
+def _numbers(options: argparse.Namespace) -> None:
+    """Raises InputError for a number below 0; 0 is the default."""
+    for name in ("scale", "batch_size", "tokens_per_rank", "topk"):
+        value = getattr(options, name)
+        if value < 0:
+            option = name.replace("_", "-")
+            raise InputError(f"--{option} {value}: allowed are numbers from 1; or leave it out")
 
 
 def _with_routing(setup: PredictionProblem, path: str) -> PredictionProblem:
@@ -165,7 +191,9 @@ def _cluster(options: argparse.Namespace) -> PredictionProblem:
     layer = candidates.model_layer(
         options.model, options.scale or 1, options.topk, options.dtype or "bfloat16"
     )
-    deployed = None if options.one_layer else whole.deployment(options)
+    deployed = None
+    if not options.one_layer:
+        deployed = whole_options.deployment(options, roofline.profile_of(cluster).name)
     work, per_rank = _work(
         options, WorkloadSpec(tokens="sharded"), TOKENS_PER_RANK[PREFILL], deployed
     )
@@ -182,7 +210,7 @@ def _here(options: argparse.Namespace, cells: Sequence[CellSummary]) -> Predicti
     if options.phase:
         if not options.model:
             raise InputError(f"--phase {options.phase}: needs --model, the whole model's name")
-        deployed, first = whole.deployment(options), WorkloadSpec(tokens="sharded")
+        deployed, first = whole_options.deployment(options, ""), WorkloadSpec(tokens="sharded")
     if options.model:
         dtype = options.dtype or layer.dtype
         asked = candidates.model_layer(options.model, options.scale or 1, options.topk, dtype)
@@ -216,18 +244,23 @@ def _work(
     mode, tokens = options.mode or base.mode, options.tokens or base.tokens
     if deployed:
         mode, per_rank = MODES[deployed.plan.phase], TOKENS_PER_RANK[deployed.plan.phase]
-    for name, value, allowed in (("mode", mode, spec.MODES), ("tokens", tokens, TOKENS)):
-        if value not in allowed:
-            raise InputError(f"--{name} {value}: allowed are {', '.join(allowed)}")
+    whole_options.one_of("mode", mode, spec.MODES)
+    whole_options.one_of("tokens", tokens, TOKENS)
     if options.batch_size and options.tokens_per_rank:
-        raise InputError("--tokens-per-rank: not together with --batch-size; leave one out")
+        raise InputError(
+            f"--tokens-per-rank {options.tokens_per_rank}: not together with --batch-size "
+            f"{options.batch_size}; leave one out"
+        )
     if options.trace and options.skew is not None:
         raise InputError(
             f"--skew {options.skew:g}: not together with --trace, which has a skew of its own; "
             "leave --skew out"
         )
     if options.skew is not None and not options.skew >= 1:
-        raise InputError(f"--skew {options.skew}: allowed are numbers from 1, which is even")
+        raise InputError(
+            f"--skew {options.skew:g}: allowed are numbers from 1, which is even; choose one, or "
+            "leave it out"
+        )
     each = options.tokens_per_rank or (0 if options.batch_size else per_rank)
     batch = options.batch_size or base.batch_size
     return dataclasses.replace(base, batch_size=batch, mode=mode, tokens=tokens), each

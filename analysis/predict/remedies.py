@@ -13,7 +13,7 @@ from typing import Any
 
 from analysis import numbers
 from analysis.predict import candidates, measurement
-from analysis.predict.model import Prediction
+from analysis.predict.model import LEAST_SHOWN, Prediction, longer
 from analysis.predict.problem import PredictionProblem
 from analysis.predict.routing import CapturedRouting
 from analysis.text import render
@@ -23,7 +23,6 @@ from moe.strategies import degrees, rules_of
 
 COPIES_PER_RANK = (1, 2, 4)
 WORTH = 0.02  # of a step, that a remedy has to save before it is recommended
-LEAST_SHOWN = 0.005  # of a step; less is nothing
 PLACEMENT_FILE = "placement.txt"
 
 
@@ -104,46 +103,55 @@ def fastest_form(predictions: Sequence[Prediction]) -> Prediction | None:
     return min(splitting, key=lambda p: p.total_ms, default=None)
 
 
-def lines(setup: PredictionProblem, ranked: Sequence[Prediction], file: str = "") -> list[str]:
+def lines(
+    setup: PredictionProblem, ranked: Sequence[Prediction], file: str = "", on_ranks: int = 0
+) -> list[str]:
     """Whether experts should be placed anew, copied or balanced, and how to measure it; nothing
-    without a captured routing or a form that splits the experts. `file` has the new placement."""
+    without a captured routing or a form that splits the experts. `file` has the new placement,
+    `on_ranks` is named where there are several numbers of ranks."""
     form = fastest_form(ranked)
     if setup.routing is None or form is None:
         return []
     options = of_form(setup, form.cell)
     name, ranks = candidates.name_of(form.cell.strategy), degrees(form.cell).ep
+    first, *rest = _verdict(options)
+    where = f"on {on_ranks} ranks, {name}" if on_ranks else name
     return [
-        f"{name}, busiest of {ranks} ranks that share the experts: {_verdict(options)}",
+        f"{where}, busiest of {ranks} ranks that share the experts: {first}",
+        *rest,
         *_changed(setup, ranked, options),
         _basis(setup.routing, options),
         *_measure(setup, options, file),
     ]
 
 
-def _verdict(options: Remedies) -> str:
+def _verdict(options: Remedies) -> list[str]:
+    """What to do, then what the other remedies would do."""
     before, after = f"{options.plain.skew:.2f}", f"{options.placed.skew:.2f}"
-    placed = _effect(options.saved(options.placed))
-    most = f"a balanced router would save {options.saved(options.balanced):.0%} of the step at most"
+    placed = effect(options.saved(options.placed))
+    most = f"a balanced router {effect(options.saved(options.balanced))}, at most"
+    anew = f"placed anew, {after}, it {placed}"
     if options.best is options.placed:
-        return (
+        first = (
             f"place the experts anew: {after} instead of {before} times the mean slots, which "
-            f"{placed.replace('would save', 'saves')}; {_copies(options)}; {most}"
+            f"{placed.replace('would save', 'saves')}"
         )
+        return [first, f"{_copies(options)}; {most}"]
     if options.best:
-        return f"{_replicate(options)}; placed anew, {after}, it {placed}; {most}"
+        return [_replicate(options), f"{anew}; {most}"]
     if options.saved(options.balanced) < WORTH:
-        return f"leave the experts where they are: {before} times the mean slots; {most}"
-    return (
-        f"only a more balanced router helps: {before} times the mean slots; {most}; placed anew, "
-        f"{after}, it {placed}; {_copies(options)}"
-    )
+        return [f"leave the experts where they are: {before} times the mean slots; {most}"]
+    return [
+        f"only a more balanced router helps: {before} times the mean slots; {most}",
+        f"{anew}; {_copies(options)}",
+    ]
 
 
-def _effect(part: float) -> str:
+def effect(part: float) -> str:
     """What saving this part of the step means; less than 0 is longer."""
     if abs(part) < LEAST_SHOWN:
         return "would save nothing"
-    return f"would save {part:.0%}" if part > 0 else f"would take {-part:.0%} longer"
+    return f"would save {part:.0%} of the step" if part > 0 else f"would take {longer(1 - part)}"
 
 
 def _replicate(options: Remedies) -> str:
@@ -163,7 +171,7 @@ def _copies(options: Remedies) -> str:
         return "copies of hot experts do not fit"
     return (
         f"{options.copied.cell.strategy.hot_replicas} copies of hot experts, "
-        f"{options.copied.skew:.2f}, {_effect(options.saved(options.copied))} and take "
+        f"{options.copied.skew:.2f}, {effect(options.saved(options.copied))} and take "
         f"{numbers.bytes_text(options.copies_bytes)} a rank"
     )
 
@@ -212,4 +220,5 @@ def _measure(setup: PredictionProblem, options: Remedies, file: str) -> list[str
     where = measured.where(setup, options.plain.cell.placement.world_size)
     if options.best is options.placed and not file:
         where += f" (advise --placement {PLACEMENT_FILE} writes the file)"
-    return [f"to measure that, {where}:", render.COMMAND + measured.command]
+    commands = [render.COMMAND + command for command in measured.commands]
+    return [f"to measure that, {where}:", *commands]

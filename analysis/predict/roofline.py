@@ -138,15 +138,15 @@ def phases_s(parts: Mapping[Key, float]) -> dict[str, float]:
     """Seconds by phase on the device, from the seconds of every (phase, term); `launches` is its
     wait for a slower host, `host_waits` the host's wait for it."""
     times: dict[str, float] = {}
-    for phase in {key[0] for key in parts}:
-        mine = {term: value for (name, term), value in parts.items() if name == phase}
-        product = max(mine.pop("matrix", 0.0), mine.pop("read", 0.0))
+    for phase in dict.fromkeys(key[0] for key in parts):  # sums in one order
+        of_phase = {term: value for (name, term), value in parts.items() if name == phase}
+        product = max(of_phase.pop("matrix", 0.0), of_phase.pop("read", 0.0))
         off_device = ("operations", "waits")
-        times[phase] = product + sum(v for term, v in mine.items() if term not in off_device)
+        times[phase] = product + sum(v for term, v in of_phase.items() if term not in off_device)
     waits = sum(value for (_, term), value in parts.items() if term == "waits")
     before = set(times) & set(BEFORE_THE_WAIT) if waits else set()
     idle = 0.0
-    for chosen in (before, set(times) - before):
+    for chosen in ([p for p in times if p in before], [p for p in times if p not in before]):
         launched = sum(parts.get((phase, "operations"), 0.0) for phase in chosen)
         idle += max(0.0, launched - sum(times[phase] for phase in chosen))
     extra = {"launches": idle, "host_waits": waits}

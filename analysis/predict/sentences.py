@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from analysis import numbers
-from analysis.predict import candidates, measurement
-from analysis.predict.model import Prediction
+from analysis.predict import candidates, measurement, plans
+from analysis.predict.model import Prediction, longer
 from analysis.predict.problem import PredictionProblem
-from analysis.predict.whole import DECODE, PREFILL, TRAIN
+from analysis.predict.whole import DECODE, PREFILL, TP_NOT_TIMED, TRAIN, plan_text
 from analysis.text import render
 from moe.strategies import degrees
 
@@ -29,25 +29,46 @@ def advice(
     """
     fitting = [p for p in ranked if p.fits]
     if not fitting:
-        return [_nothing_fits(ranked)]
+        return [_nothing_fits(setup, ranked)]
     best, *others = fitting
     lines = [_use(setup, best)]
     if others:
+        second = runner_up(best, others)
         rivals = [p for p in others if not certain(best, p)]
-        lines += [_cost(best, others[0], len(rivals)), *_measure(setup, best, others, rivals)]
+        lines += [_cost(best, second, rivals), *_measure(setup, best, second, rivals)]
     else:
+        why = "fits" if len(ranked) > 1 else "was asked for or can run"
         lines.append(
-            "No other form fits: there is no runner-up, and nothing to compare by measuring."
+            f"No other form {why}: there is no runner-up, and nothing to compare by measuring."
         )
-    return lines + other_phases(best, by_phase)
+    return lines + other_phases(setup, best, by_phase)
 
 
-def _nothing_fits(ranked: Sequence[Prediction]) -> str:
+def kind(prediction: Prediction) -> tuple[object, ...]:
+    """Strategy, degrees and dispatcher; forms that differ in overlap alone are of one kind."""
+    strategy = prediction.cell.strategy
+    return strategy.name, degrees(prediction.cell), strategy.dispatcher
+
+
+def runner_up(best: Prediction, others: Sequence[Prediction]) -> Prediction:
+    """The fastest form of another kind, else the next."""
+    return next((p for p in others if kind(p) != kind(best)), others[0])
+
+
+def _nothing_fits(setup: PredictionProblem, ranked: Sequence[Prediction]) -> str:
     least = min(ranked, key=lambda p: p.memory_bytes)
-    return (
+    text = (
         "Nothing fits the memory of a rank; the least is "
         f"{candidates.name_of(least.cell.strategy)} with {numbers.bytes_text(least.memory_bytes)}; "
-        "use more ranks or fewer tokens."
+    )
+    fitting = plans.first_fitting(setup, ranked)
+    if fitting is None:
+        return text + "use more ranks or fewer tokens."
+    stages = ", which is a pipeline of several such groups of ranks,"
+    return (
+        f"{text}with {fitting.options}{stages if '--layers' in fitting.options else ''} "
+        f"{candidates.name_of(fitting.form.cell.strategy)} fits in "
+        f"{numbers.bytes_text(fitting.bytes)}; or use more ranks or fewer tokens."
     )
 
 
@@ -65,39 +86,37 @@ def described(prediction: Prediction) -> str:
 
 
 def _use(setup: PredictionProblem, best: Prediction) -> str:
-    ranks = best.cell.placement.world_size
+    ranks, tokens = best.cell.placement.world_size, _tokens(best)
     low, high = numbers.short(best.low_ms), numbers.short(best.high_ms)
-    return (
-        f"For {NOUNS[setup.phase(ranks)]} with {setup.tokens_per_rank(ranks):,} tokens a rank on "
-        f"{ranks} rank{'' if ranks == 1 else 's'} ({setup.cluster}), use {described(best)}: "
+    text = (
+        f"For {NOUNS[setup.phase(ranks)]} with {tokens:,} token{'' if tokens == 1 else 's'} a rank "
+        f"on {ranks} rank{'' if ranks == 1 else 's'} ({setup.cluster}), use {described(best)}: "
         f"{numbers.short(best.total_ms)} ms ({low} to {high}, {best.status}) and "
         f"{numbers.bytes_text(best.memory_bytes)} a rank."
     )
+    if setup.whole and degrees(best.cell).tp > 1:
+        text += f" Its tp {TP_NOT_TIMED}."
+    return text
 
 
-def _cost(best: Prediction, second: Prediction, rivals: int) -> str:
-    slower = second.total_ms / best.total_ms - 1
+def _cost(best: Prediction, second: Prediction, rivals: Sequence[Prediction]) -> str:
     more = second.memory_bytes - best.memory_bytes
     memory = (
         f"{numbers.bytes_text(abs(more))} {'more' if more > 0 else 'less'}" if more else "the same"
     )
     text = (
-        f"The runner-up, {described(second)}, {_longer(slower)} "
+        f"The runner-up, {described(second)}, takes {longer(second.total_ms / best.total_ms)} "
         f"({numbers.short(second.total_ms)} ms) and {memory} memory a rank"
     )
     if certain(best, second):
         return f"{text}; the difference is larger than the model's error."
-    others = rivals - 1
+    others = len({kind(p) for p in rivals} - {kind(best), kind(second)})
     also = (
         f", as {'is 1 other form' if others == 1 else f'are {others} other forms'}"
         if others
         else ""
     )
     return f"{text}, which is within the model's error{also}: the order is not certain."
-
-
-def _longer(part: float) -> str:
-    return f"takes {part:.0%} longer" if part >= 0.005 else "takes as long"
 
 
 def certain(better: Prediction, worse: Prediction) -> bool:
@@ -107,34 +126,35 @@ def certain(better: Prediction, worse: Prediction) -> bool:
 
 
 def _measure(
-    setup: PredictionProblem,
-    best: Prediction,
-    others: Sequence[Prediction],
-    rivals: Sequence[Prediction],
+    setup: PredictionProblem, best: Prediction, second: Prediction, rivals: Sequence[Prediction]
 ) -> list[str]:
     """The best and the runner-up, with the first rival of another strategy where that is cheap; the
-    command as a line of its own."""
-    cheapest = measurement.cheapest(setup, [best, others[0]])
-    names = {best.cell.strategy.name, others[0].cell.strategy.name}
+    commands as lines of their own."""
+    cheapest = measurement.cheapest(setup, [best, second])
+    names = {best.cell.strategy.name, second.cell.strategy.name}
     third = next((p for p in rivals if p.cell.strategy.name not in names), None)
     if third:
-        three = measurement.cheapest(setup, [best, others[0], third])
+        three = measurement.cheapest(setup, [best, second, third])
         if three.ranks == cheapest.ranks and three.cells <= MOST_CELLS:
             cheapest = three
     where = cheapest.where(setup, best.cell.placement.world_size)
     layer = "of one layer, " if setup.whole else ""
     sentence = f"The cheapest measurement that could change this is {layer}{where}:"
-    return [sentence, render.COMMAND + cheapest.command]
+    return [sentence, *(render.COMMAND + command for command in cheapest.commands)]
 
 
-def other_phases(best: Prediction, by_phase: Mapping[str, Sequence[Prediction]]) -> list[str]:
+def other_phases(
+    setup: PredictionProblem, best: Prediction, by_phase: Mapping[str, Sequence[Prediction]]
+) -> list[str]:
     """A line for each phase whose best form is another one, with what the advised form takes."""
     lines = []
     for phase, ranked in by_phase.items():
         fitting = [p for p in ranked if p.fits]
         if not fitting:
+            plan = f" with {plan_text(setup.whole.plan)}" if setup.whole and phase == TRAIN else ""
             lines.append(
-                f"{NOUNS[phase].capitalize()} does not fit the memory of these ranks in any form."
+                f"{NOUNS[phase].capitalize()}{plan} does not fit the memory of these ranks in any "
+                "form."
             )
             continue
         first = fitting[0]
@@ -159,7 +179,5 @@ def _instead(same: Prediction | None, first: Prediction) -> str:
         return "where the form above cannot run"
     if not same.fits:
         return "where the form above does not fit"
-    ratio = same.total_ms / first.total_ms
-    longer = f"{ratio - 1:.0%} longer" if ratio < 2 else f"{ratio:.1f} times as long"
     sure = "" if certain(first, same) else " (within the model's error)"
-    return f"where the form above takes {longer}{sure}"
+    return f"where the form above takes {longer(same.total_ms / first.total_ms)}{sure}"

@@ -74,7 +74,7 @@ def names() -> list[str]:
 def load(name: str) -> SoftwareProfile:
     """Raises InputError for an unknown name."""
     if name not in names():
-        raise InputError(f"--software {name}: allowed are {', '.join(names())}")
+        raise InputError(f"--software {name}: allowed are {', '.join(names())}; choose one")
     config: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text("utf-8"))
     kernels = {key: KernelModel(**values) for key, values in config.pop("kernels").items()}
     return SoftwareProfile(kernels=kernels, **config)

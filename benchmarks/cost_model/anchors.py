@@ -1,7 +1,8 @@
 """Published times that the cost model is compared with, and where they were read.
 
-`KNOWN` were at hand when the formulas were written, `LEFT_OUT` were compared after the profiles'
-constants had been set (docs/results/prediction.md says what was still changed).
+`published.groups` has which were at hand when the formulas were written ("known"), and which were
+compared after the profiles' constants had been set ("left out"; docs/results/prediction.md says
+what was still changed).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from analysis.predict import hardware, model, network
+from analysis.predict import features, hardware, model, network
 from analysis.predict.hardware import HardwareModel, Link
 from benchmarks.cost_model import anchors
 from moe.cost import Call
@@ -25,7 +25,7 @@ from moe.parallel.traffic import GroupShape
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec, WorkloadSpec
 
 LINKS = "links"  # in place of a profile: the time of one collective
-NCCL_RAMP = 2.0  # as conf/cluster/h100.yaml has between nodes
+NCCL_RAMP = hardware.load("h100").inter.ramp  # between nodes
 
 
 class Row(NamedTuple):
@@ -43,20 +43,20 @@ class Row(NamedTuple):
 
 def moe_perf(rows: Sequence[tuple[LayerSpec, str, str, float, float]], label: str) -> Iterator[Row]:
     """Layers of Megatron-Core's test, by `fused` on h100."""
-    made = hardware.with_profile(hardware.load("h100"), "fused")
+    machine = hardware.with_profile(hardware.load("h100"), "fused")
     for layer, dispatcher, name, forward, backward in rows:
         times = []
         for mode in ("forward", "train"):
             work = WorkloadSpec(batch_size=8 * 4096, tokens="sharded", mode=mode)
             cell = Cell(layer, StrategySpec("ep", dispatcher), work, RankLayout(8, "nccl", "cuda"))
-            times.append(1e3 * model.time_s(cell, made, model.of_machine(made))[1])
+            times.append(1e3 * model.time_s(cell, machine, model.of_machine(machine))[1])
         yield Row(f"{label} {name}, forward", "fused", forward, times[0])
         yield Row(f"{label} {name}, backward", "fused", backward, times[1] - times[0])
 
 
 def low_latency() -> Iterator[Row]:
     """Low-latency messages carry a scale for every 128 values and a header (its test's count)."""
-    made = hardware.with_profile(hardware.load("h800_deepep"))
+    machine = hardware.with_profile(hardware.load("h800_deepep"))
     for ranks, dispatch_us, combine_us in anchors.LOW_LATENCY:
         fp8, bf16 = 7168 + 7168 // 128 * 4 + 16, 7168 * 2
         for name, size, published in (
@@ -64,8 +64,8 @@ def low_latency() -> Iterator[Row]:
         ):  # fmt: skip
             moved = 128 * 8 * size * (ranks - 1) / ranks
             call = Call("all_to_all", GroupShape("world", ranks, 1), name, moved, moved)
-            found = 1e3 * network.call_times(call, made).total_s
-            yield Row(f"DeepEP low latency EP{ranks}, {name}", "fused", published / 1e3, found)
+            predicted = 1e3 * network.call_times(call, machine).total_s
+            yield Row(f"DeepEP low latency EP{ranks}, {name}", "fused", published / 1e3, predicted)
 
 
 def experts_ms(layer: LayerSpec, tokens: int, kernel: str, machine: HardwareModel) -> float:
@@ -83,22 +83,22 @@ def kernels() -> Iterator[Row]:
     for sweep, table in anchors.LIGER.items():
         for tokens, experts, published in table:
             layer = LayerSpec(2048, 768, 2048, experts, 8, 8, "silu_gated", "none", 0, "bfloat16")
-            found = experts_ms(layer, tokens, "liger", h100)
+            predicted = experts_ms(layer, tokens, "liger", h100)
             name = f"Liger over {sweep}: {experts} experts, {tokens} tokens"
-            yield Row(name, "ours", published, found)
+            yield Row(name, "ours", published, predicted)
     for dim, hidden, experts, topk, published in anchors.VEOMNI:
         layer = LayerSpec(dim, hidden, dim, experts, topk, topk, "silu_gated", "none", 0,
                           "bfloat16")  # fmt: skip
-        found = experts_ms(layer, 32768, "grouped", h100)
-        yield Row(f"VeOmni torch {dim} x {hidden}, {experts} experts", "ours", published, found)
+        predicted = experts_ms(layer, 32768, "grouped", h100)
+        yield Row(f"VeOmni torch {dim} x {hidden}, {experts} experts", "ours", published, predicted)
     assert h200.profile is not None
     grouped, rate = h200.profile.kernels["grouped"], h200.matrix_rate("bfloat16")
     for rows, inner, outer, forward, backward in anchors.GROUPED_MM:
         flops = 2.0 * rows * inner * outer
-        found = 1e3 * flops / (rate * grouped.matrix) * grouped.slowdown(inner, rows / 32)
+        predicted = 1e3 * flops / (rate * grouped.matrix) * grouped.slowdown(inner, rows / 32)
         name = f"pytorch grouped_mm {rows} x {inner} x {outer}"
-        yield Row(f"{name}, forward", "ours", forward, found)
-        yield Row(f"{name}, backward", "ours", backward, model.features.BACKWARD * found)
+        yield Row(f"{name}, forward", "ours", forward, predicted)
+        yield Row(f"{name}, backward", "ours", backward, features.BACKWARD * predicted)
 
 
 def all_reduce(size: int) -> Call:
@@ -124,16 +124,16 @@ def collectives() -> Iterator[Row]:
     """nccl-tests: sizes between the fitted ones, and an all-to-all inside a node by h100."""
     for name, times in anchors.ALL_REDUCE.items():
         ends = min(times), max(times)
-        made = two_nodes(*((size, times[size] / 1e6) for size in ends))
+        machine = two_nodes(*((size, times[size] / 1e6) for size in ends))
         for size, published in times.items():
             if size not in ends:
-                found = 1e3 * network.call_times(all_reduce(size), made).total_s
+                predicted = 1e3 * network.call_times(all_reduce(size), machine).total_s
                 label = f"all-reduce {name}, {size >> 20} MiB"
-                yield Row(label, LINKS, published / 1e3, found)
+                yield Row(label, LINKS, published / 1e3, predicted)
     size, published = anchors.ALL_TO_ALL
     call = Call("all_to_all", GroupShape("world", 4, 1), "", size * 3 / 4, size * 3 / 4)
-    found = 1e3 * network.call_times(call, hardware.load("h100")).total_s
-    yield Row("all-to-all of 4 H100, 500 MiB", LINKS, published / 1e3, found)
+    predicted = 1e3 * network.call_times(call, hardware.load("h100")).total_s
+    yield Row("all-to-all of 4 H100, 500 MiB", LINKS, published / 1e3, predicted)
 
 
 def groups() -> dict[str, list[Row]]:

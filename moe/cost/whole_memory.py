@@ -6,12 +6,13 @@ its slots of expert arithmetic, n tokens of a sequence, C tokens in the cache of
     weights       s a parameter; master=fp32 and ZeRO 3: 4, as the shards of the fp32 copy are all
                   that is kept
     gradients     of training: 4; master=bf16: s
-    optimizer     master=fp32: 4, but for ZeRO 3; and moments: adamw 8 (master=bf16: 2 s),
-                  adamw8bit 2 and a scale of 4 for every 256 of each, sgd 0
+    optimizer     master=fp32: 4, but for ZeRO 3 and weights in fp32; and moments: adamw 8
+                  (master=bf16: 2 s), adamw8bit 2 and a scale of 4 for every 256 of each, sgd 0
                   ZeRO 1 divides these by the ranks that hold the same parameter, 2 gradients, too,
                   3 (and strategy fsdp) weights, too
     gathered      ZeRO 3: the weights of two layers (the next one is fetched meanwhile), in training
-                  a layer's gradients, too, in s and in the type they are reduced in
+                  a layer's gradients, too, in s and in the type they are reduced in; not of
+                  parameters that one rank alone has
     activations   of training, kept until the backward pass, for each layer
                   MoE          moe.cost.activation_bytes
                   dense MLP    T (D + k F) s, k as for an expert's hidden units
@@ -162,7 +163,8 @@ def _parameters(cell: Cell, groups: list[ParameterGroup], plan: MemoryPlan) -> d
     stage = 3 if sharded else plan.zero if train else 0
     whole = sum(group.total for group in groups)
     shards = sum(group.total / group.copies for group in groups)
-    weight, master = (FP32, 0) if train and fp32 and stage == 3 else (size, FP32 if fp32 else 0)
+    copied = fp32 and size < FP32  # weights in fp32 are their own master
+    weight, master = (FP32, 0) if train and fp32 and stage == 3 else (size, FP32 * copied)
     parts = {"weights": weight * (shards if stage == 3 else whole)}
     if train:
         gradient = plan.gradient_bytes or (FP32 if plan.master == "fp32" else size)
@@ -177,8 +179,8 @@ def _parameters(cell: Cell, groups: list[ParameterGroup], plan: MemoryPlan) -> d
 
 
 def _layer_elements(groups: list[ParameterGroup]) -> float:
-    """Elements of a rank's largest layer."""
-    sizes = {group.name: group.elements for group in groups}
+    """Elements that are gathered for a rank's largest layer: of what other ranks have shards of."""
+    sizes = {group.name: group.elements for group in groups if group.copies > 1}
     moe = sum(sizes.get(name, 0.0) for name in ("experts", "shared experts", "router"))
     same = sum(sizes.get(name, 0.0) for name in ("attention", "keys and values",
                                                  "norms and latents"))  # fmt: skip

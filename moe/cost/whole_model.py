@@ -8,7 +8,7 @@ vocabulary, F hidden units of a dense layer's MLP, R ranks, p ranks that split a
                  with positions of a head, v numbers of a value:
                  D q + q H (h + r) + D (c + r) + c H (h + v) + H v D; without q: D H (h + r)
     dense MLP    3 D F                            layers that are not MoE, gated
-    embeddings   2 V D, tied: V D                 input and output
+    embeddings   2 V D                            input and output
     norms        2 D a layer, D at the end, and those of queries, keys and latents
 
 How they are spread: experts and router by the rules of the strategy. Attention, dense MLPs and
@@ -44,7 +44,6 @@ class WholeModel:
     rope_dim: int = 0
     value_dim: int = 0
     dense_hidden: int = 0  # F
-    tied: bool = False
 
     @property
     def latent(self) -> bool:
@@ -129,7 +128,7 @@ def parameter_groups(model: WholeModel, cell: Cell, share: Share = WHOLE) -> lis
     router = sizes["router"]
     split, keys, same = attention_elements(model, dim, parts)
     key_parts = math.gcd(parts, model.kv_heads)
-    part = model.tied or moe + dense < model.layers  # a stage of a pipeline has one of the two
+    part = moe + dense < model.layers  # a stage of a pipeline has one of the two
     matrices = share.embeddings or (1 if part else 2)
     groups = [
         ParameterGroup("experts", sum(sizes.values()) - shared - router, moe, dp * share.replicas),

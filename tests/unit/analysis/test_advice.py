@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import shlex
 from pathlib import Path
@@ -16,7 +17,7 @@ import runners.bench  # noqa: F401 registers the resolver that conf/ uses
 from analysis import cli
 from analysis.predict import command, measurement, problem, sentences
 from analysis.predict.hardware import HardwareModel, Link
-from analysis.predict.model import Prediction, of_machine
+from analysis.predict.model import Prediction, longer, of_machine
 from analysis.predict.problem import PredictionProblem
 from analysis.predict.software import KernelModel, SoftwareProfile
 from analysis.text import render
@@ -60,7 +61,7 @@ def form(
 
 def test_what_to_use_and_what_it_costs_beside_the_runner_up() -> None:
     ranked = [form("dp_ep", 2.0, 3.0, ep=4, overlap=2), form("tp", 3.0, 1.0)]
-    use, cost, measure, typed = sentences.advice(setup(), ranked, {})
+    use, cost, measure, typed, other = sentences.advice(setup(), ranked, {})
     assert use == (
         "For prefill with 1,024 tokens a rank on 8 ranks (toy), use dp_ep (ep 4, dp 2), dispatcher "
         "alltoall, overlap in 2 chunks: 2.00 ms (1.96 to 2.04, extrapolated) and 3.00 GiB a rank."
@@ -71,7 +72,8 @@ def test_what_to_use_and_what_it_costs_beside_the_runner_up() -> None:
     )
     assert measure.startswith("The cheapest measurement that could change this is ")
     assert measure.endswith(":")
-    assert typed.startswith("    python runners/bench.py -m strategy=dp_ep,tp ")
+    assert typed.startswith("    python runners/bench.py -m strategy=dp_ep ")
+    assert other.startswith("    python runners/bench.py -m strategy=tp ")
 
 
 def test_the_models_error_is_part_of_the_answer() -> None:
@@ -86,6 +88,47 @@ def test_the_models_error_is_part_of_the_answer() -> None:
     assert same.startswith("The runner-up, tp (tp 8), takes as long (2.00 ms) and the same memory")
 
 
+def test_a_form_with_another_overlap_is_no_runner_up_and_not_counted() -> None:
+    ranked = [
+        form("dp_ep", 2.0, ep=4, overlap=4), form("dp_ep", 2.01, ep=4, overlap=2),
+        form("dp_ep", 2.02, ep=2, overlap=4), form("dp_ep", 2.03, ep=2), form("tp", 2.04),
+    ]  # fmt: skip
+    text = sentences.advice(setup(), ranked, {})[1]
+    assert text.startswith("The runner-up, dp_ep (ep 2, dp 4), dispatcher alltoall, overlap in 4 ")
+    assert "as is 1 other form: " in text  # tp
+    assert "overlap in 2 chunks" in sentences.advice(setup(), ranked[:2], {})[1]
+
+
+@pytest.mark.parametrize(("ratio", "words"), [
+    (1.004, "as long"), (1.5, "50% longer"), (1.99, "99% longer"), (2.0, "2.00 times as long"),
+    (13.23, "13.2 times as long"),
+])  # fmt: skip
+def test_how_much_longer(ratio: float, words: str) -> None:
+    assert longer(ratio) == words
+
+
+def test_one_token_is_not_plural() -> None:
+    one = form("ep", 2.0)
+    few = dataclasses.replace(one.cell, workload=WorkloadSpec(batch_size=8, tokens="sharded"))
+    text = sentences.advice(setup(), [dataclasses.replace(one, cell=few)], {})[0]
+    assert "with 1 token a rank on 8 ranks" in text
+
+
+def test_forms_that_have_no_small_product_have_a_command_each(tmp_path: Path) -> None:
+    """Two strategies with two degrees and two chunks would be more cells than anybody asked for."""
+    case = make("--model", "qwen3_30b_a3b", "--mode", "train")
+    work, place = case.workload(8), case.placement(8)
+    forms = [
+        StrategySpec("dp_ep", "alltoall", ep=2, overlap=4), StrategySpec("dp_ep", "dedup", ep=4),
+        StrategySpec("tp"),
+    ]  # fmt: skip
+    contestants = [case.predict(Cell(case.layer, one, work, place)) for one in forms]
+    result = measurement.cheapest(case, contestants)
+    assert (len(result.commands), result.cells) == (3, 3)
+    for command_line, one in zip(result.commands, forms, strict=True):
+        assert {cell.strategy for cell in resolved(command_line, tmp_path)} == {one}
+
+
 def test_what_does_not_fit_is_neither_advised_nor_a_runner_up() -> None:
     full = form("simple", 1.0, 9.0, fits=False)
     lines = sentences.advice(setup(), [form("ep", 2.0), form("tp", 3.0), full], {})
@@ -93,6 +136,9 @@ def test_what_does_not_fit_is_neither_advised_nor_a_runner_up() -> None:
     assert "simple" not in " ".join(lines)
     alone = sentences.advice(setup(), [form("ep", 2.0), full], {})
     assert alone[1].startswith("No other form fits")
+    assert sentences.advice(setup(), [form("ep", 2.0)], {})[1].startswith(
+        "No other form was asked for"
+    )
     assert sentences.advice(setup(), [full, form("ep", 1.0, 5.0, fits=False)], {}) == [
         "Nothing fits the memory of a rank; the least is ep alltoall with 5.00 GiB; use more ranks "
         "or fewer tokens."
@@ -114,17 +160,17 @@ def test_other_phases_say_what_they_would_use_and_what_the_advised_form_takes() 
         "decode": [form("tp", 1.0), form("ep", 1.5)],
         "prefill": [form("tp", 1.0), full],
     }
-    assert sentences.other_phases(ep, by_phase) == [
+    assert sentences.other_phases(setup(), ep, by_phase) == [
         "Decode (1,024 tokens a rank) would rather use tp (tp 8): 1.00 ms, where the form above "
         "takes 50% longer.",
         "Prefill (1,024 tokens a rank) would rather use tp (tp 8): 1.00 ms, where the form above "
         "does not fit.",
     ]
     slow = {"decode": [form("tp", 1.0, factor=2.0), form("ep", 2.5, factor=2.0)]}
-    assert sentences.other_phases(ep, slow)[0].endswith(
-        "where the form above takes 2.5 times as long (within the model's error)."
+    assert sentences.other_phases(setup(), ep, slow)[0].endswith(
+        "where the form above takes 2.50 times as long (within the model's error)."
     )
-    assert sentences.other_phases(ep, {"train": [full]}) == [
+    assert sentences.other_phases(setup(), ep, {"train": [full]}) == [
         "Training does not fit the memory of these ranks in any form."
     ]
 
@@ -185,7 +231,7 @@ def test_the_command_measures_what_the_sentence_counts(words: list[str], tmp_pat
     rivals = [next(p for p in ranked if p.cell.strategy.name == name) for name in sorted(asked)]
     contestants = rivals if len(rivals) > 1 else ranked[:2]
     result = measurement.cheapest(case, contestants)
-    cells = resolved(result.command, tmp_path)
+    cells = set().union(*(resolved(command, tmp_path) for command in result.commands))
     assert len(cells) == result.cells
     assert {p.cell.strategy for p in contestants} <= {cell.strategy for cell in cells}
     layer = next(iter(cells)).layer
@@ -220,7 +266,7 @@ def test_a_reduced_layer_keeps_the_experts_on_a_rank() -> None:
     ranked = command.ranked(case, 8, {"ep"})[0]
     result = measurement.cheapest(case, ranked[:2])
     assert (result.ranks, result.experts) == (4, 128)  # 32 on a rank, as 256 on 8
-    assert " num_experts=128 " in result.command
+    assert " num_experts=128 " in result.commands[0]
     assert result.where(case, 8).startswith("3 cells on 4 GPUs, with 128 experts, where the model ")
     assert result.where(case, 4) == "3 cells on 4 GPUs, with 128 experts"
 

@@ -216,3 +216,36 @@ def test_a_trace_is_read_as_the_runner_reads_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="row 0 is"):
         routing.read(saved(tmp_path / "b.npz", [[1, 1], [2, 3]]), layer)
     assert dataclasses.replace(result, path="b").skew(cell(2)) > 0
+
+
+def test_a_placement_without_a_form_that_splits_experts_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace, order = saved(tmp_path / "hot.npz", neighbours(0)), tmp_path / "order.txt"
+    words = ["--model", "olmoe_1b_7b", "--world-size", "8", "--strategy", "simple"]
+    asked = [*words, "--trace", trace, "--placement", str(order)]
+    assert cli.main(["advise", "--cluster", "h100", *asked]) == 2
+    assert f"--placement {order}: no form that fits splits the experts" in capsys.readouterr().err
+    assert not order.exists()
+
+
+@pytest.mark.parametrize(("part", "words"), [
+    (-0.004, "would save nothing"), (0.0, "would save nothing"),
+    (0.2, "would save 20% of the step"), (-0.31, "would take 31% longer"),
+    (-12.23, "would take 13.2 times as long"),
+])  # fmt: skip
+def test_effects_of_remedies(part: float, words: str) -> None:
+    assert remedies.effect(part) == words
+
+
+def test_remedies_at_several_numbers_of_ranks_name_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = saved(tmp_path / "hot.npz", neighbours(0) + neighbours(0))
+    words = ["--model", "olmoe_1b_7b", "--strategy", "ep", "--trace", trace]
+    assert cli.main(["predict", "--cluster", "h100", *words, "--world-size", "4,8"]) == 0
+    text = capsys.readouterr().out
+    for ranks in (4, 8):
+        assert re.search(rf"on {ranks} ranks, ep [a-z0-9= ]+, busiest of {ranks} ", text)
+    assert cli.main(["predict", "--cluster", "h100", *words, "--world-size", "8"]) == 0
+    assert "on 8 ranks, ep" not in capsys.readouterr().out

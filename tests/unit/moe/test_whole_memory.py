@@ -159,3 +159,21 @@ def test_the_busiest_rank_has_more_slots() -> None:
     skewed = whole_memory(MODEL, cell(), MemoryPlan(), skew=1.5)
     more = skewed.parts["activations"] - even.parts["activations"]
     assert more == pytest.approx(2 * 2 * 2 * (8 + 16))  # half of 4 slots more, in both MoE layers
+
+
+@pytest.mark.parametrize(("dtype", "master"), [("bfloat16", 4), ("float32", 0)])
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_weights_in_fp32_have_no_master_beside_them(dtype: str, master: int, zero: int) -> None:
+    one = dataclasses.replace(cell(), layer=dataclasses.replace(LAYER, dtype=dtype))
+    elements = 1336 if zero == 0 else 192 + 1144 / 4  # as above
+    assert parts(MemoryPlan(zero=zero), one)["optimizer"] == (master + 8) * elements
+
+
+def test_parameters_of_one_rank_alone_are_not_gathered() -> None:
+    """Without dense layers the largest layer is attention, norms and the MoE layer, whose 96 of
+    experts are gathered where the other ranks have shards of them."""
+    moe = dataclasses.replace(MODEL, moe_layers=3)
+    each = 2 * 2 + 2 + 4
+    same = 128 + 64 + 16 + 32  # attention, keys and values, norms, router
+    assert parts(MemoryPlan(zero=3), cell("ep"), moe)["gathered"] == same * each
+    assert parts(MemoryPlan(zero=3), cell("fsdp"), moe)["gathered"] == (same + 4 * 96) * each
