@@ -357,9 +357,14 @@ def help_text() -> str:
     return "\n".join([*lines, "", more, ""])
 
 
+OF_PREDICTIONS = ("cluster", "software")  # folders of conf/ that analysis reads, and no sweep
+
+
 def groups() -> dict[str, list[str]]:
     """Choices by group: the files of the folders of conf/ that the bench reads."""
-    folders = sorted(path for path in CONF.iterdir() if path.is_dir() and path.name != "cluster")
+    folders = sorted(
+        path for path in CONF.iterdir() if path.is_dir() and path.name not in OF_PREDICTIONS
+    )
     return {one.name: sorted(path.stem for path in one.glob("*.yaml")) for one in folders}
 
 

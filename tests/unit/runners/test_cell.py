@@ -16,6 +16,7 @@ from moe.build import supports
 from moe.spec import Unsupported
 from runners.config.cell import job_of
 from runners.config.resolution import Composed
+from runners.config.schema import OF_PREDICTIONS
 from runners.config.validate import validate
 from runners.errors import ConfigError
 from runners.host import project_paths
@@ -30,7 +31,7 @@ MACHINE = NodeResources(cores=2)
 GROUPS = [
     (group.name, choice.stem)
     for group in sorted((ROOT / "conf").iterdir())
-    if group.is_dir() and group.name != "cluster"  # the analysis reads that one: test_predict.py
+    if group.is_dir() and group.name not in OF_PREDICTIONS
     for choice in sorted(group.glob("*.yaml"))
 ]
 
