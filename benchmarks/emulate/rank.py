@@ -56,13 +56,17 @@ class EmulatedRanks(TorchRanks):
 
     pace: Pace
     gate: StartGate
+    starting = False  # between the barrier before a block and its first step
 
     def barrier(self) -> None:
         evict_caches()
+        self.starting = True
         self.pace.begin(self.gate.wait())
 
     def sync(self) -> None:
-        self.pace.settle()
+        if not self.starting:  # nothing has been computed yet, that could make up for a late start
+            self.pace.settle()
+        self.starting = False
 
     def phase_clock(self) -> phases.Clock:
         return PacedClock(self.pace)

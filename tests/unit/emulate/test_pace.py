@@ -102,6 +102,18 @@ def test_later_computing_makes_up_for_a_late_piece(pace: Pace, clocks: Clocks) -
     assert pace.was_late(0.5) and not pace.was_late(0.7)  # 30 ms at most
 
 
+def test_a_late_start_is_no_lateness_before_anything_is_computed(clocks: Clocks) -> None:
+    ranks = object.__new__(rank.EmulatedRanks)
+    ranks.pace = Pace(50.0, lambda: clocks.wall, lambda: clocks.cpu, clocks.sleep)
+    ranks.gate = type("Gate", (), {"wait": lambda self: 0.02})()  # type: ignore[assignment]
+    ranks.barrier()
+    ranks.sync()
+    clocks.compute(0.002)
+    ranks.sync()
+    assert clocks.wall == pytest.approx(100.08)  # 100 ms less the 20 of the start
+    assert ranks.pace.latest_s == pytest.approx(0.0, abs=1e-9)
+
+
 def in_two_forks(call: Any) -> list[Any]:
     """What call(rank) returns in two forks."""
     pipes = []
