@@ -119,4 +119,5 @@ def main(plan_path: str, place: RankPlace, gate: StartGate, rates: Rates) -> int
     """Runs the rank; returns its exit code."""
     EmulatedRanks.pace, EmulatedRanks.gate = Pace(rates.cluster.dilation), gate
     EmulatedWorker.rates = rates
-    return worker.main([plan_path], EmulatedWorker)
+    worker.Worker = EmulatedWorker  # type: ignore[misc]
+    return worker.main([plan_path])

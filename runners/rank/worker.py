@@ -321,7 +321,7 @@ def prepare(arguments: list[str]) -> None:
         importlib.import_module(name)
 
 
-def main(arguments: list[str], worker_type: type[Worker] = Worker) -> int:
+def main(arguments: list[str]) -> int:
     isolation.die_with_parent(int(os.environ.get("MOE_AGENT_PID", "0")) or None)
     faulthandler.enable()
     faulthandler.register(signal.SIGTERM, chain=True)  # stacks to stderr when others have ended
@@ -334,7 +334,7 @@ def main(arguments: list[str], worker_type: type[Worker] = Worker) -> int:
     pinned = environment.pin(place.local_rank, place.local_ranks, plan.placement.threads)
     torch.set_num_threads(plan.placement.threads)
     try:
-        worker = worker_type(plan, place, log, pinned)
+        worker = Worker(plan, place, log, pinned)
         worker.run()
         gc.collect()  # graphs in cycles: NCCL does not end while one is left that uses it
         worker.ranks.close()
