@@ -19,13 +19,13 @@ def machine(
     what the calibrated ranks reach together is the same with any number of them. `memory_bytes` is
     of one rank. KeyError where a rate is missing."""
     ranks = int(calibration["ranks"])
-    made = hardware.of_calibration({**calibration, "collectives": {}}, ranks)
+    rates = hardware.of_calibration({**calibration, "collectives": {}}, ranks)
 
     def link(mbit_s: float) -> Link:
         return Link(mbit_s * 1e6 / 8 / cluster.overhead, alpha_s=0.0)
 
     return replace(
-        made, name=cluster.words, ranks_per_node=cluster.ranks_per_node,
+        rates, name=cluster.words, ranks_per_node=cluster.ranks_per_node,
         memory_bytes=memory_bytes, intra=link(cluster.intra_mbit_s),
         inter=link(cluster.inter_mbit_s), own_links=True,
     )  # fmt: skip

@@ -136,8 +136,8 @@ def _against_model(frame: pd.DataFrame, text: str) -> Explanation:
     phases_s, total_s = model.time_s(known.cell, known.machine, fitted, known.skew)
     phases = {name: 1e3 * seconds for name, seconds in phases_s.items()}
     measured = explanation.side("measured", chosen, frame, known.machine)
-    said = f"the model, fitted to {len(others)} other cells"
-    predicted = Side(said, 1e3 * total_s, Series(frame.iloc[:0]), {})
+    title = f"the model, fitted to {len(others)} other cells"
+    predicted = Side(title, 1e3 * total_s, Series(frame.iloc[:0]), {})
     a = Draws(measured)
     facts = _facts(a.state(), phases)
     sides = [_with(side, facts[place]) for place, side in enumerate((measured, predicted))]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from analysis.errors import InputError
 from analysis.predict import candidates
 from analysis.predict.fit import Measured
-from benchmarks.cost_model.crossover import crossing, said
+from benchmarks.cost_model.crossover import crossing, place_text
 from moe.spec import Cell, StrategySpec
 
 STRATEGIES = ("tp", "ep", "dp_ep")
@@ -42,16 +42,16 @@ class Crossing(NamedTuple):
     def off(self) -> float:
         """Grid steps between the two crossings. One that lies beyond the grid counts from the end
         where it must be: the least that the other can be off."""
-        found, said_at = self.places
-        if found is not None and said_at is not None:
-            return abs(found - said_at)
+        measured_at, predicted_at = self.places
+        if measured_at is not None and predicted_at is not None:
+            return abs(measured_at - predicted_at)
         last = len(self.grid) - 1
-        if found is None and said_at is None:
+        if measured_at is None and predicted_at is None:
             return 0.0 if (self.measured[0] < 1) == (self.predicted[0] < 1) else float(last)
-        inside = found if found is not None else said_at
+        inside = measured_at if measured_at is not None else predicted_at
         crossed, uncrossed = (
             (self.measured, self.predicted)
-            if found is not None
+            if measured_at is not None
             else (self.predicted, self.measured)
         )
         assert inside is not None
@@ -64,7 +64,7 @@ class Crossing(NamedTuple):
 
     def row(self) -> list[str]:
         words = [
-            said(at, ratio, self.grid, self.axis)
+            place_text(at, ratio, self.grid, self.axis)
             for at, ratio in zip(self.places, (self.measured, self.predicted), strict=True)
         ]
         least = "at least " if None in self.places and self.off else ""

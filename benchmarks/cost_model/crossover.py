@@ -87,7 +87,7 @@ def crossing(ratio: Sequence[float]) -> float | None:
     return None
 
 
-def said(
+def place_text(
     at: float | None, ratio: Sequence[float], grid: Sequence[int] = TOPKS, name: str = "k"
 ) -> str:
     if at is None:
@@ -138,8 +138,8 @@ def crossings(rows: Sequence[tuple[Measured, list[float]]]) -> None:
             off = "-"
             if places[0] is not None and places[2] is not None:
                 off = f"{abs(places[0] - places[2]):.1f} grid steps"
-            told = [said(at, ratio) for at, ratio in zip(places, ratios, strict=True)]
-            print(f"| {hidden} | {one} / {other} | {' | '.join(told)} | {off} |")
+            texts = [place_text(at, ratio) for at, ratio in zip(places, ratios, strict=True)]
+            print(f"| {hidden} | {one} / {other} | {' | '.join(texts)} | {off} |")
 
 
 def series(

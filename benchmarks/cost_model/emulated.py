@@ -57,15 +57,15 @@ class Judged(Score):
         super().__init__(fitted, [with_fitted_machine(m, fitted) for m in held])
 
     def factor(self, m: Measured) -> float:
-        doublings = model.beyond(m.cell, self.made, m.skew)[1]
-        return self.made.spread * model.WIDER_PER_DOUBLING**doublings
+        doublings = model.beyond(m.cell, self.coefficients, m.skew)[1]
+        return self.coefficients.spread * model.WIDER_PER_DOUBLING**doublings
 
     def misses(self, name: str) -> list[list[str]]:
         """A row for each cell outside its interval."""
         return [self._miss(m, p, name) for m, p in self.pairs if not self.holds(m, p)]
 
     def _miss(self, m: Measured, predicted_s: float, name: str) -> list[str]:
-        phases = model.time_s(m.cell, m.machine, self.made, m.skew)[0]
+        phases = model.time_s(m.cell, m.machine, self.coefficients, m.skew)[0]
         largest = max(phases, key=lambda phase: phases[phase])
         ends = (predicted_s / self.factor(m), predicted_s * self.factor(m))
         return [
@@ -146,8 +146,8 @@ class Judgement:
             for ranks in sorted(set(map(ranks_of, many)))
         }
         self.by_strategy = self._without_a_strategy()
-        found = crossings.slices(cells)
-        self.crossings = [self._crossing(one) for one in found]
+        slices = crossings.slices(cells)
+        self.crossings = [self._crossing(one) for one in slices]
 
     def _without_a_strategy(self) -> dict[str, Judged]:
         """Strategies that leave enough cells to fit."""
@@ -166,8 +166,8 @@ class Judgement:
     def _crossing(self, one: crossings.Slice) -> crossings.Crossing:
         own = {id(m) for pair in one.pairs for m in pair}
         kept = [m for m in self.few if id(m) not in own]
-        made = fit.fit(kept, folds=0)
-        return one.judged(lambda m: fit.predicted_s(with_fitted_machine(m, kept), made))
+        coefficients = fit.fit(kept, folds=0)
+        return one.judged(lambda m: fit.predicted_s(with_fitted_machine(m, kept), coefficients))
 
     def rows(self) -> list[list[str]]:
         rows = [["all of more ranks", *self.ranks.cells()]]

@@ -91,8 +91,8 @@ class Score:
     """Errors of predictions for cells that were not fitted."""
 
     def __init__(self, fitted: Sequence[Measured], held: Sequence[Measured]) -> None:
-        self.made = fit.fit(fitted)
-        self.pairs = [(m, fit.predicted_s(m, self.made)) for m in held]
+        self.coefficients = fit.fit(fitted)
+        self.pairs = [(m, fit.predicted_s(m, self.coefficients)) for m in held]
 
     @property
     def errors(self) -> list[float]:
@@ -100,7 +100,7 @@ class Score:
 
     def factor(self, m: Measured) -> float:
         """Of the cell's interval: its ends are the prediction divided and multiplied by it."""
-        return self.made.spread
+        return self.coefficients.spread
 
     def holds(self, m: Measured, predicted_s: float) -> bool:
         return abs(math.log(predicted_s / m.total_s)) <= math.log(self.factor(m))

@@ -50,11 +50,11 @@ class Row(NamedTuple):
 
 def newest(folder: Path = RESULTS) -> dict[str, Any]:
     """The newest summary of the GPU script; raises FileNotFoundError where there is none."""
-    found = [json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")]
-    if not found:
+    summaries = [json.loads(path.read_text("utf-8")) for path in folder.glob("*.json")]
+    if not summaries:
         raise FileNotFoundError(f"{folder}: no summary; see docs/gpu.md")
-    made: dict[str, Any] = max(found, key=lambda summary: summary["date"])
-    return made
+    latest: dict[str, Any] = max(summaries, key=lambda summary: summary["date"])
+    return latest
 
 
 def cluster_of(card: str) -> hardware.HardwareModel:
@@ -84,11 +84,11 @@ def rows(summary: dict[str, Any]) -> Iterator[Row]:
     ) -> Row:
         work = WorkloadSpec(batch_size=tokens, tokens="sharded", mode=mode, kind=kind)
         cell = Cell(layer, form, work, RankLayout(1, "nccl", "cuda"))
-        found = 1e3 * model.time_s(cell, machine, fitted)[1]
+        predicted_ms = 1e3 * model.time_s(cell, machine, fitted)[1]
         graph = ", graph" if form.graph == "on" else ""
         chosen = name == QWEN and kind == "balanced" and (form.kernel, tokens, form.graph) in SET
         return Row(name, tokens, mode + graph, f"{form.name} {form.kernel}",
-                   "set" if chosen else "checked", ms, found)  # fmt: skip
+                   "set" if chosen else "checked", ms, predicted_ms)  # fmt: skip
 
     for one in summary["kernels"]:
         strategy, kernel = one["strategy"].split()
@@ -106,7 +106,7 @@ def rows(summary: dict[str, Any]) -> Iterator[Row]:
             yield row(SMALL_NAME, SMALL, one["batch"], form, mode, "learned", one[key])
 
 
-def lines(found: list[Row], markdown: bool) -> Iterator[str]:
+def lines(rows: list[Row], markdown: bool) -> Iterator[str]:
     """Every row, set ones first, and the median error of each use."""
     form = "| {} | {} | {} | {} | {} | {:.3f} | {:.3f} | {:+.0%} |"
     if markdown:
@@ -115,16 +115,16 @@ def lines(found: list[Row], markdown: bool) -> Iterator[str]:
     else:
         form = "{:38} {:6} {:15} {:20} {:8} {:8.3f} {:8.3f} {:+.0%}"
     key = ("set", "checked").index
-    for row in sorted(found, key=lambda row: (key(row.use), row[:4])):
+    for row in sorted(rows, key=lambda row: (key(row.use), row[:4])):
         yield form.format(*row, row.error)
     yield ""
     parts = {
-        "set": [row for row in found if row.use == "set"],
-        "checked": [row for row in found if row.use == "checked"],
+        "set": [row for row in rows if row.use == "set"],
+        "checked": [row for row in rows if row.use == "checked"],
         "checked, GPU busy (graphs, or 4,096 tokens and more)": [
-            row for row in found if row.use == "checked" and busy(row)
+            row for row in rows if row.use == "checked" and busy(row)
         ],
-        "checked, host busy": [row for row in found if row.use == "checked" and not busy(row)],
+        "checked, host busy": [row for row in rows if row.use == "checked" and not busy(row)],
     }
     for name, some in parts.items():
         median = statistics.median(abs(row.error) for row in some)

@@ -45,14 +45,14 @@ def run(words: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str
 
 def ranks_running(name: str) -> list[int]:
     """Processes whose command line names the sweep's folder."""
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if f"_{name}/" in path.read_bytes().replace(b"\0", b" ").decode():
-                found.append(int(path.parent.name))
+                pids.append(int(path.parent.name))
         except OSError:
             continue
-    return found
+    return pids
 
 
 def check_records(name: str) -> None:

@@ -51,13 +51,13 @@ def record(
     }
     sent = {"sent_bytes": mebibytes << 20, "received_bytes": mebibytes << 20, "busbw_bytes": 0}
     call = {"collective": "all_to_all", "group": "ep", "calls": 2, "algorithm": "", **sent}
-    made: dict[str, Any] = {
+    values: dict[str, Any] = {
         "noise": 0.0, "scale": step / factory.truth_ms(of), "calibration": CALIBRATION,
         "phases": phases, "traffic": [[call], [call]],
         "skew": {"expert_slots": [16] * 8, "rank_slots": list(slots)},
         "environment": {**factory.ENVIRONMENT, "local_ranks": 2},
     }  # fmt: skip
-    return factory.measured(of, **{**made, **fields})
+    return factory.measured(of, **{**values, **fields})
 
 
 def cell(batch: int = 64, **changes: Any) -> Cell:
@@ -151,10 +151,10 @@ def test_ranks_that_share_cores_lose_what_the_others_take() -> None:
 
 def test_counted_waits_are_taken_out_of_the_links() -> None:
     a = State(12.0, 12.0, links=8.0, host=1.0)
-    found = decompose(a, Work(links={"bytes: x": 2.0}, host_waits_ms=3.0),
+    explanation = decompose(a, Work(links={"bytes: x": 2.0}, host_waits_ms=3.0),
                       State(8.0, 8.0, links=5.0), Work(links={"bytes: x": 2.0}))  # fmt: skip
-    assert found["host"] == 4.0
-    assert (found["bytes: x"], found["link_rate"]) == (0.0, 0.0)
+    assert explanation["host"] == 4.0
+    assert (explanation["bytes: x"], explanation["link_rate"]) == (0.0, 0.0)
 
 
 # Planted differences in records.
@@ -162,29 +162,33 @@ def test_counted_waits_are_taken_out_of_the_links() -> None:
 
 def test_a_slow_expert_of_one_rank_is_a_rate_in_full(tmp_path: Path) -> None:
     slow = record(cell(), ({"wait": 6.0}, {"experts": 6.0}), step=STEP + 6)
-    found = explained(tmp_path, slow, record(cell()))
-    assert (found.largest.key, found.largest.ms) == (parts.RATE, pytest.approx(6.0))
-    assert of(found, parts.UNEXPLAINED) == pytest.approx(0.0, abs=1e-6)
-    assert of(found, parts.WAITING) == pytest.approx(0.0, abs=1e-6)
+    explanation = explained(tmp_path, slow, record(cell()))
+    assert (explanation.largest.key, explanation.largest.ms) == (parts.RATE, pytest.approx(6.0))
+    assert of(explanation, parts.UNEXPLAINED) == pytest.approx(0.0, abs=1e-6)
+    assert of(explanation, parts.WAITING) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_doubled_bytes_are_named_by_their_collective(tmp_path: Path) -> None:
     more = {"dispatch": 4.0, "combine": 4.0}
     twice = record(cell(), (more, more), step=STEP + 8, mebibytes=8)
-    found = explained(tmp_path, twice, record(cell()))
-    assert (found.largest.key, found.largest.ms) == ("bytes: all_to_all (ep)", pytest.approx(8.0))
-    assert found.largest.about == "8.00 MiB in 2 calls against 4.00 MiB in 2 calls"
-    assert of(found, parts.LINK_RATE) == pytest.approx(0.0, abs=1e-6)
+    explanation = explained(tmp_path, twice, record(cell()))
+    largest = explanation.largest
+    assert (largest.key, largest.ms) == ("bytes: all_to_all (ep)", pytest.approx(8.0))
+        "bytes: all_to_all (ep)",
+        pytest.approx(8.0),
+    )
+    assert explanation.largest.about == "8.00 MiB in 2 calls against 4.00 MiB in 2 calls"
+    assert of(explanation, parts.LINK_RATE) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_busier_rank_is_skew(tmp_path: Path) -> None:
     # without a calibration only slots count: 96 of them take 1.5 times as long as 64
     skewed = record(cell(), ({"experts": 4.0}, {"experts": -4.0, "wait": 8.0}), step=STEP + 4,
                     slots=(96, 32), calibration=None)  # fmt: skip
-    found = explained(tmp_path, skewed, record(cell(), calibration=None))
-    assert (found.largest.key, found.largest.ms) == (parts.SKEW, pytest.approx(4.0))
-    assert of(found, parts.RATE) == pytest.approx(0.0, abs=1e-6)
-    assert found.largest.about == (
+    explanation = explained(tmp_path, skewed, record(cell(), calibration=None))
+    assert (explanation.largest.key, explanation.largest.ms) == (parts.SKEW, pytest.approx(4.0))
+    assert of(explanation, parts.RATE) == pytest.approx(0.0, abs=1e-6)
+    assert explanation.largest.about == (
         "busiest rank 1.50 times the mean against busiest rank 1.00 times the mean"
     )
 
@@ -194,21 +198,21 @@ def test_a_busier_rank_is_skew(tmp_path: Path) -> None:
 def test_a_wait_of_the_host_is_named_on_one_rank_and_on_all(
     tmp_path: Path, extra: Sequence[Mapping[str, float]]
 ) -> None:
-    found = explained(tmp_path, record(cell(), extra, step=STEP + 5), record(cell()))
-    assert (found.largest.key, found.largest.ms) == (parts.HOST, pytest.approx(5.0))
+    explanation = explained(tmp_path, record(cell(), extra, step=STEP + 5), record(cell()))
+    assert (explanation.largest.key, explanation.largest.ms) == (parts.HOST, pytest.approx(5.0))
 
 
 def test_a_rank_that_is_late_elsewhere_is_waited_for(tmp_path: Path) -> None:
     late = record(cell(), ({"wait": 6.0}, {"router": 6.0}), step=STEP + 6)
-    found = explained(tmp_path, late, record(cell()))
-    assert of(found, parts.WAITING) == pytest.approx(3.0)
-    assert of(found, parts.ROUTER) == pytest.approx(3.0)  # the mean of both ranks
+    explanation = explained(tmp_path, late, record(cell()))
+    assert of(explanation, parts.WAITING) == pytest.approx(3.0)
+    assert of(explanation, parts.ROUTER) == pytest.approx(3.0)  # the mean of both ranks
 
 
 def test_what_the_phases_do_not_have_is_not_explained(tmp_path: Path) -> None:
-    found = explained(tmp_path, record(cell(), step=STEP + 3), record(cell()))
-    assert found.largest.key == parts.UNEXPLAINED
-    assert found.parts[-1].ms == pytest.approx(3.0)
+    explanation = explained(tmp_path, record(cell(), step=STEP + 3), record(cell()))
+    assert explanation.largest.key == parts.UNEXPLAINED
+    assert explanation.parts[-1].ms == pytest.approx(3.0)
 
 
 def test_equal_rounds_and_passes_leave_no_doubt_and_scattered_ones_do(tmp_path: Path) -> None:
@@ -227,9 +231,9 @@ def test_five_launches_are_drawn_as_launches(tmp_path: Path) -> None:
         ]
         factory.write_all(tmp_path, of_launches)
     asked = Asked([analysis.load([tmp_path])], ("a",), "label=changed", "label=plain")
-    found = explain_command.answer(asked)
-    assert found.basis == "over 5 launches"
-    assert found.total.high > found.total.low
+    explanation = explain_command.answer(asked)
+    assert explanation.basis == "over 5 launches"
+    assert explanation.total.high > explanation.total.low
 
 
 # What the records do not have.
@@ -237,16 +241,16 @@ def test_five_launches_are_drawn_as_launches(tmp_path: Path) -> None:
 
 def test_parts_without_records_are_named_and_not_zero(tmp_path: Path) -> None:
     bare = record(cell(), step=STEP + 2, phases=None)
-    found = explained(tmp_path, bare, record(cell()))
-    assert {part.ms for part in found.parts[:-1]} == {None}
-    assert found.parts[-1].ms == pytest.approx(2.0)
+    explanation = explained(tmp_path, bare, record(cell()))
+    assert {part.ms for part in explanation.parts[:-1]} == {None}
+    assert explanation.parts[-1].ms == pytest.approx(2.0)
     assert any("not in the records" in row and "no phases of ep" in row[-1]
-               for row in words.rows(found, "text"))  # fmt: skip
+               for row in words.rows(explanation, "text"))  # fmt: skip
 
 
 def test_without_a_calibration_reads_and_memory_are_not_known(tmp_path: Path) -> None:
-    found = explained(tmp_path, record(cell(), calibration=None), record(cell()))
-    unknown = [part.key for part in found.parts if part.ms is None]
+    explanation = explained(tmp_path, record(cell(), calibration=None), record(cell()))
+    unknown = [part.key for part in explanation.parts if part.ms is None]
     assert unknown == [parts.READS, parts.MEMORY]
 
 
@@ -254,9 +258,9 @@ def test_records_with_one_pass_have_parts_without_intervals(tmp_path: Path) -> N
     old = record(cell(), step=STEP + 6)
     assert old.phases is not None
     phases = {k: v for k, v in old.phases.items() if k != "per_pass_ns"}
-    found = explained(tmp_path, dataclasses.replace(old, phases=phases), record(cell()))
-    assert of(found, parts.ROUTER) == pytest.approx(0.0)
-    assert all(pd.isna(part.low) for part in found.parts)
+    explanation = explained(tmp_path, dataclasses.replace(old, phases=phases), record(cell()))
+    assert of(explanation, parts.ROUTER) == pytest.approx(0.0)
+    assert all(pd.isna(part.low) for part in explanation.parts)
 
 
 # The verb.
