@@ -174,9 +174,6 @@ def test_doubled_bytes_are_named_by_their_collective(tmp_path: Path) -> None:
     explanation = explained(tmp_path, twice, record(cell()))
     largest = explanation.largest
     assert (largest.key, largest.ms) == ("bytes: all_to_all (ep)", pytest.approx(8.0))
-        "bytes: all_to_all (ep)",
-        pytest.approx(8.0),
-    )
     assert explanation.largest.about == "8.00 MiB in 2 calls against 4.00 MiB in 2 calls"
     assert of(explanation, parts.LINK_RATE) == pytest.approx(0.0, abs=1e-6)
 
