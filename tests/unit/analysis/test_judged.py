@@ -41,7 +41,7 @@ def test_a_right_model_meets_the_goals() -> None:
     assert list(judgement.by_strategy) == ["dp_ep", "ep", "simple", "tp"]
     largest = judgement.by_ranks[32]
     of, _ = largest.pairs[0]  # 3 doublings of ranks, and one of the batch: 64 x 32 after 256 x 4
-    assert largest.factor(of) == pytest.approx(largest.made.spread * 1.15**4)
+    assert largest.factor(of) == pytest.approx(largest.coefficients.spread * 1.15**4)
     rows = {row[0]: row[1] for row in judgement.rows()}
     assert rows["8 ranks"] == "24"
     assert rows["strategy tp left out"] == "30"
