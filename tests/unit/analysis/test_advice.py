@@ -271,7 +271,8 @@ def test_a_reduced_layer_keeps_the_experts_on_a_rank() -> None:
     assert result.where(case, 4) == "3 cells on 4 GPUs, with 128 experts"
 
 
-def test_a_command_can_be_copied_from_every_format() -> None:
+def test_a_command_can_be_copied_from_every_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     word = "w" * 60
     texts = ["Measure:", f"    python bench.py {word} 'a b' {word}"]
     assert render.commands(texts, "text") == (
