@@ -94,10 +94,10 @@ def side(
 def _passes(attempts: pd.DataFrame) -> Passes:
     """Phases of every pass by launch; of older records those of each rank's middle pass."""
     columns = ["host", "sweep", "launch", "phase_passes_ms", "phase_per_rank_ms"]
-    found: dict[Unit, Sequence[Sequence[Mapping[str, float]]]] = {}
+    by_launch: dict[Unit, Sequence[Sequence[Mapping[str, float]]]] = {}
     for host, sweep, launch, passes, ranks in attempts[columns].itertuples(index=False):
-        found[str(host), str(sweep), int(launch)] = passes or ([ranks] if ranks else [])
-    return found
+        by_launch[str(host), str(sweep), int(launch)] = passes or ([ranks] if ranks else [])
+    return by_launch
 
 
 def _threads_per_core(summary: CellSummary, attempts: pd.DataFrame) -> float:

@@ -43,6 +43,11 @@ MAX_RANKS = 65536
 DECODE_TOKENS = 128  # on a rank, at most, of what is called decode
 
 
+def tokens_per_rank(work: WorkloadSpec, ranks: int) -> int:
+    """Tokens that a rank starts with."""
+    return work.batch_size if work.tokens == "replicated" else max(1, work.batch_size // ranks)
+
+
 @dataclass
 class PredictionProblem:
     """`fixed` is a cluster, whose memory is of a rank; `here` has the fields below it instead."""
@@ -89,8 +94,7 @@ class PredictionProblem:
 
     def tokens_per_rank(self, ranks: int) -> int:
         """Tokens that a rank starts with."""
-        work = self.workload(ranks)
-        return work.batch_size if work.tokens == "replicated" else max(1, work.batch_size // ranks)
+        return tokens_per_rank(self.workload(ranks), ranks)
 
     def phase(self, ranks: int) -> str:
         """Of PHASES. Of one layer, a forward pass of few tokens on a rank is called decode."""

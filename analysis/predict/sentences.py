@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from analysis import numbers
 from analysis.predict import candidates, measurement, plans
 from analysis.predict.model import Prediction, longer
-from analysis.predict.problem import PredictionProblem
+from analysis.predict.problem import PredictionProblem, tokens_per_rank
 from analysis.predict.whole import DECODE, PREFILL, TP_NOT_TIMED, TRAIN, plan_text
 from analysis.text import render
 from moe.strategies import degrees
@@ -170,8 +170,7 @@ def other_phases(
 
 
 def _tokens(prediction: Prediction) -> int:
-    work, ranks = prediction.cell.workload, prediction.cell.placement.world_size
-    return work.batch_size if work.tokens == "replicated" else max(1, work.batch_size // ranks)
+    return tokens_per_rank(prediction.cell.workload, prediction.cell.placement.world_size)
 
 
 def _instead(same: Prediction | None, first: Prediction) -> str:

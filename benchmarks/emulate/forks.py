@@ -7,10 +7,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 from benchmarks.emulate import network
 from runners.host import isolation
+from runners.launch.forked import end_with
 from runners.rank.process_group import RankPlace
 from runners.records.emulation import Emulation
 
@@ -38,27 +40,19 @@ def run(ranks: int, cluster: Emulation, body: Callable[[RankPlace], int]) -> lis
         child = os.fork()
         if child == 0:
             isolation.die_with_parent(parent)
-            _run_rank(place_of(rank, ranks, cluster), body)
+            end_with(partial(_run_rank, place_of(rank, ranks, cluster), body))
         pids[child] = rank
     return _wait(pids)
 
 
-def _run_rank(place: RankPlace, body: Callable[[RankPlace], int]) -> None:
-    code = 1
-    try:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        network.enter(network.namespace(place.rank))
-        os.environ.update(
-            RANK=str(place.rank), LOCAL_RANK=str(place.local_rank),
-            LOCAL_WORLD_SIZE=str(place.local_ranks),
-        )  # fmt: skip
-        code = body(place)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+def _run_rank(place: RankPlace, body: Callable[[RankPlace], int]) -> int:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    network.enter(network.namespace(place.rank))
+    os.environ.update(
+        RANK=str(place.rank), LOCAL_RANK=str(place.local_rank),
+        LOCAL_WORLD_SIZE=str(place.local_ranks),
+    )  # fmt: skip
+    return body(place)
 
 
 def _end(pids: Collection[int]) -> None:

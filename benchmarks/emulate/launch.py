@@ -14,7 +14,7 @@ from runners.launch import launch_files
 from runners.launch.local import LaunchProcess, rank_environment, save_plan
 from runners.plan import LaunchPlan
 
-TRIAL_S, NEW_LINE = 30.0, "\n"
+TRIAL_S = 30.0
 # Names of network namespaces are files in /run/netns: a private /run needs no cleaning up.
 PRIVATE_RUN = 'mount -t tmpfs tmpfs /run && mkdir /run/netns && exec "$@"'
 TRIAL = (
@@ -45,9 +45,10 @@ def check() -> None:
     except (OSError, subprocess.SubprocessError) as error:
         raise ConfigError(f"emulation: {error}") from error
     if done.returncode:
+        reason = done.stderr.strip().rpartition("\n")[2]
         raise ConfigError(
             "emulation: no network namespaces with shaped links here: "
-            f"{done.stderr.strip().rpartition(NEW_LINE)[2]}; run it as root, or where user "
+            f"{reason}; run it as root, or where user "
             "namespaces are allowed"
         )
 

@@ -125,10 +125,10 @@ def whole_memory(
     model: WholeModel, cell: Cell, plan: MemoryPlan, available: float = math.inf, skew: float = 1.0
 ) -> MemoryUse:
     """Bytes of rank 0, which has the most tokens, `skew` times its even share of slots."""
-    held = sum(held_layers(model, plan.share))
-    if plan.phase == "train" and held < model.layers and not plan.in_flight:
+    layers = sum(held_layers(model, plan.share))
+    if plan.phase == "train" and layers < model.layers and not plan.in_flight:
         stages = (dataclasses.replace(plan, in_flight=model.layers, logits=0),
-                  dataclasses.replace(plan, in_flight=held))  # fmt: skip
+                  dataclasses.replace(plan, in_flight=layers))  # fmt: skip
         uses = [whole_memory(model, cell, stage, available, skew) for stage in stages]
         return max(uses, key=lambda use: use.total)
     work = dataclasses.replace(cell.workload, mode="train" if plan.phase == "train" else "forward")

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.distributed.elastic import multiprocessing as elastic
@@ -93,25 +93,34 @@ def entry(rank_main: Callable[[list[str]], int], arguments: Sequence[str]) -> Ca
     fork_barrier, agent_pid = ForkBarrier(), os.getpid()
     fork_barrier.release_when_forked()
 
-    def rank() -> None:
-        code = 1
-        try:
-            isolation.die_with_parent(agent_pid)
-            fork_barrier.wait()
-            for number in HANDLED:
-                signal.signal(number, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            code = rank_main(list(arguments))
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+    def begin() -> int:
+        isolation.die_with_parent(agent_pid)
+        fork_barrier.wait()
+        for number in HANDLED:
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return rank_main(list(arguments))
+
+    def rank() -> None:  # a function, whose name torch wants
+        end_with(begin)
 
     return rank
+
+
+def end_with(call: Callable[[], int]) -> NoReturn:
+    """Ends this fork with what `call` returns; with 1, and a traceback on stderr, where it raises.
+    Nothing of the parent's is run, such as its handlers of an exit."""
+    code = 1
+    try:
+        code = call()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 class Ranks(MultiprocessContext):

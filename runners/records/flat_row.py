@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe.spec import Cell, WorkloadSpec
@@ -231,17 +231,16 @@ def busiest_over_mean(slots: list[float] | None) -> float | None:
     return max(slots) / statistics.fmean(slots)
 
 
+def _in_ms(ranks: Sequence[Mapping[str, float]] | None) -> list[dict[str, float]]:
+    """Every rank's phases, from ns."""
+    return [{name: duration / 1e6 for name, duration in rank.items()} for rank in ranks or ()]
+
+
 def _phases(record: Record) -> dict[str, Any]:
     """Phase times of every rank in ms, and their means over the ranks, which still add up."""
     phases = record.phases or {}
-    per_rank = [
-        {name: duration / 1e6 for name, duration in rank.items()}
-        for rank in phases.get("per_rank_ns") or []
-    ]
-    passes = [
-        [{name: duration / 1e6 for name, duration in rank.items()} for rank in ranks]
-        for ranks in phases.get("per_pass_ns") or []
-    ]
+    per_rank = _in_ms(phases.get("per_rank_ns"))
+    passes = [_in_ms(ranks) for ranks in phases.get("per_pass_ns") or []]
     names = list(dict.fromkeys(name for rank in per_rank for name in rank))
     means = {n: statistics.fmean(rank.get(n, 0.0) for rank in per_rank) for n in names}
     totals = [total / 1e6 for total in phases.get("total_ns") or []]

@@ -88,12 +88,17 @@ def test_the_links_can_be_had_in_a_user_namespace_too() -> None:
     assert done.stdout == "links\n", done.stderr[-3000:]
 
 
-def test_a_killed_rank_fails_its_cell_and_no_rank_stays() -> None:
-    name = f"check-{os.getpid()}-killed"
-    started = subprocess.Popen(
+def long_sweep(name: str) -> subprocess.Popen[str]:
+    """Runs until something ends it."""
+    return subprocess.Popen(
         command(name, "--cells", LAYER, "measure.samples=400", "measure.samples_max=400"),
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+
+
+def test_a_killed_rank_fails_its_cell_and_no_rank_stays() -> None:
+    name = f"check-{os.getpid()}-killed"
+    started = long_sweep(name)
     log = wait_for_round(name)
     pid = json.loads(log.read_text().splitlines()[0])["pid"]
     os.kill(pid, signal.SIGKILL)
@@ -106,10 +111,7 @@ def test_a_killed_rank_fails_its_cell_and_no_rank_stays() -> None:
 
 def test_an_interrupt_ends_ranks_and_links() -> None:
     name = f"check-{os.getpid()}-stopped"
-    started = subprocess.Popen(
-        command(name, "--cells", LAYER, "measure.samples=400", "measure.samples_max=400"),
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    started = long_sweep(name)
     wait_for_round(name)
     started.send_signal(signal.SIGTERM)
     started.communicate(timeout=60)
