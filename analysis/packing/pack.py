@@ -17,6 +17,7 @@ from analysis.errors import InputError, SourceWarning
 from analysis.packing import pictures
 from analysis.sources import API_PREFIX, LATEST, is_wandb, packed
 from analysis.text.captions import STAMP, short_machine
+from runners.host.identity import names_here
 from runners.packed import container, packed_file, parts
 from runners.packed.container import SUFFIX, PackedError
 from runners.packed.packed_file import ALLOWED_NAME, NAME, Packed
@@ -112,11 +113,12 @@ def _of_folder(folder: Path, name: str, filters: Sequence[str]) -> Contents:
     if not attempts:
         raise InputError(f"{folder}: holds no readable attempt; name a sweep that has ended")
     plan = _plan(folder, {one.cell_id for one in attempts} if filters else None)
-    made, left_out = parts.of_records(attempts, name)
-    planned = parts.of_plan(plan, name) if plan else {}
-    refused = parts.of_refused([words for words, _ in sweep_folder.read_refused(folder)])
-    about = parts.about(attempts, name, str(plan.get("command", "")) if plan else "")
-    return Contents(about, {**planned, **refused, **made}, left_out)
+    names = names_here()
+    lines, left_out = parts.of_records(attempts, name, names)
+    planned = parts.of_plan(plan, name, names) if plan else {}
+    refused = parts.of_refused([words for words, _ in sweep_folder.read_refused(folder)], names)
+    about = parts.about(attempts, name, str(plan.get("command", "")) if plan else "", names)
+    return Contents(about, {**planned, **refused, **lines}, left_out)
 
 
 def _records(folder: Path) -> Iterator[Record]:

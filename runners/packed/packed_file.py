@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from runners.packed import container, download
+from runners.packed.command import portable_command, portable_override
 from runners.packed.container import SUFFIX, PackedError
-from runners.packed.record_schema import faults, portable_command, portable_overrides
+from runners.packed.record_schema import faults
 from runners.records import record
 from runners.records.record import Record
 from runners.records.sealed import RecordError
@@ -201,7 +202,7 @@ def _planned(cell: Any) -> dict[str, Any]:
 
 def _overrides(words: Any) -> list[str]:
     given = [str(word) for word in words]
-    if portable_overrides(given) != given:
+    if [portable_override(word) for word in given] != given:
         raise ValueError(f"overrides {given}: not as they are packed")
     return given
 

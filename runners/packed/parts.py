@@ -7,8 +7,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from runners.packed.command import portable_command, portable_override
+from runners.packed.guard import Guard
 from runners.packed.packed_file import FORMAT, PLAN, REFUSED, SHARED, VERSION
-from runners.packed.record_schema import portable, portable_command, portable_overrides
+from runners.packed.record_schema import portable
 from runners.records import record
 from runners.records.record import Record
 from runners.records.sealed import RecordError
@@ -18,8 +20,11 @@ LEAST_SHARED = 100  # bytes of JSON; less is written in every record
 LINES = 8  # records in a part
 
 
-def of_records(records: Iterable[Record], name: str) -> tuple[dict[str, bytes], list[str]]:
+def of_records(
+    records: Iterable[Record], name: str, names: Iterable[str]
+) -> tuple[dict[str, bytes], list[str]]:
     """(parts, paths of fields that were left out) of a sweep that is called `name` in the file.
+    `names` are those of this machine and its user: runners.host.identity.names_here().
 
     Raises RecordError for a record that cannot be packed.
     """
@@ -31,9 +36,8 @@ def of_records(records: Iterable[Record], name: str) -> tuple[dict[str, bytes], 
             raise RecordError(
                 f"{one.attempt_id}: schema {one.schema} cannot be packed; measure it again"
             )
-        content, withheld = portable(record.to_dict(one))
+        content, withheld = portable({**record.to_dict(one), "sweep": name}, names)
         left_out += withheld
-        content["sweep"] = name
         for field in SHARED_FIELDS:
             text = as_json(content[field])
             if len(text) >= LEAST_SHARED:
@@ -57,31 +61,39 @@ def as_json(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
-def of_plan(plan: Mapping[str, Any], name: str) -> dict[str, bytes]:
-    """The part of a sweep's plan. Its commands keep the words that every user may see."""
+def of_plan(plan: Mapping[str, Any], name: str, names: Iterable[str]) -> dict[str, bytes]:
+    """The part of a sweep's plan. Its commands keep knobs of what is measured."""
+    guard = Guard(names)
     cells = [
         {
             "cell_id": str(cell["cell_id"]),
-            "overrides": portable_overrides([str(word) for word in cell.get("overrides", [])]),
+            "overrides": _overrides(cell.get("overrides", []), guard),
         }
         for cell in plan["cells"]
     ]
     content = {
         "name": name,
-        "command": portable_command(str(plan.get("command", ""))),
-        "resumed": [portable_command(str(text)) for text in plan.get("resumed", [])],
+        "command": portable_command(str(plan.get("command", "")), guard),
+        "resumed": [portable_command(str(text), guard) for text in plan.get("resumed", [])],
         "cells": cells,
     }
     return {PLAN: as_json(content)}
 
 
-def of_refused(overrides: Sequence[str]) -> dict[str, bytes]:
+def _overrides(words: Iterable[Any], guard: Guard) -> list[str]:
+    return [portable_override(str(word), guard) for word in words]
+
+
+def of_refused(overrides: Sequence[str], names: Iterable[str]) -> dict[str, bytes]:
     """The part with the cells that could not run; none where all could."""
-    kept = [" ".join(portable_overrides(words.split())) for words in overrides]
+    guard = Guard(names)
+    kept = [" ".join(_overrides(words.split(), guard)) for words in overrides]
     return {REFUSED: as_json({"refused": kept})} if kept else {}
 
 
-def about(records: Sequence[Record], name: str, command: str) -> dict[str, Any]:
+def about(
+    records: Sequence[Record], name: str, command: str, names: Iterable[str]
+) -> dict[str, Any]:
     """The manifest's fields beside its parts."""
     codes = {json.dumps(_code(one.environment)): _code(one.environment) for one in records}
     versions = {str((one.environment.get("versions") or {}).get("project")) for one in records}
@@ -91,7 +103,7 @@ def about(records: Sequence[Record], name: str, command: str) -> dict[str, Any]:
         "name": name,
         "record_schema": record.SCHEMA,
         "project": sorted(versions),
-        "command": portable_command(command),
+        "command": portable_command(command, Guard(names)),
         "code": [codes[text] for text in sorted(codes)],
         "created": max((one.created for one in records), default=""),
         "cells": len({one.cell_id for one in records}),

@@ -44,7 +44,7 @@ MAY_IMPORT = {
                       "runners.errors moe.spec",
     "runners.rank": "runners.launch runners.mpi runners.plan runners.records runners.host moe",
     "runners.track": "runners.packed runners.records runners.host moe.strategies",
-    "runners.sweep": "runners.launch runners.track runners.config runners.packed runners.plan "
+    "runners.sweep": "runners.packed runners.launch runners.track runners.config runners.plan "
                      "runners.records runners.host runners.errors moe",
     "runners.bench": "runners", "runners.worker": "runners.rank",
     "runners.calibrate": "runners.rank",
