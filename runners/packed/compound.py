@@ -150,7 +150,7 @@ class Variables(Shape):
     def json_schema(self) -> dict[str, Any]:
         return {
             "type": "object",
-            "propertyNames": {"pattern": f"^(?:{self.names})$"},
+            "propertyNames": {"pattern": f"^(?:{self.names})$", "maxLength": 80},
             "additionalProperties": {"type": "string", "maxLength": 80},
         }
 
@@ -174,7 +174,8 @@ class Variables(Shape):
         return kept
 
     def _allowed(self, name: str, guard: Guard) -> bool:
-        return bool(re.fullmatch(self.names, name, re.ASCII)) and guard.harmless(name)
+        known = len(name) <= 80 and re.fullmatch(self.names, name, re.ASCII)
+        return bool(known) and guard.harmless(name)
 
     def _one(self, name: str, guard: Guard) -> Reduced:
         return Reduced(lambda text: self.reduce(name, text), WITHHELD)

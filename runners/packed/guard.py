@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from runners.host.identity import FURTHER_KEYS, KEYS, whole_words
+from moe.strategies import names as strategies
+from runners.host.identity import FURTHER_KEYS, KEYS, names_here, whole_words
+from runners.packed import record_fields
 
 _KEY = re.compile(f"{KEYS}|{FURTHER_KEYS}")
 
@@ -35,3 +37,20 @@ class Guard:
 @functools.lru_cache(100_000)  # the records of a sweep have the same words
 def _harmless(text: str, names: re.Pattern[str] | None) -> bool:
     return not (names and names.search(text)) and not _KEY.search(text)
+
+
+def guard_of(names: Iterable[str] | None = None) -> Guard:
+    """A guard of names, without those that a record's own words are; None: `names_here()`."""
+    names = names_here() if names is None else names
+    return Guard(name for name in names if name.lower() not in _own_words())
+
+
+@functools.cache
+def _own_words() -> frozenset[str]:
+    """Words of the fields and their closed lists, in lower case: they name nobody."""
+    words = {*strategies()}
+    for values in record_fields.CLOSED.values():
+        words |= {value for value in values if isinstance(value, str)}
+    for line in record_fields.lines():
+        words |= {*line.choices, *re.split(r"\W+", line.path)}
+    return frozenset(word.lower() for word in words)

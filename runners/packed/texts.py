@@ -15,12 +15,11 @@ HARDWARE = (
     r"(?!.*[A-Za-z]\.[A-Za-z])[A-Za-z0-9][A-Za-z0-9 ()+,.-]{0,79}"
     r"(@ [0-9]+(\.[0-9]+)? ?[GM]Hz|w/ Radeon[A-Za-z0-9 ()+-]{0,30})?|\[(N/A|Not Supported)\]"
 )
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}")
 _SYSTEM = re.compile(r"([A-Za-z]{1,20}) ([0-9]+(?:\.[0-9]+)*)\S* ([a-z0-9_]{1,20})")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,19}(\.[0-9]{1,19})?[KMGBkmgb]?")
 _INTERFACE = re.compile(
-    r"(lo|docker0|(eth|ib|bond|wlan|hsn|team|br|enP?|ens|eno|enp)[0-9]+\w{0,8})"
+    r"(lo|docker0|(eth|ib|bond|wlan|hsn|team|br|enP?|ens|eno|enp)[0-9]+[a-z0-9]{0,8})"
 )
 _PARTS = re.compile(r"[\s,:;=(){}^*]+")
 # Words that libraries read from their variables.
