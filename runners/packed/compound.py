@@ -78,7 +78,7 @@ class Object(Shape):
         }  # fmt: skip
 
     def fits(self, value: Any, guard: Guard) -> bool:
-        if type(value) is not dict:
+        if type(value) is not dict or any(name not in value for name in self.required):
             return False
         for name, item in value.items():
             shape = self.fields.get(name)
@@ -98,7 +98,27 @@ class Object(Shape):
             mended = self.fields[name].portable(item, below, guard)
             if mended is not GONE:
                 kept[name] = mended
+        if any(name not in kept for name in self.required):
+            return super().mended(value, path, guard)
         return kept
+
+
+class Columns(Object):
+    """Lists of one length, all of which have to be there; lists in them have one length, too."""
+
+    def fits(self, value: Any, guard: Guard) -> bool:
+        return super().fits(value, guard) and self._even(value)
+
+    def mended(self, value: Any, path: str, guard: Guard) -> Any:
+        kept = super().mended(value, path, guard)
+        if kept is GONE or self._even(kept):
+            return kept
+        guard.withhold(path, value)
+        return GONE
+
+    def _even(self, columns: Mapping[str, Any]) -> bool:
+        rows = [row for column in columns.values() for row in column if type(row) in (list, tuple)]
+        return len({*map(len, columns.values())}) < 2 and len({*map(len, rows)}) < 2
 
 
 @dataclass
@@ -186,11 +206,15 @@ class Data(Shape):
     `depth` of them within each other. On disk its texts are free."""
 
     def __init__(self, depth: int = DEPTH) -> None:
-        below = Data(depth - 1) if depth else Choice(())
+        word = Text(f"{WORD}|{TIME}")
+        word.empty = GONE  # a sentence leaves no empty word behind
         self._by_type: dict[type, Shape] = {
-            bool: Bool(), int: Int(), float: Number(), dict: Map(below), list: List(below),
-            tuple: List(below), str: Text(f"{WORD}|{TIME}", GONE), type(None): Choice((None,)),
+            bool: Bool(), int: Int(), float: Number(), type(None): Choice((None,)),
+            str: word,
         }  # fmt: skip
+        if depth:
+            below = Data(depth - 1)
+            self._by_type |= {dict: Map(below), list: List(below), tuple: List(below)}
 
     def json_schema(self) -> dict[str, Any]:
         return {"$ref": "#/$defs/data"}

@@ -32,7 +32,7 @@ from runners.host import environment
 from runners.host.project_paths import CODE
 from runners.packed import record_fields, texts
 from runners.packed.command import portable_override
-from runners.packed.compound import Data, List, Map, Named, Object, Sentences, Variables
+from runners.packed.compound import Columns, Data, List, Map, Named, Object, Sentences, Variables
 from runners.packed.guard import Guard, guard_of
 from runners.packed.record_fields import CLOSED, Line
 from runners.packed.shapes import (
@@ -51,10 +51,11 @@ from runners.records.sealed import CHECKSUM, RecordError
 
 ID = f"urn:moe-bench:record:{SCHEMA}"
 FILE = CODE / "docs" / "record.schema.json"
+REQUIRED = ("key", "cell", "samples", "outcome", "schema")  # without them it is no record
 FIXED = ("key", "cell", "launch", "outcome", "samples", "schema")  # change one: another record
 CUT = 80  # characters of a value that a fault quotes
 DATA = Data()
-SAMPLES = Object({
+SAMPLES = Columns({
     **{name: List(Int()) for name in ("round", "position", "steps")},
     "kind": List(Choice(KINDS)),
     **{name: List(List(Int())) for name in ("start_ns", "end_ns")},
@@ -158,7 +159,7 @@ def record_shape() -> Object:
     root = _Group()
     for line in record_fields.lines():
         root.add(line.path.split("."), line)
-    shape = root.shape(("key", "cell", "samples", "outcome", "meta", "schema"))
+    shape = root.shape(REQUIRED)
     fields = {field.name: str(field.type) for field in dataclasses.fields(Record)}
     parts = {
         name: Nullable(shape.fields[name]) if "None" in annotation else shape.fields[name]

@@ -100,16 +100,18 @@ class Choice(Shape):
 
 @dataclass
 class Text(Shape):
-    """A text of a pattern. `checked` is what else it must pass: `Guard.harmless`, or for a hash,
-    which may look like a key, `Guard.nameless`."""
+    """A text of a pattern; the empty text stands in where the pattern allows it. `checked` is what
+    else it must pass: `Guard.harmless`, or for a hash, which may look like a key,
+    `Guard.nameless`."""
 
     pattern: str
-    empty: Any = ""
     checked: Callable[[Guard, str], bool] = Guard.harmless
+    empty: Any = field(init=False, repr=False)
     _compiled: re.Pattern[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._compiled = re.compile(self.pattern)
+        self.empty = "" if self._compiled.fullmatch("") else GONE
 
     def json_schema(self) -> dict[str, Any]:
         return {"type": "string", "pattern": f"^(?:{self.pattern})$"}

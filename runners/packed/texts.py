@@ -24,16 +24,17 @@ _INTERFACE = re.compile(
 _PARTS = re.compile(r"[\s,:;=(){}^*]+")
 # Words that libraries read from their variables.
 _LIBRARY_WORDS = """
-true false on off yes no none auto default disabled enabled disable enable all close spread
-master primary threads cores sockets ll_caches numa_domains compact scatter balanced granularity
-fine core thread tile respect norespect verbose noverbose explicit active passive static dynamic
-guided serial turnaround throughput infinite ring tree collnet collnetdirect collnetchain nvls
-nvlstree pat simple ll ll128 version warn info trace debug error sse41 avx avx2 avx2_vnni avx512
+true false on off yes no none auto default disabled enabled disable enable all close spread master
+primary threads cores sockets ll_caches numa_domains compact scatter balanced granularity fine
+core thread tile respect norespect verbose noverbose explicit active passive static dynamic guided
+serial turnaround throughput infinite ring tree collnet collnetdirect collnetchain nvls nvlstree
+pat simple ll ll128 version warn info trace debug error sse41 avx avx2 avx2_vnni avx512
 avx512_core avx512_core_vnni avx512_core_bf16 avx512_core_fp16 avx512_core_amx avx10_1_512
-capability zvector vsx backend native cudamallocasync expandable_segments max_split_size_mb
-garbage_collection_threshold roundup_power2_divisions pinned_use_cuda_host_register tcp rc rc_x
-rc_v ud ud_x dc dc_x sm self shm cma knem xpmem posix sysv cuda cuda_copy cuda_ipc gdr_copy rocm
-verbs efa psm2 psm3 opx ofi_rxm any strict bind
+capability zvector vsx haswell skylakex zen cooperlake sapphirerapids sandybridge nehalem
+excavator neoversen1 neoversev1 neoversen2 armv8 armv8sve backend native cudamallocasync
+expandable_segments max_split_size_mb garbage_collection_threshold roundup_power2_divisions
+pinned_use_cuda_host_register tcp rc rc_x rc_v ud ud_x dc dc_x sm self shm cma knem xpmem posix
+sysv cuda cuda_copy cuda_ipc gdr_copy rocm verbs efa psm2 psm3 opx ofi_rxm any strict bind
 """
 _WORDS = frozenset(_LIBRARY_WORDS.split())
 

@@ -14,9 +14,8 @@ from analysis.errors import InputError
 from analysis.stats import compare
 from analysis.stats.summarize import summarize
 from moe.spec import Cell
-from runners.records import flat_row, record, sealed, stats, sweep_folder
+from runners.records import flat_row, record, stats, sweep_folder
 from runners.records.record import Record, Samples
-from runners.records.sealed import RecordError
 
 DATA = Path(__file__).resolve().parents[2] / "support" / "data"
 MS = 10**6
@@ -126,15 +125,6 @@ def test_a_record_of_every_version_is_read_with_its_own_meaning() -> None:
     assert stats.headline(old)["latency_ms"] is None
     assert stats.headline(new)["latency_ms"] > 0
     assert stats.floor_ms(old) is not None
-
-
-def test_a_later_version_is_refused_by_name(tmp_path: Path) -> None:
-    content = json.loads((DATA / "records/schema-3.json").read_text())
-    content.pop(sealed.CHECKSUM)
-    path = tmp_path / "record-0.json"
-    path.write_text(sealed.sealed({**content, "schema": 5}))
-    with pytest.raises(RecordError, match=r"schema 5: this version reads 2, 3 and 4"):
-        record.read(path)
 
 
 def test_times_of_two_metrics_are_neither_pooled_nor_compared(tmp_path: Path) -> None:
