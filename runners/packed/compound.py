@@ -102,7 +102,11 @@ class Object(Shape):
             return super().mended(value, path, guard)
         return kept
 
+    def portable(self, value: Any, path: str, guard: Guard) -> Any:
+        return self.mended(value, path, guard)  # some field of a record always goes
 
+
+@dataclass
 class Columns(Object):
     """Lists of one length, all of which have to be there; lists in them have one length, too."""
 
@@ -115,6 +119,9 @@ class Columns(Object):
             return kept
         guard.withhold(path, value)
         return GONE
+
+    def portable(self, value: Any, path: str, guard: Guard) -> Any:
+        return value if self.fits(value, guard) else self.mended(value, path, guard)
 
     def _even(self, columns: Mapping[str, Any]) -> bool:
         rows = [row for column in columns.values() for row in column if type(row) in (list, tuple)]
@@ -212,6 +219,7 @@ class Data(Shape):
             bool: Bool(), int: Int(), float: Number(), type(None): Choice((None,)),
             str: word,
         }  # fmt: skip
+        self.outermost = depth == DEPTH
         if depth:
             below = Data(depth - 1)
             self._by_type |= {dict: Map(below), list: List(below), tuple: List(below)}
@@ -231,6 +239,11 @@ class Data(Shape):
     def mended(self, value: Any, path: str, guard: Guard) -> Any:
         shape = self._by_type.get(type(value))
         return shape.mended(value, path, guard) if shape else super().mended(value, path, guard)
+
+    def portable(self, value: Any, path: str, guard: Guard) -> Any:
+        if self.outermost and type(value) is dict:  # each value is looked at once where one goes
+            return self.mended(value, path, guard)
+        return super().portable(value, path, guard)
 
 
 @dataclass

@@ -33,7 +33,7 @@ from runners.host.project_paths import CODE
 from runners.packed import record_fields, texts
 from runners.packed.command import portable_override
 from runners.packed.compound import Columns, Data, List, Map, Named, Object, Sentences, Variables
-from runners.packed.guard import Guard, guard_of
+from runners.packed.guard import Guard, guard_of, nameless
 from runners.packed.record_fields import CLOSED, Line
 from runners.packed.shapes import (
     Bool,
@@ -60,7 +60,7 @@ SAMPLES = Columns({
     "kind": List(Choice(KINDS)),
     **{name: List(List(Int())) for name in ("start_ns", "end_ns")},
 }, required=tuple(field.name for field in dataclasses.fields(Samples)))  # fmt: skip
-HEX12 = Text(r"[0-9a-f]{12}", checked=Guard.nameless)
+HEX12 = Text(r"[0-9a-f]{12}", checked=nameless)
 GPU = Map(Nullable(Text(texts.HARDWARE)))
 
 
@@ -77,7 +77,7 @@ OPEN: dict[str, Shape] = {
     "int": Int(),
     "number": Number(),
     "hex12": HEX12,
-    "sha256": Text(r"([0-9a-f]{64})?", checked=Guard.nameless),
+    "sha256": Text(r"([0-9a-f]{64})?", checked=nameless),
     "word": Text(texts.WORD),
     "label": Label(texts.LABEL),
     "name": Reduced(texts.name),
@@ -93,7 +93,7 @@ OPEN: dict[str, Shape] = {
     "samples": Named("samples", SAMPLES),
     "calibration": DATA,
     "git": Object({
-        "sha": Nullable(Text(r"[0-9a-f]{40}([0-9a-f]{24})?", checked=Guard.nameless)),
+        "sha": Nullable(Text(r"[0-9a-f]{40}([0-9a-f]{24})?", checked=nameless)),
         "dirty": Nullable(HEX12),
     }),
     "gpu": GPU,

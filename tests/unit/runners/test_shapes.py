@@ -169,7 +169,7 @@ FREE = ("sentence", "sentences", "override", "system", "name", "variables", "dat
 def test_the_json_schema_refuses_it_too(kind: str, value: Any) -> None:
     """But for what is free on disk, numbers that JSON does not have, and what only the texts'
     guard knows: names and keys."""
-    guarded = kind == "word" and Text(WORD, checked=lambda guard, text: True).fits(value, Guard())
+    guarded = kind == "word" and Text(WORD, checked=lambda text, names: True).fits(value, Guard())
     whole = isinstance(value, float) and value.is_integer()  # as JSON Schema has it
     large = kind == "number" and isinstance(value, int)
     ends = isinstance(value, str) and value.endswith("\n")  # as Python's `$` has it
