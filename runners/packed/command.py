@@ -38,7 +38,7 @@ def _keys(kinds: Iterable[type]) -> frozenset[str]:
     )
 
 
-KEYS = (
+KNOBS = (
     _keys((WorkloadSpec, RankLayout, LayerSpec, RouterSpec, StrategySpec, Measure))
     | {*GROUPS, *FURTHER}
 )  # fmt: skip
@@ -48,7 +48,7 @@ def portable_override(word: str) -> str:
     """KEY=VALUE where the key is a knob of what is measured and the value a list of plain words
     and numbers; else "KEY=(withheld)", or "(withheld)" for another key."""
     match = _OVERRIDE.fullmatch(word)
-    if not match or match[2] not in KEYS:
+    if not match or match[2] not in KNOBS:
         return WITHHELD
     return word if _VALUE.fullmatch(match[3]) else f"{match[1]}{match[2]}={WITHHELD}"
 

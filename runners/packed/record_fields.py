@@ -48,6 +48,7 @@ CLOSED: dict[str, tuple[Any, ...]] = {
     "method": environment.PEAK_METHODS,
     "cache": next(known.allowed for field, known in knobs(Measure) if field.name == "cache"),
 }
+HEADING = "| field | type | meaning |"
 _OF_ANNOTATION = {"int": "int", "float": "number", "bool": "bool", "tuple[int, ...]": "int[]"}
 
 _PARTS = """
@@ -248,4 +249,4 @@ def _holds_names(part: Any) -> bool:
 def markdown() -> str:
     """The table of docs/records.md."""
     rows = [f"| `{line.path}` | {line.type} | {line.about} |" for line in lines()]
-    return "\n".join(["| field | type | meaning |", "|---|---|---|", *rows])
+    return "\n".join([HEADING, "|---|---|---|", *rows])

@@ -1,22 +1,11 @@
 """What each field of a record may hold: a JSON schema, and the filter of packed files.
 
-Made from the record's dataclass and the lines of runners/packed/record_fields.py.
+Made from the record's dataclass and the lines of runners/packed/record_fields.py; docs/records.md
+explains the types of the lines.
 
     python -m runners.packed.record_schema
 
-writes docs/record.schema.json. Types of the lines (`?`: or null, `[]`: a list of it, `map(X)`: X by
-word):
-
-    bool, int, number     int of 64 bits, number finite
-    choice, outcome ...   one of a closed list (`CLOSED` in record_fields.py)
-    hex12, sha256         hexadecimal digits
-    word, label, name     letters, digits, - and _; in a word + too, in a name + and . too
-    version, time         2.13.0+cpu; ISO 8601 in UTC
-    hardware              name of a processor, or what a driver says of a GPU
-    sentence              free text; never in a packed file
-    override, system, variables   free on disk; in a packed file what runners/packed/command.py and
-                          texts.py leave
-    data                  what is deep: maps by word, lists, numbers, words
+writes docs/record.schema.json and the table of docs/records.md.
 """
 
 from __future__ import annotations
@@ -54,6 +43,7 @@ FILE = CODE / "docs" / "record.schema.json"
 REQUIRED = ("key", "cell", "samples", "outcome", "schema")  # without them it is no record
 FIXED = ("key", "cell", "launch", "outcome", "samples", "schema")  # change one: another record
 CUT = 80  # characters of a value that a fault quotes
+LISTED = 20  # faults of a record
 DATA = Data()
 SAMPLES = Columns({
     **{name: List(Int()) for name in ("round", "position", "steps")},
@@ -188,7 +178,8 @@ def portable(
     content: dict[str, Any], names: Iterable[str] | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """A record, as a dict, with only what its schema lets a packed file hold, and the paths of what
-    was withheld. `names` name this machine and its user: no text has them; None: `names_here()`.
+    was withheld. `names` name this machine and its user: no text keeps them; None: `names_here()`,
+    which many records had better share.
 
     The caller sets `sweep` to the name that the packed file gives it. Raises RecordError, naming
     field and value, for a record that would be another, or none, without what is withheld.
@@ -221,7 +212,9 @@ def faults(content: dict[str, Any]) -> list[str]:
         _filtered(content, guard)
     except RecordError as error:
         return [str(error)]
-    return [f"{_escaped(path)}={_quoted(value)}" for path, value in guard.withheld]
+    lines = [f"{_escaped(path)}={_quoted(value)}" for path, value in guard.withheld[:LISTED]]
+    more = len(guard.withheld) - LISTED
+    return [*lines, f"{more} more"] if more > 0 else lines
 
 
 def _quoted(value: Any) -> str:
@@ -244,4 +237,7 @@ def text() -> str:
 
 if __name__ == "__main__":
     FILE.write_text(text(), "utf-8")
-    print(FILE)
+    page = FILE.with_name("records.md")
+    above = page.read_text("utf-8").partition(record_fields.HEADING)[0]  # the table ends the page
+    page.write_text(f"{above}{record_fields.markdown()}\n", "utf-8")
+    print(FILE, page, sep="\n")

@@ -50,8 +50,8 @@ def test_everything_else_is_withheld(line: str, stays: str) -> None:
 def test_keys_are_knobs_and_groups_of_the_bench() -> None:
     """The list that the config's knobs do not give is held to them here."""
     paths = {entry.path for entries in schema.sections().values() for entry in entries.values()}
-    assert command.KEYS - paths == {*schema.groups()} - {"hosts"}
+    assert command.KNOBS - paths == {*schema.groups()} - {"hosts"}
     private = {"name", "resume", "workload.trace", "tracker.entity", "tracker.project", "hosts.run",
                "hosts.rdzv_endpoint", "hosts.interface", "hosts.pass_env"}  # fmt: skip
     assert private <= paths
-    assert not command.KEYS & private
+    assert not command.KNOBS & private

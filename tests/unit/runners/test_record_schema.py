@@ -194,6 +194,9 @@ def test_faults_name_path_and_value() -> None:
     ]
     del new["samples"]
     assert faults(new) == ["samples: missing"]
+    new = as_read(without_sentences(WHOLE))
+    new["environment"] = {f"x{n}": n for n in range(25)}
+    assert faults(new)[19:] == ["environment.x19=19", "5 more"]
     assert faults([]) == ["a record=list of 0"]  # type: ignore[arg-type]
 
 
