@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runners.packed import container, download
+from runners.packed import container, download, limits
 from runners.packed.command import portable_command
 from runners.packed.container import SUFFIX, PackedError
 from runners.packed.record_schema import faults
@@ -33,8 +33,8 @@ FORMAT = "moebench"
 VERSION = 1
 SHARED = "$shared"
 PLAN, REFUSED = "plan.json", "refused.json"
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,59}")
-ALLOWED_NAME = "allowed are 1 to 60 letters, digits, '.', '_' and '-'"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
+ALLOWED_NAME = "allowed are 1 to 60 letters, digits, '.', '_' and '-', a letter or digit first"
 CELL_ID = re.compile(r"[0-9a-f]{12}(\.[A-Za-z0-9_-]{1,40})?")
 UNREADABLE = (RecordError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError)
 
@@ -159,6 +159,7 @@ def _record(value: Any, values: Mapping[str, Any]) -> Record:
     one = record.from_dict(content)
     if wrong := faults(content):
         raise RecordError("; ".join(wrong[:3]))
+    limits.check(one)
     return one
 
 

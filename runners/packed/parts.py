@@ -10,7 +10,7 @@ from typing import Any
 
 from runners.packed.command import portable_command
 from runners.packed.packed_file import FORMAT, PLAN, REFUSED, SHARED, VERSION
-from runners.packed.record_schema import portable
+from runners.packed.record_schema import portable, portable_label
 from runners.records import record
 from runners.records.record import Record
 from runners.records.sealed import RecordError
@@ -64,7 +64,10 @@ def as_json(value: Any) -> bytes:
 def of_plan(plan: Mapping[str, Any], name: str, names: Iterable[str]) -> dict[str, bytes]:
     """The part of a sweep's plan. Its commands keep knobs of what is measured."""
     cells = [
-        {"cell_id": str(cell["cell_id"]), "overrides": _overrides(cell.get("overrides"), names)}
+        {
+            "cell_id": _cell_id(str(cell["cell_id"]), names),
+            "overrides": _overrides(cell.get("overrides"), names),
+        }
         for cell in plan["cells"]
     ]
     content = {
@@ -74,6 +77,12 @@ def of_plan(plan: Mapping[str, Any], name: str, names: Iterable[str]) -> dict[st
         "cells": cells,
     }
     return {PLAN: as_json(content)}
+
+
+def _cell_id(cell_id: str, names: Iterable[str]) -> str:
+    """With the label that the cell's records have in the file."""
+    key, dot, label = cell_id.partition(".")
+    return key + dot + (portable_label(label, names) if label else "")
 
 
 def _overrides(words: Iterable[Any] | None, names: Iterable[str]) -> str:

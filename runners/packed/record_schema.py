@@ -189,6 +189,11 @@ def portable(
     return kept, [path for path, _ in guard.withheld]
 
 
+def portable_label(label: str, names: Iterable[str] | None = None) -> str:
+    """A label as `portable` leaves it."""
+    return str(OPEN["label"].portable(label, "label", guard_of(names)))
+
+
 def _filtered(content: dict[str, Any], guard: Guard) -> dict[str, Any]:
     """The record without what the guard withholds; raises RecordError where that is of its key,
     cell or samples."""

@@ -12,7 +12,6 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
-from moe.spec import Cell
 from runners.packed import container, parts
 from runners.packed.packed_file import of_bytes
 from runners.records import record
@@ -221,4 +220,3 @@ MAKERS = [
     _other_zip, _other_directory,
 ]  # fmt: skip
 assert len(MAKERS) == KINDS
-assert Cell
