@@ -22,21 +22,22 @@ def to_frame(rows: Iterable[dict[str, Any]], samples: bool = False) -> pd.DataFr
     An attempt that is there twice (one sweep by two names, a replayed log) is kept once, the
     newest.
     """
-    listed = _newest(list(rows))
+    listed = newest(list(rows))
     wanted = (*schema.columns(), *(schema.SAMPLES if samples else ()))
     data = {c.name: _column(c, [row.get(c.name) for row in listed]) for c in wanted}
     return pd.DataFrame(data)
 
 
-def _newest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    newest: dict[tuple[str, str, str], dict[str, Any]] = {}
+def newest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The newest row of every attempt, by sweep, launch, id and host."""
+    kept: dict[tuple[str, str, str], dict[str, Any]] = {}
     for row in rows:
         identity = (str(row.get("host")), str(row["sweep"]), str(row["attempt_id"]))
-        known = newest.get(identity)
+        known = kept.get(identity)
         if known is None or str(row.get("created")) >= str(known.get("created")):
-            newest[identity] = row
-    order = sorted(newest, key=lambda i: (i[1], int(newest[i].get("launch") or 0), i[2], i[0]))
-    return [newest[identity] for identity in order]
+            kept[identity] = row
+    order = sorted(kept, key=lambda i: (i[1], int(kept[i].get("launch") or 0), i[2], i[0]))
+    return [kept[identity] for identity in order]
 
 
 def _column(column: schema.Column, values: list[Any]) -> pd.Series[Any]:

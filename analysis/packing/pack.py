@@ -15,7 +15,7 @@ from typing import Any
 
 from analysis.data.frame import filtered, to_frame
 from analysis.errors import InputError, SourceWarning
-from analysis.packing import pictures
+from analysis.packing import pictures, rows
 from analysis.sources import API_PREFIX, LATEST, is_wandb, packed
 from analysis.text.captions import STAMP, short_machine
 from runners.host.identity import names_here
@@ -91,8 +91,9 @@ def _target(output: str, source: str) -> Path:
 
 
 def _name_of(source: str) -> str:
-    name = source.rpartition("/")[2] if source.startswith(API_PREFIX) else ""
-    return name or STAMP.sub("", Path(source).resolve().name)
+    if source.startswith(API_PREFIX):
+        return source.removeprefix(API_PREFIX).partition("?")[0].rpartition("/")[2]
+    return STAMP.sub("", Path(source).resolve().name)
 
 
 def _contents(source: str, name: str, filters: Sequence[str]) -> Contents:
@@ -118,7 +119,8 @@ def _of_folder(folder: Path, name: str, filters: Sequence[str]) -> Contents:
     lines, left_out = parts.of_records(attempts, name, names)
     planned = parts.of_plan(plan, name, names) if plan else {}
     refused = parts.of_refused([words for words, _ in sweep_folder.read_refused(folder)], names)
-    about = parts.about(attempts, name, str(plan.get("command", "")) if plan else "", names)
+    command = str(plan.get("command", "")) if plan else ""
+    about = parts.about(attempts, name, command, names)
     contents = Contents(about, {**planned, **refused, **lines}, left_out)
     if not filters and not any(path.startswith(OF_MACHINE) for path in left_out):
         contents.kept_pictures = lambda: _kept(folder, name, attempts)
@@ -153,7 +155,13 @@ def _plan(folder: Path, cell_ids: set[str] | None) -> dict[str, Any] | None:
 
 
 def _of_rows(source: str, name: str, filters: Sequence[str]) -> Contents:
-    raise InputError(f"{source}: W&B")
+    """W&B runs know neither the plan nor the command of their sweep."""
+    names = names_here()
+    attempts, left_out = rows.of_runs(source, name, filters, names)
+    if not attempts:
+        raise InputError(f"{source}: none of its runs can be packed; pack the sweep's own folder")
+    about = parts.about_attempts([rows.origin(row) for row in attempts], name, "", names)
+    return Contents(about, parts.of_rows(attempts), left_out)
 
 
 def _kept(folder: Path, name: str, attempts: Sequence[Record]) -> dict[str, bytes]:

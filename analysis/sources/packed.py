@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import SourceError, SourceWarning
+from analysis.sources.packed_rows import read_row
+from analysis.sources.wandb_rows import NoRow
 from runners.packed.container import PackedError
 from runners.packed.packed_file import Packed, read_packed
 from runners.records import flat_row
@@ -38,4 +40,10 @@ def rows_of(packed: Packed, samples: bool) -> list[dict[str, Any]]:
             )
             continue
         rows.append({**row, "sweep": packed.name})
+    for number, value in enumerate(packed.rows, 1):
+        try:
+            rows.append(read_row(value))
+        except NoRow as error:
+            text = f"{packed.name}: row {number}: {error.fault}; left out"
+            warnings.warn(text, SourceWarning, stacklevel=3)
     return rows

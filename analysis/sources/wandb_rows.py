@@ -27,7 +27,12 @@ REMEDY = "correct it in W&B, or read the sweep's own folder"
 
 
 class NoRow(ValueError):
-    """The run cannot become a row; the message says why."""
+    """The run cannot become a row; the message says why, and what to do about a run of W&B. `fault`
+    is the reason alone."""
+
+    def __init__(self, fault: str, remedy: str = "") -> None:
+        super().__init__(f"{fault}; {remedy}" if remedy else fault)
+        self.fault = fault
 
 
 class NoAttempt(NoRow):
@@ -61,18 +66,25 @@ def row_of(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, A
     try:
         both = {**exact(config), **exact(summary)}
     except (RecursionError, TypeError, ValueError) as error:
-        raise NoRow(f"its {EXACT_FIELD} is damaged: {error}; {REMEDY}") from error
-    blank = blank_row()
+        raise NoRow(f"its {EXACT_FIELD} is damaged: {error}", REMEDY) from error
     # A name that an older run lacks has an empty record's value; the metric had one value then.
-    row = {name: both.get(name, value) for name, value in {**blank, "metric": BLOCK_MEAN}.items()}
-    _check_kinds(row, blank)
-    _check_identity(row)
+    older = {**blank_row(), "metric": BLOCK_MEAN}
+    row = {name: both.get(name, value) for name, value in older.items()}
+    check_row(row)
     if isinstance(row["model"], str):
         row["model"] = record.current_name(row["model"])
     return {**row, "strategy": record.current_name(row["strategy"])}
 
 
-def _check_kinds(row: Mapping[str, Any], blank: Mapping[str, Any]) -> None:
+def check_row(row: Mapping[str, Any]) -> None:
+    """Raises NoRow for a row with a value that no attempt has, or whose key is of another cell.
+    Every column must be there; those of samples are not looked at."""
+    _check_kinds(row)
+    _check_identity(row)
+
+
+def _check_kinds(row: Mapping[str, Any]) -> None:
+    blank = blank_row()
     timed = timed_names() if row["median_duration_ms"] is not None else frozenset()
     for column in schema.columns():
         value = row[column.name]
@@ -101,12 +113,12 @@ def _check_identity(row: Mapping[str, Any]) -> None:
     try:
         record.check_key(attempt)
     except RecordError as error:
-        raise NoRow(f"its config was edited: {cut(redact(str(error)))}; {REMEDY}") from error
+        raise NoRow(f"its config was edited: {cut(redact(str(error)))}", REMEDY) from error
 
 
 def refused(name: str, value: Any, allowed: str) -> NoRow:
     """An error that names the field, its value (cut, escaped, without keys) and what is allowed."""
-    return NoRow(f"{name}={shown(value)}: allowed is {allowed}; {REMEDY}")
+    return NoRow(f"{name}={shown(value)}: allowed is {allowed}", REMEDY)
 
 
 def shown(value: Any) -> str:

@@ -109,8 +109,8 @@ def of_bytes(data: bytes, source: str) -> Packed:
             try:
                 if kind == "records":
                     records.append(_record(parsed(line), values))
-                else:
-                    rows.append(_row(parsed(line)))
+                elif kind == "rows":
+                    rows.append(_content(parsed(line), values))
             except UNREADABLE as error:
                 damaged.append(f"{part}: line {number}: {_words(error)}")
     return Packed(
@@ -153,14 +153,19 @@ def _no_number(text: str) -> Any:
 
 def _record(value: Any, values: Mapping[str, Any]) -> Record:
     """Raises RecordError for what is no record, or holds what no packed one may."""
-    if not isinstance(value, dict):
-        raise RecordError("no JSON object")
-    content = {name: _resolved(item, values) for name, item in value.items()}
+    content = _content(value, values)
     one = record.from_dict(content)
     if wrong := faults(content):
         raise RecordError("; ".join(wrong[:3]))
     limits.check(one)
     return one
+
+
+def _content(value: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A record or row with the values that it shares with others."""
+    if not isinstance(value, dict):
+        raise RecordError("no JSON object")
+    return {name: _resolved(item, values) for name, item in value.items()}
 
 
 def _resolved(value: Any, values: Mapping[str, Any]) -> Any:
@@ -170,12 +175,6 @@ def _resolved(value: Any, values: Mapping[str, Any]) -> Any:
     if part not in values:
         raise RecordError(f"needs {part}, which is missing or damaged")
     return values[part]
-
-
-def _row(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError("no JSON object")
-    return value
 
 
 def _plan(value: Any, damaged: list[str]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The parts of a packed file, from records; packed_file.py says what each holds."""
+"""The parts of a packed file, from records or rows; packed_file.py says what each holds."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import hashlib
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from runners.packed.command import portable_command
+from runners.packed.guard import Guard, guard_of
 from runners.packed.packed_file import FORMAT, PLAN, REFUSED, SHARED, VERSION
-from runners.packed.record_schema import portable, portable_label
+from runners.packed.record_schema import OPEN, portable, portable_label
+from runners.packed.shapes import Nullable
 from runners.records import record
 from runners.records.record import Record
 from runners.records.sealed import RecordError
@@ -18,6 +20,16 @@ from runners.records.sealed import RecordError
 SHARED_FIELDS = ("environment", "calibration", "measure", "anchors", "floor")
 LEAST_SHARED = 100  # bytes of JSON; less is written in every record
 LINES = 8  # records in a part
+
+
+class Origin(NamedTuple):
+    """What the manifest says of an attempt: its cell, when it was written, and by which code."""
+
+    cell_id: str
+    created: str
+    project: str | None  # version of this project
+    sha: str | None  # commit that ran
+    dirty: str | None  # hash of uncommitted changes
 
 
 def of_records(
@@ -38,14 +50,27 @@ def of_records(
             )
         content, withheld = portable({**record.to_dict(one), "sweep": name}, names)
         left_out += withheld
-        for field in SHARED_FIELDS:
-            text = as_json(content[field])
-            if len(text) >= LEAST_SHARED:
-                digest = hashlib.sha256(text).hexdigest()[:16]
-                shared[f"shared/{digest}.json"] = text
-                content[field] = {SHARED: digest}
-        lines[one.attempt_id] = as_json(content)
+        lines[one.attempt_id] = as_json(_with_shared(content, shared))
     return {**of_lines("records", list(lines.values())), **dict(sorted(shared.items()))}, left_out
+
+
+def of_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, bytes]:
+    """Parts of rows of W&B runs that were filtered before, in their order."""
+    shared: dict[str, bytes] = {}
+    lines = [as_json(_with_shared(row, shared)) for row in rows]
+    return {**of_lines("rows", lines), **dict(sorted(shared.items()))}
+
+
+def _with_shared(content: Mapping[str, Any], shared: dict[str, bytes]) -> dict[str, Any]:
+    """The content with references for what others may have too, which goes to `shared`."""
+    references = {}
+    for field in SHARED_FIELDS:
+        text = as_json(content.get(field))
+        if len(text) >= LEAST_SHARED:
+            digest = hashlib.sha256(text).hexdigest()[:16]
+            shared[f"shared/{digest}.json"] = text
+            references[field] = {SHARED: digest}
+    return {**content, **references}
 
 
 def of_lines(folder: str, lines: Sequence[bytes]) -> dict[str, bytes]:
@@ -98,23 +123,38 @@ def of_refused(overrides: Sequence[str], names: Iterable[str]) -> dict[str, byte
 def about(
     records: Sequence[Record], name: str, command: str, names: Iterable[str]
 ) -> dict[str, Any]:
+    """The manifest's fields beside its parts, for records."""
+    guard = guard_of(names)
+    return about_attempts([_origin(one, guard) for one in records], name, command, names)
+
+
+def _origin(one: Record, guard: Guard) -> Origin:
+    """What a packed record may hold of it."""
+    git = Nullable(OPEN["git"]).portable(one.environment.get("git"), "", guard) or {}
+    project = (one.environment.get("versions") or {}).get("project")
+    return Origin(
+        one.cell_id,
+        Nullable(OPEN["time"]).portable(one.created, "", guard) or "",
+        Nullable(OPEN["version"]).portable(project, "", guard),
+        git.get("sha"),
+        git.get("dirty"),
+    )
+
+
+def about_attempts(
+    attempts: Sequence[Origin], name: str, command: str, names: Iterable[str]
+) -> dict[str, Any]:
     """The manifest's fields beside its parts."""
-    codes = {json.dumps(_code(one.environment)): _code(one.environment) for one in records}
-    versions = {str((one.environment.get("versions") or {}).get("project")) for one in records}
+    codes = sorted({(one.sha or "", one.dirty or "") for one in attempts})
     return {
         "format": FORMAT,
         "version": VERSION,
         "name": name,
         "record_schema": record.SCHEMA,
-        "project": sorted(versions),
+        "project": sorted({one.project for one in attempts if one.project}),
         "command": portable_command(command, names),
-        "code": [codes[text] for text in sorted(codes)],
-        "created": max((one.created for one in records), default=""),
-        "cells": len({one.cell_id for one in records}),
-        "attempts": len(records),
+        "code": [{"sha": sha or None, "dirty": dirty or None} for sha, dirty in codes],
+        "created": max((one.created for one in attempts), default=""),
+        "cells": len({one.cell_id for one in attempts}),
+        "attempts": len(attempts),
     }
-
-
-def _code(environment: Mapping[str, Any]) -> dict[str, Any]:
-    git = environment.get("git") or {}
-    return {"sha": git.get("sha"), "dirty": git.get("dirty")}

@@ -8,6 +8,7 @@ line on stdout is one JSON object: mode, runs, rows, skipped, warnings, sync_com
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shlex
@@ -28,11 +29,12 @@ from runners.records.sealed import RecordError
 from runners.track import check, ledger
 from runners.track.client import LAUNCHER, MODES, redact, resolve_mode
 from runners.track.run import ROWS_FIELD, Run, run_of
-from runners.track.settings import defaults, project_name, replace_environment
+from runners.track.settings import defaults, own_files_in, project_name, replace_environment
 from runners.track.signals import Interrupted, Interruption
-from runners.track.summary import NoSummary, summary_id, summary_run
+from runners.track.summary import NoSummary, packed_file, summary_id, summary_run
 from runners.track.writer import Gap, OnServer, Writer
 
+CLIENT = ".client"  # below SWEEP/wandb: own files of W&B's client, such as its log
 ENDED = ("finished", "failed")  # a server's states of a run that has ended
 
 
@@ -53,6 +55,11 @@ class Report:
         text = redact(" ".join(text.split()))  # W&B's messages may have several lines
         self.warnings.append(text)
         print(f"warning: {text}", file=sys.stderr)
+
+    def fail(self, text: str) -> None:
+        """A warning of something that is not tracked."""
+        self.failed += 1
+        self.warn(text)
 
     def as_json(self) -> str:
         names = ("mode", "runs", "rows", "skipped", "warnings")
@@ -122,14 +129,12 @@ def _replace_settings(options: argparse.Namespace, report: Report) -> None:
     for fault in settings.faults:
         report.warn(fault)
     if options.mode == "online" and not settings.server:
-        report.failed += 1
-        report.warn("tracker: no server is asked; writing offline instead")
+        report.fail("tracker: no server is asked; writing offline instead")
         options.mode = report.mode = "offline"
 
 
 def _interrupted(report: Report) -> None:
-    report.failed += 1
-    report.warn("tracker: interrupted; run it again for the rest")
+    report.fail("tracker: interrupted; run it again for the rest")
     print(report.as_json(), flush=True)
 
 
@@ -141,7 +146,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--entity", help="default: WANDB_ENTITY, else the account's own")
     parser.add_argument("--dir", type=Path, help="where wandb/ goes; default: the sweep folder")
     parser.add_argument(
-        "--summary", action="store_true", help="one more run, with the sweep's report and plots"
+        "--summary",
+        action="store_true",
+        help="one more run, with the sweep's report, plots and packed file",
     )
     parser.add_argument("--only", nargs="+", default=[], metavar="ATTEMPT_ID")
     options = parser.parse_args(argv)
@@ -174,7 +181,8 @@ def _track(
             runs += _summary(sweep, folder, runs, Path(scratch), report)
         online = options.mode == "online"
         writer = Writer(folder, options.project, options.entity, online, interruption)
-        _track_runs(writer, runs, report)
+        with own_files_in(folder / "wandb" / CLIENT):
+            _track_runs(writer, runs, report)
 
 
 def _summary(
@@ -185,11 +193,15 @@ def _summary(
         report.skipped += 1
         return []
     try:
-        return [summary_run(sweep, runs, scratch)]
+        run = summary_run(sweep, runs, scratch)
     except (NoSummary, OSError) as error:
-        report.failed += 1
-        report.warn(f"no summary of {sweep}: {error}")
+        report.fail(f"no summary of {sweep}: {error}")
         return []
+    try:
+        return [dataclasses.replace(run, packed=packed_file(sweep, run.group, scratch))]
+    except (NoSummary, OSError) as error:
+        report.fail(f"no packed file in the summary of {sweep}: {error}")
+        return [run]
 
 
 def _track_runs(writer: Writer, runs: list[Run], report: Report) -> None:
@@ -203,6 +215,8 @@ def _track_runs(writer: Writer, runs: list[Run], report: Report) -> None:
                     writer.close()
                 finally:
                     _read_back(writer, written, report)
+                    for fault in writer.faults:
+                        report.fail(f"{writer.folder}: {fault}")
     except ledger.Unusable as error:
         report.failed += len(runs)
         report.warn(str(error))
@@ -217,12 +231,10 @@ def _runs(sweep: Path, only: set[str], report: Report) -> list[Run]:
             if not only or one.attempt_id in only:
                 runs[one.created, one.attempt_id] = run_of(one, sweep.name)
         except (RecordError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-            report.failed += 1
-            report.warn(str(error) if str(path) in str(error) else f"{path}: {error}")
+            report.fail(str(error) if str(path) in str(error) else f"{path}: {error}")
     missing = sorted(only - {attempt for _, attempt in runs})
     if missing or not runs:
-        report.failed += 1
-        report.warn(f"{sweep}: no record of {', '.join(missing) or 'any attempt'}")
+        report.fail(f"{sweep}: no record of {', '.join(missing) or 'any attempt'}")
     return [runs[order] for order in sorted(runs)]
 
 
@@ -266,8 +278,7 @@ def _send(writer: Writer, run: Run, stored: OnServer | None) -> Path:
 
 def _go_offline(writer: Writer, error: Exception, report: Report) -> None:
     """Switches to offline; closes first, or W&B refuses the run's id as still in use."""
-    report.failed += 1
-    report.warn(f"tracker: no answer from the server ({error}); writing offline instead")
+    report.fail(f"tracker: no answer from the server ({error}); writing offline instead")
     writer.close()
     writer.online = False
     report.mode = "offline"
@@ -281,8 +292,7 @@ def _write(writer: Writer, run: Run, stored: OnServer | None, report: Report) ->
             ledger.mark_synced(writer.folder, run.id)
             return log
         except Gap as error:
-            report.failed += 1
-            report.warn(f"W&B did not take {error}; the records and tables have them")
+            report.fail(f"W&B did not take {error}; the records and tables have them")
             return None
         except Exception as error:
             _go_offline(writer, error, report)
@@ -292,8 +302,7 @@ def _write(writer: Writer, run: Run, stored: OnServer | None, report: Report) ->
         ledger.drop_unfinished(writer.folder, run.id, len(run.history))
         return writer.write(run)
     except Exception as error:
-        report.failed += 1
-        report.warn(f"{writer.folder}: run {run.id} could not be written: {error}")
+        report.fail(f"{writer.folder}: run {run.id} could not be written: {error}")
         return None
 
 
@@ -302,8 +311,7 @@ def _read_back(writer: Writer, written: list[Written], report: Report) -> None:
     that differs from its record is removed, as `wandb sync` would send it."""
     for run, log, rows in written:
         if lacking := ledger.fault(log, rows):
-            report.failed += 1
-            report.warn(f"{log}: run {run.id} is not whole: {lacking}")
+            report.fail(f"{log}: run {run.id} is not whole: {lacking}")
         elif wrong := check.fault(log, run, writer.project, writer.entity):
             sent = log.with_suffix(".wandb.synced").exists()
             ledger.drop(log)

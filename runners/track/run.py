@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from moe.strategies import rules_of
@@ -33,7 +34,10 @@ TAG_LIMIT = 64  # W&B refuses longer tags
 
 @dataclass(frozen=True)
 class Run:
-    """One attempt as W&B gets it; `history` is one dict per sample, in the order taken."""
+    """One attempt as W&B gets it; `history` is one dict per sample, in the order taken.
+
+    `packed` is a file that becomes an artifact of the run, under its stem as the artifact's name.
+    """
 
     id: str
     name: str
@@ -45,6 +49,7 @@ class Run:
     summary: dict[str, Any]
     history: list[dict[str, Any]]
     exit_code: int
+    packed: Path | None = None
 
 
 def run_of(record: Record, sweep: str) -> Run:

@@ -38,12 +38,13 @@ SERVER = {
     "WANDB__EXTRA_HTTP_HEADERS": "x_extra_http_headers",
 }
 CONFIG_DIR = "WANDB_CONFIG_DIR"
+OWN_FILES = ("WANDB_CACHE_DIR", "WANDB_DATA_DIR")  # folders of W&B's log, and of what it stages
 ALLOWED = (
     *SYSTEM,
     *("MOE_*", "NETRC"),  # ours; the file of keys
     *SERVER,
     *TIMEOUTS_S,
-    *(CONFIG_DIR, "WANDB_CACHE_DIR", "WANDB_DATA_DIR"),  # folders of W&B's own files
+    *(CONFIG_DIR, *OWN_FILES),  # folders of W&B's own files
 )
 SCHEMES = ("http", "https")  # of servers and proxies, as the client accepts them
 HOST = re.compile(r"[a-z0-9]([a-z0-9._:-]*[a-z0-9])?")
@@ -199,6 +200,19 @@ def replace_environment() -> Usable:
     os.environ.clear()
     os.environ.update({**result.variables, "WANDB_SILENT": "true"})
     return result
+
+
+@contextmanager
+def own_files_in(folder: Path) -> Iterator[None]:
+    """W&B keeps its own files below `folder`, unless variables name other places: it would put them
+    into the home folder, which may be small, not writable, or on another machine's disk."""
+    unset = [name for name in OWN_FILES if name not in os.environ]
+    os.environ.update(dict.fromkeys(unset, str(folder)))
+    try:
+        yield
+    finally:
+        for name in unset:
+            del os.environ[name]
 
 
 @contextmanager

@@ -1,8 +1,8 @@
-"""A sweep's report and plots as one W&B run: `python -m runners.track [SOURCE ...] --summary`.
+"""A sweep's report, plots and packed file as one W&B run: `python -m runners.track --summary`.
 
-The analysis makes them, in a process of its own. The page is logged as HTML and the plots as
-images, in the run's own folder. (W&B's tables would be artifacts, which are staged elsewhere and
-get lost when a sweep's folder is moved.)
+The analysis makes them, in a process of its own. The page is logged as HTML, the plots as images
+and the packed file as an artifact. All of them lie in the run's own folder. (W&B's tables would be
+artifacts that are staged elsewhere, and lost when a sweep's folder is moved.)
 """
 
 from __future__ import annotations
@@ -10,21 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from runners.host import project_paths
+from runners.packed.container import SUFFIX
 from runners.track.client import redact
 from runners.track.run import ROWS_FIELD, SUMMARY_FIELD, Run
 from runners.track.writer import media
 
 LIMIT_S = 600.0
+NAME_LIMIT = 60  # characters of a packed file's name (runners/packed/packed_file.py); W&B: 128
 
 
 class NoSummary(RuntimeError):
-    """The analysis could not make the report or the plots; the message says why."""
+    """The analysis could not make one of a summary's parts; the message says why."""
 
 
 def summary_id(runs: Sequence[Run]) -> str:
@@ -52,6 +55,18 @@ def summary_run(sweep: Path, runs: Sequence[Run], scratch: Path) -> Run:
         history=[media({"report": page}, pictures)],
         exit_code=0,
     )
+
+
+def packed_name(group: str) -> str:
+    """The group's name as W&B allows it for an artifact, and a packed file for its sweep."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", group)[:NAME_LIMIT].strip(".-") or "sweep"
+
+
+def packed_file(sweep: Path, group: str, scratch: Path) -> Path:
+    """The sweep packed into a file below `scratch`; raises NoSummary."""
+    path = scratch / f"{packed_name(group)}{SUFFIX}"
+    _analysis("pack", sweep, path)
+    return path
 
 
 def _analysis(verb: str, sweep: Path, output: Path) -> None:

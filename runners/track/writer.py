@@ -6,6 +6,7 @@ server is bounded. Settings of the surroundings are kept out by `runners.track.s
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 from contextlib import suppress
@@ -19,6 +20,7 @@ from runners.track.signals import Interruption, end_children
 TEARDOWN_S = 10.0
 FLUSH_INTERVAL_S = 0.1
 PAGE = 1000
+ARTIFACT_TYPE = "moebench"
 
 
 class OnServer(NamedTuple):
@@ -49,13 +51,15 @@ class Writer:
         self.entity = entity
         self.online = online
         self.interruption = interruption
+        self.faults: list[str] = []  # what written runs lack, a sentence each
 
     def write(self, run: Run, stored: OnServer | None = None) -> Path:
         """Returns the path of the run's log. Raises what W&B raises, TimeoutError when the server
         does not confirm the run (its log is complete all the same), and Gap where the server's rows
         end before the step from which W&B continues.
 
-        The summary goes first: a log with all history rows and an exit record is then complete.
+        The summary goes first, then a packed file: a log with all history rows and an exit record
+        is then complete. A packed file that W&B does not take is one of `faults`, no more.
         What is `stored` from an interrupted tracker is completed: its rows are not sent again.
         """
         with self.interruption.deferred():
@@ -86,17 +90,49 @@ class Writer:
         try:
             active.define_metric("*", summary="none")  # W&B adds nothing to the summary
             active.summary.update(run.summary)
+            artifact = self._attach(active, run) if run.packed else None
             for step in range(active.starting_step, len(run.history)):
                 if self.interruption.requested:
                     break
                 active.log(run.history[step], step=step)
             else:
                 done = True
+                self._confirm(artifact, run)
         finally:
             active.finish(exit_code=run.exit_code if done else 1)
         if stored and active.starting_step > stored.lines:
             raise Gap(f"rows {stored.lines} to {active.starting_step - 1} of run {run.id}")
         return log
+
+    def _attach(self, active: Any, run: Run) -> Any:
+        """Copies the packed file into the run's files, so that it travels with the folder, and logs
+        that copy as an artifact. (By default W&B would copy it once more, to its staging folder.)
+        Returns the artifact; None where there is none."""
+        import wandb
+
+        assert run.packed is not None
+        try:
+            files = Path(active.dir)
+            copy = shutil.copyfile(run.packed, files / run.packed.name)
+            active.save(str(copy), base_path=str(files), policy="now", glob=False)
+            artifact = wandb.Artifact(run.packed.stem, type=ARTIFACT_TYPE)
+            artifact.add_file(str(copy), policy="immutable", skip_cache=True)
+            return active.log_artifact(artifact)
+        except Exception as error:
+            self.faults.append(f"run {run.id} is without {run.packed.name}: {error}")
+            return None
+
+    def _confirm(self, artifact: Any, run: Run) -> None:
+        """Online: waits until the server has the artifact, for as long as for the end of a run."""
+        if artifact is None or not self.online or run.packed is None:
+            return
+        try:
+            artifact.wait(timeout_s("WANDB_FINISH_TIMEOUT"))
+        except Exception as error:
+            self.faults.append(
+                f"the server did not take {run.packed.name} as an artifact of run {run.id}, only "
+                f"as one of its files: {error}"
+            )
 
     def on_server(self, ids: list[str]) -> dict[str, OnServer]:
         """Which of these runs the server has, by id; one request per page."""

@@ -17,6 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
 
+from tests.support.wandb_artifacts import Artifacts
+
 ENTITY = "tester"
 KEY = "0" * 39 + "1"  # has the shape of a key, and is none
 _STREAM = re.compile(r"^/files/([^/]+)/([^/]+)/([^/]+)/file_stream")
@@ -80,6 +82,8 @@ class StandIn:
         handler = type("Handler", (_Handler,), {"stand_in": self})
         self.http = _Server(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        self.artifacts = Artifacts(self.url)
+        self.uploads: dict[str, bytes] = {}  # contents by path: /upload/<run>/<file> and artifacts'
         self.thread = threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True)
         self.timer = threading.Timer(seconds, self.stop)
         self.timer.daemon = True
@@ -126,7 +130,9 @@ class StandIn:
 
     def answer(self, operation: str, v: dict[str, Any]) -> dict[str, Any]:
         """The `data` of a GraphQL operation; KeyError for one this stand-in does not know."""
-        return _OPERATIONS[operation](self, v)
+        if operation in _OPERATIONS:
+            return _OPERATIONS[operation](self, v)
+        return self.artifacts.answer(operation, v)
 
 
 def _viewer(_server: StandIn, _v: dict[str, Any]) -> dict[str, Any]:
@@ -161,7 +167,8 @@ def _upsert(server: StandIn, v: dict[str, Any]) -> dict[str, Any]:
 
 
 def _create_files(server: StandIn, v: dict[str, Any]) -> dict[str, Any]:
-    files = [{"name": f, "uploadUrl": f"{server.url}/upload/{i}"} for i, f in enumerate(v["files"])]
+    below = f"{server.url}/upload/{v['run']}"
+    files = [{"name": f, "uploadUrl": f"{below}/{f}"} for f in v["files"]]
     return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
 
 
@@ -290,14 +297,19 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply(name, lambda: {"data": self.stand_in.answer(name, body.get("variables") or {})})
 
     def do_PUT(self) -> None:
-        self._body()
-        self._reply("upload", dict)
+        content = self._body()
+        self._reply("upload", lambda: self._store(content))
 
     def do_GET(self) -> None:
         self._reply(self.path, dict)
 
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def _store(self, content: bytes) -> dict[str, Any]:
+        self.stand_in.uploads[self.path] = content
+        self.stand_in.artifacts.upload(self.path, content)
+        return {}
 
     def _stream(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
         """Lines go where their offset says, so lines that are sent twice are there once."""

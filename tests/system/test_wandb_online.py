@@ -311,6 +311,11 @@ def test_a_sweeps_report_and_plots_are_one_run(server: StandIn, tmp_path: Path) 
     (summary,) = [run for run in server.runs.values() if run.fields.get("jobType") == "summary"]
     assert summary.state == "finished" and len(summary.history) == 1
     assert "plots/memory" in json.loads(summary.history[0])
+    (artifact,) = server.artifacts.all
+    assert artifact.is_whole and artifact.fields["runName"] == summary.name
+    (packed,) = sweep.glob(f"wandb/offline-run-*/files/{artifact.name}.moebench")
+    assert artifact.files == {packed.name: packed.read_bytes()}
+    assert len(analysis.load(packed)) == 3
     with warnings.catch_warnings():
         warnings.simplefilter("error", SourceWarning)
         assert plain(wandb_api.load(PROJECT)) == wanted(found)
