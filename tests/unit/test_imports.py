@@ -61,8 +61,6 @@ MAY_IMPORT = {
                         "runners.host moe",
     "analysis.publish": "analysis.predict analysis.plots analysis.text analysis.stats "
                         "analysis.data analysis.errors analysis.output runners.track",
-    "analysis.packing": "analysis.publish analysis.predict analysis.plots analysis.text analysis.stats analysis.sources analysis.data "
-                        "analysis.errors analysis.numbers analysis.output runners.packed runners.records runners.host runners.track moe",
     "analysis.notebook": "analysis", "analysis.verbs": "analysis",
     "analysis.cli": "analysis runners.host",
     "analysis.__main__": "analysis",
