@@ -9,6 +9,7 @@ page with the strategy that is fastest by model, batch size and machine.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,14 +25,15 @@ from runners.packed.container import SUFFIX
 FOLDER, PAGES = Path("docs/results/packed"), Path("docs/results")
 INDEX, PAGE = "gallery.md", "gallery.html"
 HEADER = ("file", "machine", "what", "cells", "measured", "commit", "size", "look at it")
+MARKUP = re.compile(r"([\[\]`*])")  # of Markdown, beside what `render.cell_text` escapes
 HEADING = f"""<!-- Written by `python -m analysis.packing.gallery`: do not edit. -->
 
 # Gallery
 
 Packed files: each has the records of a sweep, from which every figure is computed anew. The page
-[{PAGE}]({PAGE}) of a clone shows which strategy is fastest by model, batch size and machine; open
-it in a browser. `make gallery` writes both; [CONTRIBUTING](../../CONTRIBUTING.md) says how to
-submit a file.
+[{PAGE}]({PAGE}) shows which strategy is fastest by model, batch size and machine; open it in a
+browser, from a clone. `make gallery` writes both;
+[CONTRIBUTING](../../CONTRIBUTING.md#submitting-a-measurement) says how to submit a file.
 """
 
 
@@ -39,13 +41,20 @@ def index(files: Sequence[Entry]) -> str:
     """gallery.md."""
     if not files:
         return f"{HEADING}\nThere is no file yet.\n"
-    rows = [
-        [one.name, one.machine, one.what, one.cells, one.date, one.commit, one.size,
-         one.command("show")]
-        for one in files
-    ]  # fmt: skip
-    lines = render.simple(HEADER, rows, "markdown").splitlines()
-    return "\n".join([HEADING, *lines, ""])
+    rows = [_index_row(one) for one in files]
+    table = [f"| {' | '.join(row)} |" for row in (HEADER, ["---"] * len(HEADER), *rows)]
+    return "\n".join([HEADING, *table, ""])
+
+
+def _index_row(one: Entry) -> list[str]:
+    """Cells in Markdown, in which every text of a file is only text."""
+    facts = (one.machine, one.what, one.cells, one.date, one.commit, one.size)
+    link = f"[{_plain(one.name)}]({one.link})"
+    return [link, *map(_plain, facts), f"<code>{_plain(one.command('show'))}</code>"]
+
+
+def _plain(text: str) -> str:
+    return MARKUP.sub(r"\\\1", render.cell_text(text))
 
 
 def texts(folder: Path, pages: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ from analysis.data.facets import sort_key, title_of
 from analysis.data.frame import hashable
 from analysis.data.series import series_names, series_order, without_serial
 from analysis.packing import gallery_settings
-from analysis.packing.gallery_settings import MODEL, Setting
+from analysis.packing.gallery_settings import Setting
 from analysis.stats.comparisons import Standings
 from analysis.stats.summarize import summarize
 from analysis.text import captions, headline
@@ -44,6 +44,11 @@ class Entry:
     sureness: str
     settings: tuple[Setting, ...]
     alone: int  # cells with a time that no other strategy is beside
+
+    @property
+    def stem(self) -> str:
+        """The name without its suffix."""
+        return Path(self.name).stem
 
     def command(self, verb: str, setting: Setting | None = None) -> str:
         """The command of a verb for the file, or for one of its settings; a filter a line."""

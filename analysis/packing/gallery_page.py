@@ -7,12 +7,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
 
 from analysis.data.facets import title_of
 from analysis.packing import gallery_settings
 from analysis.packing.gallery_entries import Entry
-from analysis.packing.gallery_settings import MACHINE, MODEL, Setting
+from analysis.packing.gallery_settings import FIRST, MACHINE, MODEL, Setting
 from analysis.publish import html as report
 from analysis.stats.verdict import NOISE_THRESHOLD
 from analysis.text import flag_legend
@@ -23,12 +22,23 @@ COMMANDS = (("Show it", "show"), ("Measure it here", "reproduce"))
 
 
 @dataclass(frozen=True)
+class Column:
+    """A setting's value of a column, as text, and the number it sorts by, if it is one."""
+
+    name: str
+    title: str
+    text: str
+    number: int | float | None
+
+
+@dataclass(frozen=True)
 class Row:
-    """A setting and its file. `cells` are (column, title, text, what it sorts by)."""
+    """A setting and its file."""
 
     setting: Setting
     file: Entry
-    cells: tuple[tuple[str, str, str, Any], ...]
+    first: tuple[Column, ...]  # of FIRST
+    others: tuple[Column, ...]
     commands: tuple[tuple[str, str], ...]  # (what it does, command line)
 
 
@@ -36,7 +46,7 @@ def html(files: Sequence[Entry]) -> str:
     """The page; the same for the same files."""
     file_of = {id(one): file for file in files for one in file.settings}
     settings = gallery_settings.in_order([one for file in files for one in file.settings])
-    names = gallery_settings.columns(settings) if settings else []
+    others = gallery_settings.columns(settings)
     css = report.template_text("report.css") + _own("gallery.css")
     script = report.template_text("report.js") + _own("gallery.js")
     flags = [flag for one in settings for time in one.times for flag in time.flags]
@@ -46,8 +56,9 @@ def html(files: Sequence[Entry]) -> str:
         css_hash=_hash(css),
         js_hash=_hash(script),
         files=files,
-        rows=[_row(one, file_of[id(one)], names) for one in settings],
-        titles=[title_of(name) for name in names],
+        rows=[_row(one, file_of[id(one)], others) for one in settings],
+        first=[title_of(name) for name in FIRST],
+        others=[title_of(name) for name in others],
         constant=gallery_settings.constant(settings),
         selects=_selects(settings),
         marks=flag_legend.MARKS,
@@ -69,15 +80,21 @@ def _hash(text: str) -> str:
     return f"'sha256-{digest}'"
 
 
-def _row(setting: Setting, file: Entry, names: Sequence[str]) -> Row:
-    cells = []
-    for name in names:
-        value = setting.values[name]
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        text = f"{value:,}" if number else str(value)
-        cells.append((name, title_of(name), text, value if number else ""))
-    commands = [(about, file.command(verb, setting)) for about, verb in COMMANDS]
-    return Row(setting, file, tuple(cells), tuple(commands))
+def _row(setting: Setting, file: Entry, others: Sequence[str]) -> Row:
+    return Row(
+        setting=setting,
+        file=file,
+        first=tuple(_column(setting, name) for name in FIRST),
+        others=tuple(_column(setting, name) for name in others),
+        commands=tuple((about, file.command(verb, setting)) for about, verb in COMMANDS),
+    )
+
+
+def _column(setting: Setting, name: str) -> Column:
+    value = setting.values[name]
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    text = str(value) if number is None else f"{number:,}"
+    return Column(name, title_of(name), text, number)
 
 
 def _selects(settings: Sequence[Setting]) -> list[tuple[str, str, list[str]]]:

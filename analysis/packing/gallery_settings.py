@@ -27,7 +27,7 @@ from analysis.text import captions, sentences
 from analysis.text.flag_legend import MARKS
 
 MODEL, MACHINE = "model", "machine"
-FIRST = (MODEL, "batch_size", "world_size", "topk_requested")  # columns that are always there
+FIRST = (MODEL, "batch_size", "world_size", "topk_requested", MACHINE)  # always columns
 NAMED = ("dtype", "mode", "tokens", "load", "cache", "backend", "device", "metric")
 # Columns that are named otherwise, or do not tell settings of a gallery apart.
 LEFT_OUT = ("strategy", "topk", "seed", "weight_seed", *VARIANT, *FIRST)
@@ -185,21 +185,21 @@ def _positions(measured: pd.DataFrame, texts: Sequence[str]) -> set[int]:
 
 
 def in_order(settings: Sequence[Setting]) -> list[Setting]:
-    """By model, machine and what else tells them apart."""
+    """By FIRST and NAMED, real times before emulated ones, then by file."""
 
     def key(one: Setting) -> list[Any]:
-        names = (MODEL, MACHINE, *FIRST[1:], *NAMED)
-        return [sort_key(one.values[name]) for name in names] + [sort_key(one.cluster), one.file]
+        values = [sort_key(one.values[name]) for name in (*FIRST, *NAMED)]
+        return [*values, one.cluster, one.file]
 
     return sorted(settings, key=key)
 
 
 def columns(settings: Sequence[Setting]) -> list[str]:
-    """What tells the settings apart: FIRST, those of NAMED that vary, and those of the others that
-    do not follow from model, machine and ranks; the machine last."""
-    others = [n for n in DESCRIBED if n not in (*LEFT_OUT, *NAMED, *LOAD_PARTS)]
+    """What tells the settings apart beside FIRST: those of NAMED that vary, and those of the others
+    that do not follow from model, machine and ranks."""
+    others = [n for n in DESCRIBED if n not in (*LEFT_OUT, *NAMED)]
     varied = [n for n in NAMED if len({one.values[n] for one in settings}) > 1]
-    return [*FIRST, *varied, *(n for n in others if not _follows(n, settings)), MACHINE]
+    return [*varied, *(n for n in others if not _follows(n, settings))]
 
 
 def _follows(name: str, settings: Sequence[Setting]) -> bool:
@@ -213,8 +213,9 @@ def _follows(name: str, settings: Sequence[Setting]) -> bool:
 
 
 def constant(settings: Sequence[Setting]) -> list[str]:
-    """What all settings have in common, in words: "dtype float32"."""
-    if not settings:
-        return []
+    """What of NAMED all settings have in common, in words: "dtype float32"."""
     shown = columns(settings)
-    return [f"{title_of(name)} {settings[0].values[name]}" for name in NAMED if name not in shown]
+    return [
+        f"{title_of(name)} {settings[0].values[name]}"
+        for name in NAMED if settings and name not in shown
+    ]  # fmt: skip

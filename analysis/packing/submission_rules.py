@@ -6,6 +6,7 @@ Each is one line: what is wrong, where, and what to do.
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,11 +16,12 @@ import pandas as pd
 from analysis.data.cell_summary import CellSummary, summaries
 from analysis.data.frame import to_frame
 from analysis.packing import even_slots
+from analysis.sources import packed as packed_source
 from analysis.stats.summarize import summarize
 from analysis.stats.verdict import MIN_LAUNCHES
 from analysis.text.flag_legend import MARKS
 from runners.packed.packed_file import Packed
-from runners.records import emulation, flat_row
+from runners.records import emulation
 from runners.records.record import SCHEMA, Record
 from runners.records.stats import median_interval
 
@@ -63,25 +65,23 @@ class Contents:
     packed: Packed
     frame: pd.DataFrame
     cells: list[CellSummary]
-    unusable: list[str]  # attempts whose figures cannot be computed
+    unusable: list[str]  # a line for each attempt whose figures cannot be computed
 
 
 def contents(packed: Packed) -> Contents:
     """Computes the figures of every record."""
-    rows, unusable = [], []
-    for one in packed.records:
-        try:
-            rows.append(flat_row.row(one))
-        except (ArithmeticError, LookupError, TypeError, ValueError):
-            unusable.append(_attempt(one))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        rows = packed_source.rows_of(packed, samples=False)
     frame = to_frame(rows)
+    unusable = [str(warning.message) for warning in caught]
     return Contents(packed, frame, summaries(summarize(frame)) if rows else [], unusable)
 
 
 def problems(of: Contents) -> Iterator[str]:
     """What refuses the file."""
     packed = of.packed
-    for text in packed.damaged:
+    for text in (*packed.damaged, *of.unusable):
         yield f"damaged: {text}; next: {PACK} again"
     if packed.rows:
         yield (
@@ -90,8 +90,6 @@ def problems(of: Contents) -> Iterator[str]:
         )
     elif not packed.records:
         yield f"no attempt; next: {MEASURE_AGAIN}"
-    if of.unusable:
-        yield _line("no figure can be computed", of.unusable, f"next: {MEASURE_AGAIN}")
     yield from _of_plan(packed)
     yield from _of_records(packed.records)
     yield from _of_flags(of, refused=True)

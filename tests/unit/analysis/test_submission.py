@@ -107,9 +107,9 @@ PROBLEMS = {
     "drift": (drifting, "the machine drifted while the cell was measured (no interval covers a "
               f"change of the machine): 1 cell ({TP}); next: measure again on a quiet machine"),
     "under the floor": (under_floor, "under the floor: a timed block is shorter than ten times "
-                        "what an empty block takes (the clock and the barriers are too large a part of "
-                        f"such a block): 1 cell ({TP}); next: use longer blocks (measure.block_ms) "
-                        "or a larger layer"),
+                        "what an empty block takes (the clock and the barriers are too large a "
+                        f"part of such a block): 1 cell ({TP}); next: use longer blocks "
+                        "(measure.block_ms) or a larger layer"),
     "not cold": (not_cold, "not cold: reading its sets of weights in turn took less time than from "
                  f"memory (the setting says that the cache is cold): 1 cell ({TP}); next: use a "
                  "larger layer or more tokens, or measure.cache=warm"),
