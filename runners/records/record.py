@@ -167,7 +167,9 @@ def current_name(name: str) -> str:
 
 
 def to_dict(record: Record) -> dict[str, Any]:
-    return dataclasses.asdict(record)
+    """As `dataclasses.asdict`, but the values below its fields are the record's own, not copies."""
+    cell, samples = cell_to_dict(record.cell), dict(vars(record.samples))
+    return {**vars(record), "cell": cell, "samples": samples}
 
 
 def from_dict(data: dict[str, Any]) -> Record:
