@@ -1,8 +1,8 @@
 """The settings of packed files: at each the strategy that is shown to be fastest, and by how much.
 
 A setting is a value of everything but the strategy at which a file has two or more strategies, on
-one machine, in real time or on one emulated cluster. Verdicts are those of `python -m analysis
-show` for the whole file.
+one machine, in real time or on one emulated cluster. Verdicts are corrected for the comparisons at
+all settings of the file.
 """
 
 from __future__ import annotations
