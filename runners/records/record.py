@@ -198,10 +198,13 @@ def from_dict(data: dict[str, Any]) -> Record:
 
 
 def _from_schema_2(fields: dict[str, Any]) -> dict[str, Any]:
-    """Samples flagged as warm-up or not get a kind; what was counted was a block of its own."""
+    """Samples flagged as warm-up or not get a kind; what was counted was a block of its own. Those
+    of a record that has been read before have kinds already."""
 
     def renamed(samples: dict[str, Any]) -> dict[str, Any]:
         found = dict(samples)
+        if "kind" in found:
+            return found
         found["kind"] = ["warmup" if warm else "fixed" for warm in found.pop("warmup")]
         return found
 
