@@ -142,6 +142,14 @@ def test_problems_of_the_file() -> None:
     assert only_problem(of_wandb).startswith("packed from W&B runs, from which no figure can be")
 
 
+def test_an_attempt_whose_figures_cannot_be_computed_is_damaged() -> None:
+    call = {"collective": "all_reduce", "calls": 1, "sent_bytes": 1e308}
+    said = review(measured(traffic=[[call]] * 8), measured("ep"))
+    assert only_problem(said).startswith(
+        f"damaged: a: attempt {TP[3:]}-0: sent_bytes_max: allowed is a whole number of at most 64"
+    )
+
+
 def test_a_planned_cell_needs_an_attempt_that_has_ended() -> None:
     done, stopped = measured("tp"), factory.unmeasured(factory.cell("ep"), "interrupted")
     stopped.environment = SPACIOUS
