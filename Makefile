@@ -120,6 +120,10 @@ reference-tables: setup ## the tables of docs/results/reference.md measured agai
 results: setup ## the pages of docs/results/ again, from the figures in benchmarks/results/
 	$(RUN) -m benchmarks.docs.results
 
+.PHONY: gallery
+gallery: setup ## docs/results/gallery.md and gallery.html again, from the packed files in docs/results/packed
+	$(RUN) -m analysis.packing.gallery
+
 # An environment beside the other: these systems' own requirements would replace torch.
 PEERS := .venv-peers
 DEEPSPEED := deepspeed==0.19.8 einops==0.8.2 hjson==3.1.0 py-cpuinfo==9.0.0 psutil==7.2.2 \

@@ -33,6 +33,7 @@ EXAMPLES = """examples:
   python -m analysis beside outputs/latest --format markdown
   python -m analysis kernels outputs/latest --filter mode=forward
   python -m analysis check
+  python -m analysis check docs/results/packed/NAME.moebench --submission
   python -m analysis status
   python -m analysis plot --name speed_vs_ranks --name roofline
   python -m analysis plot --name axis --group workload --metric skew
@@ -95,6 +96,10 @@ def parser() -> argparse.ArgumentParser:
     parsers["show"].add_argument(
         "--detail", action="store_true", help="the figures and cells behind every sentence"
     )
+    parsers["check"].add_argument(
+        "--submission", action="store_true",
+        help="whether packed files may go into the gallery, docs/results/packed",
+    )  # fmt: skip
     add = parsers["explain"].add_argument
     add("--a", default="", metavar="KEY=VALUE,...", help="the first cell, such as strategy=ep")
     add("--b", metavar="KEY=VALUE,...", help="the second; default: --a's, in the second source")

@@ -252,7 +252,11 @@ def kernels_(options: argparse.Namespace) -> int:
 
 
 def check_(options: argparse.Namespace) -> int:
-    """Exit code 1 where something limits the numbers."""
+    """Exit code 1 where something limits the numbers, or keeps a file out of the gallery."""
+    if options.submission:
+        from analysis.packing import submission
+
+        return submission.check(options)
     data = load(options)
     lines = captions.banners(data.frame)
     lines += [finding.line() for finding in diagnosis.findings(data.frame, data.cells)]

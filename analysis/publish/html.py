@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -17,6 +17,9 @@ from analysis.stats import compare, roofline
 from analysis.stats.verdict import NOISE_THRESHOLD
 from analysis.text import captions, diagnosis, insights, render, status, tables
 
+if TYPE_CHECKING:
+    import jinja2
+
 CELL_COLUMNS = (
     *("series", "batch_size", "topk", "world_size", "num_experts", "tokens", "mode", "load"),
     *("dtype", "outcome"),
@@ -27,15 +30,23 @@ CELL_COLUMNS = (
 
 def page(scene: PlotData, threshold: float = NOISE_THRESHOLD) -> str:
     """The page as HTML: how to reproduce it, verdict, tables, plots, problems, provenance."""
+    texts = {name: template_text(name) for name in ("report.css", "report.js")}
+    template = environment().from_string(template_text("report.html.j2"))
+    return template.render(**texts_of(texts), **content(scene, threshold))
+
+
+def template_text(name: str) -> str:
+    """A file of this package's templates."""
+    return (resources.files("analysis.publish") / "templates" / name).read_text("utf-8")
+
+
+def environment() -> jinja2.Environment:
+    """Of templates: everything is escaped, and a name without a value is an error."""
     import jinja2
 
-    folder = resources.files("analysis.publish") / "templates"
-    environment = jinja2.Environment(
+    return jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    texts = {name: (folder / name).read_text("utf-8") for name in ("report.css", "report.js")}
-    template = environment.from_string((folder / "report.html.j2").read_text("utf-8"))
-    return template.render(**texts_of(texts), **content(scene, threshold))
 
 
 def texts_of(texts: dict[str, str]) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from analysis.data import schema
 from analysis.errors import SourceError, SourceWarning
 from analysis.sources.packed_rows import read_row
 from analysis.sources.wandb_rows import NoRow
@@ -32,6 +34,7 @@ def rows_of(packed: Packed, samples: bool) -> list[dict[str, Any]]:
     for one in packed.records:
         try:
             row = flat_row.row(one, samples)
+            _check_kinds(row)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             warnings.warn(
                 f"{packed.name}: attempt {one.attempt_id}: {error}; left out",
@@ -47,3 +50,11 @@ def rows_of(packed: Packed, samples: bool) -> list[dict[str, Any]]:
             text = f"{packed.name}: row {number}: {error.fault}; left out"
             warnings.warn(text, SourceWarning, stacklevel=3)
     return rows
+
+
+def _check_kinds(row: Mapping[str, Any]) -> None:
+    """Raises ValueError for what the frame has no room for, such as a sum of huge numbers."""
+    for column in schema.columns():
+        value = row[column.name]
+        if value is not None and not schema.holds(column.kind, value):
+            raise ValueError(f"{column.name}: allowed is {schema.words(column.kind)}")

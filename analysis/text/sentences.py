@@ -21,6 +21,7 @@ MOST_TIES = 3  # pairs that are written out
 MOST_CHANGES = 3  # values of an axis of names that are written out
 TOO_WIDE = 20.0  # factor of change from which an interval says nothing
 PEAK = 1.25  # factor past the last value from which a peak between is named
+TOO_FEW = "have too few samples to be compared"
 Where = Callable[[Sequence[Any]], str]  # words for some of the places
 
 
@@ -69,13 +70,20 @@ def lead_text(lead: Lead, standings: Standings, where: Where) -> str:
     """ "simple is fastest at every top-k, 1.9 to 2.2 times ahead of tp"."""
     at = _after(where([place.x for place in lead.places]))
     if len(lead.leaders) > 1:
-        if findings.too_few_samples(lead, standings):
-            return f"{listing(lead.leaders)} have too few samples to be compared{at}"
-        same = f"take the same time (within {standings.threshold:.0%})"
-        how = same if findings.all_same(lead, standings) else "not told apart"
+        how = tie_text(lead, standings)
+        if how == TOO_FEW:
+            return f"{listing(lead.leaders)} {how}{at}"
         return f"{listing(lead.leaders)} are fastest{at} and {how}"
     leader = lead.leaders[0]
     return f"{leader} is fastest{at}, {ahead(leader, lead.places, standings)}"
+
+
+def tie_text(lead: Lead, standings: Standings) -> str:
+    """What is said of several leaders: "not told apart"."""
+    if findings.too_few_samples(lead, standings):
+        return TOO_FEW
+    same = f"take the same time (within {standings.threshold:.0%})"
+    return same if findings.all_same(lead, standings) else "not told apart"
 
 
 def ahead(leader: str, places: Sequence[Place], standings: Standings) -> str:

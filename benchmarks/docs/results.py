@@ -28,6 +28,7 @@ PAGES = ROOT / "docs" / "results"
 TEMPLATES = ROOT / "benchmarks" / "docs" / "pages"
 STORE = ROOT / "benchmarks" / "results"
 TABLE = STORE / "figures.toml"
+ELSEWHERE = PAGES / "gallery.md"  # written by python -m analysis.packing.gallery
 MARKER = re.compile(r"^\{\{ figure: (\w+) \}\}$", re.MULTILINE)
 
 
@@ -95,9 +96,9 @@ def pages() -> Iterator[tuple[Path, str]]:
 
 
 def write() -> None:
-    """Writes every page, and removes those without a template."""
+    """Writes every page, and removes those without a template but the gallery's."""
     texts = dict(pages())
-    for stale in set(PAGES.glob("*.md")) - set(texts):
+    for stale in set(PAGES.glob("*.md")) - {*texts, ELSEWHERE}:
         stale.unlink()
     for path, text in texts.items():
         path.write_text(text, "utf-8")

@@ -6,7 +6,6 @@ Needs Chromium (CHROMIUM names it, else the one on PATH) and playwright: `make t
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,36 +14,13 @@ import pytest
 
 from analysis import cli
 from tests.support import analysis_factory as factory
+from tests.support import browser
+from tests.support.browser import CONTRAST, Watched
 
 pytestmark = pytest.mark.browser
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>\"$x_1$"
-FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"),
-    "--disable-component-update",
-)
 WIDTHS = (1280, 390)
-# Contrast of every text with what lies behind it (WCAG's formula): the worst on the page.
-CONTRAST = """() => {
-  const light = c => { const v = c / 255; return v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; };
-  const level = ([r, g, b]) => .2126 * light(r) + .7152 * light(g) + .0722 * light(b);
-  const parse = text => text.match(/[\\d.]+/g).map(Number);
-  const behind = node => {
-    for (; node; node = node.parentElement) {
-      const color = parse(getComputedStyle(node).backgroundColor);
-      if (color.length < 4 || color[3] > 0) return color;
-    }
-    return parse(getComputedStyle(document.body).backgroundColor);
-  };
-  let worst = [99, ""];
-  for (const node of document.querySelectorAll("body *:not(script)")) {
-    const own = [...node.childNodes].some(c => c.nodeType === 3 && c.textContent.trim());
-    if (!own || !node.offsetParent) continue;
-    const [a, b] = [level(parse(getComputedStyle(node).color)), level(behind(node))];
-    const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-    if (ratio < worst[0]) worst = [ratio, node.outerHTML.slice(0, 200)];
-  }
-  return worst;
-}"""  # noqa: E501
+chromium = pytest.fixture(scope="module")(browser.chromium)
 
 
 @pytest.fixture(scope="module")
@@ -63,40 +39,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = folder / "report.html"
     assert cli.main(["report", str(folder), "-o", str(target)]) == 0
     return target
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    assert path, "no Chromium on PATH: install it (Debian: apt install chromium) or set CHROMIUM"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
-        yield browser
-        browser.close()
-
-
-class Watched:
-    """A page, with everything that it said and asked for."""
-
-    def __init__(self, browser: Any, report: Path, width: int, scheme: str) -> None:
-        self.context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme
-        )
-        self.page = self.context.new_page()
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.said.append(f"dialog {dialog.message}"))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(report.as_uri())
-
-    def check(self, report: Path) -> None:
-        assert self.said == []
-        assert [url for url in self.asked if not url.startswith("data:")] == [report.as_uri()]
-        self.context.close()
 
 
 @pytest.fixture(params=[(w, s) for w in WIDTHS for s in ("light", "dark")], ids=str)

@@ -1,0 +1,310 @@
+"""`check --submission`: each problem alone, what is only remarked on, and a clean file."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis import cli
+from analysis.packing import even_slots, submission, submission_rules
+from analysis.text.flag_legend import MARKS
+from moe.spec import Cell, RouterSpec
+from runners.packed.packed_file import Packed
+from runners.records import record
+from runners.records.record import Record
+from tests.support import analysis_factory as factory
+
+CHECKED = {"ok": True, "after": {"ok": True}}
+EMULATED = {
+    "dilation": 20.0,
+    "ranks_per_node": 2,
+    "intra_mbit_s": 90.0,
+    "inter_mbit_s": 10.0,
+    "mtu": 1500,
+}
+SPACIOUS = {**factory.ENVIRONMENT, "cores": 8, "local_ranks": 8}
+EVEN = {"expert_slots": [16384] * 8, "rank_slots": [16384] * 8}  # of 65,536 tokens and top-k 2
+
+
+def measured(name: str = "tp", of: Cell | None = None, **fields: Any) -> Record:
+    """A record that nothing can be said against."""
+    made: dict[str, Any] = {"gate": CHECKED, "environment": SPACIOUS, **fields}
+    return factory.measured(of or factory.cell(name), **made)
+
+
+def packed(*records: Record, **fields: Any) -> Packed:
+    """A file with these attempts, all of which were planned."""
+    plan = {"cells": [{"cell_id": one.cell_id, "overrides": []} for one in records]}
+    return Packed(**{"name": "a", "manifest": {}, "plan": plan, "records": records, **fields})
+
+
+def review(*records: Record, **fields: Any) -> submission.Review:
+    return submission.of_packed(packed(*records, **fields))
+
+
+def only_problem(said: submission.Review) -> str:
+    assert len(said.problems) == 1, said.problems
+    return said.problems[0]
+
+
+def test_nothing_is_said_of_a_clean_file() -> None:
+    said = review(measured("tp"), measured("ep"))
+    assert said == submission.Review()
+    assert said.lines("a.moebench") == ["a.moebench: may be submitted"]
+
+
+def changed(one: Record, **environment: Any) -> Record:
+    return dataclasses.replace(one, environment={**one.environment, **environment})
+
+
+def of_schema_3() -> Record:
+    return dataclasses.replace(measured(), schema=3)
+
+
+def drifting() -> Record:
+    return measured(anchors=factory.anchors(1.0, 1.4))
+
+
+def under_floor() -> Record:
+    floor = factory.samples([400.0] * 5, 8, factory.random.Random(0), warmup=0, steps=1, fixed=True)
+    return measured(floor=dataclasses.asdict(floor))
+
+
+def not_cold() -> Record:
+    cache = {"bytes": 10**9, "sets": 2, "l2_bytes": 1, "cold_s": 0.01, "warm_s": 0.01}
+    return measured(memory=[{"cache": cache}] * 8, calibration=factory.CALIBRATION)
+
+
+TP = f"tp {record.cell_key(factory.cell('tp'))}"
+PROBLEMS = {
+    "schema": (of_schema_3, f"records of an older schema than 4: 1 attempt ({TP}-0); next: measure "
+               "again, then python -m analysis pack"),
+    "no commit": (lambda: changed(measured(), git=None),
+                  f"no commit, so that nobody knows which code ran: 1 attempt ({TP}-0); next: "
+                  "measure again, then python -m analysis pack, in a clone of the repository"),
+    "dirty": (lambda: changed(measured(), git={"sha": "a" * 40, "dirty": "1a2b"}),
+              f"measured by code with changes that are in no commit: 1 attempt ({TP}-0); next: "
+              "commit them (git status shows them), measure again, then python -m analysis pack"),
+    "wrong": (lambda: factory.unmeasured(factory.cell("tp"), "wrong", environment=SPACIOUS),
+              f"wrong results: 1 attempt ({TP}-0); next: mend the strategy; python -m analysis "
+              "status has the details"),
+    "wrong afterwards": (lambda: measured(gate={"ok": True, "after": {"ok": False}}),
+                         f"wrong results: 1 attempt ({TP}-0); next: mend the strategy; python -m "
+                         "analysis status has the details"),
+    "unchecked afterwards": (lambda: measured(gate={"ok": True}),
+                             "correctness was not checked both before and after timing: 1 attempt "
+                             f"({TP}-0); next: measure again, then python -m analysis pack, with "
+                             "this version"),
+    "no interval": (lambda: measured(rounds=5),
+                    "too few rounds for an interval (nothing says how sure the time is): 1 cell "
+                    f"({TP}); next: measure.samples=6 or more, or measure.launches=5"),
+    "drift": (drifting, "the machine drifted while the cell was measured (no interval covers a "
+              f"change of the machine): 1 cell ({TP}); next: measure again on a quiet machine"),
+    "under the floor": (under_floor, "under the floor: a timed block is shorter than ten times "
+                        "what an empty block takes (the clock and the barriers are too large a "
+                        f"part of such a block): 1 cell ({TP}); next: use longer blocks "
+                        "(measure.block_ms) or a larger layer"),
+    "not cold": (not_cold, "not cold: reading its sets of weights in turn took less time than from "
+                 f"memory (the setting says that the cache is cold): 1 cell ({TP}); next: use a "
+                 "larger layer or more tokens, or measure.cache=warm"),
+    "forced balance": (lambda: measured(skew=EVEN),
+                       "all experts have equally many slots, which is forced balance under another "
+                       f"name: 1 attempt ({TP}-0); next: measure with workload=balanced, which is "
+                       "labelled so"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_problem_is_named_with_what_to_do(name: str) -> None:
+    made, text = PROBLEMS[name]
+    assert only_problem(review(made(), measured("ep"))) == text
+
+
+def test_an_attempt_without_a_check_at_all_is_unchecked_and_has_no_time() -> None:
+    said = review(measured(gate=None))
+    assert only_problem(said).startswith("correctness was not checked both before and after")
+
+
+def test_problems_of_the_file() -> None:
+    one = measured()
+    assert only_problem(review(one, damaged=("a.moebench: part plan.json: gone; left out",))) == (
+        "damaged: a.moebench: part plan.json: gone; left out; next: python -m analysis pack again"
+    )
+    assert only_problem(review(one, plan=None)).startswith("no plan, so that missing cells")
+    assert only_problem(review()).startswith("no attempt; next: measure again")
+    of_wandb = review(rows=({"cell_id": one.cell_id},))
+    assert only_problem(of_wandb).startswith("packed from W&B runs, from which no figure can be")
+
+
+def test_an_attempt_whose_figures_cannot_be_computed_is_damaged() -> None:
+    call = {"collective": "all_reduce", "calls": 1, "sent_bytes": 1e308}
+    said = review(measured(traffic=[[call]] * 8), measured("ep"))
+    assert only_problem(said).startswith(
+        f"damaged: a: attempt {TP[3:]}-0: sent_bytes_max: allowed is a whole number of at most 64"
+    )
+
+
+def test_a_planned_cell_needs_an_attempt_that_has_ended() -> None:
+    done, stopped = measured("tp"), factory.unmeasured(factory.cell("ep"), "interrupted")
+    stopped.environment = SPACIOUS
+    plan = {
+        "cells": [{"cell_id": done.cell_id}, {"cell_id": stopped.cell_id}, {"cell_id": "f" * 12}]
+    }
+    said = only_problem(review(done, stopped, plan=plan))
+    assert said == (
+        f"planned, and no attempt has ended: 2 cells ({stopped.cell_id}, ffffffffffff); next: "
+        "resume the sweep (resume=FOLDER), or pack the others alone (--filter)"
+    )
+
+
+def test_what_is_remarked_on_refuses_nothing() -> None:
+    failed = factory.unmeasured(factory.cell("ep"), "failed", environment=SPACIOUS)
+    crowded = measured(environment={**SPACIOUS, "cores": 2, "emulated": {}})
+    said = review(crowded, failed)
+    assert said.problems == ()
+    assert [line.partition(":")[0] for line in said.remarks] == ["no time", "oversubscribed"]
+    emulated = review(measured(environment={**SPACIOUS, "emulated": EMULATED}))
+    assert emulated == submission.Review((), (
+        "emulated times, of ranks dilated x20; nodes of 2 at 90/10 Mbit/s; MTU 1500; they never "
+        "stand beside real ones",
+    ))  # fmt: skip
+
+
+def test_five_launches_have_an_interval_that_few_rounds_lack() -> None:
+    launches = [measured(rounds=3, launch=n) for n in range(5)]
+    assert review(*launches) == submission.Review()
+    assert only_problem(review(*launches[:4])).startswith("too few rounds for an interval")
+
+
+def test_every_flag_has_a_rule() -> None:
+    assert set(submission_rules.FLAGS) == set(MARKS)
+
+
+def test_name_and_size_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "read_packed", lambda path: packed(measured()))
+    good, bad = tmp_path / "gpu-h200.2.moebench", tmp_path / "My sweep.moebench"
+    for path in (good, bad):
+        path.write_bytes(b"x" * 5_000_000)
+    assert submission.of_file(good).problems == ()
+    assert only_problem(submission.of_file(bad)).startswith("name My sweep.moebench: allowed are")
+    good.write_bytes(b"x" * 5_000_001)
+    assert only_problem(submission.of_file(good)) == (
+        "5,000,001 bytes: allowed are 5,000,000; next: pack fewer cells (--filter)"
+    )
+
+
+def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    contents = {"a.moebench": packed(measured()), "b.moebench": packed(measured(rounds=5))}
+    monkeypatch.setattr(submission, "read_packed", lambda path: contents[path.name])
+    paths = [str(tmp_path / name) for name in contents]
+    for path in paths:
+        Path(path).write_bytes(b"x")
+    assert cli.main(["check", paths[0], "--submission"]) == 0
+    assert capsys.readouterr().out == f"{paths[0]}: may be submitted\n"
+    assert cli.main(["check", *paths, "--submission"]) == 1
+    lines = " ".join(capsys.readouterr().out.split())
+    assert lines.startswith(f"{paths[0]}: may be submitted problem: too few rounds")
+    assert lines.endswith(f"{paths[1]}: 1 problem")
+
+
+@pytest.mark.parametrize(("words", "fault"), [
+    ([], "check --submission: no file; allowed are packed files"),
+    (["."], "check --submission .: allowed are files NAME.moebench on this machine"),
+    (["https://example.org/a.moebench"], "allowed are files NAME.moebench on this machine"),
+    (["a.moebench", "--filter", "topk=2"], "--filter topk=2: not with --submission"),
+])  # fmt: skip
+def test_what_cannot_be_submitted_is_bad_input(words: list[str], fault: str, capsys: Any) -> None:
+    assert cli.main(["check", *words, "--submission"]) == 2
+    assert fault in capsys.readouterr().err
+
+
+def test_what_is_no_packed_file_is_a_problem(tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "a.moebench"
+    path.write_bytes(b"none")
+    for source in (path, tmp_path / "gone.moebench"):
+        assert cli.main(["check", str(source), "--submission"]) == 1
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith("problem:") and lines[-1] == f"{source}: 1 problem"
+
+
+# Forced balance.
+
+
+def exact(tokens: int, experts: int, topk: int) -> Fraction:
+    """Probability of equal slots: the ways to get them, counted token by token, over all ways."""
+    choices = list(itertools.combinations(range(experts), topk))
+    share, counts = tokens * topk // experts, Counter({(0,) * experts: 1})
+    for _ in range(tokens):
+        after: Counter[tuple[int, ...]] = Counter()
+        for slots, ways in counts.items():
+            for chosen in choices:
+                more = sorted(n + (e in chosen) for e, n in enumerate(slots))
+                if more[-1] <= share:
+                    after[tuple(more)] += ways
+        counts = after
+    return Fraction(counts[(share,) * experts], len(choices) ** tokens)
+
+
+def test_the_estimate_is_above_the_probability_and_near_it() -> None:
+    assert exact(2, 2, 1) == Fraction(1, 2) and exact(4, 2, 1) == Fraction(3, 8)  # by hand
+    sizes = [
+        (tokens, experts, topk)
+        for experts in (2, 3, 4, 5)
+        for topk in range(1, experts)
+        for tokens in range(1, 11)
+        if tokens * topk % experts == 0
+    ]
+    assert len(sizes) > 20
+    for size in sizes:
+        assert exact(*size) < even_slots.probability(*size) < 2 * exact(*size), size
+
+
+@pytest.mark.parametrize(("tokens", "experts", "topk", "suspicious"), [
+    (4, 8, 2, False),  # one of a thousand such cells
+    (64, 8, 2, False),  # 7e-7 by the estimate
+    (1024, 8, 2, True),
+    (64, 64, 8, True),
+    (4096, 2, 1, False),  # two experts: one cell of 60
+    (4096, 8, 8, False),  # every token visits all experts
+])  # fmt: skip
+def test_equal_slots_are_refused_where_chance_does_not_make_them(
+    tokens: int, experts: int, topk: int, suspicious: bool
+) -> None:
+    slots = [tokens * topk // experts] * experts
+    for kind in ("learned", "zipf", "k_hot"):
+        cell = factory.cell(batch=tokens, experts=experts, topk=topk, workload=(kind, 1.0))
+        assert even_slots.are_suspicious(cell, slots) is suspicious
+    one_more = [slots[0] + 1, *slots[1:-1], slots[-1] - 1]
+    assert not even_slots.are_suspicious(cell, one_more)
+
+
+@pytest.mark.parametrize("kind", ["balanced", "imbalance", "hot_rank", "trace"])
+def test_workloads_that_prescribe_counts_pass(kind: str) -> None:
+    cell = factory.cell(batch=65536, workload=(kind, 1.0))
+    assert not even_slots.are_suspicious(cell, EVEN["expert_slots"])
+
+
+@pytest.mark.parametrize("rule", [
+    {"kind": "expert_choice"}, {"capacity_factor": 1.0}, {"groups": 4},
+    {"selection_bias": "balanced"},
+])  # fmt: skip
+def test_routers_that_make_counts_equal_pass(rule: dict[str, Any]) -> None:
+    cell = factory.cell(batch=65536, router=RouterSpec(**rule))
+    assert not even_slots.are_suspicious(cell, EVEN["expert_slots"])
+
+
+def test_an_even_trace_is_remarked_on() -> None:
+    of = factory.cell("tp", batch=65536, workload=("trace", 0.0))
+    of = dataclasses.replace(of, workload=dataclasses.replace(of.workload, trace_sha256="ab" * 32))
+    said = review(measured(of=of, skew=EVEN))
+    assert said.problems == ()
+    assert said.remarks[0].startswith(
+        "a trace gives all experts equally many slots: 1 attempt (tp "
+    )
+    assert review(measured(of=of)).remarks == ()
