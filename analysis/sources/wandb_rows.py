@@ -13,6 +13,7 @@ from typing import Any
 
 from analysis.data import schema
 from moe.spec import Cell
+from runners.packed import limits
 from runners.records import emulation, flat_row, record
 from runners.records.record import KINDS, OUTCOMES, Record, Samples
 from runners.records.sealed import RecordError
@@ -110,6 +111,10 @@ def _check_identity(row: Mapping[str, Any]) -> None:
             raise refused(
                 name, row[name], f"{shown(getattr(attempt, name))}, by key, label and launch"
             )
+    try:
+        limits.check_cell(cell)
+    except RecordError as error:
+        raise NoRow(cut(redact(str(error))), REMEDY) from error
     try:
         record.check_key(attempt)
     except RecordError as error:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from moe.knob import knobs
+from moe.spec import Cell
 from runners.records.record import Record
 from runners.records.sealed import RecordError
 
@@ -15,9 +16,19 @@ MOST_EXPERTS = 4096
 
 
 def check(one: Record) -> None:
-    """Raises RecordError, naming field, value and what is allowed, for a cell out of bounds, and
-    for samples of other ranks than the cell's."""
-    cell = one.cell
+    """Raises RecordError for a cell out of bounds, and for samples of other ranks than its own."""
+    check_cell(one.cell)
+    ranks = one.cell.placement.world_size
+    if one.samples.start_ns and len(one.samples.start_ns[0]) != ranks:
+        raise RecordError(
+            f"samples of {len(one.samples.start_ns[0])} ranks: the cell has {ranks} of them"
+        )
+    for name in ("traffic", "memory", "host_waits"):
+        _at_most(f"items of {name}", len(getattr(one, name) or ()), ranks)
+
+
+def check_cell(cell: Cell) -> None:
+    """Raises RecordError, naming field, value and what is allowed, for a cell out of bounds."""
     for name, part in vars(cell).items():
         _check_numbers(name, part)
     _check_numbers("layer.router", cell.layer.router)
@@ -26,12 +37,6 @@ def check(one: Record) -> None:
     _at_most("layer.num_experts", experts, MOST_EXPERTS)
     _at_most("layer.topk", cell.layer.topk, experts)
     _at_most("placement.nodes", cell.placement.nodes, ranks)
-    if one.samples.start_ns and len(one.samples.start_ns[0]) != ranks:
-        raise RecordError(
-            f"samples of {len(one.samples.start_ns[0])} ranks: the cell has {ranks} of them"
-        )
-    for name in ("traffic", "memory", "host_waits"):
-        _at_most(f"items of {name}", len(getattr(one, name) or ()), ranks)
 
 
 def _check_numbers(path: str, part: Any) -> None:

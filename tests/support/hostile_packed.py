@@ -12,13 +12,15 @@ import zipfile
 from collections.abc import Callable
 from typing import Any
 
+from analysis.sources.packed_rows import portable_row
 from runners.packed import container, parts
 from runners.packed.packed_file import of_bytes
-from runners.records import record
+from runners.records import flat_row, record
+from runners.records.record import Record
 from tests.support import analysis_factory as factory
 from tests.support.damage import damaged
 
-KINDS = 8
+KINDS = 9
 HTML = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 VALUES: list[Any] = [
     *(2**63, -(2**63) - 1, 2**62, 10**400, -1, 0, 1e308, -1e308, 5e-324, True, None, "", HTML),
@@ -138,6 +140,42 @@ def _other_about(dice: random.Random) -> bytes:
     return container.write(about, content)
 
 
+@functools.cache
+def of_rows() -> dict[str, bytes]:
+    """Parts of a file of W&B runs."""
+    rows = [
+        portable_row({**flat_row.row(one, samples=True), "sweep": "good"}, ())[0]
+        for one in of_bytes(good(), "good").records
+    ]
+    return parts.of_rows(rows)
+
+
+def _other_row(dice: random.Random) -> bytes:
+    """As `_other_value`, of a file of W&B runs, whose ids and key may fit; large numbers too."""
+    about, _ = opened()
+    content = dict(of_rows())
+    name = dice.choice([name for name in content if name.startswith("rows/")])
+    rows = [json.loads(line) for line in content[name].split(b"\n")]
+    for row in rows:
+        if dice.random() < 0.5:
+            _replace(row, dice)
+        if dice.random() < 0.3:
+            row[dice.choice(["world_size", "dim", "num_experts", "nodes"])] = 2**31 - 1
+        if dice.random() < 0.7:
+            _new_ids(row)
+    content[name] = b"\n".join(json.dumps(row).encode() for row in rows)
+    return container.write(about, content)
+
+
+def _new_ids(row: dict[str, Any]) -> None:
+    try:
+        row["key"] = record.cell_key(flat_row.cell_of(row))
+        one = Record(row["key"], flat_row.cell_of(row), row["label"], row["launch"])
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        return
+    row["cell_id"], row["attempt_id"] = one.cell_id, one.attempt_id
+
+
 def _large_numbers(dice: random.Random) -> bytes:
     """A cell that nobody can have measured, with times that end with the 64 bits."""
     about, content = opened()
@@ -217,6 +255,6 @@ def _other_directory(dice: random.Random) -> bytes:
 
 MAKERS = [
     _random_damage, _one_bit, _other_value, _other_text, _other_about, _large_numbers,
-    _other_zip, _other_directory,
+    _other_zip, _other_directory, _other_row,
 ]  # fmt: skip
 assert len(MAKERS) == KINDS
