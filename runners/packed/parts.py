@@ -15,7 +15,6 @@ from runners.packed.record_schema import OPEN, portable, portable_label
 from runners.packed.shapes import Nullable
 from runners.records import record
 from runners.records.record import Record
-from runners.records.sealed import RecordError
 
 SHARED_FIELDS = ("environment", "calibration", "measure", "anchors", "floor")
 LEAST_SHARED = 100  # bytes of JSON; less is written in every record
@@ -44,10 +43,6 @@ def of_records(
     shared: dict[str, bytes] = {}
     left_out: list[str] = []
     for one in sorted(records, key=lambda one: (one.launch, one.wave, one.attempt_id)):
-        if one.schema not in record.COMPARABLE:
-            raise RecordError(
-                f"{one.attempt_id}: schema {one.schema} cannot be packed; measure it again"
-            )
         content, withheld = portable({**record.to_dict(one), "sweep": name}, names)
         left_out += withheld
         lines[one.attempt_id] = as_json(_with_shared(content, shared))

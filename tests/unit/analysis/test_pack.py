@@ -7,6 +7,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from analysis import cli
 from analysis.packing import pack
 from runners.packed.packed_file import read_packed
-from runners.records import record
+from runners.records import record, stats
 from runners.records.record import Record
 from runners.records.sealed import sealed
 from tests.support import analysis_factory as factory
@@ -246,15 +247,14 @@ def test_bad_input_is_refused(
     assert not list(tmp_path.glob("*.moebench"))
 
 
-def test_a_record_whose_times_mean_something_else_is_not_packed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    old = dataclasses.replace(records()[0], schema=2)
-    folder = sweep(tmp_path / "sweep", [old])
-    assert cli.main(["pack", str(folder), "-o", str(tmp_path / "x.moebench")]) == 2
-    assert f"{old.attempt_id}: schema 2 cannot be packed; measure it again" in (
-        capsys.readouterr().err
+def test_a_record_of_an_older_schema_is_packed_as_what_it_is(tmp_path: Path) -> None:
+    """Its times stay means of blocks."""
+    old = dataclasses.replace(
+        records()[0], schema=2, samples=factory.samples([1.0] * 6, 2, Random(0), fixed=True)
     )
+    file = packed(sweep(tmp_path / "s", [old]), tmp_path / "x.moebench", "--no-pictures")
+    (one,) = read_packed(file).records
+    assert (one.schema, stats.metric(one)) == (2, stats.BLOCK_MEAN)
 
 
 def test_the_plan_and_the_command_are_shown_as_of_a_folder(
