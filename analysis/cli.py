@@ -14,8 +14,9 @@ from analysis.output import harmless
 from runners.host.streams import reader_may_leave
 
 SOURCES = """sources:
-  a sweep folder (outputs/latest when none is given), a folder of sweeps, a record file,
-  offline .wandb files or their folder, or wandb:entity/project; several may be given
+  a sweep folder (outputs/latest when none is given), a folder of sweeps, a record file, a packed
+  file (NAME.moebench) or its https address, offline .wandb files or their folder, or
+  wandb:entity/project; several may be given
 """
 EXAMPLES = """examples:
   python -m analysis show
@@ -42,12 +43,14 @@ EXAMPLES = """examples:
   python -m analysis predict --cluster h100 --model mixtral_8x7b --world-size 8..4096
   python -m analysis advise --cluster h200 --model deepseek_v3 --world-size 64 --skew 1.3
   python -m analysis advise --cluster h100 --model qwen3_30b_a3b --world-size 64 --phase train
+  python -m analysis pack outputs/latest -o readme.moebench
+  python -m analysis show readme.moebench
   python -m analysis export -o attempts.parquet
   python -m analysis export wandb:entity/project --filter topk=2,4 -o runs.csv
 """
 # NumPy and PyArrow start threads when they are imported, and a process with threads cannot draw in
 # forks of its own.
-IN_FORKS = ("finish", "plot")  # verbs that do
+IN_FORKS = ("finish", "plot", "pack")  # verbs that do
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 VERBS = {
     "show": "tables of a sweep with intervals, and what they say",
@@ -63,6 +66,7 @@ VERBS = {
     "dashboard": "a W&B workspace for a sweep, as JSON or saved to a project",
     "predict": "times at other numbers of ranks, here or on a cluster, with intervals",
     "advise": "the best strategy, degrees and dispatcher, and what to measure to be sure",
+    "pack": "a sweep in one file, without names, paths and secrets, that can be handed on",
     "export": "the frame as CSV, Parquet, JSON or Markdown",
 }
 
@@ -104,6 +108,11 @@ def parser() -> argparse.ArgumentParser:
     add("--project", default="", help="default: WANDB_PROJECT, else conf/tracker/wandb.yaml's")
     add("--entity", default="", help="default: WANDB_ENTITY, else the account's own")
     add("--save", action="store_true", help="store it as a new saved view on the server")
+    parsers["pack"].add_argument("--no-pictures", action="store_true", help="leave out the plots")
+    parsers["pack"].add_argument(
+        "--compression", choices=("deflate", "zstd"), default="deflate",
+        help="deflate (default) is read by every Python, zstd from 3.14 on",
+    )  # fmt: skip
     parsers["plot"].add_argument("--name", action="append", default=[], help="plots to draw")
     return top
 

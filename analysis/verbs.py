@@ -312,6 +312,12 @@ def dashboard_(options: argparse.Namespace) -> int:
     return 0
 
 
+def pack_(options: argparse.Namespace) -> int:
+    from analysis.packing import pack
+
+    return pack.run(options)
+
+
 def predict_(options: argparse.Namespace) -> int:
     from analysis.predict import command
 
@@ -338,4 +344,5 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "predict": predict_,
     "advise": predict_,
     "export": export_,
+    "pack": pack_,
 }

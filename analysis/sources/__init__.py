@@ -1,4 +1,4 @@
-"""Where rows come from: folders of records, offline .wandb files, or a W&B project."""
+"""Where rows come from: folders of records, packed files, offline .wandb files, W&B projects."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ from typing import Any
 from analysis.errors import SourceError
 from analysis.sources import records
 from runners.host import project_paths
+from runners.packed import download
+from runners.packed.packed_file import is_packed
 
 LATEST = project_paths.OUTPUTS / project_paths.LATEST
 API_PREFIX = "wandb:"
+ALLOWED = (
+    "a sweep folder, a .moebench file or its https address, offline .wandb files or "
+    "wandb:entity/project"
+)
 
 
 def load_rows(sources: Sequence[str | Path] = (), *, samples: bool = False) -> list[dict[str, Any]]:
@@ -25,8 +31,8 @@ def load_rows(sources: Sequence[str | Path] = (), *, samples: bool = False) -> l
         loaded = _load_one(source, samples)
         if not loaded:
             raise SourceError(
-                f"{source}: holds no readable attempt; allowed are a sweep folder, offline .wandb "
-                "files or wandb:entity/project; give one that ended"
+                f"{_named(source)}: holds no readable attempt; allowed are {ALLOWED}; "
+                "name one that ended"
             )
         rows.extend(loaded)
     return rows
@@ -37,17 +43,26 @@ def _load_one(source: str | Path, samples: bool) -> list[dict[str, Any]]:
         from analysis.sources import wandb_api
 
         return list(wandb_api.load(str(source), samples=samples))
+    if is_packed(source):
+        from analysis.sources import packed
+
+        return packed.load(source, samples=samples)
     path = Path(source)
     if not path.exists():
         raise SourceError(
-            f"{source}: there is no such folder; allowed are a sweep folder, offline .wandb files "
-            f"or wandb:entity/project; run {project_paths.BENCH} first, or name another"
+            f"{source}: there is no such folder; allowed are {ALLOWED}; run "
+            f"{project_paths.BENCH} first, or name another"
         )
     if is_wandb(path):
         from analysis.sources import wandb_file
 
         return list(wandb_file.load(path, samples=samples))
     return records.load(path, samples=samples)
+
+
+def _named(source: str | Path) -> str:
+    text = str(source)
+    return download.shown(text) if download.is_address(text) else text
 
 
 def is_wandb(path: Path) -> bool:

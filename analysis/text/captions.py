@@ -15,6 +15,7 @@ from analysis.data.cell_summary import measured, summaries
 from analysis.data.frame import hashable, plain
 from analysis.text import flag_legend
 from moe.strategies import rules_of
+from runners.packed import download
 from runners.records import emulation
 from runners.records.forced_balance import LABEL, is_forced, sentences
 from runners.records.stats import DRIFT_THRESHOLD
@@ -222,6 +223,8 @@ def command(verb: str, sources: Sequence[str], *options: str) -> str:
 
 
 def _relative(source: str) -> str:
+    if download.is_address(source):
+        return download.shown(source)  # a query may be a secret
     path = Path(source)
     near = path.is_absolute() and path.is_relative_to(Path.cwd())
     return str(path.relative_to(Path.cwd())) if near else source

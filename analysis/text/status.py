@@ -12,6 +12,7 @@ import pandas as pd
 
 from analysis.data.frame import plain
 from runners.host import project_paths
+from runners.packed.packed_file import is_packed, read_packed
 from runners.records import sweep_folder
 from runners.records.record import GOOD
 
@@ -61,6 +62,9 @@ def planned(sources: Sequence[str | Path]) -> dict[str, set[str]]:
 def _plans(sources: Sequence[str | Path]) -> list[dict[str, Any]]:
     """The plan.json of every source, or of the sweeps in it; unreadable ones are left out."""
     plans = []
+    for source in filter(is_packed, sources):
+        if plan := read_packed(source).plan:
+            plans.append(plan)
     for folder in _folders(sources):
         try:
             plan = json.loads((folder / sweep_folder.PLAN).read_text("utf-8"))
@@ -72,8 +76,9 @@ def _plans(sources: Sequence[str | Path]) -> list[dict[str, Any]]:
 
 
 def _folders(sources: Sequence[str | Path]) -> list[Path]:
-    """Every source and the folders directly in it."""
-    return [folder for s in sources for folder in (Path(s), *sorted(Path(s).glob("*/")))]
+    """Every source that is a folder, and the folders directly in it."""
+    folders = [Path(source) for source in sources if not is_packed(source)]
+    return [folder for path in folders for folder in (path, *sorted(path.glob("*/")))]
 
 
 def unfinished(sources: Sequence[str | Path]) -> list[tuple[str, str]]:
@@ -121,8 +126,12 @@ def _gate_text(attempt: Any) -> str:
 
 
 def refused(sources: Sequence[str | Path]) -> list[tuple[str, str]]:
-    """(overrides, reason) of the cells that the sweeps left out because they cannot run."""
-    return [pair for folder in _folders(sources) for pair in sweep_folder.read_refused(folder)]
+    """(overrides, reason) of the cells that the sweeps left out because they cannot run; a packed
+    file has no reasons."""
+    packed = [(words, "") for s in filter(is_packed, sources) for words in read_packed(s).refused]
+    return packed + [
+        pair for folder in _folders(sources) for pair in sweep_folder.read_refused(folder)
+    ]
 
 
 def sweep_commands(sources: Sequence[str | Path]) -> set[str]:

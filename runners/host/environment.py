@@ -57,6 +57,9 @@ VARIABLES = re.compile(
     r"|CUBLAS_WORKSPACE_CONFIG|NVIDIA_TF32_OVERRIDE|MPICH_ASYNC_PROGRESS"
     r"|(PYTORCH|TORCH_NCCL|UCX|FI)_\w+"
 )
+# How peak memory was read (`peak_memory_bytes`): the kernel's high-water mark, or an allocator.
+PEAK_METHODS = ("VmHWM since reset", "VmHWM since process start", "ru_maxrss since process start",
+                "torch.cuda allocator")  # fmt: skip
 HARMLESS_VALUE = re.compile(r"[\w .,:{}()=+*^-]{0,80}")  # no slash: never a path
 
 
@@ -311,14 +314,14 @@ def peak_memory_bytes(device: str = "cpu") -> dict[str, Any]:
         import torch
 
         peak, now = torch.cuda.max_memory_allocated(device), torch.cuda.memory_allocated(device)
-        return {"peak_bytes": peak, "current_bytes": now, "method": "torch.cuda allocator"}
+        return {"peak_bytes": peak, "current_bytes": now, "method": PEAK_METHODS[3]}
     status = dict(
         line.split(":", 1) for line in (text("/proc/self/status") or "").splitlines() if ":" in line
     )
     if "VmHWM" in status:
-        since = "since reset" if _reset_worked else "since process start"
+        method = PEAK_METHODS[0 if _reset_worked else 1]
         peak, now = (int(status[name].split()[0]) * 1024 for name in ("VmHWM", "VmRSS"))
-        return {"peak_bytes": peak, "current_bytes": now, "method": f"VmHWM {since}"}
+        return {"peak_bytes": peak, "current_bytes": now, "method": method}
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"peak_bytes": peak, "current_bytes": None, "method": "ru_maxrss since process start"}
+    return {"peak_bytes": peak, "current_bytes": None, "method": PEAK_METHODS[2]}

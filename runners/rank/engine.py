@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from runners.plan import Measure
+from runners.records.record import RULES
 from runners.records.stats import median_interval, step_ms
 
 STEADY = 0.10  # settled: the two halves of the warm-up differ by less than this, relative
@@ -42,7 +43,6 @@ SHORT_TURNS = 2  # least length of the short block, in turns of all ranks on the
 CHECK_EVERY = 4  # rounds, in one of which a cell is called without being timed ...
 CHECK_CALLS = 3  # ... 1 to so many times, to check steps that are not the last of a block
 MAX_STEPS = 1_000_000
-RULES = ("", "fixed", "precision", "maximum", "wall", "interrupted", "wrong")
 
 
 class Ranks(Protocol):

@@ -35,6 +35,7 @@ KINDS = ("warmup", "short", "long", "latency", "fixed", "void")
 # interrupted: there are samples, but of fewer rounds than the minimum; they are kept and count for
 # nothing. checked: proven right, and not to be timed, as ranks on GPUs send through the host.
 OUTCOMES = ("measured", "wrong", "failed", "interrupted", "checked")
+RULES = ("", "fixed", "precision", "maximum", "wall", "interrupted", "wrong")  # that end rounds
 GOOD = ("measured", "checked")  # nothing is left to do for the cell
 
 
@@ -59,7 +60,7 @@ class Samples:
 @dataclass
 class Record:
     """One attempt. The dict payloads are optional unless the outcome is "measured"; what they
-    hold is listed in runners/config/record_fields.py."""
+    hold is listed in runners/packed/record_fields.py."""
 
     key: str
     cell: Cell

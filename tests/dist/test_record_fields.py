@@ -12,9 +12,9 @@ from typing import Any, cast
 import pytest
 
 from moe.spec import Cell, LayerSpec, RankLayout, StrategySpec
-from runners.config import record_fields
 from runners.host import topology
 from runners.launch.local import start
+from runners.packed import record_fields
 from runners.plan import Job, Measure
 from runners.records import record
 from runners.records.emulation import KEY, Emulation

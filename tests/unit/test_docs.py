@@ -11,8 +11,8 @@ import pytest
 from analysis.data import schema as frame_schema
 from benchmarks.docs import results
 from benchmarks.gpu import page as gpu_page
-from runners.config import record_fields
 from runners.config import schema as config_schema
+from runners.packed import record_fields
 from tests.support import docs
 from tests.support.docs import ROOT
 

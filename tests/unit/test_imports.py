@@ -37,30 +37,37 @@ MAY_IMPORT = {
     "runners.records": "runners.host moe.spec moe.knob moe.parallel",
     "runners.mpi": "runners.host",
     "runners.plan": "runners.records runners.errors moe.spec moe.knob",
-    "runners.config": "runners.plan runners.mpi runners.records runners.host runners.errors moe",
+    "runners.packed": "runners.plan runners.records runners.host runners.errors moe",
+    "runners.config": "runners.packed runners.plan runners.mpi runners.records runners.host "
+                      "runners.errors moe",
     "runners.launch": "runners.config runners.mpi runners.plan runners.records runners.host "
                       "runners.errors moe.spec",
     "runners.rank": "runners.launch runners.mpi runners.plan runners.records runners.host moe",
-    "runners.track": "runners.records runners.host moe.strategies",
-    "runners.sweep": "runners.launch runners.track runners.config runners.plan runners.records "
-                     "runners.host runners.errors moe",
+    "runners.track": "runners.packed runners.records runners.host moe.strategies",
+    "runners.sweep": "runners.packed runners.launch runners.track runners.config runners.plan "
+                     "runners.records runners.host runners.errors moe",
     "runners.bench": "runners", "runners.worker": "runners.rank",
     "runners.calibrate": "runners.rank",
     "analysis": "analysis", "analysis.errors": "", "analysis.numbers": "",
     "analysis.output": "analysis.errors",
     "analysis.data": "analysis.errors runners.records moe.spec moe.knob",
-    "analysis.sources": "analysis.data analysis.errors runners.records runners.track runners.host "
-                        "moe.spec",
+    "analysis.sources": "analysis.data analysis.errors runners.packed runners.records "
+                        "runners.track runners.host moe.spec",
     "analysis.stats": "analysis.data analysis.errors analysis.numbers runners.records moe",
     "analysis.text": "analysis.stats analysis.data analysis.errors analysis.numbers "
-                     "runners.records runners.host moe",
+                     "runners.packed runners.records runners.host moe",
     "analysis.plots": "analysis.text analysis.stats analysis.data analysis.errors "
                       "analysis.numbers analysis.output runners.host",
     "analysis.predict": "analysis.plots analysis.text analysis.stats analysis.data "
                         "analysis.errors analysis.numbers analysis.output runners.records "
                         "runners.host moe",
     "analysis.publish": "analysis.predict analysis.plots analysis.text analysis.stats "
-                        "analysis.data analysis.errors analysis.output runners.track",
+                        "analysis.data analysis.errors analysis.output runners.packed "
+                        "runners.track",
+    "analysis.packing": "analysis.publish analysis.predict analysis.plots analysis.text "
+                        "analysis.stats analysis.sources analysis.data analysis.errors "
+                        "analysis.numbers analysis.output runners.packed runners.records "
+                        "runners.host runners.track moe",
     "analysis.notebook": "analysis", "analysis.verbs": "analysis",
     "analysis.cli": "analysis runners.host",
     "analysis.__main__": "analysis",

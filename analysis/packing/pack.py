@@ -1,0 +1,211 @@
+"""`pack`: a sweep in one file, NAME.moebench, that says nothing about who measured it or where."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from analysis.data.frame import filtered, to_frame
+from analysis.errors import InputError, SourceWarning
+from analysis.packing import pictures
+from analysis.sources import API_PREFIX, LATEST, is_wandb, packed
+from analysis.text.captions import STAMP, short_machine
+from runners.host.identity import names_here
+from runners.packed import container, packed_file, parts
+from runners.packed.container import SUFFIX, PackedError
+from runners.packed.packed_file import ALLOWED_NAME, NAME, Packed
+from runners.records import flat_row, record, sweep_folder
+from runners.records.record import Record
+from runners.records.sealed import RecordError
+
+USUAL_NAME = "sweep"  # the default of the knob `name`, which says nothing about anybody
+MOST_SHOWN = 8  # fields in a line
+README = """\
+A sweep of moe-bench, a benchmark of ways to parallelise a Mixture-of-Experts layer.
+
+    python -m analysis show {name}{suffix}            tables, and what they say
+    python -m analysis reproduce {name}{suffix}       the same cells, measured on another machine
+
+pictures/ has its plots. records/ has every attempt; docs/packed-files.md of the project says how.
+"""
+
+
+@dataclass
+class Contents:
+    """What goes into a file, and the paths of the fields that were left out."""
+
+    about: dict[str, Any]
+    parts: dict[str, bytes]
+    left_out: list[str] = field(default_factory=list)
+    pictures: dict[str, bytes] = field(default_factory=dict)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Packs the one source of the options and prints what was written; raises InputError."""
+    source = _one_source(options.sources)
+    target = _target(options.output, source)
+    try:
+        contents = _contents(source, target.stem, options.filter)
+        data = _bytes(contents, target.stem, options.compression)
+        if not options.no_pictures:
+            contents.pictures = _pictures(
+                packed_file.of_bytes(data, str(target)), source, options.filter
+            )
+            data = _bytes(contents, target.stem, options.compression)
+        _write(target, data)
+    except (PackedError, RecordError) as error:
+        raise InputError(f"pack: {error}") from error
+    print(target)
+    for line in summary(contents, len(data)):
+        print(line)
+    return 0
+
+
+def _one_source(sources: Sequence[str]) -> str:
+    if len(sources) > 1:
+        raise InputError(
+            f"pack: {len(sources)} sources; allowed is one sweep a file; pack each by itself"
+        )
+    source = str(sources[0]) if sources else str(LATEST)
+    if packed_file.is_packed(source):
+        raise InputError(f"{source}: is packed already; allowed are a sweep folder or W&B runs")
+    return source
+
+
+def _target(output: str, source: str) -> Path:
+    """The file to write; by default it is named after the sweep."""
+    path = Path(output) if output else Path(_name_of(source) + SUFFIX)
+    if path.suffix != SUFFIX:
+        raise InputError(f"-o {output}: allowed are names that end in {SUFFIX}; rename it")
+    if not NAME.fullmatch(path.stem):
+        raise InputError(f"-o {output}: {ALLOWED_NAME} before {SUFFIX}; rename it")
+    return path
+
+
+def _name_of(source: str) -> str:
+    name = source.rpartition("/")[2] if source.startswith(API_PREFIX) else ""
+    return name or STAMP.sub("", Path(source).resolve().name)
+
+
+def _contents(source: str, name: str, filters: Sequence[str]) -> Contents:
+    """Raises InputError, and RecordError for a record that cannot be packed."""
+    if source.startswith(API_PREFIX) or is_wandb(Path(source)):
+        return _of_rows(source, name, filters)
+    return _of_folder(Path(source), name, filters)
+
+
+def _of_folder(folder: Path, name: str, filters: Sequence[str]) -> Contents:
+    if not (folder / "cells").is_dir():
+        raise InputError(
+            f"{folder}: no sweep folder; allowed are a sweep folder, which has cells/ in it, "
+            "offline W&B runs or wandb:entity/project; name one"
+        )
+    attempts = list(_records(folder))
+    if filters:
+        attempts = _filtered(attempts, filters)
+    if not attempts:
+        raise InputError(f"{folder}: holds no readable attempt; name a sweep that has ended")
+    plan = _plan(folder, {one.cell_id for one in attempts} if filters else None)
+    names = names_here()
+    lines, left_out = parts.of_records(attempts, name, names)
+    planned = parts.of_plan(plan, name, names) if plan else {}
+    refused = parts.of_refused([words for words, _ in sweep_folder.read_refused(folder)], names)
+    about = parts.about(attempts, name, str(plan.get("command", "")) if plan else "", names)
+    return Contents(about, {**planned, **refused, **lines}, left_out)
+
+
+def _records(folder: Path) -> Iterator[Record]:
+    for path in record.paths(folder):
+        try:
+            yield record.read(path)
+        except RecordError as error:
+            warnings.warn(f"{error}; left out", SourceWarning, stacklevel=2)
+
+
+def _filtered(attempts: Sequence[Record], filters: Sequence[str]) -> list[Record]:
+    frame = filtered(to_frame([flat_row.row(one) for one in attempts]), filters)
+    wanted = set(frame["attempt_id"])
+    return [one for one in attempts if one.attempt_id in wanted]
+
+
+def _plan(folder: Path, cell_ids: set[str] | None) -> dict[str, Any] | None:
+    """The sweep's plan, of these cells alone where some are given; None without one to be read."""
+    try:
+        plan = sweep_folder.read_plan(folder)
+        cells = [c for c in plan["cells"] if cell_ids is None or c["cell_id"] in cell_ids]
+        return {**plan, "cells": cells}
+    except FileNotFoundError:
+        return None
+    except (OSError, RecordError, LookupError, TypeError) as error:
+        warnings.warn(f"{folder}: its plan is left out: {error}", SourceWarning, stacklevel=2)
+        return None
+
+
+def _of_rows(source: str, name: str, filters: Sequence[str]) -> Contents:
+    raise InputError(f"{source}: W&B")
+
+
+def _pictures(contents: Packed, source: str, filters: Sequence[str]) -> dict[str, bytes]:
+    """Those of the sweep's folder where they say no more than the packed records do, else drawn
+    anew, which takes a minute for a thousand cells."""
+    folder = Path(source)
+    if contents.records and not filters:
+        machines = {short_machine(_machine(one)) for one in contents.records}
+        captions = [f"Sweep {n}; {m}." for n in (USUAL_NAME, contents.name) for m in machines]
+        newest = max(path.stat().st_mtime_ns for path in record.paths(folder))
+        if known := pictures.kept(folder, newest, captions if len(machines) == 1 else []):
+            return known
+    print("pack: drawing the pictures anew (--no-pictures leaves them out)", file=sys.stderr)
+    return pictures.drawn(packed.rows_of(contents, samples=True), contents.name + SUFFIX)
+
+
+def _machine(one: Record) -> dict[Hashable, Any]:
+    environment, gpus = one.environment, one.environment.get("gpus") or [{}]
+    return {
+        "gpu_model": gpus[0].get("name"),
+        "cpu_model": environment.get("cpu_model"),
+        "cores": environment.get("cores"),
+        "device": one.cell.placement.device,
+    }
+
+
+def _bytes(contents: Contents, name: str, method: str) -> bytes:
+    text = README.format(name=name, suffix=SUFFIX).encode()
+    shown = {f"pictures/{key}.png": data for key, data in contents.pictures.items()}
+    return container.write(contents.about, {"README.txt": text, **contents.parts, **shown}, method)
+
+
+def _write(target: Path, data: bytes) -> None:
+    """In one step, so that nobody sees half a file."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}-{os.getpid()}")
+    try:
+        unfinished.write_bytes(data)
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def summary(contents: Contents, size: int) -> list[str]:
+    """What is in the file, and what is not."""
+    about = contents.about
+    lines = [
+        f"{about['cells']} cells in {about['attempts']} attempts, {len(contents.pictures)} "
+        f"pictures, {size / 1e6:.2f} MB"
+    ]
+    if contents.left_out:
+        counts = Counter(contents.left_out)
+        shown = [f"{path} ({count})" for path, count in counts.most_common(MOST_SHOWN)]
+        more = f", and {len(counts) - MOST_SHOWN} more" if len(counts) > MOST_SHOWN else ""
+        lines.append(
+            "left out, as they may hold names, paths or secrets (field, number of attempts): "
+            f"{', '.join(shown)}{more}"
+        )
+    return lines
