@@ -86,13 +86,22 @@ def sweeps(
             "that were measured alike; measure the older one again"
         )
     matches = {(other.cell_id, other.metric): other for other in reversed(summaries(cells_b))}
-    series = _named(cells_a, "strategy")
-    pairs = []
-    for cell in sorted(series, key=lambda cell: _order(series[cell], cell)):
-        if match := matches.get((cell.cell_id, cell.metric)):
-            first = series[cell] if len(set(series.values())) > 1 else ""
-            pairs.append(Pair(_words(cell, cells_a, first=first), names, (a, b), (cell, match)))
+    pairs = [
+        Pair(title, names, (a, b), (cell, match))
+        for cell, title in titles(cells_a).items()
+        if (match := matches.get((cell.cell_id, cell.metric)))
+    ]
     return _judged(pairs, threshold, f"{names[0]} and {names[1]}")
+
+
+def titles(cells: pd.DataFrame) -> dict[CellSummary, str]:
+    """What tells each cell from the others, in words; the cells in the order of their series."""
+    series = _named(cells, "strategy")
+    several = len(set(series.values())) > 1
+    return {
+        cell: _words(cell, cells, first=series[cell] if several else "")
+        for cell in sorted(series, key=lambda cell: _order(series[cell], cell))
+    }
 
 
 def _order(name: str, cell: CellSummary) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ prints a line of JSON for the analysis, which imports neither torch nor this pac
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from runners.config.resolution import Composed
 from runners.config.validate import validate
 from runners.errors import ConfigError
 from runners.host import environment, project_paths
+from runners.host.inherited import inherited_by_ranks
 from runners.host.machine import NodeResources, this_machine
 
 
@@ -43,10 +45,12 @@ def refusals(
 
 
 def captured(cells: Sequence[Cell], machine: NodeResources) -> dict[str, Any]:
-    """The environment of a launch here: with the GPUs where a cell computes on them."""
+    """The environment of a launch here, as far as it is known before: with the GPUs where a cell
+    computes on them, with the variables that ranks inherit."""
     on_gpus = machine.cuda_devices and any(cell.placement.device == "cuda" for cell in cells)
     git = environment.git_state(project_paths.CLONE)
-    return environment.capture("cuda" if on_gpus else "cpu", git=git or {})
+    facts = environment.capture("cuda" if on_gpus else "cpu", git=git or {})
+    return facts | {"variables": environment.variables(inherited_by_ranks(os.environ, ()))}
 
 
 def main(words: Sequence[str]) -> int:

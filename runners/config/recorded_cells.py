@@ -11,6 +11,8 @@ from typing import Any
 from runners.config.cell_overrides import Recorded, overrides_of
 from runners.errors import ConfigError
 from runners.host.project_paths import BENCH
+from runners.packed.container import PackedError
+from runners.packed.packed_file import is_packed, read_packed
 from runners.records import emulation, flat_row, record
 from runners.records.record import Record
 from runners.records.sealed import RecordError
@@ -18,7 +20,6 @@ from runners.records.sweep_folder import MISSING_EMULATED, read_plan
 
 KNOB = "cells"
 TRACE = "workload.trace"
-URL = "https://"
 ALLOWED = "allowed are a packed file NAME.moebench, its https:// address, or a sweep's folder"
 # What a choice of a file in conf/ replaces of a cell's own overrides. Of `measure`, graph and cache
 # stay: they are part of what the cell is.
@@ -99,11 +100,10 @@ def _attempts(source: str) -> tuple[list[Attempt], list[str]]:
         except (OSError, ValueError):
             plan = {}
         return attempts, _planned(plan)
-    if path.is_dir():
-        raise ConfigError(f"{KNOB}={source}: holds no cells; {ALLOWED}; name one sweep's folder")
-    if not source.startswith(URL) and not path.is_file():
-        raise ConfigError(f"{KNOB}={source}: there is no such file; {ALLOWED}; name another")
-    return _packed(source)
+    if is_packed(source):
+        return _packed(source)
+    why = "holds no cells" if path.exists() else "there is no such file or folder"
+    raise ConfigError(f"{KNOB}={source}: {why}; {ALLOWED}; name one of them")
 
 
 def _records(folder: Path) -> Iterable[Record]:
@@ -115,13 +115,10 @@ def _records(folder: Path) -> Iterable[Record]:
 
 
 def _packed(source: str) -> tuple[list[Attempt], list[str]]:
-    from runners.packed.packed_file import read_packed
-
     try:
         packed = read_packed(source)
-    except (OSError, ValueError) as error:
-        text = str(error).removeprefix(f"{source}: ")
-        raise ConfigError(f"{KNOB}={source}: {text}; {ALLOWED}; name another") from None
+    except PackedError as error:
+        raise ConfigError(f"{KNOB}={error}") from error
     for text in packed.damaged:
         _warn(text)
     attempts = [_of_record(one) for one in packed.records]

@@ -72,7 +72,11 @@ def test_times_of_an_emulated_cluster_are_refused(tmp_path: Path) -> None:
 
 def test_a_source_without_cells_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty" / "cells").mkdir(parents=True)
-    for name, why in (("none", "no such file"), ("", "holds no cells"), ("empty", "no whole")):
+    for name, why in (
+        ("none", "no such file or folder"),
+        ("", "holds no cells"),
+        ("empty", "no whole"),
+    ):
         source = str(tmp_path / name)
         with pytest.raises(ConfigError, match=f"^cells={source}.*{why}.*allowed are a packed file"):
             recorded_cells.recorded_cells(source)
