@@ -39,7 +39,7 @@ def lines(
         count = lacking.count(side)
         result.append(
             f"{count} {'difference is' if count == 1 else 'differences are'} not explained: no "
-            f"calibration {side}; measure there with measure.calibrate=true"
+            f"calibration {side}; measure with measure.calibrate=true"
         )
     return result if known else result[1:]
 

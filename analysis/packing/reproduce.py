@@ -75,7 +75,7 @@ def _frame(source: str, options: argparse.Namespace) -> pd.DataFrame:
 
 
 def _run(options: argparse.Namespace, source: str, there: pd.DataFrame, possible: Possible) -> int:
-    if not possible.count:
+    if not possible.count and not options.override:
         return _show(options, source, there, there.iloc[:0], possible)
     words = _words(options, source)
     print(f"measuring: {reproduction.command(words)}", file=sys.stderr, flush=True)

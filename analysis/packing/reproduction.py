@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from analysis.data.cell_summary import summaries
+from analysis.data.series import series_order
 from analysis.packing import environment_differences as differences
 from analysis.packing.environment_differences import Difference
 from analysis.packing.this_machine import Possible, word
@@ -31,7 +32,7 @@ def measured(frame: pd.DataFrame) -> list[str]:
     """Lines: what was measured, with what, where."""
     cells = summaries(summarize(frame))
     outcomes = Counter(cell.outcome for cell in cells)
-    strategies = dict.fromkeys(cell.strategy for cell in cells)
+    strategies = sorted({cell.strategy for cell in cells}, key=series_order)
     counts = ", ".join(f"{n} {outcome}" for outcome, n in outcomes.most_common())
     return [
         f"{len(cells)} cells ({counts}) of {', '.join(strategies)}.",

@@ -32,7 +32,7 @@ ALWAYS = ("strategy.name", "strategy.dispatcher", "model.scale", "num_experts", 
           "batch_size", "world_size", "backend", "device", "threads",
           "hosts.ranks_per_node")  # fmt: skip
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
-TEXT = re.compile(r"[A-Za-z0-9_.-]*")
+TEXT = re.compile(r"[A-Za-z0-9_.+-]*")
 OTHER_KINDS = ("null", "true", "false", "nan", "inf")  # words that Hydra takes for something else
 UNNAMED = "unnamed"  # the model of a record that names none
 
