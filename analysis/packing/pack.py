@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,15 @@ from analysis.text.captions import STAMP, short_machine
 from runners.host.identity import names_here
 from runners.packed import container, packed_file, parts
 from runners.packed.container import SUFFIX, PackedError
-from runners.packed.packed_file import ALLOWED_NAME, NAME, Packed
+from runners.packed.packed_file import ALLOWED_NAME, NAME
 from runners.records import flat_row, record, sweep_folder
 from runners.records.record import Record
 from runners.records.sealed import RecordError
 
 USUAL_NAME = "sweep"  # the default of the knob `name`, which says nothing about anybody
+OF_MACHINE = ("environment.cpu_model", "environment.gpus")  # in captions
 MOST_SHOWN = 8  # fields in a line
+INDEX = re.compile(r"\[\d+\]")
 README = """\
 A sweep of moe-bench, a benchmark of ways to parallelise a Mixture-of-Experts layer.
 
@@ -45,6 +48,7 @@ class Contents:
     parts: dict[str, bytes]
     left_out: list[str] = field(default_factory=list)
     pictures: dict[str, bytes] = field(default_factory=dict)
+    kept_pictures: Callable[[], dict[str, bytes]] = dict  # that the sweep ended with
 
 
 def run(options: argparse.Namespace) -> int:
@@ -53,12 +57,9 @@ def run(options: argparse.Namespace) -> int:
     target = _target(options.output, source)
     try:
         contents = _contents(source, target.stem, options.filter)
-        data = _bytes(contents, target.stem, options.compression)
         if not options.no_pictures:
-            contents.pictures = _pictures(
-                packed_file.of_bytes(data, str(target)), source, options.filter
-            )
-            data = _bytes(contents, target.stem, options.compression)
+            contents.pictures = contents.kept_pictures() or _drawn(contents, target)
+        data = _bytes(contents, target.stem, options.compression)
         _write(target, data)
     except (PackedError, RecordError) as error:
         raise InputError(f"pack: {error}") from error
@@ -118,7 +119,10 @@ def _of_folder(folder: Path, name: str, filters: Sequence[str]) -> Contents:
     planned = parts.of_plan(plan, name, names) if plan else {}
     refused = parts.of_refused([words for words, _ in sweep_folder.read_refused(folder)], names)
     about = parts.about(attempts, name, str(plan.get("command", "")) if plan else "", names)
-    return Contents(about, {**planned, **refused, **lines}, left_out)
+    contents = Contents(about, {**planned, **refused, **lines}, left_out)
+    if not filters and not any(path.startswith(OF_MACHINE) for path in left_out):
+        contents.kept_pictures = lambda: _kept(folder, name, attempts)
+    return contents
 
 
 def _records(folder: Path) -> Iterator[Record]:
@@ -152,18 +156,22 @@ def _of_rows(source: str, name: str, filters: Sequence[str]) -> Contents:
     raise InputError(f"{source}: W&B")
 
 
-def _pictures(contents: Packed, source: str, filters: Sequence[str]) -> dict[str, bytes]:
-    """Those of the sweep's folder where they say no more than the packed records do, else drawn
-    anew, which takes a minute for a thousand cells."""
-    folder = Path(source)
-    if contents.records and not filters:
-        machines = {short_machine(_machine(one)) for one in contents.records}
-        captions = [f"Sweep {n}; {m}." for n in (USUAL_NAME, contents.name) for m in machines]
-        newest = max(path.stat().st_mtime_ns for path in record.paths(folder))
-        if known := pictures.kept(folder, newest, captions if len(machines) == 1 else []):
-            return known
+def _kept(folder: Path, name: str, attempts: Sequence[Record]) -> dict[str, bytes]:
+    """The pictures in a sweep's folder, where their captions say no more than the packed records
+    do: the name of the file or the usual one, and one machine."""
+    machines = {short_machine(_machine(one)) for one in attempts}
+    newest = max(path.stat().st_mtime_ns for path in record.paths(folder))
+    if len(machines) > 1:
+        return {}
+    (machine,) = machines
+    return pictures.kept(folder, newest, [f"Sweep {n}; {machine}." for n in (USUAL_NAME, name)])
+
+
+def _drawn(contents: Contents, target: Path) -> dict[str, bytes]:
+    """The pictures of what is packed, which takes a minute for a thousand cells."""
     print("pack: drawing the pictures anew (--no-pictures leaves them out)", file=sys.stderr)
-    return pictures.drawn(packed.rows_of(contents, samples=True), contents.name + SUFFIX)
+    read = packed_file.of_bytes(_bytes(contents, target.stem, "deflate"), str(target))
+    return pictures.drawn(packed.rows_of(read, samples=True), target.name)
 
 
 def _machine(one: Record) -> dict[Hashable, Any]:
@@ -201,11 +209,11 @@ def summary(contents: Contents, size: int) -> list[str]:
         f"pictures, {size / 1e6:.2f} MB"
     ]
     if contents.left_out:
-        counts = Counter(contents.left_out)
+        counts = Counter(INDEX.sub("[]", path) for path in contents.left_out)
         shown = [f"{path} ({count})" for path, count in counts.most_common(MOST_SHOWN)]
         more = f", and {len(counts) - MOST_SHOWN} more" if len(counts) > MOST_SHOWN else ""
         lines.append(
-            "left out, as they may hold names, paths or secrets (field, number of attempts): "
+            "left out, as they may hold names, paths or secrets (field, how often): "
             f"{', '.join(shown)}{more}"
         )
     return lines

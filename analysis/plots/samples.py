@@ -54,9 +54,9 @@ def traces(scene: PlotData) -> Drawing | None:
 
 
 def _spread(attempt: Any) -> float:
-    """Standard deviation of the attempt's times over their mean."""
-    deviation = plain(attempt.std_duration_ms)
-    return float(deviation or 0.0) / float(attempt.avg_duration_ms)
+    """Standard deviation of the attempt's times over their mean; 0 where that is 0."""
+    deviation, mean = plain(attempt.std_duration_ms), float(attempt.avg_duration_ms)
+    return float(deviation or 0.0) / mean if mean else 0.0
 
 
 def _blocks(attempt: Any) -> list[tuple[float, str]]:

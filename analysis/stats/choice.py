@@ -25,7 +25,8 @@ def choose(cells: pd.DataFrame, text: str, option: str) -> CellSummary:
     wanted = _fields(timed, text, option)
     matches = timed
     for name, value in wanted:
-        matches = matches[[normal(v) == value for v in matches[name]]]
+        places = [n for n, v in enumerate(matches[name]) if normal(v) == value]
+        matches = matches.iloc[places]
     shown = f"{option} {text}".rstrip()
     if matches.empty:
         raise InputError(

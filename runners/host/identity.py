@@ -19,8 +19,10 @@ from runners.host.inherited import SECRET
 KEYS = r"wandb_v\d+_\w+|(?:local-)?\b[0-9a-f]{40}\b|(?<=//)[^/\s@]+:[^/\s@]+(?=@)"
 # Keys of other services by their beginnings, and any long run of letters mixed with digits.
 FURTHER_KEYS = (
-    r"\b(?:hf|gh[opsur]|github_pat|glpat|xox[abp]|sk|pk|rk|AKIA|ASIA|AIza|eyJ)[_-]?\w{16,}"
-    r"|\bsk-\S{8,}|(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{24,}"
+    r"(?<![A-Za-z0-9])(?:(?:hf|gh[opsur])_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}"
+    r"|xox[abp]-[\w-]{10,}|sk-[\w-]{16,}|[prs]k_(?:live|test)_\w+|(?:AKIA|ASIA)[0-9A-Z]{12,}"
+    r"|AIza[\w-]{30,}|eyJ[\w-]{16,})"
+    r"|(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{24,}"
 )
 LEAST = 3  # letters of a part of a host's name that names it
 _COMMON = """

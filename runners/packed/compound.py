@@ -78,7 +78,7 @@ class Object(Shape):
         }  # fmt: skip
 
     def fits(self, value: Any, guard: Guard) -> bool:
-        if type(value) is not dict:
+        if type(value) is not dict or any(name not in value for name in self.required):
             return False
         for name, item in value.items():
             shape = self.fields.get(name)
@@ -98,7 +98,34 @@ class Object(Shape):
             mended = self.fields[name].portable(item, below, guard)
             if mended is not GONE:
                 kept[name] = mended
+        if any(name not in kept for name in self.required):
+            return super().mended(value, path, guard)
         return kept
+
+    def portable(self, value: Any, path: str, guard: Guard) -> Any:
+        return self.mended(value, path, guard)  # some field of a record always goes
+
+
+@dataclass
+class Columns(Object):
+    """Lists of one length, all of which have to be there; lists in them have one length, too."""
+
+    def fits(self, value: Any, guard: Guard) -> bool:
+        return super().fits(value, guard) and self._even(value)
+
+    def mended(self, value: Any, path: str, guard: Guard) -> Any:
+        kept = super().mended(value, path, guard)
+        if kept is GONE or self._even(kept):
+            return kept
+        guard.withhold(path, value)
+        return GONE
+
+    def portable(self, value: Any, path: str, guard: Guard) -> Any:
+        return value if self.fits(value, guard) else self.mended(value, path, guard)
+
+    def _even(self, columns: Mapping[str, Any]) -> bool:
+        rows = [row for column in columns.values() for row in column if type(row) in (list, tuple)]
+        return len({*map(len, columns.values())}) < 2 and len({*map(len, rows)}) < 2
 
 
 @dataclass
@@ -150,7 +177,7 @@ class Variables(Shape):
     def json_schema(self) -> dict[str, Any]:
         return {
             "type": "object",
-            "propertyNames": {"pattern": f"^(?:{self.names})$"},
+            "propertyNames": {"pattern": f"^(?:{self.names})$", "maxLength": 80},
             "additionalProperties": {"type": "string", "maxLength": 80},
         }
 
@@ -174,7 +201,8 @@ class Variables(Shape):
         return kept
 
     def _allowed(self, name: str, guard: Guard) -> bool:
-        return bool(re.fullmatch(self.names, name, re.ASCII)) and guard.harmless(name)
+        known = len(name) <= 80 and re.fullmatch(self.names, name, re.ASCII)
+        return bool(known) and guard.harmless(name)
 
     def _one(self, name: str, guard: Guard) -> Reduced:
         return Reduced(lambda text: self.reduce(name, text), WITHHELD)
@@ -185,11 +213,16 @@ class Data(Shape):
     `depth` of them within each other. On disk its texts are free."""
 
     def __init__(self, depth: int = DEPTH) -> None:
-        below = Data(depth - 1) if depth else Choice(())
+        word = Text(f"{WORD}|{TIME}")
+        word.empty = GONE  # a sentence leaves no empty word behind
         self._by_type: dict[type, Shape] = {
-            bool: Bool(), int: Int(), float: Number(), dict: Map(below), list: List(below),
-            tuple: List(below), str: Text(f"{WORD}|{TIME}", GONE), type(None): Choice((None,)),
+            bool: Bool(), int: Int(), float: Number(), type(None): Choice((None,)),
+            str: word,
         }  # fmt: skip
+        self.outermost = depth == DEPTH
+        if depth:
+            below = Data(depth - 1)
+            self._by_type |= {dict: Map(below), list: List(below), tuple: List(below)}
 
     def json_schema(self) -> dict[str, Any]:
         return {"$ref": "#/$defs/data"}
@@ -206,6 +239,11 @@ class Data(Shape):
     def mended(self, value: Any, path: str, guard: Guard) -> Any:
         shape = self._by_type.get(type(value))
         return shape.mended(value, path, guard) if shape else super().mended(value, path, guard)
+
+    def portable(self, value: Any, path: str, guard: Guard) -> Any:
+        if self.outermost and type(value) is dict:  # each value is looked at once where one goes
+            return self.mended(value, path, guard)
+        return super().portable(value, path, guard)
 
 
 @dataclass

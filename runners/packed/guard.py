@@ -7,9 +7,25 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from runners.host.identity import FURTHER_KEYS, KEYS, whole_words
+from moe.strategies import names as strategies
+from runners.host.identity import FURTHER_KEYS, KEYS, names_here, whole_words
+from runners.packed import record_fields
 
 _KEY = re.compile(f"{KEYS}|{FURTHER_KEYS}")
+
+
+Names = re.Pattern[str] | None
+
+
+def nameless(text: str, names: Names) -> bool:
+    """Whether the text has none of the names."""
+    return names is None or not names.search(text)
+
+
+@functools.lru_cache(100_000)  # the records of a sweep have the same words
+def harmless(text: str, names: Names) -> bool:
+    """Whether it has none of the names, and nothing in it looks like a key."""
+    return nameless(text, names) and not _KEY.search(text)
 
 
 class Guard:
@@ -18,20 +34,27 @@ class Guard:
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self.withheld: list[tuple[str, Any]] = []
-        self._names = whole_words(names)
+        self.names: Names = whole_words(names)
 
     def withhold(self, path: str, value: Any) -> None:
         self.withheld.append((path, value))
 
-    def nameless(self, text: str) -> bool:
-        """Whether the text has none of the names."""
-        return self._names is None or not self._names.search(text)
-
     def harmless(self, text: str) -> bool:
-        """Whether it has none of the names, and nothing in it looks like a key."""
-        return _harmless(text, self._names)
+        return harmless(text, self.names)
 
 
-@functools.lru_cache(100_000)  # the records of a sweep have the same words
-def _harmless(text: str, names: re.Pattern[str] | None) -> bool:
-    return not (names and names.search(text)) and not _KEY.search(text)
+def guard_of(names: Iterable[str] | None = None) -> Guard:
+    """A guard of names, without those that a record's own words are; None: `names_here()`."""
+    names = names_here() if names is None else names
+    return Guard(name for name in names if name.lower() not in _own_words())
+
+
+@functools.cache
+def _own_words() -> frozenset[str]:
+    """Words of the fields and their closed lists, in lower case: they name nobody."""
+    words = {*strategies()}
+    for values in record_fields.CLOSED.values():
+        words |= {value for value in values if isinstance(value, str)}
+    for line in record_fields.lines():
+        words |= {*line.choices, *re.split(r"\W+", line.path)}
+    return frozenset(word.lower() for word in words)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from runners.packed import container, download
-from runners.packed.command import portable_command, portable_override
+from runners.packed.command import portable_command
 from runners.packed.container import SUFFIX, PackedError
 from runners.packed.record_schema import faults
 from runners.records import record
@@ -183,9 +183,7 @@ def _plan(value: Any, damaged: list[str]) -> dict[str, Any] | None:
         return None
     try:
         cells = [_planned(cell) for cell in value["cells"]]
-        words = [str(value["command"]), *map(str, value["resumed"])]
-        if [portable_command(text) for text in words] != words:
-            raise ValueError("its command has words that no packed one has")
+        words = [_portable(text) for text in (value["command"], *value["resumed"])]
         return {"name": str(value["name"]), "command": words[0], "resumed": words[1:],
                 "cells": cells}  # fmt: skip
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -194,23 +192,23 @@ def _plan(value: Any, damaged: list[str]) -> dict[str, Any] | None:
 
 
 def _planned(cell: Any) -> dict[str, Any]:
-    cell_id, overrides = str(cell["cell_id"]), _overrides(cell["overrides"])
+    cell_id = str(cell["cell_id"])
     if not CELL_ID.fullmatch(cell_id):
         raise ValueError(f"cell_id={cell_id!r}: no cell's id")
-    return {"cell_id": cell_id, "overrides": overrides}
+    return {"cell_id": cell_id, "overrides": _portable(cell["overrides"])}
 
 
-def _overrides(words: Any) -> list[str]:
-    given = [str(word) for word in words]
-    if [portable_override(word) for word in given] != given:
-        raise ValueError(f"overrides {given}: not as they are packed")
-    return given
+def _portable(command: Any) -> str:
+    """The text, where it is as `portable_command` leaves one; raises ValueError."""
+    text = str(command)
+    if portable_command(text, ()) != text:
+        raise ValueError(f"{text[:100]!r}: has words that no packed command has")
+    return text
 
 
 def _refused(value: Any, damaged: list[str]) -> tuple[str, ...]:
     try:
-        given = [] if value is None else value["refused"]
-        return tuple(" ".join(_overrides(str(words).split())) for words in given)
+        return tuple(map(_portable, [] if value is None else value["refused"]))
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         damaged.append(f"{REFUSED}: {_words(error)}")
         return ()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from runners.packed.command import portable_command, portable_override
-from runners.packed.guard import Guard
+from runners.packed.command import portable_command
 from runners.packed.packed_file import FORMAT, PLAN, REFUSED, SHARED, VERSION
 from runners.packed.record_schema import portable
 from runners.records import record
@@ -63,31 +63,26 @@ def as_json(value: Any) -> bytes:
 
 def of_plan(plan: Mapping[str, Any], name: str, names: Iterable[str]) -> dict[str, bytes]:
     """The part of a sweep's plan. Its commands keep knobs of what is measured."""
-    guard = Guard(names)
     cells = [
-        {
-            "cell_id": str(cell["cell_id"]),
-            "overrides": _overrides(cell.get("overrides", []), guard),
-        }
+        {"cell_id": str(cell["cell_id"]), "overrides": _overrides(cell.get("overrides"), names)}
         for cell in plan["cells"]
     ]
     content = {
         "name": name,
-        "command": portable_command(str(plan.get("command", "")), guard),
-        "resumed": [portable_command(str(text), guard) for text in plan.get("resumed", [])],
+        "command": portable_command(str(plan.get("command", "")), names),
+        "resumed": [portable_command(str(text), names) for text in plan.get("resumed", [])],
         "cells": cells,
     }
     return {PLAN: as_json(content)}
 
 
-def _overrides(words: Iterable[Any], guard: Guard) -> list[str]:
-    return [portable_override(str(word), guard) for word in words]
+def _overrides(words: Iterable[Any] | None, names: Iterable[str]) -> str:
+    return portable_command(shlex.join(str(word) for word in words or ()), names)
 
 
 def of_refused(overrides: Sequence[str], names: Iterable[str]) -> dict[str, bytes]:
     """The part with the cells that could not run; none where all could."""
-    guard = Guard(names)
-    kept = [" ".join(_overrides(words.split(), guard)) for words in overrides]
+    kept = [portable_command(words, names) for words in overrides]
     return {REFUSED: as_json({"refused": kept})} if kept else {}
 
 
@@ -103,7 +98,7 @@ def about(
         "name": name,
         "record_schema": record.SCHEMA,
         "project": sorted(versions),
-        "command": portable_command(command, Guard(names)),
+        "command": portable_command(command, names),
         "code": [codes[text] for text in sorted(codes)],
         "created": max((one.created for one in records), default=""),
         "cells": len({one.cell_id for one in records}),

@@ -14,8 +14,11 @@ from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from moe.knob import Knob, knobs
-from moe.spec import Cell
-from runners.plan import Measure
+from moe.parallel.algorithms import EXCHANGE, LIBRARY
+from moe.spec import DEVICES, Cell
+from runners.host import environment, topology
+from runners.plan import RAY, SHARED_FOLDER, STREAM, Measure
+from runners.records.record import KINDS, OUTCOMES, READABLE, RULES
 
 TYPED = ("samples", "calibration")
 # Names below these paths are data, or a library's: one line describes all of them.
@@ -30,6 +33,22 @@ OPEN = {  # texts of a cell that are of no closed list
     "cell.workload.trace_sha256": "sha256",
     "cell.workload.cache": "cache",
 }
+# Types that are closed lists.
+CLOSED: dict[str, tuple[Any, ...]] = {
+    "outcome": OUTCOMES,
+    "kind": KINDS,
+    "rule": RULES,
+    "schema": READABLE,
+    "device": DEVICES,
+    "algorithm": ("", LIBRARY, EXCHANGE),
+    "files": ("", SHARED_FOLDER, STREAM, RAY),
+    "clock": (topology.END_BARRIER,),
+    "network": ("own", "loopback", "between nodes", "emulated"),
+    "how": ("measured", "chosen before", "asked for", "the system's own"),
+    "method": environment.PEAK_METHODS,
+    "cache": next(known.allowed for field, known in knobs(Measure) if field.name == "cache"),
+}
+HEADING = "| field | type | meaning |"
 _OF_ANNOTATION = {"int": "int", "float": "number", "bool": "bool", "tuple[int, ...]": "int[]"}
 
 _PARTS = """
@@ -137,7 +156,7 @@ environment.variables variables set, of those that change speed
 environment.device device cpu or cuda
 environment.gpus gpu[] name, memory and more of every GPU
 environment.gpu_links word[][] between them
-environment.network network? own, loopback or between nodes
+environment.network network? own, loopback, between nodes or emulated
 environment.files files how files of other machines came: shared folder, stream to node 0, Ray
 environment.emulated.dilation number of an emulated cluster: wall time for a second of CPU time
 environment.emulated.ranks_per_node int ranks of a node
@@ -230,4 +249,4 @@ def _holds_names(part: Any) -> bool:
 def markdown() -> str:
     """The table of docs/records.md."""
     rows = [f"| `{line.path}` | {line.type} | {line.about} |" for line in lines()]
-    return "\n".join(["| field | type | meaning |", "|---|---|---|", *rows])
+    return "\n".join([HEADING, "|---|---|---|", *rows])

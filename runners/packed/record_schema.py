@@ -1,22 +1,11 @@
 """What each field of a record may hold: a JSON schema, and the filter of packed files.
 
-Made from the record's dataclass and the lines of runners/packed/record_fields.py.
+Made from the record's dataclass and the lines of runners/packed/record_fields.py; docs/records.md
+explains the types of the lines.
 
     python -m runners.packed.record_schema
 
-writes docs/record.schema.json. Types of the lines (`?`: or null, `[]`: a list of it, `map(X)`: X by
-word):
-
-    bool, int, number     int of 64 bits, number finite
-    choice, outcome ...   one of a closed list (`CLOSED` here)
-    hex12, sha256         hexadecimal digits
-    word, label, name     letters, digits, - and _; in a word + too, in a name + and . too
-    version, time         2.13.0+cpu; ISO 8601 in UTC
-    hardware              name of a processor, or what a driver says of a GPU
-    sentence              free text; never in a packed file
-    override, system, variables   free on disk; in a packed file what runners/packed/command.py and
-                          texts.py leave
-    data                  what is deep: maps by word, lists, numbers, words
+writes docs/record.schema.json and the table of docs/records.md.
 """
 
 from __future__ import annotations
@@ -28,17 +17,13 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from moe.parallel.algorithms import EXCHANGE, LIBRARY
-from moe.spec import DEVICES
-from moe.strategies import names as strategies
-from runners.host import environment, topology
-from runners.host.identity import names_here
+from runners.host import environment
 from runners.host.project_paths import CODE
 from runners.packed import record_fields, texts
 from runners.packed.command import portable_override
-from runners.packed.compound import Data, List, Map, Named, Object, Sentences, Variables
-from runners.packed.guard import Guard
-from runners.packed.record_fields import Line
+from runners.packed.compound import Columns, Data, List, Map, Named, Object, Sentences, Variables
+from runners.packed.guard import Guard, guard_of, nameless
+from runners.packed.record_fields import CLOSED, Line
 from runners.packed.shapes import (
     Bool,
     Choice,
@@ -50,44 +35,41 @@ from runners.packed.shapes import (
     Shape,
     Text,
 )
-from runners.plan import RAY, SHARED_FOLDER, STREAM, Measure
-from runners.records.record import KINDS, OUTCOMES, READABLE, RULES, SCHEMA, Record, Samples
+from runners.records.record import KINDS, SCHEMA, Record, Samples
 from runners.records.sealed import CHECKSUM, RecordError
 
 ID = f"urn:moe-bench:record:{SCHEMA}"
 FILE = CODE / "docs" / "record.schema.json"
+REQUIRED = ("key", "cell", "samples", "outcome", "schema")  # without them it is no record
 FIXED = ("key", "cell", "launch", "outcome", "samples", "schema")  # change one: another record
 CUT = 80  # characters of a value that a fault quotes
-CLOSED: dict[str, tuple[Any, ...]] = {
-    "outcome": OUTCOMES,
-    "kind": KINDS,
-    "rule": RULES,
-    "schema": READABLE,
-    "device": DEVICES,
-    "algorithm": ("", LIBRARY, EXCHANGE),
-    "files": ("", SHARED_FOLDER, STREAM, RAY),
-    "clock": (topology.END_BARRIER,),
-    "network": ("own", "loopback", "between nodes", "emulated"),
-    "how": ("measured", "chosen before", "asked for", "the system's own"),
-    "method": environment.PEAK_METHODS,
-    "cache": Measure.__dataclass_fields__["cache"].metadata["knob"].allowed,
-}
+LISTED = 20  # faults of a record
 DATA = Data()
-SAMPLES = Object({
+SAMPLES = Columns({
     **{name: List(Int()) for name in ("round", "position", "steps")},
     "kind": List(Choice(KINDS)),
     **{name: List(List(Int())) for name in ("start_ns", "end_ns")},
 }, required=tuple(field.name for field in dataclasses.fields(Samples)))  # fmt: skip
-HEX12 = Text(r"[0-9a-f]{12}", checked=Guard.nameless)
+HEX12 = Text(r"[0-9a-f]{12}", checked=nameless)
 GPU = Map(Nullable(Text(texts.HARDWARE)))
+
+
+class Label(Text):
+    """Part of an attempt's id: a hash stands in, so that ids stay apart."""
+
+    def mended(self, value: Any, path: str, guard: Guard) -> Any:
+        guard.withhold(path, value)
+        return environment.short_hash("label", value) if type(value) is str else ""
+
+
 OPEN: dict[str, Shape] = {
     "bool": Bool(),
     "int": Int(),
     "number": Number(),
     "hex12": HEX12,
-    "sha256": Text(r"([0-9a-f]{64})?", checked=Guard.nameless),
+    "sha256": Text(r"([0-9a-f]{64})?", checked=nameless),
     "word": Text(texts.WORD),
-    "label": Text(texts.LABEL),
+    "label": Label(texts.LABEL),
     "name": Reduced(texts.name),
     "version": Text(texts.VERSION),
     "time": Text(texts.TIME),
@@ -101,7 +83,7 @@ OPEN: dict[str, Shape] = {
     "samples": Named("samples", SAMPLES),
     "calibration": DATA,
     "git": Object({
-        "sha": Nullable(Text(r"[0-9a-f]{40}([0-9a-f]{24})?", checked=Guard.nameless)),
+        "sha": Nullable(Text(r"[0-9a-f]{40}([0-9a-f]{24})?", checked=nameless)),
         "dirty": Nullable(HEX12),
     }),
     "gpu": GPU,
@@ -167,7 +149,7 @@ def record_shape() -> Object:
     root = _Group()
     for line in record_fields.lines():
         root.add(line.path.split("."), line)
-    shape = root.shape(("key", "cell", "samples", "outcome", "meta", "schema"))
+    shape = root.shape(REQUIRED)
     fields = {field.name: str(field.type) for field in dataclasses.fields(Record)}
     parts = {
         name: Nullable(shape.fields[name]) if "None" in annotation else shape.fields[name]
@@ -192,26 +174,17 @@ def schema() -> dict[str, Any]:
     }
 
 
-@functools.cache
-def _closed_words() -> frozenset[str]:
-    """Words of the schema itself, in lower case: they name nobody."""
-    words = {word for values in CLOSED.values() for word in values if isinstance(word, str)}
-    for line in record_fields.lines():
-        words |= {*line.choices, *re.split(r"\W+", line.path)}
-    return frozenset(word.lower() for word in (*words, *strategies()))
-
-
 def portable(
     content: dict[str, Any], names: Iterable[str] | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """A record, as a dict, with only what its schema lets a packed file hold, and the paths of what
-    was withheld. `names` name this machine and its user: no text has them; None: `names_here()`.
+    was withheld. `names` name this machine and its user: no text keeps them; None: `names_here()`,
+    which many records had better share.
 
     The caller sets `sweep` to the name that the packed file gives it. Raises RecordError, naming
     field and value, for a record that would be another, or none, without what is withheld.
     """
-    names = names_here() if names is None else names
-    guard = Guard(name for name in names if name.lower() not in _closed_words())
+    guard = guard_of(names)
     kept = _filtered(content, guard)
     return kept, [path for path, _ in guard.withheld]
 
@@ -239,7 +212,9 @@ def faults(content: dict[str, Any]) -> list[str]:
         _filtered(content, guard)
     except RecordError as error:
         return [str(error)]
-    return [f"{_escaped(path)}={_quoted(value)}" for path, value in guard.withheld]
+    lines = [f"{_escaped(path)}={_quoted(value)}" for path, value in guard.withheld[:LISTED]]
+    more = len(guard.withheld) - LISTED
+    return [*lines, f"{more} more"] if more > 0 else lines
 
 
 def _quoted(value: Any) -> str:
@@ -262,4 +237,7 @@ def text() -> str:
 
 if __name__ == "__main__":
     FILE.write_text(text(), "utf-8")
-    print(FILE)
+    page = FILE.with_name("records.md")
+    above = page.read_text("utf-8").partition(record_fields.HEADING)[0]  # the table ends the page
+    page.write_text(f"{above}{record_fields.markdown()}\n", "utf-8")
+    print(FILE, page, sep="\n")

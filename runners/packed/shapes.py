@@ -7,15 +7,18 @@ becomes its shape's stand-in, and the guard notes the path.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from runners.packed.guard import Guard
+from runners.packed.guard import Guard, Names, harmless
 
 LEAST_INT, MOST_INT = -(2**63), 2**63 - 1
+LONGEST = 200  # characters of a text of a pattern
+Check = Callable[[str, Names], bool]
 GONE: Any = object()  # stands for a value that nothing can stand in for
 
 
@@ -100,16 +103,18 @@ class Choice(Shape):
 
 @dataclass
 class Text(Shape):
-    """A text of a pattern. `checked` is what else it must pass: `Guard.harmless`, or for a hash,
-    which may look like a key, `Guard.nameless`."""
+    """A text of a pattern; the empty text stands in where the pattern allows it. `checked` is what
+    else it must pass: `harmless`, or for a hash, which may look like a key,
+    `nameless`."""
 
     pattern: str
-    empty: Any = ""
-    checked: Callable[[Guard, str], bool] = Guard.harmless
+    checked: Check = harmless
+    empty: Any = field(init=False, repr=False)
     _compiled: re.Pattern[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._compiled = re.compile(self.pattern)
+        self.empty = "" if self._compiled.fullmatch("") else GONE
 
     def json_schema(self) -> dict[str, Any]:
         return {"type": "string", "pattern": f"^(?:{self.pattern})$"}
@@ -117,9 +122,14 @@ class Text(Shape):
     def fits(self, value: Any, guard: Guard) -> bool:
         return (
             type(value) is str
-            and bool(self._compiled.fullmatch(value))
-            and self.checked(guard, value)
+            and len(value) <= LONGEST
+            and _passes(value, self._compiled, self.checked, guard.names)
         )
+
+
+@functools.lru_cache(100_000)
+def _passes(text: str, pattern: re.Pattern[str], checked: Check, names: Names) -> bool:
+    return bool(pattern.fullmatch(text)) and checked(text, names)
 
 
 @dataclass
@@ -165,5 +175,13 @@ class Nullable(Shape):
         return value is None or self.inner.fits(value, guard)
 
     def mended(self, value: Any, path: str, guard: Guard) -> Any:
-        mended = self.inner.mended(value, path, guard)
-        return None if mended is GONE or mended == self.inner.empty else mended
+        return self._or_null(self.inner.mended(value, path, guard), value)
+
+    def portable(self, value: Any, path: str, guard: Guard) -> Any:
+        if value is None:
+            return None
+        return self._or_null(self.inner.portable(value, path, guard), value)
+
+    def _or_null(self, kept: Any, value: Any) -> Any:
+        stand_in = kept is not value and kept == self.inner.empty
+        return None if kept is GONE or stand_in else kept

@@ -15,26 +15,26 @@ HARDWARE = (
     r"(?!.*[A-Za-z]\.[A-Za-z])[A-Za-z0-9][A-Za-z0-9 ()+,.-]{0,79}"
     r"(@ [0-9]+(\.[0-9]+)? ?[GM]Hz|w/ Radeon[A-Za-z0-9 ()+-]{0,30})?|\[(N/A|Not Supported)\]"
 )
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}")
 _SYSTEM = re.compile(r"([A-Za-z]{1,20}) ([0-9]+(?:\.[0-9]+)*)\S* ([a-z0-9_]{1,20})")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,19}(\.[0-9]{1,19})?[KMGBkmgb]?")
 _INTERFACE = re.compile(
-    r"(lo|docker0|(eth|ib|bond|wlan|hsn|team|br|enP?|ens|eno|enp)[0-9]+\w{0,8})"
+    r"(lo|docker0|(eth|ib|bond|wlan|hsn|team|br|enP?|ens|eno|enp)[0-9]+[a-z0-9]{0,8})"
 )
 _PARTS = re.compile(r"[\s,:;=(){}^*]+")
 # Words that libraries read from their variables.
 _LIBRARY_WORDS = """
-true false on off yes no none auto default disabled enabled disable enable all close spread
-master primary threads cores sockets ll_caches numa_domains compact scatter balanced granularity
-fine core thread tile respect norespect verbose noverbose explicit active passive static dynamic
-guided serial turnaround throughput infinite ring tree collnet collnetdirect collnetchain nvls
-nvlstree pat simple ll ll128 version warn info trace debug error sse41 avx avx2 avx2_vnni avx512
+true false on off yes no none auto default disabled enabled disable enable all close spread master
+primary threads cores sockets ll_caches numa_domains compact scatter balanced granularity fine
+core thread tile respect norespect verbose noverbose explicit active passive static dynamic guided
+serial turnaround throughput infinite ring tree collnet collnetdirect collnetchain nvls nvlstree
+pat simple ll ll128 version warn info trace debug error sse41 avx avx2 avx2_vnni avx512
 avx512_core avx512_core_vnni avx512_core_bf16 avx512_core_fp16 avx512_core_amx avx10_1_512
-capability zvector vsx backend native cudamallocasync expandable_segments max_split_size_mb
-garbage_collection_threshold roundup_power2_divisions pinned_use_cuda_host_register tcp rc rc_x
-rc_v ud ud_x dc dc_x sm self shm cma knem xpmem posix sysv cuda cuda_copy cuda_ipc gdr_copy rocm
-verbs efa psm2 psm3 opx ofi_rxm any strict bind
+capability zvector vsx haswell skylakex zen cooperlake sapphirerapids sandybridge nehalem
+excavator neoversen1 neoversev1 neoversen2 armv8 armv8sve backend native cudamallocasync
+expandable_segments max_split_size_mb garbage_collection_threshold roundup_power2_divisions
+pinned_use_cuda_host_register tcp rc rc_x rc_v ud ud_x dc dc_x sm self shm cma knem xpmem posix
+sysv cuda cuda_copy cuda_ipc gdr_copy rocm verbs efa psm2 psm3 opx ofi_rxm any strict bind
 """
 _WORDS = frozenset(_LIBRARY_WORDS.split())
 

@@ -167,7 +167,9 @@ def current_name(name: str) -> str:
 
 
 def to_dict(record: Record) -> dict[str, Any]:
-    return dataclasses.asdict(record)
+    """As `dataclasses.asdict`, but the values below its fields are the record's own, not copies."""
+    cell, samples = cell_to_dict(record.cell), dict(vars(record.samples))
+    return {**vars(record), "cell": cell, "samples": samples}
 
 
 def from_dict(data: dict[str, Any]) -> Record:
@@ -196,10 +198,13 @@ def from_dict(data: dict[str, Any]) -> Record:
 
 
 def _from_schema_2(fields: dict[str, Any]) -> dict[str, Any]:
-    """Samples flagged as warm-up or not get a kind; what was counted was a block of its own."""
+    """Samples flagged as warm-up or not get a kind; what was counted was a block of its own. Those
+    of a record that has been read before have kinds already."""
 
     def renamed(samples: dict[str, Any]) -> dict[str, Any]:
         found = dict(samples)
+        if "kind" in found:
+            return found
         found["kind"] = ["warmup" if warm else "fixed" for warm in found.pop("warmup")]
         return found
 

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from runners.host import project_paths
+from runners.host.identity import KEYS
 from runners.track.settings import allowed
 
 LAUNCHER = "MOE_LAUNCHER_PID"  # when it dies, a tracker finishes its run and ends
 MODES = ("offline", "online", "disabled")
 GRACE_S = 10.0  # after SIGTERM: the tracker finishes the run it is writing
-_SECRETS = re.compile(r"wandb_v\d+_\w+|(?:local-)?\b[0-9a-f]{40}\b|(?<=//)[^/\s@]+:[^/\s@]+(?=@)")
+_SECRETS = re.compile(KEYS)
 
 
 @dataclass(frozen=True)

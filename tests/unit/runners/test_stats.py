@@ -14,9 +14,8 @@ from analysis.errors import InputError
 from analysis.stats import compare
 from analysis.stats.summarize import summarize
 from moe.spec import Cell
-from runners.records import flat_row, record, sealed, stats, sweep_folder
+from runners.records import flat_row, record, stats, sweep_folder
 from runners.records.record import Record, Samples
-from runners.records.sealed import RecordError
 
 DATA = Path(__file__).resolve().parents[2] / "support" / "data"
 MS = 10**6
@@ -111,9 +110,9 @@ def written(path: Path) -> Record:
 def test_a_record_of_every_version_is_read_with_its_own_meaning() -> None:
     """One file of each schema as it was written by its own code, but for the schema 1 that no
     released code reads any more."""
-    old, new = written(Path("record-schema-2.json")), written(Path("record-schema-3.json"))
+    old, new = written(Path("records/schema-2.json")), written(Path("records/schema-3.json"))
     assert [stats.metric(one) for one in (old, new)] == [stats.BLOCK_MEAN, stats.STEADY]
-    raw = json.loads((DATA / "record-schema-2.json").read_text())["samples"]
+    raw = json.loads((DATA / "records/schema-2.json").read_text())["samples"]
     spans = [
         (max(end) - min(start)) / steps / MS
         for start, end, steps, warm in zip(raw["start_ns"], raw["end_ns"], raw["steps"],
@@ -128,18 +127,9 @@ def test_a_record_of_every_version_is_read_with_its_own_meaning() -> None:
     assert stats.floor_ms(old) is not None
 
 
-def test_a_later_version_is_refused_by_name(tmp_path: Path) -> None:
-    content = json.loads((DATA / "record-schema-3.json").read_text())
-    content.pop(sealed.CHECKSUM)
-    path = tmp_path / "record-0.json"
-    path.write_text(sealed.sealed({**content, "schema": 5}))
-    with pytest.raises(RecordError, match=r"schema 5: this version reads 2, 3 and 4"):
-        record.read(path)
-
-
 def test_times_of_two_metrics_are_neither_pooled_nor_compared(tmp_path: Path) -> None:
     """An older sweep of a cell beside a new one: two rows, and `compare` refuses by name."""
-    old, new = written(Path("record-schema-2.json")), written(Path("record-schema-3.json"))
+    old, new = written(Path("records/schema-2.json")), written(Path("records/schema-3.json"))
     new = dataclasses.replace(new, cell=old.cell, key=old.key, launch=1, sweep=old.sweep)
     cells = summarize(analysis.data.frame.to_frame([flat_row.row(old), flat_row.row(new)]))
     assert sorted(cells["metric"]) == sorted([stats.BLOCK_MEAN, stats.STEADY])
@@ -149,7 +139,7 @@ def test_times_of_two_metrics_are_neither_pooled_nor_compared(tmp_path: Path) ->
 
 
 def test_an_older_record_is_stale_when_its_sweep_is_taken_up_again() -> None:
-    old = written(Path("record-schema-2.json"))
+    old = written(Path("records/schema-2.json"))
     here = frozenset([sweep_folder.version_of(old.environment)])
     assert sweep_folder.state([old], here, 1) == "stale"
     assert (
@@ -159,7 +149,7 @@ def test_an_older_record_is_stale_when_its_sweep_is_taken_up_again() -> None:
 
 def test_what_schema_3_called_the_seed_is_the_reference() -> None:
     """The same cell under the same key, by its present name."""
-    new = written(Path("record-schema-3.json"))
+    new = written(Path("records/schema-3.json"))
     cell = dataclasses.replace(
         new.cell, strategy=dataclasses.replace(new.cell.strategy, name="peer_reference")
     )
