@@ -30,6 +30,9 @@ EXAMPLES = """examples:
   python -m analysis explain --a strategy=ep,topk=8 --b strategy=tp,topk=8
   python -m analysis explain outputs/before outputs/after --a strategy=ep,topk=8
   python -m analysis explain --a strategy=ep,topk=8 --predicted
+  python -m analysis reproduce sweep.moebench
+  python -m analysis reproduce sweep.moebench --run --override measure=quick
+  python -m analysis reproduce sweep.moebench --with outputs/latest
   python -m analysis beside outputs/latest --format markdown
   python -m analysis kernels outputs/latest --filter mode=forward
   python -m analysis check
@@ -58,6 +61,7 @@ VERBS = {
     "finish": "what a sweep ends with: tables on screen; tables and pictures in its folder",
     "compare": "two sweeps, or the strategies or commits of one: which is faster",
     "explain": "where the difference of two cells comes from, in ms that add up",
+    "reproduce": "the same cells measured here, and set beside what was measured there",
     "beside": "ours against the best of other systems, setting by setting",
     "kernels": "which expert kernel, ours or another system's, is fastest where",
     "check": "what limits the numbers, and what to do next",
@@ -82,14 +86,24 @@ def parser() -> argparse.ArgumentParser:
     )
     verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
     parsers = {name: _verb(verbs, name, about) for name, about in VERBS.items()}
-    tables = ("show", "compare", "explain", "beside", "kernels", "check", "status", "predict")
+    tables = (
+        "show",
+        "compare",
+        "reproduce",
+        "explain",
+        "beside",
+        "kernels",
+        "check",
+        "status",
+        "predict",
+    )
     for name in (*tables, "advise"):
         parsers[name].add_argument("--format", choices=("text", "markdown", "csv"), default="text")
     for name in ("show", "compare", "plot"):
         parsers[name].add_argument("--group", default="", help="axis or column to arrange by")
     for name in ("show", "plot"):
         parsers[name].add_argument("--metric", default="", help="column to show; default duration")
-    for name in ("show", "compare", "beside", "kernels", "report"):
+    for name in ("show", "compare", "reproduce", "beside", "kernels", "report"):
         parsers[name].add_argument(
             "--threshold", type=float, default=None, help="noise threshold, such as 0.02"
         )
@@ -109,6 +123,10 @@ def parser() -> argparse.ArgumentParser:
     parsers["advise"].add_argument(
         "--placement", default="", help="file to write the new order of experts to, with --trace"
     )
+    add = parsers["reproduce"].add_argument
+    add("--run", action="store_true", help="measure the cells here; -o names the sweep's folder")
+    add("--with", dest="beside", default="", metavar="SWEEP", help="a sweep that was measured here")
+    add("--override", action="append", default=[], metavar="KEY=VALUE", help="a setting of --run")
     add = parsers["dashboard"].add_argument
     add("--project", default="", help="default: WANDB_PROJECT, else conf/tracker/wandb.yaml's")
     add("--entity", default="", help="default: WANDB_ENTITY, else the account's own")

@@ -219,6 +219,12 @@ def explain_(options: argparse.Namespace) -> int:
     return 0
 
 
+def reproduce_(options: argparse.Namespace) -> int:
+    from analysis.packing import reproduce
+
+    return reproduce.run(options)
+
+
 def beside_(options: argparse.Namespace) -> int:
     data, threshold = load(options), _threshold(options)
     comparisons = compare.beside(data.frame, data.cells, threshold)
@@ -338,6 +344,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "finish": finish,
     "compare": compare_,
     "explain": explain_,
+    "reproduce": reproduce_,
     "beside": beside_,
     "kernels": kernels_,
     "check": check_,

@@ -86,13 +86,23 @@ def sweeps(
             "that were measured alike; measure the older one again"
         )
     matches = {(other.cell_id, other.metric): other for other in reversed(summaries(cells_b))}
-    series = _named(cells_a, "strategy")
-    pairs = []
-    for cell in sorted(series, key=lambda cell: _order(series[cell], cell)):
-        if match := matches.get((cell.cell_id, cell.metric)):
-            first = series[cell] if len(set(series.values())) > 1 else ""
-            pairs.append(Pair(_words(cell, cells_a, first=first), names, (a, b), (cell, match)))
+    pairs = [
+        Pair(title, names, (a, b), (cell, match))
+        for cell, title in titles(cells_a).items()
+        if (match := matches.get((cell.cell_id, cell.metric)))
+    ]
     return _judged(pairs, threshold, f"{names[0]} and {names[1]}")
+
+
+def titles(cells: pd.DataFrame) -> dict[CellSummary, str]:
+    """What tells each cell from the others, in words; the cells in the order of their series."""
+    series = _named(cells, "strategy")
+    several = len(set(series.values())) > 1
+    names = _telling(cells)
+    return {
+        cell: _words(cell, names, first=series[cell] if several else "")
+        for cell in sorted(series, key=lambda cell: _order(series[cell], cell))
+    }
 
 
 def _order(name: str, cell: CellSummary) -> tuple[Any, ...]:
@@ -133,12 +143,13 @@ def beside(frame: pd.DataFrame, cells: pd.DataFrame, threshold: float) -> list[C
     """
     names = _named(cells, "strategy")
     tested = measured(without_serial(cells))
+    settings = _telling(tested, "strategy")
     pairs = []
     for members in _alike(tested, "strategy", names):
         sides = [[c for c in members if _is_peer(c) == side] for side in (False, True)]
         if all(sides):
             a, b = (min(side, key=lambda cell: cell.median_ms) for side in sides)
-            setting = _words(b, tested, "strategy")
+            setting = _words(b, settings)
             pairs.append(Pair(setting, (names[a], names[b]), (frame, frame), (a, b)))
     if not pairs:
         raise InputError(
@@ -157,13 +168,14 @@ def _by_config(frame: pd.DataFrame, name: str) -> list[Pair]:
     cells = summarize(frame)
     names = _named(cells, name)
     tested = without_serial(cells) if name == "strategy" else cells
+    settings = _telling(tested, name)
     pairs = []
     for members in _alike(tested, name, names):
         if name == "strategy":
             members = [*summaries(serial_of(cells, members[0])), *members]
         for a, b in itertools.combinations(members, 2):
             if names[a] != names[b]:
-                setting = _words(b, tested, name)
+                setting = _words(b, settings)
                 pairs.append(Pair(setting, (names[a], names[b]), (frame, frame), (a, b)))
     return pairs
 
@@ -190,15 +202,18 @@ def _alike(
     return [sorted(members, key=lambda cell: series_order(names[cell])) for _, members in ordered]
 
 
-def _words(cell: CellSummary, cells: pd.DataFrame, without: str = "", first: str = "") -> str:
-    """The settings that tell this cell from the others, but for the column `without` that is
-    compared; `first`, where given, leads."""
+def _telling(cells: pd.DataFrame, without: str = "") -> list[str]:
+    """Columns that tell these cells apart, but for the column `without` that is compared."""
     left_out = {without, "topk", "weight_seed"}
     if not without or without == "strategy":
         left_out |= {"strategy", *VARIANT}
     if without == "workload":
         left_out.add("load")
-    names = _by_model(cells, [n for n in varying(cells, DESCRIBED) if n not in left_out])
+    return _by_model(cells, [n for n in varying(cells, DESCRIBED) if n not in left_out])
+
+
+def _words(cell: CellSummary, names: Sequence[str], first: str = "") -> str:
+    """The cell's values in these columns; `first`, where given, leads."""
     bare = ("strategy", "model", "dtype", "load")  # whose values say what they are
     settings = ((n, cell.value(n)) for n in names)
     words = [first] if first else []

@@ -113,19 +113,22 @@ def _strategy_name(config: Mapping[str, Any]) -> str:
 
 
 def _expert_placement(written: Any) -> tuple[str, tuple[int, ...]]:
-    """contiguous, round_robin, by_node, or a text file of expert ids in the order of the places."""
+    """contiguous, round_robin, by_node, or expert ids in the order of the places: a list of them,
+    or a text file."""
     if written in ("contiguous", "round_robin", BY_NODE):
         return str(written), ()
+    words = written if isinstance(written, list) else None
     try:
-        order = tuple(int(word) for word in small_text(str(written)).split())
-    except (OSError, ValueError) as error:
+        order = tuple(int(word) for word in words or small_text(str(written)).split())
+    except (OSError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"strategy.placement={written!r}: allowed are contiguous, round_robin, by_node or a "
-            f"file of expert ids; it cannot be read as such a file: {error}"
+            f"strategy.placement={written!r}: allowed are contiguous, round_robin, by_node, a list "
+            f"of expert ids or a file of them; it cannot be read as such a file: {error}"
         ) from None
     if sorted(order) != list(range(len(order))):
         raise ConfigError(
-            f"strategy.placement={written!r}: allowed is every expert id once; mend the file"
+            f"strategy.placement={written!r}: allowed is every expert id once; mend the "
+            f"{'list' if words else 'file'}"
         )
     return "explicit", order
 
@@ -141,9 +144,11 @@ def _trace(config: Mapping[str, Any], layer: LayerSpec, notes: list[str]) -> Tra
             f"workload.trace={path!r}: allowed is null with workload.kind={kind}; set "
             "workload=trace, or leave workload.trace out"
         )
+    expected = config["workload"]["trace_sha256"]
     if not isinstance(path, str) or not path:
+        one = f", with choices of the sha256 {expected}" if expected else ""
         raise ConfigError(
-            f"workload.trace={path!r}: allowed is {SHAPE}; set workload.trace to its path"
+            f"workload.trace={path!r}: allowed is {SHAPE}{one}; set workload.trace to its path"
         )
     try:
         trace = read_trace(path, layer.topk, layer.num_experts)
@@ -152,6 +157,11 @@ def _trace(config: Mapping[str, Any], layer: LayerSpec, notes: list[str]) -> Tra
             f"workload.trace={path!r}: {error}; mend the file or name another, or change topk "
             "or num_experts to its own"
         ) from None
+    if expected and trace.sha256 != expected:
+        raise ConfigError(
+            f"workload.trace={path!r}: its choices have the sha256 {trace.sha256}, allowed is "
+            f"workload.trace_sha256={expected}; name the file with these"
+        )
     if trace.count < batch_size:
         notes.append(f"the trace has {trace.count} rows for {batch_size} tokens: they repeat")
     return trace

@@ -63,6 +63,10 @@ class SweepKnobs:
     on_invalid: str = knob("stop", "for cells that cannot run", TOP, allowed=("stop", "skip"))
     on_error: str = knob("continue", "after a failed cell", TOP, allowed=("continue", "stop"))
     report: bool = knob(True, "tables and plots at the end", TOP)
+    cells: str = knob(
+        "", "measures the cells of FILE.moebench, of its https:// address or of a sweep's folder",
+        TOP, conf=None,
+    )  # fmt: skip
     resume: str = knob("", "folder to go on with: DIR or latest", TOP, conf=None)
     resume_mode: str = knob(
         "missing",
@@ -85,6 +89,7 @@ class WorkloadKnobs:
     """Knobs of conf/workload beside the cell's own."""
 
     trace: str = knob("", "file of recorded choices, for workload=trace", WORKLOAD, conf=None)
+    trace_sha256: str = knob("", "sha256 that its choices must have", WORKLOAD, conf=None)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, Override, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -22,6 +22,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from runners.config import recorded_cells
 from runners.config.launcher import PACKAGE
 from runners.errors import ConfigError
 
@@ -58,14 +59,37 @@ class MoeSweeper(Sweeper):
         loader = self.hydra_context.config_loader
         parser = OverridesParser.create(config_loader=loader)
         words: dict[str, list[str]] = {}  # by key; a later override replaces an earlier one
+        source = None
         preset = [f"{key}={value}" for key, value in self.params.items()]
         for override in parser.parse_overrides([*preset, *arguments]):
+            if override.get_key_element() == recorded_cells.KNOB:
+                source = self._source(override)
+                continue
             each = words[override.get_key_element()] = _words(override)
             if not each:
                 raise ConfigError(_empty(override, loader.get_group_options(override.key_or_group)))
-        jobs = [list(job) for job in itertools.product(*words.values())]
+        if source:
+            jobs = recorded_cells.jobs(source, words)
+        else:
+            jobs = [list(job) for job in itertools.product(*words.values())]
         ended: Sequence[JobReturn] = self.launcher.launch(jobs, initial_job_idx=0)
         return [job.return_value for job in ended]  # with other launchers: raises what a job raised
+
+    def _source(self, override: Override) -> str | None:
+        """What `cells=` names; raises ConfigError for a list, and beside a preset sweep."""
+        if override.is_sweep_override():
+            raise ConfigError(f"{override.input_line}: allowed is one source; name a single one")
+        if self.params:
+            raise ConfigError(
+                f"{override.input_line}: allowed without an experiment that is a sweep itself; "
+                "leave experiment out"
+            )
+        value = override.value()
+        if value is None:
+            return None
+        if isinstance(value, QuotedString):
+            return str(value.text)
+        return str(override.input_line).partition("=")[2]
 
 
 def _words(override: Override) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runners.config import recorded_cells
 from runners.config.hosts import pass_env_of
 from runners.config.schema import SweepKnobs, TrackerKnobs, safe_name, values
 from runners.errors import ConfigError
@@ -31,6 +32,8 @@ class Settings:
 def settings_of(config: Mapping[str, Any], sweep_dir: Path, command: str) -> Settings:
     """Settings from the resolved config of any of the cells; raises ConfigError."""
     safe_name(config["name"])
+    if config["cells"] is not None:  # which a multirun replaces by the cells themselves
+        raise recorded_cells.without_multirun(config["cells"])
     tracker = dict(config["tracker"])
     whole = values(config, SweepKnobs)  # checks what only a part of the sweep reads, too
     values(config, TrackerKnobs)
