@@ -7,6 +7,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,9 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(
             f"--threshold {threshold}: allowed are numbers from 0 to 1; 0.02 means two percent"
         )
+    if options.verb in MODULES:
+        code: int = import_module(MODULES[options.verb]).run(options)
+        return code
     return VERBS[options.verb](options)
 
 
@@ -219,12 +223,6 @@ def explain_(options: argparse.Namespace) -> int:
     return 0
 
 
-def reproduce_(options: argparse.Namespace) -> int:
-    from analysis.packing import reproduce
-
-    return reproduce.run(options)
-
-
 def beside_(options: argparse.Namespace) -> int:
     data, threshold = load(options), _threshold(options)
     comparisons = compare.beside(data.frame, data.cells, threshold)
@@ -322,12 +320,6 @@ def dashboard_(options: argparse.Namespace) -> int:
     return 0
 
 
-def pack_(options: argparse.Namespace) -> int:
-    from analysis.packing import pack
-
-    return pack.run(options)
-
-
 def predict_(options: argparse.Namespace) -> int:
     from analysis.predict import command
 
@@ -339,12 +331,13 @@ def predict_(options: argparse.Namespace) -> int:
     return 0
 
 
+# Verbs whose module has a function `run` of the options.
+MODULES = {"pack": "analysis.packing.pack", "reproduce": "analysis.packing.reproduce"}
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "show": show,
     "finish": finish,
     "compare": compare_,
     "explain": explain_,
-    "reproduce": reproduce_,
     "beside": beside_,
     "kernels": kernels_,
     "check": check_,
@@ -355,5 +348,4 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "predict": predict_,
     "advise": predict_,
     "export": export_,
-    "pack": pack_,
 }

@@ -110,8 +110,8 @@ class StrategySpec:
     tp: int = knob(0, "degree of tensor parallelism; 0: the strategy's default", STRATEGY)
     overlap: int = knob(1, "chunks of all-to-all overlapped with expert compute", STRATEGY, least=1)
     placement: str = knob(
-        "contiguous", "where experts are: contiguous, round_robin, by_node, a list of expert ids or "
-        "a file of them",
+        "contiguous", "where experts are: contiguous, round_robin, by_node, expert ids or a file "
+        "of them",
         STRATEGY,
     )  # fmt: skip
     expert_order: tuple[int, ...] = knob((), "expert ids in order of their places (placement=FILE)")
