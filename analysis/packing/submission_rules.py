@@ -104,6 +104,9 @@ def remarks(of: Contents) -> Iterator[str]:
     timeless = [_name(cell) for cell in of.cells if not (cell.measured or cell.checked)]
     if timeless:
         yield _line("no time", timeless, "the gallery leaves them out", "cell")
+    if changed := [_attempt(one) for one in packed.records if _git(one, "dirty")]:
+        what = "measured by code with changes that are in no commit"
+        yield _line(what, changed, "the gallery says so; better commit first (git status)")
     traces = [
         _attempt(one) for one in packed.records
         if one.cell.workload.kind == "trace" and even_slots.are_equal(one.cell, _slots(one))
@@ -169,11 +172,6 @@ RULES: tuple[tuple[Callable[[Record], bool], str, str], ...] = (
         lambda one: not _git(one, "sha"),
         "no commit, so that nobody knows which code ran",
         f"{MEASURE_AGAIN}, in a clone of the repository",
-    ),
-    (
-        lambda one: bool(_git(one, "dirty")),
-        "measured by code with changes that are in no commit",
-        f"commit them (git status shows them), {MEASURE_AGAIN}",
     ),
     (_is_wrong, "wrong results", "mend the strategy; python -m analysis status has the details"),
     (

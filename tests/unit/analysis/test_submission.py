@@ -88,9 +88,6 @@ PROBLEMS = {
     "no commit": (lambda: changed(measured(), git=None),
                   f"no commit, so that nobody knows which code ran: 1 attempt ({TP}-0); next: "
                   "measure again, then python -m analysis pack, in a clone of the repository"),
-    "dirty": (lambda: changed(measured(), git={"sha": "a" * 40, "dirty": "1a2b"}),
-              f"measured by code with changes that are in no commit: 1 attempt ({TP}-0); next: "
-              "commit them (git status shows them), measure again, then python -m analysis pack"),
     "wrong": (lambda: factory.unmeasured(factory.cell("tp"), "wrong", environment=SPACIOUS),
               f"wrong results: 1 attempt ({TP}-0); next: mend the strategy; python -m analysis "
               "status has the details"),
@@ -169,6 +166,11 @@ def test_what_is_remarked_on_refuses_nothing() -> None:
     said = review(crowded, failed)
     assert said.problems == ()
     assert [line.partition(":")[0] for line in said.remarks] == ["no time", "oversubscribed"]
+    dirty = review(changed(measured(), git={"sha": "a" * 40, "dirty": "1a2b"}))
+    assert dirty == submission.Review((), (
+        f"measured by code with changes that are in no commit: 1 attempt ({TP}-0); the gallery says "
+        "so; better commit first (git status)",
+    ))  # fmt: skip
     emulated = review(measured(environment={**SPACIOUS, "emulated": EMULATED}))
     assert emulated == submission.Review((), (
         "emulated times, of ranks dilated x20; nodes of 2 at 90/10 Mbit/s; MTU 1500; they never "
