@@ -10,7 +10,16 @@ from typing import Any
 import pandas as pd
 
 from analysis.data.cell_summary import summaries
-from analysis.packing.environment_facts import FACTS, LATER, Fact, Row, changes, commit
+from analysis.packing.environment_facts import (
+    FACTS,
+    LATER,
+    NO_CARD,
+    Fact,
+    Row,
+    cards,
+    changes,
+    commit,
+)
 from analysis.stats.summarize import summarize
 from runners.packed import texts
 
@@ -63,7 +72,10 @@ def _differing(
     facts: Iterable[Fact], there: Sequence[Row], here: Sequence[Row]
 ) -> list[Difference]:
     found = []
+    without = any({cards(row) for row in rows} == {NO_CARD} for rows in (there, here))
     for fact in facts:
+        if fact.of_cards and without:
+            continue
         a, b = (_known(fact, rows) for rows in (there, here))
         if (a or b) and not _same(fact, a, b):
             found.append(Difference(fact.what, _words(fact, a), _words(fact, b)))

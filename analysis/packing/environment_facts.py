@@ -16,7 +16,7 @@ from analysis.data.frame import plain
 from runners.host import gpu_monitor
 from runners.packed import texts
 
-NO_LIMIT = "no limit"
+NO_LIMIT, NO_CARD = "no limit", "none"
 CLOCK_TOLERANCE = 0.02  # of two clocks that are called the same
 LOAD_SLACK = 0.5  # processes that two loads may differ by
 
@@ -26,12 +26,13 @@ Row = Mapping[str, Any]  # an attempt: `environment`, and the columns of a frame
 @dataclass(frozen=True)
 class Fact:
     """`value` gives text or a number of one attempt, None where it does not have it. A fact that is
-    `of_ranks` is known only where ranks have run. Numbers whose medians are apart by `tolerance` of
-    the larger, or by `slack`, are the same."""
+    `of_ranks` is known only where ranks have run, one `of_cards` only where there are GPUs. Numbers
+    whose medians are apart by `tolerance` of the larger, or by `slack`, are the same."""
 
     what: str
     value: Callable[[Row], Any]
     of_ranks: bool = False
+    of_cards: bool = False
     tolerance: float = 0.0
     slack: float = 0.0
     unit: str = ""
@@ -56,12 +57,12 @@ def _at(*path: str | int, absent: str | None = None) -> Callable[[Row], Any]:
     return value
 
 
-def _cards(row: Row) -> str | None:
+def cards(row: Row) -> str | None:
     gpus = row["environment"].get("gpus")
     if gpus is None:
         return None
     counts = Counter(str(gpu.get("name")) for gpu in gpus)
-    return ", ".join(f"{n} x {name}" for name, n in counts.items()) or "none"
+    return ", ".join(f"{n} x {name}" for name, n in counts.items()) or NO_CARD
 
 
 def _of_cards(name: str, unit: str = "") -> Callable[[Row], Any]:
@@ -148,8 +149,8 @@ def commit(row: Row) -> str | None:
 
 
 FACTS = (
-    Fact("GPU", _cards),
-    Fact("GPU memory", _of_cards("memory_total", " MiB")),
+    Fact("GPU", cards),
+    Fact("GPU memory", _of_cards("memory_total", " MiB"), of_cards=True),
     Fact("processor", _at("cpu_model")),
     Fact("cores", _at("cores")),
     Fact("quota of cores", _at("cpu_quota", absent=NO_LIMIT)),
@@ -159,13 +160,20 @@ FACTS = (
     Fact("governor of the clock", _at("governor")),
     Fact("clock of a core", _at("before", "clock_mhz"), tolerance=CLOCK_TOLERANCE, unit=" MHz"),
     Fact("load before the launch", _at("before", "load_1m"), slack=LOAD_SLACK, unit=" processes"),
-    Fact("highest clock of the GPU", _of_cards("clocks_max_sm", " MHz")),
-    Fact("clock of the GPU", _card_clock, of_ranks=True, tolerance=CLOCK_TOLERANCE, unit=" MHz"),
-    Fact("power limit of the GPU", _power_limit),
-    Fact("throttling of the GPU", _throttling, of_ranks=True),
-    Fact("driver", _of_cards("driver_version")),
-    Fact("CUDA", _at("versions", "cuda")),
-    Fact("NCCL", _at("versions", "nccl")),
+    Fact("highest clock of the GPU", _of_cards("clocks_max_sm", " MHz"), of_cards=True),
+    Fact(
+        "clock of the GPU",
+        _card_clock,
+        of_ranks=True,
+        of_cards=True,
+        tolerance=CLOCK_TOLERANCE,
+        unit=" MHz",
+    ),
+    Fact("power limit of the GPU", _power_limit, of_cards=True),
+    Fact("throttling of the GPU", _throttling, of_ranks=True, of_cards=True),
+    Fact("driver", _of_cards("driver_version"), of_cards=True),
+    Fact("CUDA", _at("versions", "cuda"), of_cards=True),
+    Fact("NCCL", _at("versions", "nccl"), of_cards=True),
     Fact("torch", _at("versions", "torch")),
     Fact("Python", _at("versions", "python")),
     *(Fact(name, _at("versions", name)) for name in ("mpi4py", "triton", "transformers")),

@@ -118,7 +118,7 @@ def _show(
     pairs = side_by_side.pairings(there, here, threshold, possible.refusals)
     name = folder or options.beside
     parts = [
-        render.lines([line for f in (there, here) for line in _banners(f)], style),
+        render.lines([*_banners("there", there), *_banners("here", here)], style),
         render.simple(side_by_side.HEADER, [pair.row() for pair in pairs], style),
         render.lines(side_by_side.summary(pairs, threshold), style),
         render.lines(_others(there, here, name), style),
@@ -132,8 +132,8 @@ def _show(
     return 1 if any(pair.expected for pair in pairs) else 0
 
 
-def _banners(frame: pd.DataFrame) -> list[str]:
-    return captions.banners(frame) if len(frame) else []
+def _banners(side: str, frame: pd.DataFrame) -> list[str]:
+    return [f"{side}: {line}" for line in captions.banners(frame)] if len(frame) else []
 
 
 def _others(there: pd.DataFrame, here: pd.DataFrame, name: str) -> list[str]:

@@ -117,7 +117,7 @@ def _alone(
 def _why(cell: CellSummary) -> str:
     if cell.checked:
         return "checked, not timed"
-    message = cell.error_message or cell.gate_detail
+    message = cell.error_message or (cell.gate_detail if cell.outcome == "wrong" else "")
     return f"{cell.outcome}: {message}" if message else cell.outcome
 
 

@@ -34,6 +34,7 @@ ALWAYS = ("strategy.name", "strategy.dispatcher", "model.scale", "num_experts", 
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 TEXT = re.compile(r"[A-Za-z0-9_.+-]*")
 OTHER_KINDS = ("null", "true", "false", "nan", "inf")  # words that Hydra takes for something else
+UNUSABLE = (ArithmeticError, AttributeError, LookupError, TypeError)  # raised by values of any type
 UNNAMED = "unnamed"  # the model of a record that names none
 
 
@@ -85,7 +86,17 @@ def config_of(recorded: Recorded) -> dict[str, Any]:
 
 def knob_values(recorded: Recorded) -> dict[str, Any]:
     """What is written in the config for every knob of the cell, by its path; `model` is the choice
-    of a file in conf/model, where there is one of that name."""
+    of a file in conf/model, where there is one of that name. Raises ConfigError for what cannot be
+    a cell."""
+    try:
+        return _knob_values(recorded)
+    except UNUSABLE as error:
+        raise ConfigError(
+            f"{recorded.cell_id}: its values are not those of a cell ({error}); leave the cell out"
+        ) from error
+
+
+def _knob_values(recorded: Recorded) -> dict[str, Any]:
     cell, scale = recorded.cell, _scale(recorded.scale)
     values: dict[str, Any] = {}
     for part in (cell.layer, cell.layer.router, cell.strategy, cell.workload, cell.placement):
@@ -188,12 +199,12 @@ def _check(recorded: Recorded) -> None:
     try:
         machine = NodeResources(1, place.ranks_per_node, place.nodes)
         cell = job_of(config_of(recorded), machine).cell
-    except (ConfigError, Unsupported, ZeroDivisionError):
+    except (ConfigError, Unsupported):
         return
     if cell_key(cell) == cell_key(recorded.cell):
         return
     before, after = _flat(recorded.cell), _flat(cell)
-    path = next(name for name in before if before[name] != after[name])
+    path = next(name for name in before if repr(before[name]) != repr(after[name]))
     raise ConfigError(
         f"{path}={before[path]!r}: no overrides give it in cell {recorded.cell_id}, which they "
         f"would make {after[path]!r}; leave the cell out"

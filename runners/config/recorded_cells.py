@@ -129,7 +129,7 @@ def _packed(source: str) -> tuple[list[Attempt], list[str]]:
 def _of_record(one: Record) -> Attempt:
     model, scale = str(one.meta.get("model") or ""), one.meta.get("scale") or 1
     emulated = emulation.KEY in one.environment
-    recorded = Recorded(one.cell, one.measure, one.label, model, scale)
+    recorded = Recorded(one.cell, dict(one.measure), one.label, model, scale)
     return (one.created, one.launch), emulated, recorded
 
 

@@ -143,6 +143,12 @@ def test_clocks_and_loads_that_are_nearly_the_same_are_no_difference(
     assert [line[: len(start)] for line, start in zip(found, expected, strict=True)] == expected
 
 
+def test_where_a_side_has_no_card_it_is_said_once() -> None:
+    here = {**THERE, "gpus": [], "versions": {**THERE["versions"], "cuda": None, "nccl": None}}
+    found = lines(differences.of_environments([{"environment": THERE}], here))
+    assert found == ["GPU: 8 x NVIDIA H100 there against none here"]
+
+
 def test_several_machines_of_a_side_are_all_named() -> None:
     other = {**THERE, "cpu_model": "Imaginary 7000"}
     rows = [{"environment": one} for one in (THERE, other, THERE)]

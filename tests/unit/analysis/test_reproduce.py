@@ -90,12 +90,13 @@ def test_a_cell_without_a_partner_says_why(tmp_path: Path) -> None:
     ])  # fmt: skip
     here = sweep(tmp_path / "here", [
         *launches("ep"), factory.unmeasured(CELLS["simple"], "failed", "a rank died"),
+        factory.unmeasured(CELLS["dp"], "interrupted", gate={"ok": True, "detail": "it agrees"}),
     ])  # fmt: skip
     pairs = verdicts(there, here, tp="backend=nccl: allowed with 2 CUDA devices")
     assert {name: pair.row()[-1] for name, pair in pairs.items()} == {
         "simple": "not measured here (failed: a rank died)",
         "tp": "not measured here (backend=nccl: allowed with 2 CUDA devices)",
-        "dp": "not measured here (no attempt in these records)",
+        "dp": "not measured here (interrupted)",
         "ep": "not measured there (failed: out of memory)",
     }
     expected = {name for name, pair in pairs.items() if pair.expected}

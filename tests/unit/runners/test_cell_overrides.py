@@ -17,12 +17,14 @@ import runners.bench  # noqa: F401 registers the resolvers that conf/ uses
 from moe.spec import DISPATCHERS, DTYPES, KERNELS, Cell, LayerSpec, Unsupported
 from runners.config.cell import job_of
 from runners.config.cell_overrides import Recorded, config_of, overrides_of, word
-from runners.config.resolution import plain
+from runners.config.resolution import Composed, plain
 from runners.config.schema import groups
+from runners.config.validate import validate
 from runners.errors import ConfigError
 from runners.host import project_paths
 from runners.host.machine import NodeResources
 from runners.plan import Job
+from runners.records.record import cell_key
 
 MACHINE = NodeResources(cores=8, cuda_devices=8, nodes=4)
 # Values of every knob that makes a cell another, at least one of them not its default.
@@ -238,3 +240,41 @@ def test_a_setting_that_is_none_any_more_is_left_out() -> None:
     words = overrides_of(Recorded(Cell(), {"samples": 3, "former_setting": 1}))
     assert words["measure.samples"] == "measure.samples=3"
     assert not [path for path in words if "former" in path]
+
+
+HOSTILE = [None, "x", "${oc.env:HOME}", -1, 0, 2**70, 1e308, float("inf"), [], [1, "a"], {"a": 1},
+           True, "a,b", "\n", b"x"]  # fmt: skip
+
+
+def fields_of(cell: Cell) -> list[tuple[str, str]]:
+    parts = {**vars(cell), "router": cell.layer.router}
+    names = [(name, one.name) for name, part in parts.items() for one in dataclasses.fields(part)]
+    return [name for name in names if name != ("layer", "router")]
+
+
+@pytest.mark.parametrize(("section", "name"), fields_of(Cell()))
+def test_a_record_of_anybody_gives_overrides_or_one_line(section: str, name: str) -> None:
+    for value in HOSTILE:
+        cell = Cell()
+        if section == "router":
+            router = dataclasses.replace(cell.layer.router, **{name: value})
+            cell = dataclasses.replace(cell, layer=dataclasses.replace(cell.layer, router=router))
+        else:
+            part = dataclasses.replace(getattr(cell, section), **{name: value})
+            cell = dataclasses.replace(cell, **{section: part})
+        with contextlib.suppress(TypeError):  # of JSON, which has no bytes
+            cell_key(cell)
+            recorded = Recorded(cell, {name: value}, scale=value)  # type: ignore[arg-type]
+            check_hostile(recorded)
+
+
+def check_hostile(recorded: Recorded) -> None:
+    try:
+        words = overrides_of(recorded)
+        config = config_of(recorded)
+    except ConfigError as error:
+        assert "\n" not in str(error)
+        return
+    assert not [word for word in words.values() if set("${} \n,") & set(word) and "[" not in word]
+    jobs, errors = validate([Composed(config, [])], MACHINE)
+    assert len(jobs) + len(errors) == 1

@@ -12,7 +12,8 @@ from runners.config import cells_here, recorded_cells
 from runners.config.cell_overrides import Recorded
 from runners.errors import ConfigError
 from runners.host.machine import NodeResources
-from runners.records import record
+from runners.packed.packed_file import Packed
+from runners.records import flat_row, record
 from runners.records.emulation import Emulation
 from runners.records.record import cell_key
 from runners.records.sealed import sealed
@@ -79,6 +80,28 @@ def test_a_source_without_cells_is_refused(tmp_path: Path) -> None:
     ):
         source = str(tmp_path / name)
         with pytest.raises(ConfigError, match=f"^cells={source}.*{why}.*allowed are a packed file"):
+            recorded_cells.recorded_cells(source)
+
+
+def test_runs_of_wandb_in_a_packed_file_give_the_cells_of_their_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Newest first; the file has rows instead of records."""
+    attempts = [
+        factory.measured(TP, launch=n, label="a", measure={"samples": 3 + n}) for n in (1, 0)
+    ]
+    rows = tuple(flat_row.row(one) for one in attempts)
+    packed = Packed("x", {}, rows=rows, damaged=("x: part y: checksum; left out",))
+    monkeypatch.setattr(recorded_cells, "read_packed", lambda _: packed)
+    (one,) = recorded_cells.recorded_cells("x.moebench")
+    assert one == Recorded(TP, {"samples": 4}, "a", "reference", 1)
+
+
+def test_a_packed_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.moebench"
+    path.write_bytes(b"no zip")
+    for source in (str(path), str(tmp_path / "none.moebench"), "http://example.org/x.moebench"):
+        with pytest.raises(ConfigError, match=f"^cells={source}: "):
             recorded_cells.recorded_cells(source)
 
 
