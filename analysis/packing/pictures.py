@@ -44,8 +44,10 @@ def _text(image: Image) -> dict[str, Any]:
 
 def small(image: Image) -> bytes:
     """A PNG file of few colours, which has nothing in it but them."""
+    from PIL.Image import Quantize
+
     stream = io.BytesIO()
-    bare = image.convert("RGB").quantize(COLOURS)
+    bare = image.convert("RGB").quantize(COLOURS, Quantize.FASTOCTREE)
     bare.info.clear()
     bare.save(stream, "PNG", optimize=True)
     return stream.getvalue()

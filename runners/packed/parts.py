@@ -18,7 +18,7 @@ from runners.records.record import Record
 
 SHARED_FIELDS = ("environment", "calibration", "measure", "anchors", "floor")
 LEAST_SHARED = 100  # bytes of JSON; less is written in every record
-LINES = 8  # records in a part
+LINES = 16  # records in a part
 
 
 class Origin(NamedTuple):
