@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runners.packed.names import ALLOWED_NAME, NAME, file_name
+
 from analysis.data.frame import filtered, to_frame
 from analysis.errors import InputError, SourceWarning
 from analysis.packing import pictures, rows
@@ -21,13 +23,17 @@ from analysis.text.captions import STAMP, short_machine
 from runners.host.identity import names_here
 from runners.packed import container, packed_file, parts
 from runners.packed.container import SUFFIX, PackedError
-from runners.packed.packed_file import ALLOWED_NAME, NAME
+from runners.packed.guard import guard_of
 from runners.records import flat_row, record, sweep_folder
 from runners.records.record import Record
 from runners.records.sealed import RecordError
 
 USUAL_NAME = "sweep"  # the default of the knob `name`, which says nothing about anybody
-OF_MACHINE = ("environment.cpu_model", "environment.gpus")  # in captions
+# Fields that no picture shows; where others were left out, pictures are drawn anew.
+NOT_SHOWN = re.compile(
+    r"(notes|meta\.overrides|calibration\.left_out)(\[\d*\])?|error\..*|gate\.(.*\.)?detail|sweep"
+    r"|environment\.(system|boot|variables\..*)"
+)
 MOST_SHOWN = 8  # fields in a line
 INDEX = re.compile(r"\[\d+\]")
 README = """\
@@ -56,6 +62,7 @@ def run(options: argparse.Namespace) -> int:
     source = _one_source(options.sources)
     target = _target(options.output, source)
     try:
+        container.check_method(options.compression)
         contents = _contents(source, target.stem, options.filter)
         if not options.no_pictures:
             contents.pictures = contents.kept_pictures() or _drawn(contents, target)
@@ -63,6 +70,10 @@ def run(options: argparse.Namespace) -> int:
         _write(target, data)
     except (PackedError, RecordError) as error:
         raise InputError(f"pack: {error}") from error
+    except OSError as error:
+        raise InputError(
+            f"-o {target}: cannot be written ({error.strerror}); name another file"
+        ) from error
     print(target)
     for line in summary(contents, len(data)):
         print(line)
@@ -81,12 +92,18 @@ def _one_source(sources: Sequence[str]) -> str:
 
 
 def _target(output: str, source: str) -> Path:
-    """The file to write; by default it is named after the sweep."""
-    path = Path(output) if output else Path(_name_of(source) + SUFFIX)
+    """The file to write; by default it is named after the sweep. Raises InputError for a name that
+    a file cannot have, and for one that names this machine or its user."""
+    path = Path(output) if output else Path(file_name(_name_of(source)) + SUFFIX)
     if path.suffix != SUFFIX:
         raise InputError(f"-o {output}: allowed are names that end in {SUFFIX}; rename it")
     if not NAME.fullmatch(path.stem):
         raise InputError(f"-o {output}: {ALLOWED_NAME} before {SUFFIX}; rename it")
+    if not guard_of(names_here()).harmless(path.stem):
+        raise InputError(
+            f"-o {path}: has a name of this machine or its user in it, which would be handed on; "
+            f"allowed are others; give -o NAME{SUFFIX}"
+        )
     return path
 
 
@@ -118,11 +135,12 @@ def _of_folder(folder: Path, name: str, filters: Sequence[str]) -> Contents:
     names = names_here()
     lines, left_out = parts.of_records(attempts, name, names)
     planned = parts.of_plan(plan, name, names) if plan else {}
-    refused = parts.of_refused([words for words, _ in sweep_folder.read_refused(folder)], names)
+    cannot_run = [] if filters else [words for words, _ in sweep_folder.read_refused(folder)]
+    refused = parts.of_refused(cannot_run, names)
     command = str(plan.get("command", "")) if plan else ""
     about = parts.about(attempts, name, command, names)
     contents = Contents(about, {**planned, **refused, **lines}, left_out)
-    if not filters and not any(path.startswith(OF_MACHINE) for path in left_out):
+    if not filters and all(map(NOT_SHOWN.fullmatch, left_out)):
         contents.kept_pictures = lambda: _kept(folder, name, attempts)
     return contents
 

@@ -4,6 +4,7 @@ packed records do, else drawn anew; as small PNG files without metadata."""
 from __future__ import annotations
 
 import io
+import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 COLOURS = 64
 PLOTS = "plots"  # in a sweep's folder
 SOURCE = "Source"  # of a picture's metadata
+FILE_NAME = re.compile(r"[a-z0-9_]{1,60}")
 
 
 def kept(folder: Path, newest_record_ns: int, captions: Sequence[str]) -> dict[str, bytes]:
@@ -23,8 +25,12 @@ def kept(folder: Path, newest_record_ns: int, captions: Sequence[str]) -> dict[s
     has another source than `captions`, such as "Sweep sweep; AMD EPYC, 2 cores."."""
     from PIL import Image
 
+    from analysis.plots import PLOTS as KNOWN
+
     pictures: dict[str, bytes] = {}
     for path in sorted((folder / PLOTS).glob("*.png")):
+        if not FILE_NAME.fullmatch(path.stem) or not path.stem.startswith(tuple(KNOWN)):
+            continue  # none of ours
         try:
             if path.stat().st_mtime_ns < newest_record_ns:
                 return {}
@@ -33,7 +39,7 @@ def kept(folder: Path, newest_record_ns: int, captions: Sequence[str]) -> dict[s
                 if _text(image).get(SOURCE) not in captions:
                     return {}
                 pictures[path.stem] = small(image)
-        except (OSError, SyntaxError, ValueError):
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             return {}
     return pictures
 

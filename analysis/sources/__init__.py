@@ -10,7 +10,7 @@ from analysis.errors import SourceError
 from analysis.sources import records
 from runners.host import project_paths
 from runners.packed import download
-from runners.packed.packed_file import is_packed
+from runners.packed.packed_file import is_packed, read_packed
 
 LATEST = project_paths.OUTPUTS / project_paths.LATEST
 API_PREFIX = "wandb:"
@@ -27,14 +27,26 @@ def load_rows(sources: Sequence[str | Path] = (), *, samples: bool = False) -> l
     Raises SourceError for a source that is not there or holds no attempt.
     """
     rows: list[dict[str, Any]] = []
+    digests: dict[str, str] = {}  # of packed files, by the names of their sweeps
     for source in sources or [LATEST]:
         loaded = _load_one(source, samples)
+        if is_packed(source):
+            loaded = _apart(loaded, read_packed(source).digest, digests)
         if not loaded:
             raise SourceError(
                 f"{_named(source)}: holds no readable attempt; allowed are {ALLOWED}; "
                 "name one that ended"
             )
         rows.extend(loaded)
+    return rows
+
+
+def _apart(
+    rows: list[dict[str, Any]], digest: str, digests: dict[str, str]
+) -> list[dict[str, Any]]:
+    """The rows of a packed file; where another file has sweeps of their names, renamed."""
+    if any(digests.setdefault(row["sweep"], digest) != digest for row in rows):
+        return [{**row, "sweep": f"{row['sweep']}-{digest[:6]}"} for row in rows]
     return rows
 
 

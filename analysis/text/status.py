@@ -50,10 +50,11 @@ def _best(part: pd.DataFrame) -> dict[str, str]:
 
 def planned(sources: Sequence[str | Path]) -> dict[str, set[str]]:
     """Ids of the cells each sweep set out to measure, from its plan.json where it has one."""
-    planned_ids = {}
+    planned_ids: dict[str, set[str]] = {}
     for plan in _plans(sources):
         try:
-            planned_ids[str(plan["name"])] = {str(cell["cell_id"]) for cell in plan["cells"]}
+            ids = {str(cell["cell_id"]) for cell in plan["cells"]}
+            planned_ids.setdefault(str(plan["name"]), ids)
         except (KeyError, TypeError):
             continue
     return planned_ids

@@ -10,6 +10,7 @@ damaged: a part whose checksum is wrong, or, where all parts are whole, the zip'
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -19,6 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 from runners.records.sealed import sealed, unsealed
@@ -31,22 +33,26 @@ PART_NAME = re.compile(
 )
 MEBIBYTE = 1 << 20
 MOST_FILE_BYTES = 64 * MEBIBYTE
-MOST_PART_BYTES = 32 * MEBIBYTE
-MOST_BYTES = 512 * MEBIBYTE  # of all parts together, unpacked
+MOST_PART_BYTES = 16 * MEBIBYTE
+MOST_BYTES = 128 * MEBIBYTE  # of all parts together, unpacked
 MOST_PARTS = 20_000
 MOST_DIRECTORY_BYTES = MOST_PARTS * 256
 COMMENT = b"moebench sha256="
 DIGITS = 64
 END = struct.Struct("<4s4H2LH")  # of a zip: its end record, without the comment
-END_MARK = b"PK\x05\x06"
+END_MARK, ZIP64_MARK = b"PK\x05\x06", b"PK\x06\x07"
+ZIP64_BYTES = 20  # of its mark with what follows it, before the end record
 METHODS = {"deflate": zipfile.ZIP_DEFLATED, "zstd": 93}  # 93: zipfile.ZIP_ZSTANDARD of Python 3.14
+MOST_SHOWN = 200  # characters of a fault
 OLD_DATE = (1980, 1, 1, 0, 0, 0)
 READABLE_BY_OWNER_AND_OTHERS = 0o100644 << 16
 # What zipfile and its decompressors raise for damaged and hostile files.
-FAULTS = (
+FAULTS: tuple[type[Exception], ...] = (
     *(zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError),
     *(struct.error, ValueError, OverflowError, LookupError, MemoryError),
 )
+with contextlib.suppress(ImportError):  # Python 3.14 or later
+    FAULTS = (*FAULTS, import_module("compression.zstd").ZstdError)
 
 
 class PackedError(ValueError):
@@ -93,11 +99,16 @@ def write(about: Mapping[str, Any], parts: Mapping[str, bytes], method: str = "d
     return body + _digest(body).encode()
 
 
-def _check_writable(parts: Mapping[str, bytes], method: str) -> None:
+def check_method(method: str) -> None:
+    """Raises PackedError for a method that this Python does not know."""
     if method == "zstd" and not zstd_is_known():
         raise PackedError(
             "--compression zstd: allowed from Python 3.14 on; use deflate, which every Python reads"
         )
+
+
+def _check_writable(parts: Mapping[str, bytes], method: str) -> None:
+    check_method(method)
     for name in parts:
         if not PART_NAME.fullmatch(name) or name == MANIFEST:
             raise PackedError(f"part {name!r}: allowed are names as {PART_NAME.pattern}")
@@ -127,7 +138,7 @@ def read(data: bytes, name: str) -> Container:
     except PackedError:
         raise
     except FAULTS as error:
-        raise _refused(name, f"the zip's directory is damaged: {_words(error)}") from error
+        raise _refused(name, f"the zip's directory is damaged: {words(error)}") from error
     if altered and not damaged:
         damaged.append("headers of the zip: not as written; every part is whole")
     return Container(manifest, parts, tuple(damaged))
@@ -150,11 +161,15 @@ def _check_end(data: bytes, name: str) -> None:
         raise _refused(name, f"cut off, damaged at its end, or no {SUFFIX} file")
     if entries > MOST_PARTS or directory_bytes > MOST_DIRECTORY_BYTES:
         raise _refused(name, f"{entries} parts; allowed are {MOST_PARTS}")
+    if data[max(0, start - ZIP64_BYTES) : start].startswith(ZIP64_MARK):
+        raise _refused(name, f"a zip of more than {MOST_PARTS} parts or 4 GB, by its end")
 
 
 def _listed(archive: zipfile.ZipFile, name: str) -> dict[str, zipfile.ZipInfo]:
     """The zip's entries by name; raises PackedError for what could be meant as an attack."""
     infos = archive.infolist()
+    if len(infos) > MOST_PARTS:
+        raise _refused(name, f"{len(infos)} parts; allowed are {MOST_PARTS}")
     by_name = {info.filename: info for info in infos}
     if len(by_name) < len(infos):
         raise _refused(name, "two parts have the same name")
@@ -170,8 +185,8 @@ def _manifest(
         raise _refused(name, f"no {MANIFEST} in it")
     try:
         manifest = unsealed(_content(archive, infos[MANIFEST]))
-    except (*FAULTS, RecursionError) as error:
-        raise _refused(name, f"{MANIFEST}: {_words(error)}") from error
+    except FAULTS as error:
+        raise _refused(name, f"{MANIFEST}: {words(error)}") from error
     listed = manifest.get("parts")
     if not isinstance(listed, dict) or not all(isinstance(v, dict) for v in listed.values()):
         raise _refused(name, f"{MANIFEST}: parts is no list of parts")
@@ -183,18 +198,18 @@ def _parts(
 ) -> tuple[dict[str, bytes], list[str]]:
     parts: dict[str, bytes] = {}
     damaged = [
-        f"{_words(part)}: not in {MANIFEST}" for part in infos if part not in (*listed, MANIFEST)
+        f"{words(part)}: not in {MANIFEST}" for part in infos if part not in (*listed, MANIFEST)
     ]
     for part, known in listed.items():
         if not PART_NAME.fullmatch(part) or part == MANIFEST:
-            damaged.append(f"{_words(part)}: not a name of a part")
+            damaged.append(f"{words(part)}: not a name of a part")
         elif part not in infos:
             damaged.append(f"{part}: missing, or its name is damaged")
         else:
             try:
                 data = _content(archive, infos[part])
             except FAULTS as error:
-                damaged.append(f"{part}: {_words(error)}")
+                damaged.append(f"{part}: {words(error)}")
                 continue
             if _digest(data) == known.get("sha256"):
                 parts[part] = data
@@ -207,6 +222,8 @@ def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     """The part, unpacked; raises ValueError where it is too large, and zipfile's own errors."""
     if info.file_size > MOST_PART_BYTES:
         raise ValueError(f"{info.file_size} bytes; allowed are {MOST_PART_BYTES}")
+    if info.compress_type not in (zipfile.ZIP_STORED, *METHODS.values()):
+        raise ValueError(f"compressed by method {info.compress_type}; allowed are {METHODS}")
     if info.compress_type == METHODS["zstd"] and not zstd_is_known():
         raise ValueError("packed with zstd, which Python reads from 3.14 on")
     with archive.open(info) as stream:
@@ -216,7 +233,7 @@ def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     return data
 
 
-def _words(fault: object) -> str:
+def words(fault: object) -> str:
     """On one line, short, in ASCII."""
-    text = " ".join(str(fault).split()) or type(fault).__name__
-    return json.dumps(text)[1:-1][:200]
+    text = " ".join(str(fault)[: 4 * MOST_SHOWN].split()) or type(fault).__name__
+    return json.dumps(text)[1:-1][:MOST_SHOWN]

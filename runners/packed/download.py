@@ -10,13 +10,14 @@ import urllib.request
 from typing import Any
 
 from runners.host.timeout import call_with_timeout
-from runners.packed.container import MOST_FILE_BYTES, PackedError
+from runners.packed.container import MOST_FILE_BYTES, PackedError, words
 
 SCHEME = "https://"
 LIMIT_S = 120.0  # of the whole download
 SOCKET_S = 20.0  # without a byte
 MOST_REDIRECTS = 5
 PIECE_BYTES = 1 << 16
+MOST_DIGITS = 16  # of a length that is looked at
 
 
 class _HttpsRedirects(urllib.request.HTTPRedirectHandler):
@@ -59,7 +60,7 @@ def fetched(address: str, limit_s: float = LIMIT_S) -> bytes:
     try:
         return call_with_timeout(shown(address), lambda: _read(address, limit_s), limit_s)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
+        text = words(error)
         if isinstance(error, TimeoutError):
             text = f"not complete within {limit_s:g} s"
         raise PackedError(
@@ -82,6 +83,6 @@ def _read(address: str, limit_s: float) -> bytes:
                 raise TimeoutError
         length = str(answer.headers.get("Content-Length") or "")
     data = b"".join(pieces)
-    if length.isdigit() and len(data) != int(length):
+    if length.isdigit() and len(length) < MOST_DIGITS and len(data) != int(length):
         raise ValueError("cut off")
     return data

@@ -14,16 +14,19 @@ Inside the file its sweep is called NAME. Records are as on disk, but without se
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import re
-from collections.abc import Mapping
+import stat
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from runners.packed import container, download, limits
 from runners.packed.command import portable_command
-from runners.packed.container import SUFFIX, PackedError
+from runners.packed.container import MOST_FILE_BYTES, SUFFIX, PackedError, words
+from runners.packed.names import ALLOWED_NAME, NAME
 from runners.packed.record_schema import faults
 from runners.records import record
 from runners.records.record import Record
@@ -32,10 +35,13 @@ from runners.records.sealed import RecordError
 FORMAT = "moebench"
 VERSION = 1
 SHARED = "$shared"
+SHARED_FIELDS = ("environment", "calibration", "measure", "anchors", "floor")
+MOST_LINES = 20_000  # records or rows
+MOST_READ_BYTES = 256 << 20  # of JSON, with what is shared counted where it is used
+MOST_DAMAGED = 20  # lines on what is damaged
 PLAN, REFUSED = "plan.json", "refused.json"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
-ALLOWED_NAME = "allowed are 1 to 60 letters, digits, '.', '_' and '-', a letter or digit first"
 CELL_ID = re.compile(r"[0-9a-f]{12}(\.[A-Za-z0-9_-]{1,40})?")
+T = TypeVar("T")
 UNREADABLE = (RecordError, LookupError, TypeError, ValueError, ArithmeticError, RecursionError)
 
 
@@ -45,6 +51,7 @@ class Packed:
 
     name: str
     manifest: Mapping[str, Any]
+    digest: str = ""  # of the whole file
     plan: dict[str, Any] | None = None
     refused: tuple[str, ...] = ()  # overrides of cells that could not run
     records: tuple[Record, ...] = ()
@@ -56,7 +63,7 @@ class Packed:
 def is_packed(source: str | Path) -> bool:
     """Whether the source is an https address, or the path of a file that is named as a packed
     one."""
-    return download.is_address(str(source)) or str(source).endswith(SUFFIX)
+    return download.is_address(str(source)) or str(source).lower().endswith(SUFFIX)
 
 
 def read_packed(source: str | Path) -> Packed:
@@ -67,11 +74,8 @@ def read_packed(source: str | Path) -> Packed:
     path = Path(source)
     try:
         state = path.stat()
-        if state.st_size > container.MOST_FILE_BYTES:
-            raise PackedError(
-                f"{path}: {state.st_size} bytes; allowed are {container.MOST_FILE_BYTES}; "
-                "give another file"
-            )
+        if not stat.S_ISREG(state.st_mode):
+            raise PackedError(f"{path}: is no file; give a file")
         return _of_path(path.resolve(), text, state.st_mtime_ns)
     except OSError as error:
         raise PackedError(
@@ -86,47 +90,106 @@ def _of_address(address: str) -> Packed:
 
 @functools.lru_cache(maxsize=8)
 def _of_path(path: Path, shown: str, changed_ns: int) -> Packed:
-    return of_bytes(path.read_bytes(), shown)
+    with path.open("rb") as file:
+        return of_bytes(file.read(MOST_FILE_BYTES + 1), shown)
 
 
 def of_bytes(data: bytes, source: str) -> Packed:
     """The contents of a file; `source` names it in errors. Raises PackedError where nothing of it
     can be used, or another version wrote it."""
-    opened = container.read(data, source)
-    manifest, damaged = opened.manifest, list(opened.damaged)
-    _check_manifest(manifest, source)
-    values: dict[str, Any] = {}
-    for part, content in opened.parts.items():
-        if part.endswith(".json"):
-            try:
-                values[part] = parsed(content)
-            except (ValueError, RecursionError) as error:
-                damaged.append(f"{part}: {_words(error)}")
-    records, rows = [], []
-    for part, content in opened.parts.items():
-        kind = part.partition("/")[0]
-        for number, line in enumerate(content.split(b"\n") if part.endswith(".jsonl") else (), 1):
-            try:
-                if kind == "records":
-                    records.append(_record(parsed(line), values))
-                elif kind == "rows":
-                    rows.append(_content(parsed(line), values))
-            except UNREADABLE as error:
-                damaged.append(f"{part}: line {number}: {_words(error)}")
+    try:
+        opened = container.read(data, source)
+        manifest, damaged = opened.manifest, list(opened.damaged)
+        _check_manifest(manifest, source)
+        reading = _Reading(opened.parts, damaged, source)
+        records = reading.lines("records", _record)
+        rows = reading.lines("rows", lambda content: content)
+        plan, refused = reading.value(PLAN), reading.value(REFUSED)
+    except MemoryError as error:
+        raise PackedError(f"{source}: too large for this machine's memory") from error
+    pictures = {
+        part.partition("/")[2]: content
+        for part, content in opened.parts.items()
+        if part.startswith("pictures/")
+    }
     return Packed(
         name=str(manifest["name"]),
         manifest=manifest,
-        plan=_plan(values.get(PLAN), damaged),
-        refused=_refused(values.get(REFUSED), damaged),
+        digest=hashlib.sha256(data).hexdigest(),
+        plan=_plan(plan, damaged),
+        refused=_refused(refused, damaged),
         records=tuple(records),
         rows=tuple(rows),
-        pictures={
-            part.partition("/")[2]: content
-            for part, content in opened.parts.items()
-            if part.startswith("pictures/")
-        },
-        damaged=tuple(f"{source}: part {line}; left out" for line in damaged),
+        pictures=pictures,
+        damaged=tuple(f"{source}: part {line}; left out" for line in _few(damaged)),
     )
+
+
+class _Reading:
+    """Reads JSON parts within bounds; faults go to `damaged`."""
+
+    def __init__(self, parts: Mapping[str, bytes], damaged: list[str], source: str) -> None:
+        self._parts, self._damaged, self._source = parts, damaged, source
+        self._shared: dict[str, Any] = {}
+        self._bytes = 0
+
+    def value(self, part: str) -> Any:
+        """Of a part of one value; None where there is none, or none that can be read."""
+        try:
+            return parsed(self._parts[part]) if part in self._parts else None
+        except (ValueError, RecursionError) as error:
+            self._damaged.append(f"{part}: {words(error)}")
+            return None
+
+    def lines(self, kind: str, read: Callable[[dict[str, Any]], T]) -> list[T]:
+        """What `read` makes of each line of the parts of a kind; raises PackedError for more than
+        anybody can have measured."""
+        values: list[T] = []
+        count = 0
+        for part, content in self._parts.items():
+            if part.partition("/")[0] != kind:
+                continue
+            for number, line in enumerate(content.split(b"\n"), 1):
+                count += 1
+                self._count(len(line), count)
+                try:
+                    values.append(read(self._resolved(parsed(line))))
+                except PackedError:  # of the whole file
+                    raise
+                except UNREADABLE as error:
+                    self._damaged.append(f"{part}: line {number}: {words(error)}")
+        return values
+
+    def _resolved(self, value: Any) -> dict[str, Any]:
+        """The line's object with the values that it shares with others."""
+        if not isinstance(value, dict):
+            raise RecordError("no JSON object")
+        for name in SHARED_FIELDS:
+            field = value.get(name)
+            if isinstance(field, dict) and SHARED in field:
+                value[name] = self._shared_value(f"shared/{field[SHARED]}.json")
+        return value
+
+    def _shared_value(self, part: str) -> Any:
+        if part not in self._parts:
+            raise RecordError(f"needs {part}, which is missing or damaged")
+        self._count(len(self._parts[part]), 0)
+        if part not in self._shared:
+            self._shared[part] = parsed(self._parts[part])
+        return self._shared[part]
+
+    def _count(self, size: int, lines: int) -> None:
+        self._bytes += size
+        if self._bytes > MOST_READ_BYTES or lines > MOST_LINES:
+            raise PackedError(
+                f"{self._source}: more than {MOST_LINES} attempts, or {MOST_READ_BYTES} bytes of "
+                "them; ask for a file with fewer cells"
+            )
+
+
+def _few(lines: list[str]) -> list[str]:
+    more = len(lines) - MOST_DAMAGED
+    return lines if more <= 0 else [*lines[:MOST_DAMAGED], f"and {more} more"]
 
 
 def _check_manifest(manifest: Mapping[str, Any], source: str) -> None:
@@ -134,12 +197,12 @@ def _check_manifest(manifest: Mapping[str, Any], source: str) -> None:
         raise PackedError(f"{source}: no {SUFFIX} file; give another file")
     if manifest.get("version") != VERSION:
         raise PackedError(
-            f"{source}: version {_words(manifest.get('version'))} of the format, and this program "
+            f"{source}: version {words(manifest.get('version'))} of the format, and this program "
             f"reads {VERSION}; read it with the program's version that wrote it"
         )
     name = manifest.get("name")
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise PackedError(f"{source}: manifest.json: name={_words(name)}: {ALLOWED_NAME}")
+        raise PackedError(f"{source}: manifest.json: name={words(name)}: {ALLOWED_NAME}")
 
 
 def parsed(content: bytes) -> Any:
@@ -151,30 +214,13 @@ def _no_number(text: str) -> Any:
     raise ValueError(f"{text} is no number of JSON")
 
 
-def _record(value: Any, values: Mapping[str, Any]) -> Record:
+def _record(content: dict[str, Any]) -> Record:
     """Raises RecordError for what is no record, or holds what no packed one may."""
-    content = _content(value, values)
     one = record.from_dict(content)
     if wrong := faults(content):
         raise RecordError("; ".join(wrong[:3]))
     limits.check(one)
     return one
-
-
-def _content(value: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """A record or row with the values that it shares with others."""
-    if not isinstance(value, dict):
-        raise RecordError("no JSON object")
-    return {name: _resolved(item, values) for name, item in value.items()}
-
-
-def _resolved(value: Any, values: Mapping[str, Any]) -> Any:
-    if not (isinstance(value, dict) and SHARED in value):
-        return value
-    part = f"shared/{value[SHARED]}.json"
-    if part not in values:
-        raise RecordError(f"needs {part}, which is missing or damaged")
-    return values[part]
 
 
 def _plan(value: Any, damaged: list[str]) -> dict[str, Any] | None:
@@ -183,11 +229,11 @@ def _plan(value: Any, damaged: list[str]) -> dict[str, Any] | None:
         return None
     try:
         cells = [_planned(cell) for cell in value["cells"]]
-        words = [_portable(text) for text in (value["command"], *value["resumed"])]
-        return {"name": str(value["name"]), "command": words[0], "resumed": words[1:],
+        commands = [_portable(text) for text in (value["command"], *value["resumed"])]
+        return {"name": str(value["name"]), "command": commands[0], "resumed": commands[1:],
                 "cells": cells}  # fmt: skip
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        damaged.append(f"{PLAN}: {_words(error)}")
+        damaged.append(f"{PLAN}: {words(error)}")
         return None
 
 
@@ -210,11 +256,5 @@ def _refused(value: Any, damaged: list[str]) -> tuple[str, ...]:
     try:
         return tuple(map(_portable, [] if value is None else value["refused"]))
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        damaged.append(f"{REFUSED}: {_words(error)}")
+        damaged.append(f"{REFUSED}: {words(error)}")
         return ()
-
-
-def _words(fault: object) -> str:
-    """On one line, short, in ASCII."""
-    text = " ".join(str(fault).split()) or type(fault).__name__
-    return json.dumps(text)[1:-1][:300]

@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 
 from runners.packed.command import portable_command
 from runners.packed.guard import Guard, guard_of
-from runners.packed.packed_file import FORMAT, PLAN, REFUSED, SHARED, VERSION
+from runners.packed.packed_file import FORMAT, PLAN, REFUSED, SHARED, SHARED_FIELDS, VERSION
 from runners.packed.record_schema import OPEN, portable, portable_label
 from runners.packed.shapes import Nullable
 from runners.records import record
 from runners.records.record import Record
 
-SHARED_FIELDS = ("environment", "calibration", "measure", "anchors", "floor")
 LEAST_SHARED = 100  # bytes of JSON; less is written in every record
 LINES = 16  # records in a part
 
