@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,8 +15,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import analysis
 from analysis import cli
 from analysis.packing import pack
+from runners.packed import guard
 from runners.packed.packed_file import read_packed
 from runners.records import record, stats
 from runners.records.record import Record
@@ -268,3 +272,92 @@ def test_the_plan_and_the_command_are_shown_as_of_a_folder(
     line = printed(capsys, "status", str(file), "--format", "csv").splitlines()[1]
     assert line.split(",")[:3] == ["x", "4", "3"]
     assert json.loads(zipfile.ZipFile(file).read("plan.json"))["command"] == COMMAND
+
+
+def test_names_of_the_machine_and_its_user_are_no_names_of_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither by default nor when asked for: the file would have them inside."""
+    monkeypatch.setattr(pack, "names_here", lambda: frozenset(["asmith"]))
+    monkeypatch.setattr(guard, "names_here", lambda: frozenset(["asmith"]))
+    monkeypatch.chdir(tmp_path)
+    folder = sweep(tmp_path / "asmith-run", records(sweep="asmith-run"))
+    assert cli.main(["pack", str(folder), "-o", "by-asmith.moebench", "--no-pictures"]) == 2
+    assert "has a name of this machine or its user in it" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.moebench"))
+    assert cli.main(["pack", str(folder), "--no-pictures"]) == 0
+    assert [path.name for path in tmp_path.glob("*.moebench")] == ["sweep.moebench"]
+
+
+def test_a_label_that_names_somebody_is_in_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sweep's own pictures have it in their legends, so others are drawn."""
+    monkeypatch.setattr(pack, "names_here", lambda: frozenset(["asmith"]))
+    attempts = [one for label in ("asmith", "other") for one in records(label=label)]
+    folder = sweep(tmp_path / "2026-01-01_00-00-00_sweep", attempts)
+    assert cli.main(["plot", str(folder), "--name", "speed_vs_top_k"]) == 0
+    packed(folder, tmp_path / "x.moebench")
+    assert "drawing the pictures anew" in capsys.readouterr().err
+
+
+def test_pictures_that_are_none_of_ours_are_left_where_they_are(tmp_path: Path) -> None:
+    """A copy that somebody made, and a picture too large to be one of ours."""
+    folder = sweep(tmp_path / "2026-01-01_00-00-00_sweep")
+    assert cli.main(["plot", str(folder), "--name", "speed_vs_top_k"]) == 0
+    plots = folder / "plots"
+    (plots / "speed (alice).png").write_bytes((plots / "speed_vs_top_k.png").read_bytes())
+    (plots / "alice.png").write_bytes((plots / "speed_vs_top_k.png").read_bytes())
+    assert list(read_packed(packed(folder, tmp_path / "x.moebench")).pictures) == [
+        "speed_vs_top_k.png"
+    ]
+    size = struct.pack(">4sIIBBBBB", b"IHDR", 30000, 30000, 8, 2, 0, 0, 0)
+    header = b"\x89PNG\r\n\x1a\n\0\0\0\x0d" + size + struct.pack(">I", zlib.crc32(size))
+    (plots / "speed_vs_batch.png").write_bytes(header)
+    assert len(read_packed(packed(folder, tmp_path / "y.moebench")).pictures) > 1  # drawn
+
+
+def test_refused_cells_are_those_of_the_whole_sweep(tmp_path: Path) -> None:
+    folder = sweep(tmp_path / "sweep")
+    refused = {"overrides": "strategy=dp topk=9", "reason": "too large"}
+    (folder / "refused.json").write_text(sealed({"refused": [refused]}))
+    whole = packed(folder, tmp_path / "x.moebench", "--no-pictures")
+    assert read_packed(whole).refused == ("strategy=dp topk=9",)
+    part = packed(folder, tmp_path / "y.moebench", "--no-pictures", "--filter", "strategy=tp")
+    assert read_packed(part).refused == ()
+
+
+def test_a_place_that_cannot_be_written_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = sweep(tmp_path / "sweep")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.moebench").mkdir()
+    for target in (tmp_path / "file" / "x.moebench", tmp_path / "folder.moebench"):
+        assert cli.main(["pack", str(folder), "-o", str(target), "--no-pictures"]) == 2
+        assert f"-o {target}: cannot be written (" in capsys.readouterr().err
+
+
+def test_the_default_name_is_the_nearest_that_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = sweep(tmp_path / "2026-11-28_01-42-26_my sweep")
+    assert cli.main(["pack", str(folder), "--no-pictures"]) == 0
+    assert [path.name for path in tmp_path.glob("*.moebench")] == ["my-sweep.moebench"]
+
+
+def test_two_files_of_one_name_stay_two_sweeps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is called `sweep` inside; the same file twice is one."""
+    first = packed(sweep(tmp_path / "1"), tmp_path / "a" / "sweep.moebench", "--no-pictures")
+    others = [dataclasses.replace(one, created="2026-02-01T00:00:00+00:00") for one in records()]
+    second = packed(
+        sweep(tmp_path / "2", others), tmp_path / "b" / "sweep.moebench", "--no-pictures"
+    )
+    both = analysis.load([first, second])
+    assert len(both) == 8
+    assert sorted(set(both["sweep"]))[0] == "sweep"
+    assert len(set(both["sweep"])) == 2
+    assert len(analysis.load([first, first])) == 4
