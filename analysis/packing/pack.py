@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runners.packed.names import ALLOWED_NAME, NAME, file_name
-
 from analysis.data.frame import filtered, to_frame
 from analysis.errors import InputError, SourceWarning
 from analysis.packing import pictures, rows
@@ -24,6 +22,7 @@ from runners.host.identity import names_here
 from runners.packed import container, packed_file, parts
 from runners.packed.container import SUFFIX, PackedError
 from runners.packed.guard import guard_of
+from runners.packed.names import ALLOWED_NAME, NAME, file_name
 from runners.records import flat_row, record, sweep_folder
 from runners.records.record import Record
 from runners.records.sealed import RecordError
@@ -70,10 +69,6 @@ def run(options: argparse.Namespace) -> int:
         _write(target, data)
     except (PackedError, RecordError) as error:
         raise InputError(f"pack: {error}") from error
-    except OSError as error:
-        raise InputError(
-            f"-o {target}: cannot be written ({error.strerror}); name another file"
-        ) from error
     print(target)
     for line in summary(contents, len(data)):
         print(line)
@@ -217,14 +212,19 @@ def _bytes(contents: Contents, name: str, method: str) -> bytes:
 
 
 def _write(target: Path, data: bytes) -> None:
-    """In one step, so that nobody sees half a file."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """In one step, so that nobody sees half a file; raises InputError where that is impossible."""
     unfinished = target.with_name(f".{target.name}-{os.getpid()}")
     try:
-        unfinished.write_bytes(data)
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            unfinished.write_bytes(data)
+            unfinished.replace(target)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"-o {target}: cannot be written ({error.strerror}); name another file"
+        ) from error
 
 
 def summary(contents: Contents, size: int) -> list[str]:

@@ -8,9 +8,7 @@ from runners.packed.guard import guard_of
 
 MOST = 60  # characters
 NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MOST - 1}}}")
-ALLOWED_NAME = (
-    f"allowed are 1 to {MOST} letters, digits, '.', '_' and '-', a letter or digit first"
-)
+ALLOWED_NAME = f"allowed are 1 to {MOST} letters, digits, '.', '_' and '-', a letter or digit first"
 USUAL = "sweep"
 
 
