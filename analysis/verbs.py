@@ -58,9 +58,9 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(
             f"--threshold {threshold}: allowed are numbers from 0 to 1; 0.02 means two percent"
         )
-    if options.verb in MODULES:
-        code: int = import_module(MODULES[options.verb]).run(options)
-        return code
+    name = "submission" if getattr(options, "submission", False) else options.verb
+    if name in MODULES:
+        return int(import_module(f"analysis.packing.{name}").run(options))
     return VERBS[options.verb](options)
 
 
@@ -152,14 +152,13 @@ def plot(options: argparse.Namespace) -> int:
         for name in [name for name, files in drawn.items() if not files]:
             print(f"warning: {name}: these records have no data for it", file=sys.stderr)
         outputs = itertools.chain.from_iterable(drawn.values())
-    nothing = True
-    for output in outputs:
-        nothing = False
+    count = 0
+    for count, output in enumerate(outputs, 1):
         if isinstance(output, str):
             print(output, file=sys.stderr)
         else:
             print(output, flush=True)
-    if nothing:
+    if not count:
         raise InputError(
             "plot: nothing to draw; a plot needs two measured cells along an axis; "
             "sweep more values, or loosen --filter"
@@ -177,8 +176,7 @@ def scene(data: Data, metric: str = "", group: str = "") -> PlotData:
 def _folder(data: Data, name: str) -> Path:
     """In the sweep's own folder where there is one, else in the current one."""
     source = Path(data.sources[0]) if data.sources else LATEST
-    one_sweep = len(data.sources) <= 1 and (source / "cells").is_dir()
-    return source / name if one_sweep else Path(name)
+    return source / name if len(data.sources) <= 1 and (source / "cells").is_dir() else Path(name)
 
 
 def _frames(sources: list[str], options: argparse.Namespace) -> list[pd.DataFrame]:
@@ -204,11 +202,10 @@ def compare_(options: argparse.Namespace) -> int:
             f"compare: {len(options.sources)} sources; allowed are two, or --group with any; "
             "for example compare A B, or compare --group strategy"
         )
-    rows = [c.row(threshold) for c in comparisons]
     lines = [*captions.forced_lines(frames), *compare.summary(comparisons, threshold)]
     parts = [
         render.lines([b for frame in frames for b in captions.banners(frame)], options.format),
-        render.simple(compare.HEADER, rows, options.format),
+        render.simple(compare.HEADER, [c.row(threshold) for c in comparisons], options.format),
         render.lines(lines, options.format),
     ]
     write_output("\n\n".join(part for part in parts if part), options.output)
@@ -256,11 +253,7 @@ def kernels_(options: argparse.Namespace) -> int:
 
 
 def check_(options: argparse.Namespace) -> int:
-    """Exit code 1 where something limits the numbers, or keeps a file out of the gallery."""
-    if options.submission:
-        from analysis.packing import submission
-
-        return submission.check(options)
+    """Exit code 1 where something limits the numbers."""
     data = load(options)
     lines = captions.banners(data.frame)
     lines += [finding.line() for finding in diagnosis.findings(data.frame, data.cells)]
@@ -331,8 +324,8 @@ def predict_(options: argparse.Namespace) -> int:
     return 0
 
 
-# Verbs whose module has a function `run` of the options.
-MODULES = {"pack": "analysis.packing.pack", "reproduce": "analysis.packing.reproduce"}
+# Verbs, and check --submission, whose module of `analysis.packing` has a function `run`.
+MODULES = ("pack", "reproduce", "submission")
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "show": show,
     "finish": finish,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,15 +59,15 @@ def _plain(text: str) -> str:
 
 
 def texts(folder: Path, pages: Path) -> dict[str, str]:
-    """The text of each page by its name, for the packed files in a folder; raises InputError for
-    one that cannot be used."""
+    """The text of each page by its name, for the packed files in a folder; warns of one that is
+    left out. Raises InputError for one that cannot be used, OSError for the folder."""
     files = entries([path for path in folder.iterdir() if path.suffix == SUFFIX], pages)
     return {INDEX: index(files), PAGE: gallery_page.html(files)}
 
 
 @reader_may_leave()
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 2 for a folder that is not there and files that cannot be used."""
+    """Exit codes: 0 done, 2 for folders and files that cannot be used."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.packing.gallery", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -77,15 +78,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not options.folder.is_dir():
             raise InputError(f"{options.folder}: no such folder; give one with files *{SUFFIX}")
-        pages = texts(options.folder, options.output)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pages = texts(options.folder, options.output)
+        for warning in caught:
+            _say(f"warning: {warning.message}")
+        options.output.mkdir(parents=True, exist_ok=True)
+        for name, text in pages.items():
+            (options.output / name).write_text(text, "utf-8")
+            print(options.output / name)
     except InputError as error:
-        print(harmless(f"gallery: {error}"), file=sys.stderr)
+        _say(str(error))
         return 2
-    options.output.mkdir(parents=True, exist_ok=True)
-    for name, text in pages.items():
-        (options.output / name).write_text(text, "utf-8")
-        print(options.output / name)
+    except OSError as error:
+        where = error.filename or options.output
+        _say(f"{where}: {error.strerror}; give folders that can be read and written (-o)")
+        return 2
     return 0
+
+
+def _say(text: str) -> None:
+    print(harmless(f"gallery: {' '.join(text.split())}"), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import urllib.parse
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,23 +45,23 @@ class Entry:
     sureness: str
     settings: tuple[Setting, ...]
     alone: int  # cells with a time that no other strategy is beside
+    count: int  # cells of every outcome
+    can_be_measured: bool  # here: no time is of an emulated cluster
 
     @property
     def stem(self) -> str:
         """The name without its suffix."""
         return Path(self.name).stem
 
-    def command(self, verb: str, setting: Setting | None = None) -> str:
+    def command(self, verb: str, setting: Setting | None = None, *options: str) -> str:
         """The command of a verb for the file, or for one of its settings; a filter a line."""
         filters = setting.filters if setting else ()
-        first = shlex.join(["python", "-m", "analysis", verb, self.source])
+        first = shlex.join(["python", "-m", "analysis", verb, self.source, *options])
         return " \\\n    ".join([first, *(shlex.join(["--filter", text]) for text in filters)])
 
 
-def entry(path: Path, pages: Path) -> Entry:
-    """The entry of a file, for pages in that folder. Raises SourceError for one without
-    attempts."""
-    frame = analysis.load(path)
+def _entry(path: Path, pages: Path, frame: pd.DataFrame, machines: Mapping[str, str]) -> Entry:
+    """The entry of a file with these attempts and names of machines, for pages in that folder."""
     cells = summarize(frame)
     every = summaries(cells)
     timed = summaries(measured(cells))
@@ -73,7 +74,7 @@ def entry(path: Path, pages: Path) -> Entry:
         link=urllib.parse.quote(Path(os.path.relpath(path, pages)).as_posix()),
         source=path.as_posix(),
         machine="; ".join([
-            *dict.fromkeys(gallery_settings.machine_names(frame).values()),
+            *dict.fromkeys(machines.values()),
             *dict.fromkeys(cell.cluster for cell in every if cell.cluster),
         ]),
         what=_what(frame, cells),
@@ -82,8 +83,10 @@ def entry(path: Path, pages: Path) -> Entry:
         commit=", ".join(captions.commits(frame, digits=10)) or "not recorded",
         size=f"{max(1, round(path.stat().st_size / 1000)):,} kB",
         sureness=headline.sureness(timed, standings),
-        settings=tuple(gallery_settings.of_file(path.name, frame, places, standings)),
+        settings=tuple(gallery_settings.of_file(path.name, frame, places, standings, machines)),
         alone=sum(cell not in met for cell in timed),
+        count=len(every),
+        can_be_measured=not any(cell.cluster for cell in every),
     )  # fmt: skip
 
 
@@ -106,5 +109,32 @@ def _span(name: str, cells: pd.DataFrame) -> str:
 
 
 def entries(paths: Sequence[Path], pages: Path) -> list[Entry]:
-    """The entries of files, by name."""
-    return [entry(path, pages) for path in sorted(paths, key=lambda path: path.name)]
+    """The entries of files, by name, but of those that have attempts of one before, which are
+    warned of. Raises SourceError for a file without attempts."""
+    frames: dict[Path, pd.DataFrame] = {}
+    file_of: dict[tuple[str, ...], str] = {}  # by attempt
+    for path in sorted(paths, key=lambda path: path.name):
+        frame = analysis.load(path)
+        attempts = attempts_of(frame)
+        again = [one for one in attempts if one in file_of]
+        if again:
+            warnings.warn(
+                f"{path.name}: {len(again)} of {len(attempts)} attempts are in "
+                f"{file_of[again[0]]} too; the file is left out; remove it, or pack other cells",
+                stacklevel=2,
+            )
+            continue
+        frames[path] = frame
+        file_of |= dict.fromkeys(attempts, path.name)
+    machines = gallery_settings.machine_names(list(frames.values()))
+    return [
+        _entry(path, pages, frame, names)
+        for (path, frame), names in zip(frames.items(), machines, strict=True)
+    ]
+
+
+def attempts_of(frame: pd.DataFrame) -> set[tuple[str, ...]]:
+    """What tells the attempts of a frame from those of all other files: cell and launch, machine,
+    time of the day. Their sweep is called what their file is."""
+    names = ["attempt_id", "label", "host", "created"]
+    return set(frame[names].astype(str).itertuples(index=False, name=None))

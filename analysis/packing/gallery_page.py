@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
@@ -17,8 +17,6 @@ from analysis.stats.verdict import NOISE_THRESHOLD
 from analysis.text import flag_legend
 from runners.records import forced_balance
 from runners.records.stats import CONFIDENCE
-
-COMMANDS = (("Show it", "show"), ("Measure it here", "reproduce"))
 
 
 @dataclass(frozen=True)
@@ -86,8 +84,18 @@ def _row(setting: Setting, file: Entry, others: Sequence[str]) -> Row:
         file=file,
         first=tuple(_column(setting, name) for name in FIRST),
         others=tuple(_column(setting, name) for name in others),
-        commands=tuple((about, file.command(verb, setting)) for about, verb in COMMANDS),
+        commands=tuple(_commands(setting, file)),
     )
+
+
+def _commands(setting: Setting, file: Entry) -> Iterator[tuple[str, str]]:
+    """What each command does, and the command. The sweep that measures again is of whole files."""
+    yield "Show it", file.command("show", setting)
+    if file.can_be_measured:
+        yield (
+            f"Measure all {file.count} cells of the file here",
+            file.command("reproduce", None, "--run"),
+        )
 
 
 def _column(setting: Setting, name: str) -> Column:

@@ -76,25 +76,33 @@ class Setting:
 
 
 def of_file(
-    name: str, frame: pd.DataFrame, places: Sequence[Place], standings: Standings
+    name: str,
+    frame: pd.DataFrame,
+    places: Sequence[Place],
+    standings: Standings,
+    machines: Mapping[str, str],
 ) -> list[Setting]:
     """The settings of one file: its attempts, and where its strategies meet
-    (`headline.meetings`), with verdicts on all of these places."""
-    machines = machine_names(frame)
+    (`headline.meetings`), with verdicts on all of these places; names of machines by host."""
     return [_setting(name, place, standings, frame, machines) for place in places]
 
 
-def machine_names(frame: pd.DataFrame) -> dict[str, str]:
-    """A name for each host; those of one kind are numbered."""
-    hosts = frame.drop_duplicates("host")
-    names = {str(row["host"]): captions.short_machine(row) for row in hosts.to_dict("records")}
-    alike: dict[str, list[str]] = {}
-    for host, name in names.items():
-        alike.setdefault(name, []).append(host)
-    return {
-        host: name if len(alike[name]) == 1 else f"{name}, no. {alike[name].index(host) + 1}"
-        for host, name in names.items()
-    }
+def machine_names(frames: Sequence[pd.DataFrame]) -> list[dict[str, str]]:
+    """For each frame the names of its machines by host. Machines of one kind are numbered over all
+    frames: "NVIDIA H200", "NVIDIA H200 (2)"."""
+    alike: dict[str, list[str]] = {}  # hosts by kind
+    named = []
+    for frame in frames:
+        names = {}
+        for row in frame.drop_duplicates("host").to_dict("records"):
+            host, kind = str(row["host"]), captions.short_machine(row)
+            hosts = alike.setdefault(kind, [])
+            if host not in hosts:
+                hosts.append(host)
+            number = hosts.index(host) + 1
+            names[host] = kind if number == 1 else f"{kind} ({number})"
+        named.append(names)
+    return named
 
 
 def _setting(

@@ -41,9 +41,9 @@ class Review:
         ]
 
 
-def check(options: argparse.Namespace) -> int:
-    """Writes a review of every source; exit code 1 where one has problems. Raises InputError for
-    what is no packed file on this machine, and for filters."""
+def run(options: argparse.Namespace) -> int:
+    """Writes a review of every source; exit code 1 where one has problems, as what is no packed
+    file has. Raises InputError for what is no file on this machine, and for filters."""
     sources = options.sources
     if options.filter:
         raise InputError(
@@ -57,6 +57,11 @@ def check(options: argparse.Namespace) -> int:
             raise InputError(
                 f"check --submission {source}: allowed are files NAME{SUFFIX} on this machine; "
                 f"make one of a sweep with {submission_rules.PACK}"
+            )
+        if not Path(source).exists():
+            raise InputError(
+                f"check --submission {source}: no such file; allowed are files NAME{SUFFIX}; "
+                f"{EXAMPLE}"
             )
     reviews = {source: of_file(Path(source)) for source in sources}
     lines = [line for source, review in reviews.items() for line in review.lines(source)]

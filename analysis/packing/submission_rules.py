@@ -28,6 +28,7 @@ from runners.records.stats import median_interval
 ROUNDS = next(n for n in itertools.count(1) if median_interval(range(n)))  # for an interval
 PACK = "python -m analysis pack"
 MEASURE_AGAIN = f"measure again, then {PACK}"
+LABEL = "measure with workload=balanced, which is labelled so"
 NAMED = 4  # cells or attempts that a line names
 
 
@@ -90,8 +91,11 @@ def problems(of: Contents) -> Iterator[str]:
         )
     elif not packed.records:
         yield f"no attempt; next: {MEASURE_AGAIN}"
+    if packed.records and not any(cell.measured for cell in of.cells):
+        yield f"no cell has a time; next: {MEASURE_AGAIN} (python -m analysis status says why)"
     yield from _of_plan(packed)
     yield from _of_records(packed.records)
+    yield from _of_small_batches(packed.records)
     yield from _of_flags(of, refused=True)
 
 
@@ -101,6 +105,11 @@ def remarks(of: Contents) -> Iterator[str]:
     clusters = [emulation.of_environment(one.environment) for one in packed.records]
     for about in dict.fromkeys(cluster.about for cluster in clusters if cluster):
         yield f"emulated times, of ranks {about}; they never stand beside real ones"
+    if equal := [_attempt(one) for one in packed.records if _is_equal(one)]:
+        what = "all experts have equally many slots under a workload that draws them"
+        yield _line(
+            what, equal, "few tokens have them by chance; workload=balanced prescribes them"
+        )
     timeless = [_name(cell) for cell in of.cells if not (cell.measured or cell.checked)]
     if timeless:
         yield _line("no time", timeless, "the gallery leaves them out", "cell")
@@ -162,8 +171,27 @@ def _slots(one: Record) -> list[float]:
     return list((one.skew or {}).get("expert_slots") or [])
 
 
+def _lacks_slots(one: Record) -> bool:
+    return one.outcome == "measured" and even_slots.are_missing(one.cell, _slots(one))
+
+
+def _is_equal(one: Record) -> bool:
+    routing = even_slots.routing(one.cell, _slots(one))
+    return routing is not None and routing.is_equal
+
+
 def _is_forced(one: Record) -> bool:
     return even_slots.are_suspicious(one.cell, _slots(one))
+
+
+def _of_small_batches(records: Sequence[Record]) -> Iterator[str]:
+    """Equal slots that chance could make in one cell, and not in so many."""
+    small = [one for one in records if not _is_forced(one)]
+    routings = [even_slots.routing(one.cell, _slots(one)) for one in small]
+    if even_slots.chance(filter(None, routings)) < even_slots.UNLIKELY:
+        what = "so many cells have equally many slots for all experts, which is forced balance"
+        equal = [_attempt(one) for one in small if _is_equal(one)]
+        yield _line(what, equal, f"next: {LABEL}")
 
 
 RULES: tuple[tuple[Callable[[Record], bool], str, str], ...] = (
@@ -182,7 +210,12 @@ RULES: tuple[tuple[Callable[[Record], bool], str, str], ...] = (
     (
         _is_forced,
         "all experts have equally many slots, which is forced balance under another name",
-        "measure with workload=balanced, which is labelled so",
+        LABEL,
+    ),
+    (
+        _lacks_slots,
+        "its slots were not recorded, or not of all tokens, so forced balance cannot be seen",
+        f"{MEASURE_AGAIN}, with this version",
     ),
 )
 

@@ -118,6 +118,9 @@ def test_a_text_and_choices_filter_the_rows(watched: Watched) -> None:
     assert count.inner_text() == "5 of 5 settings"
     page.get_by_label("Text").fill("reference 512")
     assert shown(page, "batch size") == ["512"] and count.inner_text() == "1 of 5 settings"
+    for number in ("1024", "1,024"):
+        page.get_by_label("Text").fill(number)
+        assert shown(page, "batch size") == ["1,024"]
     page.get_by_label("Text").fill("no such words")
     assert shown(page, "batch size") == [] and page.locator("#none").is_visible()
     page.get_by_role("button", name="Show all").click()
@@ -145,7 +148,11 @@ def test_commands_open_and_are_copied(watched: Watched, gallery: Path) -> None:
     copied = page.evaluate("navigator.clipboard.readText()")
     folder = gallery.parent
     assert copied == f"python -m analysis show {folder}/real \\\n    --filter batch_size=512"
-    assert box.locator("pre").nth(1).inner_text().startswith("python -m analysis reproduce ")
+    assert (
+        box.locator("pre").nth(1).inner_text()
+        == f"python -m analysis reproduce {folder}/real --run"
+    )
+    assert "Measure all 6 cells of the file here" in box.inner_text()
     assert box.locator(".copy").first.inner_text() == "Copied"
     page.keyboard.press("Escape")
     assert not box.is_visible()
@@ -166,6 +173,8 @@ def test_emulated_times_are_called_so(watched: Watched) -> None:
     row = watched.page.locator("tbody tr").filter(has_text="1,024")
     assert "emulated (dilated x20; nodes of 2 at 90/10 Mbit/s; MTU 1500)" in row.inner_text()
     assert watched.page.locator("tbody tr", has_text="emulated").count() == 1
+    row.get_by_role("button", name="Commands").click()
+    assert row.locator("[popover] pre").count() == 1, "nothing measures it on this machine"
 
 
 def test_names_are_text(watched: Watched) -> None:

@@ -2,7 +2,8 @@
 const rows = [...document.querySelectorAll(".gallery tbody tr")];
 const text = document.getElementById("text");
 const selects = [...document.querySelectorAll("select[data-of]")];
-const wordsOf = row => [...row.cells].map(cell => (cell.querySelector("a") || cell).textContent).join(" ").toLowerCase();
+const inRow = row => [...row.cells].map(cell => (cell.querySelector("a") || cell).textContent).join(" ").toLowerCase();
+const wordsOf = row => `${inRow(row)} ${inRow(row).replace(/(\d),(?=\d{3})/g, "$1")}`; // 16,384 and 16384
 function filter() {
   const words = text.value.toLowerCase().split(/\s+/).filter(Boolean);
   let count = 0;

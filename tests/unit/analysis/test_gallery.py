@@ -6,6 +6,8 @@ import base64
 import dataclasses
 import hashlib
 import re
+import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import analysis
 from analysis import cli
 from analysis.data.frame import filtered
 from analysis.packing import gallery, gallery_page, gallery_settings, submission
-from analysis.packing.gallery_entries import Entry, entries
+from analysis.packing.gallery_entries import Entry, attempts_of, entries
 from analysis.packing.gallery_settings import Ahead, Setting
 from runners.records import record
 from runners.records.record import Record
@@ -98,7 +100,7 @@ def test_few_samples_have_no_winner(tmp_path: Path) -> None:
 def test_emulated_and_real_times_and_machines_never_share_a_row(tmp_path: Path) -> None:
     both = [measured("simple"), measured("tp")]
     emulated = [measured(name, environment={"emulated": EMULATED}) for name in ("simple", "tp")]
-    real = sweep(tmp_path, "real", *both)
+    real = sweep(tmp_path, "real", *(dataclasses.replace(one, created="later") for one in both))
     mixed = sweep(tmp_path, "mixed", *emulated, *(measured(n, launch=1) for n in ("simple", "ep")))
     split = sweep(
         tmp_path, "split", measured("simple"), measured("tp", launch=1, environment=OTHER)
@@ -112,8 +114,32 @@ def test_emulated_and_real_times_and_machines_never_share_a_row(tmp_path: Path) 
     assert settings(split) == []
     [file] = of(split)
     assert file.alone == 2 and file.machine == (
-        "Imaginary 9000, 2 cores, no. 1; Imaginary 9000, 2 cores, no. 2"
+        "Imaginary 9000, 2 cores; Imaginary 9000, 2 cores (2)"
     )
+
+
+def test_machines_of_one_kind_are_numbered_over_all_files(tmp_path: Path) -> None:
+    two = ("simple", "tp")
+    a = sweep(tmp_path, "a", *(measured(n, environment=OTHER) for n in two))
+    b = sweep(tmp_path, "b", *(measured(n) for n in two))
+    c = sweep(tmp_path, "c", *(measured(n, environment=OTHER, created="later") for n in two))
+    assert [(file.name, file.machine) for file in of(c, b, a)] == [
+        ("a", "Imaginary 9000, 2 cores"), ("b", "Imaginary 9000, 2 cores (2)"),
+        ("c", "Imaginary 9000, 2 cores"),
+    ]  # fmt: skip
+    assert {one.file: one.machine for one in settings(a, b, c)}["b"].endswith("(2)")
+
+
+def test_a_file_with_attempts_of_another_is_named_and_left_out(tmp_path: Path) -> None:
+    """The sweep of a packed file is called what the file is: its name tells nothing."""
+    one = sweep(tmp_path, "a", measured("simple"), measured("tp"))
+    again = sweep(tmp_path, "b", measured("tp"), measured("simple"))
+    fault = "b: 2 of 2 attempts are in a too; the file is left out"
+    with pytest.warns(UserWarning, match=fault):
+        files = of(again, one)
+    assert [file.name for file in files] == ["a"]
+    later = sweep(tmp_path, "c", measured("tp", created="later"), measured("simple", launch=1))
+    assert [file.name for file in of(one, later)] == ["a", "c"]
 
 
 def test_a_wrong_cell_is_in_no_row(tmp_path: Path) -> None:
@@ -215,7 +241,8 @@ def test_names_of_files_are_text(tmp_path: Path) -> None:
 
 def test_the_pages_are_the_same_in_any_order_of_files(tmp_path: Path) -> None:
     a = sweep(tmp_path, "a", measured("simple"), measured("tp"))
-    b = sweep(tmp_path, "b", measured("ep"), measured("tp"), measured("dp", {"batch": 16}))
+    tp = measured("tp", created="later")
+    b = sweep(tmp_path, "b", measured("ep"), tp, measured("dp", {"batch": 16}))
     assert page_of(a, b) == page_of(b, a)
     assert gallery.index(of(a, b)) == gallery.index(of(b, a))
     assert "1 measured cell\nwithout another strategy at the same setting is not listed" in page_of(
@@ -251,7 +278,8 @@ def test_packed_files_to_pages(
     assert capsys.readouterr().out == "pages/gallery.md\npages/gallery.html\n"
     text = Path("pages/gallery.html").read_text("utf-8")
     assert 'href="packed/one.moebench"' in text and "4.27x [4.27, 4.27]" in text
-    assert "<pre>python -m analysis reproduce pages/packed/one.moebench</pre>" in text
+    command = "<pre>python -m analysis reproduce pages/packed/one.moebench --run</pre>"
+    assert text.count(command) == 1
     index = Path("pages/gallery.md").read_text("utf-8")
     assert "| [one.moebench](packed/one.moebench) | Imaginary 9000, 2 cores |" in index
     (folder / "two.moebench").write_bytes(b"none")
@@ -259,6 +287,38 @@ def test_packed_files_to_pages(
     assert "two.moebench" in capsys.readouterr().err
     assert gallery.main(["gone"]) == 2
     assert capsys.readouterr().err.startswith("gallery: gone: no such folder")
+    shutil.copy(folder / "one.moebench", folder / "two.moebench")
+    assert gallery.main([str(folder), "-o", "pages"]) == 0
+    assert capsys.readouterr().err.startswith("gallery: warning: two.moebench: 2 of 2 attempts are")
+
+
+def test_pages_that_cannot_be_written_are_one_line(tmp_path: Path, capsys: Any) -> None:
+    """A file in the place of the folder, above it, and a folder in the place of a page."""
+    files = tmp_path / "files"
+    files.mkdir()
+    target, above = tmp_path / "target", tmp_path / "target" / "pages"
+    target.write_text("")
+    (tmp_path / "taken" / "gallery.md").mkdir(parents=True)
+    for place in (target, above, tmp_path / "taken"):
+        assert gallery.main([str(files), "-o", str(place)]) == 2
+        output, error = capsys.readouterr()
+        assert output == "" and error.count("\n") == 1, error
+        assert error.startswith(f"gallery: {place}"), error
+    assert target.read_text() == ""
+
+
+def test_a_file_is_measured_whole_and_an_emulated_one_not_at_all(tmp_path: Path) -> None:
+    """`reproduce --run` takes no filter, and no cells of an emulated cluster."""
+    two, emulated = ("simple", "tp"), {"emulated": EMULATED}
+    real = sweep(tmp_path, "real", *(measured(n, {"batch": b}) for n in two for b in (8, 16)))
+    mixed = sweep(
+        tmp_path, "mixed", *(measured(n, environment=emulated) for n in two),
+        *(measured(n, launch=1) for n in two),
+    )  # fmt: skip
+    text = page_of(real)
+    assert text.count("Measure all 4 cells of the file here") == 2, "a row each"
+    assert text.count(f"<pre>python -m analysis reproduce {real} --run</pre>") == 2
+    assert "analysis reproduce" not in page_of(mixed) and "Show it" in page_of(mixed)
 
 
 def test_a_gallery_without_files_says_so() -> None:
@@ -273,5 +333,14 @@ def test_the_committed_pages_are_what_the_command_writes(monkeypatch: pytest.Mon
 
 
 def test_every_committed_file_may_be_submitted() -> None:
-    for path in sorted(PACKED.glob("[!.]*")):
+    paths = sorted(PACKED.glob("[!.]*"))
+    assert paths, PACKED
+    for path in paths:
         assert submission.of_file(path).problems == (), path
+
+
+def test_no_attempt_is_in_two_committed_files() -> None:
+    counts = Counter(
+        one for path in PACKED.glob("[!.]*") for one in attempts_of(analysis.load(path))
+    )
+    assert counts and set(counts.values()) == {1}

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections import Counter
-from fractions import Fraction
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from analysis import cli
-from analysis.packing import even_slots, submission, submission_rules
+from analysis.packing import submission, submission_rules
 from analysis.text.flag_legend import MARKS
-from moe.spec import Cell, RouterSpec
-from runners.packed.packed_file import Packed
 from runners.records import record
 from runners.records.record import Record
 from tests.support import analysis_factory as factory
+from tests.support.submissions import EVEN, SPACIOUS, measured, only_problem, packed, review
 
-CHECKED = {"ok": True, "after": {"ok": True}}
 EMULATED = {
     "dilation": 20.0,
     "ranks_per_node": 2,
@@ -28,29 +24,6 @@ EMULATED = {
     "inter_mbit_s": 10.0,
     "mtu": 1500,
 }
-SPACIOUS = {**factory.ENVIRONMENT, "cores": 8, "local_ranks": 8}
-EVEN = {"expert_slots": [16384] * 8, "rank_slots": [16384] * 8}  # of 65,536 tokens and top-k 2
-
-
-def measured(name: str = "tp", of: Cell | None = None, **fields: Any) -> Record:
-    """A record that nothing can be said against."""
-    made: dict[str, Any] = {"gate": CHECKED, "environment": SPACIOUS, **fields}
-    return factory.measured(of or factory.cell(name), **made)
-
-
-def packed(*records: Record, **fields: Any) -> Packed:
-    """A file with these attempts, all of which were planned."""
-    plan = {"cells": [{"cell_id": one.cell_id, "overrides": []} for one in records]}
-    return Packed(**{"name": "a", "manifest": {}, "plan": plan, "records": records, **fields})
-
-
-def review(*records: Record, **fields: Any) -> submission.Review:
-    return submission.of_packed(packed(*records, **fields))
-
-
-def only_problem(said: submission.Review) -> str:
-    assert len(said.problems) == 1, said.problems
-    return said.problems[0]
 
 
 def test_nothing_is_said_of_a_clean_file() -> None:
@@ -72,7 +45,7 @@ def drifting() -> Record:
 
 
 def under_floor() -> Record:
-    floor = factory.samples([400.0] * 5, 8, factory.random.Random(0), warmup=0, steps=1, fixed=True)
+    floor = factory.samples([400.0] * 5, 8, random.Random(0), warmup=0, steps=1, fixed=True)
     return measured(floor=dataclasses.asdict(floor))
 
 
@@ -81,6 +54,7 @@ def not_cold() -> Record:
     return measured(memory=[{"cache": cache}] * 8, calibration=factory.CALIBRATION)
 
 
+LARGE = factory.cell("tp", batch=65536)
 TP = f"tp {record.cell_key(factory.cell('tp'))}"
 PROBLEMS = {
     "schema": (of_schema_3, f"records of an older schema than 4: 1 attempt ({TP}-0); next: measure "
@@ -110,10 +84,14 @@ PROBLEMS = {
     "not cold": (not_cold, "not cold: reading its sets of weights in turn took less time than from "
                  f"memory (the setting says that the cache is cold): 1 cell ({TP}); next: use a "
                  "larger layer or more tokens, or measure.cache=warm"),
-    "forced balance": (lambda: measured(skew=EVEN),
+    "forced balance": (lambda: measured(of=LARGE, skew=EVEN),
                        "all experts have equally many slots, which is forced balance under another "
-                       f"name: 1 attempt ({TP}-0); next: measure with workload=balanced, which is "
-                       "labelled so"),
+                       f"name: 1 attempt (tp {record.cell_key(LARGE)}-0); next: measure with "
+                       "workload=balanced, which is labelled so"),
+    "no slots": (lambda: measured(skew=None),
+                 "its slots were not recorded, or not of all tokens, so forced balance cannot be "
+                 f"seen: 1 attempt ({TP}-0); next: measure again, then python -m analysis pack, "
+                 "with this version"),
 }  # fmt: skip
 
 
@@ -124,7 +102,7 @@ def test_a_problem_is_named_with_what_to_do(name: str) -> None:
 
 
 def test_an_attempt_without_a_check_at_all_is_unchecked_and_has_no_time() -> None:
-    said = review(measured(gate=None))
+    said = review(measured(gate=None), measured("ep"))
     assert only_problem(said).startswith("correctness was not checked both before and after")
 
 
@@ -218,9 +196,10 @@ def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) 
 
 @pytest.mark.parametrize(("words", "fault"), [
     ([], "check --submission: no file; allowed are packed files"),
+    (["gone.moebench"], "check --submission gone.moebench: no such file; allowed are files NAME."),
     (["."], "check --submission .: allowed are files NAME.moebench on this machine"),
     (["https://example.org/a.moebench"], "allowed are files NAME.moebench on this machine"),
-    (["a.moebench", "--filter", "topk=2"], "--filter topk=2: not with --submission"),
+    (["gone.moebench", "--filter", "topk=2"], "--filter topk=2: not with --submission"),
 ])  # fmt: skip
 def test_what_cannot_be_submitted_is_bad_input(words: list[str], fault: str, capsys: Any) -> None:
     assert cli.main(["check", *words, "--submission"]) == 2
@@ -230,84 +209,18 @@ def test_what_cannot_be_submitted_is_bad_input(words: list[str], fault: str, cap
 def test_what_is_no_packed_file_is_a_problem(tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "a.moebench"
     path.write_bytes(b"none")
-    for source in (path, tmp_path / "gone.moebench"):
-        assert cli.main(["check", str(source), "--submission"]) == 1
-        words = " ".join(capsys.readouterr().out.split())
-        assert words.startswith("problem:") and words.endswith(f"{source}: 1 problem")
+    assert cli.main(["check", str(path), "--submission"]) == 1
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.startswith("problem:") and words.endswith(f"{path}: 1 problem")
+    assert cli.main(["check", str(path), str(tmp_path / "gone.moebench"), "--submission"]) == 2
+    output, error = capsys.readouterr()
+    assert output == "" and "gone.moebench: no such file" in error
 
 
-# Forced balance.
-
-
-def exact(tokens: int, experts: int, topk: int) -> Fraction:
-    """Probability of equal slots: the ways to get them, counted token by token, over all ways."""
-    choices = list(itertools.combinations(range(experts), topk))
-    share, counts = tokens * topk // experts, Counter({(0,) * experts: 1})
-    for _ in range(tokens):
-        after: Counter[tuple[int, ...]] = Counter()
-        for slots, ways in counts.items():
-            for chosen in choices:
-                more = sorted(n + (e in chosen) for e, n in enumerate(slots))
-                if more[-1] <= share:
-                    after[tuple(more)] += ways
-        counts = after
-    return Fraction(counts[(share,) * experts], len(choices) ** tokens)
-
-
-def test_the_estimate_is_above_the_probability_and_near_it() -> None:
-    assert exact(2, 2, 1) == Fraction(1, 2) and exact(4, 2, 1) == Fraction(3, 8)  # by hand
-    sizes = [
-        (tokens, experts, topk)
-        for experts in (2, 3, 4, 5)
-        for topk in range(1, experts)
-        for tokens in range(1, 11)
-        if tokens * topk % experts == 0
-    ]
-    assert len(sizes) > 20
-    for size in sizes:
-        assert exact(*size) < even_slots.probability(*size) < 2 * exact(*size), size
-
-
-@pytest.mark.parametrize(("tokens", "experts", "topk", "suspicious"), [
-    (4, 8, 2, False),  # one of a thousand such cells
-    (64, 8, 2, False),  # 7e-7 by the estimate
-    (1024, 8, 2, True),
-    (64, 64, 8, True),
-    (4096, 2, 1, False),  # two experts: one cell of 60
-    (4096, 8, 8, False),  # every token visits all experts
-])  # fmt: skip
-def test_equal_slots_are_refused_where_chance_does_not_make_them(
-    tokens: int, experts: int, topk: int, suspicious: bool
-) -> None:
-    slots = [tokens * topk // experts] * experts
-    for kind in ("learned", "zipf", "k_hot"):
-        cell = factory.cell(batch=tokens, experts=experts, topk=topk, workload=(kind, 1.0))
-        assert even_slots.are_suspicious(cell, slots) is suspicious
-    one_more = [slots[0] + 1, *slots[1:-1], slots[-1] - 1]
-    assert not even_slots.are_suspicious(cell, one_more)
-
-
-@pytest.mark.parametrize("kind", ["balanced", "imbalance", "hot_rank", "trace"])
-def test_workloads_that_prescribe_counts_pass(kind: str) -> None:
-    cell = factory.cell(batch=65536, workload=(kind, 1.0))
-    assert not even_slots.are_suspicious(cell, EVEN["expert_slots"])
-
-
-@pytest.mark.parametrize("rule", [
-    {"kind": "expert_choice"}, {"capacity_factor": 1.0}, {"groups": 4},
-    {"selection_bias": "balanced"},
-])  # fmt: skip
-def test_routers_that_make_counts_equal_pass(rule: dict[str, Any]) -> None:
-    cell = factory.cell(batch=65536, router=RouterSpec(**rule))
-    assert not even_slots.are_suspicious(cell, EVEN["expert_slots"])
-
-
-def test_an_even_trace_is_remarked_on() -> None:
-    of = factory.cell("tp", batch=65536, workload=("trace", 0.0))
-    of = dataclasses.replace(of, workload=dataclasses.replace(of.workload, trace_sha256="ab" * 32))
-    said = review(measured(of=of, skew=EVEN))
-    assert said.problems == ()
-    assert said.remarks[0].startswith(
-        "a trace gives all experts equally many slots: 1 attempt (tp "
+@pytest.mark.parametrize("outcome", ["failed", "checked"])
+def test_a_file_without_a_single_time_is_refused(outcome: str) -> None:
+    said = review(factory.unmeasured(factory.cell("ep"), outcome, environment=SPACIOUS))
+    assert only_problem(said) == (
+        "no cell has a time; next: measure again, then python -m analysis pack (python -m analysis "
+        "status says why)"
     )
-    assert review(measured(of=of)).remarks == ()
