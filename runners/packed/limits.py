@@ -3,6 +3,7 @@ for hours."""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -78,11 +79,16 @@ def check_numbers(values: Mapping[str, Any]) -> None:
     """Raises RecordError, naming field, value and what is allowed, for a number out of bounds in
     the parts of a record, or the columns of a row, that PARTS names. Others are not looked at."""
     for path, value in _numbers(values):
-        least, most = next((low, high) for known, low, high in BOUNDS if known.search(path))
+        least, most = _bounds(path)
         if not least <= value <= most:
             raise RecordError(
                 f"{ascii(path)[1:-1][:SHOWN]}={value!s:.30}: allowed are {least:g} to {most:g}"
             )
+
+
+@functools.lru_cache(10_000)  # the records of a file have the same paths
+def _bounds(path: str) -> tuple[float, float]:
+    return next((low, high) for known, low, high in BOUNDS if known.search(path))
 
 
 def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
