@@ -152,13 +152,14 @@ def plot(options: argparse.Namespace) -> int:
         for name in [name for name, files in drawn.items() if not files]:
             print(f"warning: {name}: these records have no data for it", file=sys.stderr)
         outputs = itertools.chain.from_iterable(drawn.values())
-    count = 0
-    for count, output in enumerate(outputs, 1):
+    nothing = True
+    for output in outputs:
+        nothing = False
         if isinstance(output, str):
             print(output, file=sys.stderr)
         else:
             print(output, flush=True)
-    if not count:
+    if nothing:
         raise InputError(
             "plot: nothing to draw; a plot needs two measured cells along an axis; "
             "sweep more values, or loosen --filter"

@@ -54,6 +54,17 @@ METRIC = (
 )
 
 
+class Overrides(Reduced):
+    """The words of a command line, as one text."""
+
+    def __init__(self) -> None:
+        super().__init__(portable_override)
+
+    def _kept(self, value: str, guard: Guard) -> Any:
+        kept = " ".join(portable_override(word, guard) for word in value.split())
+        return kept if guard.harmless(kept) else self.empty
+
+
 def portable_row(
     row: Mapping[str, Any], names: Iterable[str] | None = None
 ) -> tuple[dict[str, Any], list[str]]:
@@ -172,7 +183,7 @@ def _others() -> dict[str, Shape]:
         "sweep": Text(SWEEP),
         "cell_id": Text(cell_id, checked=nameless),
         "attempt_id": Text(f"{cell_id}-[0-9]{{1,9}}", checked=nameless),
-        "overrides": Reduced(_portable_overrides),
+        "overrides": Overrides(),
         "metric": Text(METRIC),
         "gpu_model": record_schema.OPEN["hardware"],
         **dict.fromkeys(("python_version", "torch_version", "project_version"), version),
@@ -181,10 +192,6 @@ def _others() -> dict[str, Shape]:
         "emulation": environment.fields["emulated"],
         "sample_kind": List(Choice(KINDS)),
     }
-
-
-def _portable_overrides(words: str) -> str:
-    return " ".join(portable_override(word) for word in words.split())
 
 
 def _of_kind(kind: str) -> Shape:

@@ -82,6 +82,10 @@ def check_row(row: Mapping[str, Any]) -> None:
     Every column must be there; those of samples are not looked at."""
     _check_kinds(row)
     _check_identity(row)
+    try:
+        limits.check_numbers(row)
+    except RecordError as error:
+        raise NoRow(cut(redact(str(error))), REMEDY) from error
 
 
 def _check_kinds(row: Mapping[str, Any]) -> None:

@@ -25,17 +25,21 @@ FURTHER_KEYS = (
     r"|(?=[A-Za-z]*[0-9])(?=[0-9]*[A-Za-z])[A-Za-z0-9]{24,}"
 )
 LEAST = 3  # letters of a part of a host's name that names it
+LEAST_SECRET = 4  # characters of a secret; a shorter text is too common to be taken out everywhere
 _COMMON = """
 root user users home admin ubuntu debian localhost localdomain local host node worker rank
 master login compute gpu cpu linux docker container server cluster machine runner bench moe test
 data model amd intel nvidia epyc xeon arm none auto simple lan com org net edu gov
+true false online offline enabled disabled
 """
-COMMON = frozenset(_COMMON.split())  # names that say nothing of who has them, and words of hardware
+# Names that say nothing of who has them, words of hardware, and values of W&B's switches.
+COMMON = frozenset(_COMMON.split())
 
 
 def names_here() -> frozenset[str]:
     """The login's name, the host's name and its parts, the name of the home folder, and the values
-    of variables that hold secrets, of this process; without what COMMON has."""
+    of variables that hold secrets (LEAST_SECRET characters or more), of this process; without what
+    COMMON has, and numbers."""
     names: set[str] = set()
     with suppress(OSError, KeyError, ImportError):
         names.add(getpass.getuser())
@@ -43,7 +47,11 @@ def names_here() -> frozenset[str]:
         names.add(Path.home().name)
     host = platform.node()
     names |= {host, *(part for part in host.split(".") if len(part) >= LEAST)}
-    names |= {value for name, value in os.environ.items() if SECRET.search(name) and len(value) > 7}
+    names |= {
+        value
+        for name, value in os.environ.items()
+        if SECRET.search(name) and len(value) >= LEAST_SECRET
+    }
     return frozenset(
         name
         for name in names

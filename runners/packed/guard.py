@@ -7,11 +7,24 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from moe import phases
+from moe.spec import DTYPE_BYTES
 from moe.strategies import names as strategies
+from runners.host import environment
 from runners.host.identity import FURTHER_KEYS, KEYS, names_here, whole_words
 from runners.packed import record_fields
+from runners.records import calibrations
 
 _KEY = re.compile(f"{KEYS}|{FURTHER_KEYS}")
+# Names below the fields of a calibration (runners/records/calibrations.py).
+_OF_CALIBRATIONS = """
+device created llc_bytes l2_bytes peak alpha_s beta_s_per_byte error points barrier exchanged nodes
+tiers intra inter limit_s took_s left_out cpu cuda gloo mpi nccl
+"""
+# Collectives, and groups of ranks (moe/parallel/).
+_OF_TRAFFIC = """
+all_to_all all_reduce all_gather reduce_scatter broadcast barrier world tp ep dp peer self
+"""
 
 
 Names = re.Pattern[str] | None
@@ -30,9 +43,12 @@ def harmless(text: str, names: Names) -> bool:
 
 class Guard:
     """Refuses texts with one of `names` as a whole word, or with what looks like a key. `withheld`
-    are the paths and values that a filter has removed."""
+    are the paths and values that a filter has removed. `hands_on`: what it lets pass leaves this
+    machine, so that names of configs stay only if they are the project's; else it came in a file.
+    """
 
-    def __init__(self, names: Iterable[str] = ()) -> None:
+    def __init__(self, names: Iterable[str] = (), hands_on: bool = False) -> None:
+        self.hands_on = hands_on
         self.withheld: list[tuple[str, Any]] = []
         self.names: Names = whole_words(names)
 
@@ -44,9 +60,10 @@ class Guard:
 
 
 def guard_of(names: Iterable[str] | None = None) -> Guard:
-    """A guard of names, without those that a record's own words are; None: `names_here()`."""
+    """A guard of what is handed on, of names without those that a record's own words are; None:
+    `names_here()`."""
     names = names_here() if names is None else names
-    return Guard(name for name in names if name.lower() not in _own_words())
+    return Guard((name for name in names if name.lower() not in _own_words()), hands_on=True)
 
 
 @functools.cache
@@ -57,4 +74,8 @@ def _own_words() -> frozenset[str]:
         words |= {value for value in values if isinstance(value, str)}
     for line in record_fields.lines():
         words |= {*line.choices, *re.split(r"\W+", line.path)}
+    keys = {*phases.NAMES, "python", *environment.PACKAGES, *environment.GPU_SOFTWARE}
+    keys |= {*environment.threads(), *calibrations.FIELDS, *calibrations.OF_GPUS, *DTYPE_BYTES}
+    keys |= {*_OF_CALIBRATIONS.split(), *_OF_TRAFFIC.split()}
+    words |= keys.union(*(key.split("_") for key in keys))  # a name is refused as a part of a key
     return frozenset(word.lower() for word in words)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from runners.packed import container, download, limits
-from runners.packed.command import portable_command
+from runners.packed.command import is_portable
 from runners.packed.container import MOST_FILE_BYTES, SUFFIX, PackedError, words
 from runners.packed.names import ALLOWED_NAME, NAME
 from runners.packed.record_schema import faults
@@ -247,7 +247,7 @@ def _planned(cell: Any) -> dict[str, Any]:
 def _portable(command: Any) -> str:
     """The text, where it is as `portable_command` leaves one; raises ValueError."""
     text = str(command)
-    if portable_command(text, ()) != text:
+    if not is_portable(text):
         raise ValueError(f"{text[:100]!r}: has words that no packed command has")
     return text
 

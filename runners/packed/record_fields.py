@@ -133,7 +133,7 @@ anchors.key hex12 the cell that was timed again and again through the wave
 anchors.first samples its blocks at the wave's start; {_SAMPLES}
 anchors.middle samples in its middle
 anchors.last samples at its end
-meta.model word? how the user asked for the layer
+meta.model model? how the user asked for the layer
 meta.scale number? its divisor
 meta.overrides override[] the words of the command line
 environment.versions map(version?) of Python, PyTorch, this project, libraries, CUDA and NCCL

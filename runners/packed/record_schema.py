@@ -20,7 +20,7 @@ from typing import Any
 from runners.host import environment
 from runners.host.project_paths import CODE
 from runners.packed import record_fields, texts
-from runners.packed.command import portable_override
+from runners.packed.command import is_model, portable_override
 from runners.packed.compound import Columns, Data, List, Map, Named, Object, Sentences, Variables
 from runners.packed.guard import Guard, guard_of, nameless
 from runners.packed.record_fields import CLOSED, Line
@@ -62,6 +62,24 @@ class Label(Text):
         return environment.short_hash("label", value) if type(value) is str else ""
 
 
+class Model(Text):
+    """The name of a model: one of conf/model, or where it came in a file any word."""
+
+    def fits(self, value: Any, guard: Guard) -> bool:
+        return super().fits(value, guard) and (not guard.hands_on or is_model(value))
+
+
+class Override(Reduced):
+    """A word of a command line."""
+
+    def __init__(self) -> None:
+        super().__init__(portable_override, texts.WITHHELD)
+
+    def _kept(self, value: str, guard: Guard) -> Any:
+        kept = portable_override(value, guard)
+        return kept if guard.harmless(kept) else self.empty
+
+
 OPEN: dict[str, Shape] = {
     "bool": Bool(),
     "int": Int(),
@@ -76,7 +94,8 @@ OPEN: dict[str, Shape] = {
     "hardware": Text(texts.HARDWARE),
     "sentence": Sentence(),
     "sentences": Sentences(),
-    "override": Reduced(portable_override, texts.WITHHELD),
+    "model": Model(texts.WORD),
+    "override": Override(),
     "system": Reduced(texts.system),
     "variables": Variables(environment.VARIABLES.pattern, texts.variable),
     "data": DATA,

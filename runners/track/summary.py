@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,12 +17,12 @@ from pathlib import Path
 
 from runners.host import project_paths
 from runners.packed.container import SUFFIX
+from runners.packed.names import file_name
 from runners.track.client import redact
 from runners.track.run import ROWS_FIELD, SUMMARY_FIELD, Run
 from runners.track.writer import media
 
 LIMIT_S = 600.0
-NAME_LIMIT = 60  # characters of a packed file's name (runners/packed/packed_file.py); W&B: 128
 
 
 class NoSummary(RuntimeError):
@@ -57,14 +56,9 @@ def summary_run(sweep: Path, runs: Sequence[Run], scratch: Path) -> Run:
     )
 
 
-def packed_name(group: str) -> str:
-    """The group's name as W&B allows it for an artifact, and a packed file for its sweep."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", group)[:NAME_LIMIT].strip(".-") or "sweep"
-
-
 def packed_file(sweep: Path, group: str, scratch: Path) -> Path:
     """The sweep packed into a file below `scratch`; raises NoSummary."""
-    path = scratch / f"{packed_name(group)}{SUFFIX}"
+    path = scratch / f"{file_name(group)}{SUFFIX}"
     _analysis("pack", sweep, path)
     return path
 

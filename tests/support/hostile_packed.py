@@ -26,6 +26,7 @@ VALUES: list[Any] = [
     *(2**63, -(2**63) - 1, 2**62, 10**400, -1, 0, 1e308, -1e308, 5e-324, True, None, "", HTML),
     *("../../../../etc/passwd", "/home/alice/key", "alice@node17.cluster.example", "\x1b[2J", "\0"),
     *("{{7*7}}", "a" * 100_000, [], {}, [[[[[[]]]]]], {"$shared": "../manifest"}, "\ud800", "1e5"),
+    -0.0,
 ]
 TEXTS = [b"NaN", b"Infinity", b"1e999", b"[" * 50_000, b'{"a":' * 20_000, b"9" * 5000, b"\xff", b""]
 PATHS = [

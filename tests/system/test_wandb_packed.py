@@ -18,7 +18,7 @@ import pytest
 
 from runners.host.project_paths import CODE as ROOT
 from runners.packed import packed_file
-from runners.track.summary import packed_name
+from runners.packed.names import file_name
 from tests.support import wandb_records
 from tests.support.wandb_server import ENTITY, KEY, StandIn
 
@@ -223,7 +223,7 @@ def test_a_project_and_its_offline_logs_pack_to_the_same_bytes(sweep: Path) -> N
     ],
 )
 def test_the_name_is_the_groups_as_wandb_allows_it(group: str, name: str) -> None:
-    assert packed_name(group) == name
+    assert file_name(group) == name
     assert packed_file.NAME.fullmatch(name)
 
 

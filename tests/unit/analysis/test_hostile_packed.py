@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from analysis import cli
-from runners.packed import container
+from runners.packed import container, packed_file, parts
 from runners.records import record
 from tests.support import hostile_packed
 from tests.support.examples import examples
@@ -127,3 +129,56 @@ def test_a_file_of_huge_numbers_is_refused_by_name(
     assert cli.main(["show", str(file)]) == 2
     err = capsys.readouterr().err
     assert "cell.placement.world_size=2147483648: allowed are 1 to 2147483647" in err
+
+
+def numbers(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths of the numbers in it."""
+    if isinstance(value, dict | list):
+        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from numbers(item, (*path, name))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield path
+
+
+def with_number(path: tuple[Any, ...], value: float) -> bytes:
+    """The good file, with this number in all of its records."""
+    about, content = hostile_packed.opened()
+    part, line = next((name, data) for name, data in content.items() if name.startswith("records/"))
+    lines = [whole(json.loads(text), content) for text in line.split(b"\n")]
+    for of in lines:
+        below: Any = of
+        for step in path[:-1]:
+            below = below[step]
+        below[path[-1]] = value
+    return container.write(about, {**content, part: b"\n".join(map(parts.as_json, lines))})
+
+
+def whole(one: dict[str, Any], content: dict[str, bytes]) -> dict[str, Any]:
+    """A record of a file with what it shares with others."""
+    return {
+        name: json.loads(content[f"shared/{value['$shared']}.json"])
+        if isinstance(value, dict) and "$shared" in value
+        else value
+        for name, value in one.items()
+    }
+
+
+def paths() -> list[tuple[Any, ...]]:
+    """Of the numbers that `explain` computes with."""
+    one = packed_file.of_bytes(hostile_packed.good(), "good").records[0]
+    return [*numbers({"calibration": one.calibration, "skew": one.skew})]
+
+
+@pytest.mark.parametrize("value", [0, -0.0, -1, 5e-324, 1e308, -1e308, 2**62])
+def test_numbers_that_nobody_can_have_measured(
+    value: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each number of a calibration and of a skew in turn: the records are refused, or explained."""
+    file = tmp_path / "hostile.moebench"
+    assert len(paths()) > 15
+    for path in paths():
+        file.write_bytes(with_number(path, value))
+        for verb in (VERBS[5], ["show"]):
+            code = cli.main([*verb, str(file)])
+            err = capsys.readouterr().err
+            assert code == 0 or (code == 2 and "analysis: " in err), (path, verb)

@@ -163,6 +163,14 @@ def test_names_in_what_is_nested_are_left_out() -> None:
     assert "alice" not in json.dumps(kept) and "box" not in json.dumps(kept)
 
 
+def test_a_model_that_is_not_the_projects_is_left_out_and_read() -> None:
+    mine = {**ROW, "model": "bob_secret", "overrides": "model=bob_secret topk=2"}
+    kept, left_out = portable_row(mine, [])
+    assert (kept["model"], kept["overrides"]) == ("", "model=(withheld) topk=2")
+    assert {"model", "overrides"} <= set(left_out)
+    assert read_row({**kept, "model": "later"})["model"] == "later"
+
+
 def test_a_column_that_nobody_knows_is_left_out() -> None:
     kept, left_out = portable_row({**ROW, "owner": "alice"}, [])
     assert "owner" in left_out and list(kept) == list(ROW)
@@ -191,6 +199,11 @@ FORGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "HTML": (lambda row: {**row, "cpu_model": "<script>"}, "cpu_model="),
     "half of the samples": (lambda row: {**row, "sample_ms": row["sample_ms"][:3]}, "samples have"),
     "an unknown kind": (lambda row: {**row, "sample_kind": ["warm"] * 32}, "sample_kind"),
+    "a rate of 0": (
+        lambda row: {**row, "calibration": {"read_bytes_per_s": 0}},
+        "calibration.read_bytes_per_s=0: allowed are 1 to",
+    ),
+    "endless slots": (lambda row: {**row, "rank_slots": [1e308]}, "rank_slots[0]=1e+308: allowed"),
     "no cluster": (lambda row: {**row, "emulation": {"dilation": 2}}, "emulation="),
     "no row": (lambda row: [1], "no JSON object"),
     "steers the terminal": (lambda row: {**row, "\x1b[2J": 1}, "u001b[2J"),

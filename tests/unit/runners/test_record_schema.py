@@ -140,14 +140,37 @@ def test_names_that_are_words_of_a_record_break_none() -> None:
     assert "environment.governor" in withheld
 
 
+def test_names_of_libraries_phases_and_ranks_break_none() -> None:
+    names = ["torch", "Python", "world", "reduce", "experts", "float32", "mkl", "read", "peak"]
+    assert portable(WHOLE, names=names)[0] == without_sentences(WHOLE)
+    groups = ("world", "ep", "tp", "dp", "peer", "self")
+    rows = [[{"collective": "reduce_scatter", "group": group} for group in groups]]
+    assert portable({**WHOLE, "traffic": rows}, names=groups)[0]["traffic"] == rows
+
+
+def test_a_model_that_is_not_the_projects_is_not_handed_on() -> None:
+    """But one that came in a file is read: another version may have it."""
+    for name, kept in (("reference", "reference"), ("seed", "seed"), ("bob_secret", None)):
+        new = changed(WHOLE, ("meta", "model"), name)
+        assert portable(new, names=())[0]["meta"]["model"] == kept
+        assert faults(as_read({**without_sentences(WHOLE), "meta": new["meta"]})) == []
+    new = changed(WHOLE, ("meta", "overrides", 0), "model=bob_secret")
+    assert portable(new, names=())[0]["meta"]["overrides"][0] == "model=(withheld)"
+    assert faults(as_read({**without_sentences(WHOLE), "meta": new["meta"]})) == []
+
+
 def test_what_names_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identity.getpass, "getuser", lambda: "alice")
     monkeypatch.setattr(identity.platform, "node", lambda: "node17.ml.cluster.example")
     monkeypatch.setenv("HOME", "/home/asmith")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("SOME_TOKEN", "short")
-    assert identity.names_here() >= {"alice", "asmith", "node17", "node17.ml.cluster.example", KEY}
-    assert not identity.names_here() & {"ml", "cluster", "short"}
+    monkeypatch.setenv("SOME_TOKEN", "pw4x")
+    monkeypatch.setenv("OTHER_TOKEN", "abc")  # too short to be taken out wherever it is
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    known = "alice", "asmith", "node17", "node17.ml.cluster.example", KEY, "pw4x"
+    assert identity.names_here().issuperset(known)
+    assert not identity.names_here() & {"ml", "cluster", "abc", "true"}
+    assert portable({**WHOLE, "label": "pw4x"})[0]["label"] != "pw4x"
     monkeypatch.setattr(identity.getpass, "getuser", lambda: "root")
     monkeypatch.setattr(identity.platform, "node", lambda: "localhost")
     monkeypatch.setenv("HOME", "/root")

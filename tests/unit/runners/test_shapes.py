@@ -25,6 +25,7 @@ GOOD: dict[str, list[Any]] = {
     "number[]": [[1, 2.5]],
     "map(number)": [{}, {"bmm_t": 0.5, "loop": 2}],
     "map(number)[][]": [[[{"experts": 1}], []]],
+    "model?": [None, "reference", "later"],  # read from a file
     "rule": ["fixed", ""],
     "schema": [2, 4],
     "how": ["the system's own"],
