@@ -116,13 +116,13 @@ def _check_identity(row: Mapping[str, Any]) -> None:
                 name, row[name], f"{shown(getattr(attempt, name))}, by key, label and launch"
             )
     try:
-        limits.check_cell(cell)
-    except RecordError as error:
-        raise NoRow(cut(redact(str(error))), REMEDY) from error
-    try:
         record.check_key(attempt)
     except RecordError as error:
         raise NoRow(f"its config was edited: {cut(redact(str(error)))}", REMEDY) from error
+    try:
+        limits.check_cell(cell)
+    except RecordError as error:
+        raise NoRow(cut(redact(str(error))), REMEDY) from error
 
 
 def refused(name: str, value: Any, allowed: str) -> NoRow:
