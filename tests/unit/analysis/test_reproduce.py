@@ -20,13 +20,15 @@ from runners.records.sealed import sealed
 from tests.support import analysis_factory as factory
 
 PYTHON = sys.executable
+EMULATED = {**factory.ENVIRONMENT, "emulated": dataclasses.asdict(Emulation())}
 CELLS = {name: factory.cell(name, ranks=2) for name in ("simple", "tp", "ep", "dp")}
 
 
-def sweep(folder: Path, records: list[Record], command: str = "") -> str:
+def sweep(folder: Path, records: list[Record], command: str = "", **further: str) -> str:
+    folder.mkdir(exist_ok=True)
     for one in records:
         record.write(folder, one)
-    plan = {"name": folder.name, "command": command, "cells": []}
+    plan = {"name": folder.name, "command": command, "cells": [], **further}
     (folder / "plan.json").write_text(sealed(plan), "utf-8")
     return str(folder)
 
@@ -149,7 +151,7 @@ def test_a_cell_that_was_left_out_here_ends_with_one(
     out = capsys.readouterr().out
     assert "cell,there ms,here ms,here / there,verdict" in out
     assert "not measured here (no attempt in these records)" in out
-    assert f"# 1 cells of {here} have none there beside them." in out
+    assert f"# 1 cell of {here} has none there beside it." in out
 
 
 def test_without_run_it_says_what_was_measured_and_how_to_measure_it(
@@ -204,6 +206,10 @@ def test_cells_that_cannot_run_here_are_named_by_their_reason(tmp_path: Path) ->
         (["there", "--with", "none"], "none: there is no such folder"),
         (["there", "--threshold", "2"], "--threshold 2.0: allowed are numbers from 0 to 1"),
         (["x.moebench"], "x.moebench: "),
+        (["there", "--override", "nosuch=1"], "reproduce: nosuch: no such key"),
+        (["there", "--override", "on_error=never"], "reproduce: on_error=never: allowed are"),
+        (["there", "--override", "cells=x"], "reproduce: cells=x: not together with a source"),
+        (["there", "-o", "x.moebench/a/b"], "-o x.moebench/a/b: cannot be written"),
         (["emulated"], "reproduce: emulated: its times are of an emulated cluster"),
         (["."], "reproduce: .: holds no cells; allowed are a packed file"),
     ],
@@ -217,9 +223,8 @@ def test_bad_input_is_refused_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     sweep(tmp_path / "there", launches("ep"))
-    emulated = {**factory.ENVIRONMENT, "emulated": dataclasses.asdict(Emulation())}
     if words == ["emulated"]:
-        sweep(tmp_path / "emulated", launches("ep", environment=emulated))
+        sweep(tmp_path / "emulated", launches("ep", environment=EMULATED))
     (tmp_path / "x.moebench").write_bytes(b"no zip")
     assert cli.main(["reproduce", *words]) == 2
     captured = capsys.readouterr()
@@ -263,10 +268,17 @@ def test_a_sweep_that_refuses_or_is_interrupted_ends_reproduce_with_its_code(
     there = sweep(tmp_path / "there", launches("ep"))
     possible = Possible({cell_key(CELLS["ep"]): None}, {})
     monkeypatch.setattr(this_machine, "possible", lambda *_: possible)
-    for code, folder in ((2, None), (130, tmp_path / "there"), (130, None), (1, None)):
+    nothing = tmp_path / "nothing"
+    sweep(nothing, [])
+    for code, folder in ((130, nothing), (2, None), (130, tmp_path / "there"), (130, None),
+                         (1, None)):  # fmt: skip
         monkeypatch.setattr(this_machine, "measure", lambda _, c=code, f=folder: (c, f))
         assert cli.main(["reproduce", there, "--run"]) == code
-    assert f"--with {there}" in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert ("nothing was measured" in err) == (folder == nothing)
+        assert ("interrupted; what was measured is shown by:" in err) == (str(folder) == there)
+        again = (f"resume={folder}", f"reproduce {there} --with {folder}")
+        assert all((line in err) == (folder is not None) for line in again)
 
 
 def test_nothing_is_started_where_no_cell_can_run(
@@ -276,8 +288,11 @@ def test_nothing_is_started_where_no_cell_can_run(
     possible = Possible({cell_key(CELLS["ep"]): "no GPU"}, {})
     monkeypatch.setattr(this_machine, "possible", lambda *_: possible)
     monkeypatch.setattr(this_machine, "measure", lambda _: pytest.fail("it was started"))
-    assert cli.main(["reproduce", there, "--run"]) == 0
-    assert "not measured here (no GPU)" in capsys.readouterr().out
+    assert cli.main(["reproduce", there, "--run"]) == 1
+    out = capsys.readouterr().out
+    assert "Nothing was measured here: none of these cells can run." in out
+    assert "not measured here (no GPU)" in out
+    assert "Of 1 cell, here against there: not measured here 1." in out
 
 
 def test_what_is_typed_wins_over_what_run_sets(
@@ -293,3 +308,118 @@ def test_what_is_typed_wins_over_what_run_sets(
     assert cli.main(["reproduce", there, *options]) == 2
     assert words == ["-m", f"cells={there}", "on_invalid=skip", "name=reproduce",
                      f"hydra.sweep.dir={tmp_path / 'o'}", "report=true"]  # fmt: skip
+
+
+def test_a_filter_leaves_out_refusals_and_is_not_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = sweep(tmp_path / "there", [*launches("ep"), *launches("tp"), *launches("dp")])
+    refusals = {cell_key(CELLS[name]): "no GPU" for name in ("ep", "tp", "dp")}
+    monkeypatch.setattr(this_machine, "possible", lambda *_: Possible(refusals, {}))
+    assert cli.main(["reproduce", there, "--filter", "strategy=ep,tp"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    named = ", ".join(f"{name} {cell_key(CELLS[name])}" for name in ("tp", "ep"))
+    assert "Cannot run here" in out
+    assert cell_key(CELLS["dp"]) not in out
+    assert all(f"{name} {cell_key(CELLS[name])}" in out for name in ("tp", "ep")), named
+    assert "and 1 more" not in out
+    assert "--filter is not of this command, which measures all 3 cells, here:" in out
+
+
+def test_an_override_is_part_of_the_check(tmp_path: Path) -> None:
+    """ep with two ranks needs as many experts as ranks, or a multiple."""
+    there = sweep(tmp_path / "there", [*launches("ep"), *launches("dp")])
+    possible = this_machine.possible(there, ["model.num_experts=3", "num_experts=3"])
+    assert "num_experts=3" in str(possible.refusals[cell_key(CELLS["ep"])])
+    assert possible.refusals[cell_key(CELLS["dp"])] is None
+    either = this_machine.possible(there, ["num_experts=3,4"])
+    assert set(either.refusals.values()) == {None}  # one of the two jobs of ep can run
+
+
+def test_an_attempt_here_says_more_than_a_refusal(tmp_path: Path) -> None:
+    there = sweep(tmp_path / "there", launches("ep"))
+    here = sweep(tmp_path / "here", [factory.unmeasured(CELLS["ep"], "failed", "a rank died")])
+    (pair,) = verdicts(there, here, ep="no GPU").values()
+    assert (pair.why, pair.expected) == ("failed: a rank died", True)
+
+
+def test_environments_are_those_of_the_cells_that_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = {**factory.ENVIRONMENT, "cpu_model": "Imaginary 7000"}
+    failed = factory.unmeasured(CELLS["ep"], "failed", environment=other)
+    failed.launch = 9
+    there = sweep(tmp_path / "there", [*launches("ep"), *launches("tp", environment=other), failed])
+    here = sweep(tmp_path / "here", launches("ep"))
+    assert cli.main(["reproduce", there, "--with", here]) == 1
+    assert "Imaginary 7000" not in capsys.readouterr().out
+
+
+def test_cells_of_an_emulated_cluster_are_left_out_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [*launches("ep"), *launches("tp", environment=EMULATED)]
+    there = sweep(tmp_path / "there", records)
+    assert cli.main(["reproduce", there]) == 0
+    out = capsys.readouterr().out
+    assert f"Left out, as their times are of an emulated cluster: tp {cell_key(CELLS['tp'])}" in out
+    assert "1 cell (1 measured) of ep." in out
+    assert cli.main(["reproduce", there, "--with", sweep(tmp_path / "here", launches("ep"))]) == 0
+    assert "Of 1 cell, here against there" in capsys.readouterr().out
+    assert cli.main(["reproduce", there, "--filter", "strategy=ep"]) == 0
+    assert "Left out" not in capsys.readouterr().out
+
+
+def test_how_cells_were_scheduled_is_said_before_the_rest_of_the_machine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All three cells of a launch share a wave there; here each has a launch of its own. A filter
+    does not change how many they were."""
+    names = ("ep", "tp", "dp")
+    shared = [factory.measured(CELLS[name], measure={"samples": 20, "phases": 5}) for name in names]
+    alone = [
+        factory.measured(CELLS[name], launch=number, measure={"samples": 6, "phases": 5, "new": 1})
+        for number, name in enumerate(names)
+    ]
+    for one in alone:
+        one.environment = {**factory.ENVIRONMENT, "cpu_model": "Imaginary 8000", "cores": 99}
+    there = sweep(tmp_path / "there", shared, isolation="group")
+    here = sweep(tmp_path / "here", alone, isolation="cell")
+    assert cli.main(["reproduce", there, "--with", here, "--filter", "strategy=ep,tp"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first = lines.index("processor: Imaginary 9000 there against Imaginary 8000 here")
+    assert lines[first + 1 : first + 5] == [
+        "isolation: group there against cell here",
+        "cells in a wave: 3 there against 1 here",
+        "measure: samples 20 there against samples 6 here",
+        "cores: 2 there against 99 here",
+    ]
+    assert any("within 1 launch there and 1 here;" in " ".join(lines[i : i + 2])
+               for i in range(len(lines)))  # fmt: skip
+
+
+def test_one_ratio_and_its_launches_are_counted_in_the_singular(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = sweep(tmp_path / "there", launches("ep"))
+    here = sweep(tmp_path / "here", launches("ep", 1.5)[:1])
+    assert cli.main(["reproduce", there, "--with", here]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "The interval of the ratio holds at 95%, within 6 launches there and 1 here;" in out
+
+
+def test_the_verdicts_are_kept_in_the_folder_of_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = sweep(tmp_path / "there", launches("ep"))
+    here = sweep(tmp_path / "here", launches("ep", 1.5))
+    possible = Possible({cell_key(CELLS["ep"]): None}, {})
+    monkeypatch.setattr(this_machine, "possible", lambda *_: possible)
+    monkeypatch.setattr(this_machine, "measure", lambda _: (0, Path(here)))
+    assert cli.main(["reproduce", there, "--run", "--format", "csv"]) == 0
+    path = Path(here) / "tables" / "reproduced.md"
+    assert f"# Written to {path}" in capsys.readouterr().out
+    text = path.read_text("utf-8")
+    assert "| here / there" in text
+    assert "| slower" in text
+    assert f"Measured here: {here}" in text

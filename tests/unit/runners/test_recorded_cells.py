@@ -71,6 +71,31 @@ def test_times_of_an_emulated_cluster_are_refused(tmp_path: Path) -> None:
         recorded_cells.recorded_cells(source)
 
 
+def test_cells_of_an_emulated_cluster_are_named_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    emulated = {**factory.ENVIRONMENT, "emulated": dataclasses.asdict(Emulation())}
+    source = sweep(tmp_path, factory.measured(TP, environment=emulated), factory.measured(EP))
+    assert keys(source) == [cell_key(EP)]
+    assert f"of an emulated cluster, left out: {cell_key(TP)}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("isolation", "expected"),
+    [("cell", ["isolation=cell"]), ("group", []), (None, []), ("cell,group", [])],
+)
+def test_the_isolation_of_the_plan_is_that_of_every_job(
+    tmp_path: Path, isolation: str | None, expected: list[str]
+) -> None:
+    source = sweep(tmp_path, factory.measured(TP), factory.measured(EP))
+    plan = {"cells": [], "isolation": isolation}
+    (tmp_path / "plan.json").write_text(sealed(plan), "utf-8")
+    for job in words(source):
+        assert [word for word in job if word.startswith("isolation")] == expected
+    for job in words(source, isolation=["isolation=group"]):
+        assert [word for word in job if word.startswith("isolation")] == ["isolation=group"]
+
+
 def test_a_source_without_cells_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty" / "cells").mkdir(parents=True)
     for name, why in (
