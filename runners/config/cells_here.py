@@ -70,7 +70,9 @@ def refusals_with(
             assert isinstance(loader, ConfigLoaderImpl)
             words, source = choices(overrides, loader)
             if source:
-                raise ConfigError(f"{source.input_line}: not together with a source; leave one out")
+                raise ConfigError(
+                    f"--override {source.input_line}: names a second source; leave it out"
+                )
             for job in itertools.product(*words.values()):
                 values(_composed(loader, job), SweepKnobs)
             if all(_is_of_sweep(key) for key in words):

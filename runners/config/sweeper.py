@@ -83,7 +83,7 @@ class MoeSweeper(Sweeper):
         source = str(override.input_line).partition("=")[2]
         if isinstance(value, QuotedString):
             source = str(value.text)
-        if not source.strip():
+        if not source.strip(" '\""):
             raise ConfigError(
                 f"{override.input_line}: names no source; {recorded_cells.ALLOWED}; name one of "
                 "them, or leave it out"

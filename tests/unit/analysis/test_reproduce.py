@@ -207,8 +207,8 @@ def test_cells_that_cannot_run_here_are_named_by_their_reason(tmp_path: Path) ->
         (["there", "--threshold", "2"], "--threshold 2.0: allowed are numbers from 0 to 1"),
         (["x.moebench"], "x.moebench: "),
         (["there", "--override", "nosuch=1"], "reproduce: nosuch: no such key"),
-        (["there", "--override", "on_error=never"], "reproduce: on_error=never: allowed are"),
-        (["there", "--override", "cells=x"], "reproduce: cells=x: not together with a source"),
+        (["there", "--override", "on_error=never"], "reproduce: on_error='never': allowed are"),
+        (["there", "--override", "cells=x"], "reproduce: --override cells=x: names a second"),
         (["there", "-o", "x.moebench/a/b"], "-o x.moebench/a/b: cannot be written"),
         (["emulated"], "reproduce: emulated: its times are of an emulated cluster"),
         (["."], "reproduce: .: holds no cells; allowed are a packed file"),
@@ -318,10 +318,9 @@ def test_a_filter_leaves_out_refusals_and_is_not_of_the_command(
     monkeypatch.setattr(this_machine, "possible", lambda *_: Possible(refusals, {}))
     assert cli.main(["reproduce", there, "--filter", "strategy=ep,tp"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    named = ", ".join(f"{name} {cell_key(CELLS[name])}" for name in ("tp", "ep"))
     assert "Cannot run here" in out
     assert cell_key(CELLS["dp"]) not in out
-    assert all(f"{name} {cell_key(CELLS[name])}" in out for name in ("tp", "ep")), named
+    assert all(f"{name} {cell_key(CELLS[name])}" in out for name in ("tp", "ep"))
     assert "and 1 more" not in out
     assert "--filter is not of this command, which measures all 3 cells, here:" in out
 
@@ -383,8 +382,8 @@ def test_how_cells_were_scheduled_is_said_before_the_rest_of_the_machine(
     ]
     for one in alone:
         one.environment = {**factory.ENVIRONMENT, "cpu_model": "Imaginary 8000", "cores": 99}
-    there = sweep(tmp_path / "there", shared, isolation="group")
-    here = sweep(tmp_path / "here", alone, isolation="cell")
+    there = sweep(tmp_path / "there", shared, name="sweep", isolation="group")
+    here = sweep(tmp_path / "here", alone, name="sweep", isolation="cell")
     assert cli.main(["reproduce", there, "--with", here, "--filter", "strategy=ep,tp"]) == 0
     lines = capsys.readouterr().out.splitlines()
     first = lines.index("processor: Imaginary 9000 there against Imaginary 8000 here")
