@@ -14,9 +14,9 @@ from analysis.packing import reproduction, this_machine
 from analysis.packing.this_machine import Possible
 from runners.records.record import cell_key
 from tests.support import analysis_factory as factory
+from tests.support.reproduced import CELLS, EMULATED, calibrated, launches, sweep, verdicts
 
 PYTHON = sys.executable
-from tests.support.reproduced import CELLS, EMULATED, calibrated, launches, sweep, verdicts
 
 
 def test_a_ratio_below_one_is_faster_here(tmp_path: Path) -> None:
