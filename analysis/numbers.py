@@ -18,6 +18,11 @@ def short(value: float, digits: int = 3) -> str:
     return f"{value:,.{min(decimals, 9)}f}"
 
 
+def counted(count: int, noun: str, several: str = "") -> str:
+    """ "1 cell", "2 cells"; "2 launches" where `several` is launches."""
+    return f"{count} {noun}" if count == 1 else f"{count} {several or noun + 's'}"
+
+
 def like(value: float, model: str) -> str:
     """With as many decimals as `model`, so that an interval lines up with its estimate."""
     if value is None or not math.isfinite(value):

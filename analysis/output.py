@@ -5,6 +5,8 @@ from __future__ import annotations
 import unicodedata
 from pathlib import Path
 
+from analysis.errors import InputError
+
 
 def harmless(text: str) -> str:
     """The text with control characters as "?", which steer a terminal; a record's names may hold
@@ -15,11 +17,21 @@ def harmless(text: str) -> str:
 
 
 def write_output(text: str, output: str) -> None:
-    """Writes to the file `output` and prints its path; prints the text where `output` is empty."""
+    """Writes to the file `output` and prints its path; prints the text where `output` is empty.
+    Raises InputError for a file that cannot be written."""
     if not output:
         print(harmless(text))
         return
+    print(write_file(text, output))
+
+
+def write_file(text: str, output: str | Path) -> Path:
+    """The path; raises InputError for a file that cannot be written."""
     path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n", encoding="utf-8")
-    print(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"-o {output}: cannot be written ({why}); name another file") from error
+    return path

@@ -86,6 +86,9 @@ class Job:
         return f"{self.key}.{self.label}" if self.label else self.key
 
 
+ISOLATIONS = ("group", "cell")  # one launch for many cells, or each
+
+
 @dataclass
 class LaunchGroup:
     """The jobs that can share one set of processes."""

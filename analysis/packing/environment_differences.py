@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ import pandas as pd
 
 from analysis.data.cell_summary import summaries
 from analysis.packing.environment_facts import (
-    FACTS,
+    FIRST,
     LATER,
+    MACHINE,
     NO_CARD,
     Fact,
     Row,
@@ -45,20 +46,27 @@ class Difference:
 def of_environments(there: Sequence[Row], here: Mapping[str, Any]) -> list[Difference]:
     """Of attempts against what this machine would record before any rank runs."""
     rows: list[Row] = [{"environment": here}]
-    known = [fact for fact in (*FACTS, *LATER) if not fact.of_ranks]
     ours = _texts_of_variables(rows, SET_FOR_RANKS)
     theirs = _texts_of_variables(there, SET_FOR_RANKS)
-    return [*_differing(known, there, rows), *_variables(theirs, ours)]
+    before, after = ([fact for fact in facts if not fact.of_ranks]
+                     for facts in ((*FIRST, *MACHINE), LATER))  # fmt: skip
+    return [
+        *_differing(before, there, rows),
+        *_variables(theirs, ours),
+        *_differing(after, there, rows),
+    ]
 
 
 def of_sweeps(there: pd.DataFrame, here: pd.DataFrame) -> list[Difference]:
     """Of two frames, each with what its ranks recorded."""
     a, b = rows_of(there), rows_of(here)
     return [
-        *_differing(FACTS, a, b),
+        *_differing(FIRST, a, b),
+        *measures(a, b),
+        *_differing(MACHINE, a, b),
+        *_variables(_texts_of_variables(a), _texts_of_variables(b)),
         *kernels(there, here),
         *_differing(LATER, a, b),
-        *_variables(_texts_of_variables(a), _texts_of_variables(b)),
     ]
 
 
@@ -72,14 +80,31 @@ def _differing(
     facts: Iterable[Fact], there: Sequence[Row], here: Sequence[Row]
 ) -> list[Difference]:
     found = []
-    without = any({cards(row) for row in rows} == {NO_CARD} for rows in (there, here))
+    without = any({cards(row) for row in rows} <= {NO_CARD, None} for rows in (there, here))
     for fact in facts:
         if fact.of_cards and without:
             continue
         a, b = (_known(fact, rows) for rows in (there, here))
+        if fact.of_both and not (a and b):
+            continue
         if (a or b) and not _same(fact, a, b):
             found.append(Difference(fact.what, _words(fact, a), _words(fact, b)))
     return found
+
+
+def measures(there: Sequence[Row], here: Sequence[Row]) -> list[Difference]:
+    """One difference with all settings of `measure` that are not the same; a setting that only one
+    side knows, as another version wrote it, is none."""
+    names = dict.fromkeys(name for row in there for name in row.get("measure") or {})
+    facts = [Fact(name, _setting(name), of_both=True) for name in names]
+    found = _differing(facts, there, here)
+    a, b = (", ".join(f"{one.what} {getattr(one, side)}" for one in found)
+            for side in ("there", "here"))  # fmt: skip
+    return [Difference("measure", a, b)] if found else []
+
+
+def _setting(name: str) -> Callable[[Row], Any]:
+    return lambda row: (row.get("measure") or {}).get(name)
 
 
 def _known(fact: Fact, rows: Sequence[Row]) -> list[Any]:

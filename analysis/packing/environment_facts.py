@@ -1,6 +1,7 @@
 """The facts of an environment that can explain a difference of times, those that can explain most
-first: the card, the processor and its cores, memory and clocks, drivers, torch, libraries, threads,
-the engine; behind the kernel chosen, which is a cell's, the routing and the code."""
+first: the card and the processor, how cells were interleaved, cores, memory and clocks, drivers,
+torch, libraries, threads, the engine; behind the kernel chosen, which is a cell's, the routing and
+the code."""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ from analysis.data.frame import plain
 from runners.host import gpu_monitor
 from runners.packed import texts
 
+ISOLATION, CELLS_IN_WAVE = "isolation", "cells_in_wave"  # columns of `with_schedule`
+WAVE_TOLERANCE = 0.1  # of two sizes of waves that are called the same
 NO_LIMIT, NO_CARD = "no limit", "none"
 CLOCK_TOLERANCE = 0.02  # of two clocks that are called the same
 LOAD_SLACK = 0.5  # processes that two loads may differ by
@@ -36,6 +39,7 @@ class Fact:
     tolerance: float = 0.0
     slack: float = 0.0
     unit: str = ""
+    of_both: bool = False  # no difference where only one side has it
 
     @property
     def is_number(self) -> bool:
@@ -148,10 +152,20 @@ def commit(row: Row) -> str | None:
     return str(sha)[:10] if sha else None
 
 
-FACTS = (
+FIRST = (
     Fact("GPU", cards),
     Fact("GPU memory", _of_cards("memory_total", " MiB"), of_cards=True),
     Fact("processor", _at("cpu_model")),
+    Fact("isolation", _column(ISOLATION), of_ranks=True, of_both=True),
+    Fact(
+        "cells in a wave",
+        _column(CELLS_IN_WAVE),
+        of_ranks=True,
+        tolerance=WAVE_TOLERANCE,
+        of_both=True,
+    ),
+)
+MACHINE = (
     Fact("cores", _at("cores")),
     Fact("quota of cores", _at("cpu_quota", absent=NO_LIMIT)),
     Fact("NUMA nodes", _at("numa_nodes")),

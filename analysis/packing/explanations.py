@@ -33,7 +33,11 @@ def lines(
     for pair in known[:MOST]:
         result.append(f"{pair.title}: {_sentence(pair, frames)}")
     if further := known[MOST:]:
-        result.append(f"{len(further)} more differences are explained by")
+        result.append(
+            "1 more difference is explained by"
+            if len(further) == 1
+            else f"{len(further)} more differences are explained by"
+        )
         result += [_command(sources, pair) for pair in further]
     for side in dict.fromkeys(filter(None, lacking)):
         count = lacking.count(side)

@@ -5,39 +5,49 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 import analysis
-from analysis.data.frame import filtered, one_clock
+from analysis import numbers
+from analysis.data.frame import filtered
 from analysis.errors import InputError, SourceError
-from analysis.output import write_output
+from analysis.output import write_file, write_output
 from analysis.packing import explanations, reproduction, side_by_side, this_machine
+from analysis.packing.schedule import with_schedule
+from analysis.packing.side_by_side import Pairing
 from analysis.packing.this_machine import BAD_INPUT, INTERRUPTED, Possible
 from analysis.sources import LATEST
 from analysis.stats.verdict import NOISE_THRESHOLD
-from analysis.text import captions, render
+from analysis.text import captions, render, status
+from runners.records.sweep_folder import PLAN
 
+TABLES = "tables/reproduced.md"  # in the folder of the sweep that --run measured
 # Of the sweep that --run makes; an --override wins. Its tables are those that are printed here.
 OF_RUN = ("on_invalid=skip", "name=reproduce", "report=false")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Exit code: 0 done, 1 where a cell that could run here was not measured, 2 where the sweep
-    refused what was typed, 130 interrupted. Raises InputError."""
+    """Exit code: 0 done, 1 where a cell that could run here was not measured or --run found none
+    that can, 2 where the sweep refused what was typed, 130 interrupted. Raises InputError."""
     source = _source(options)
-    there = _frame(source, options)
+    there, left_out = _frame(source, options)
     possible = this_machine.possible(source, options.override)
     if options.beside:
-        return _show(options, source, there, _frame(options.beside, options), possible)
+        here, _ = _frame(options.beside, options)
+        return _show(options, Sides(source, there, here, left_out, options.beside), possible)
     if options.run:
-        return _run(options, source, there, possible)
+        return _run(options, source, there, left_out, possible)
+    commands = reproduction.commands(
+        source, options.override, len(possible.refusals) if options.filter else 0
+    )
     parts = [
-        render.lines(captions.banners(there), options.format),
+        render.lines([*captions.banners(there), *left_out], options.format),
         render.lines(reproduction.measured(there), options.format),
-        render.commands(reproduction.commands(source, options.override), options.format),
+        render.commands(commands, options.format),
         render.lines(reproduction.impossible(there, possible), options.format),
         render.lines(reproduction.environment_here(there, possible), options.format),
     ]
@@ -68,30 +78,58 @@ def _source(options: argparse.Namespace) -> str:
     return str(options.sources[0]) if options.sources else str(LATEST)
 
 
-def _frame(source: str, options: argparse.Namespace) -> pd.DataFrame:
-    frame = filtered(analysis.load(source), options.filter)
-    one_clock(frame)
-    return frame
+def _frame(source: str, options: argparse.Namespace) -> tuple[pd.DataFrame, list[str]]:
+    """The attempts of real ranks that the filter keeps, and lines on those that are left out.
+    Raises InputError where none is left."""
+    whole = with_schedule(analysis.load(source), status.isolations([source]))
+    frame = filtered(whole, options.filter)
+    real = frame[[reproduction.is_real(values) for values in frame["emulation"]]]
+    if not len(real):
+        raise InputError(
+            f"reproduce: {source}: its times are of an emulated cluster; allowed are cells of real "
+            "ranks; measure its cells with python -m benchmarks.emulate, or name another source "
+            "or --filter"
+        )
+    return real.reset_index(drop=True), reproduction.emulated(frame)
 
 
-def _run(options: argparse.Namespace, source: str, there: pd.DataFrame, possible: Possible) -> int:
-    if not possible.count and not options.override:
-        return _show(options, source, there, there.iloc[:0], possible)
+def _run(
+    options: argparse.Namespace,
+    source: str,
+    there: pd.DataFrame,
+    left_out: list[str],
+    possible: Possible,
+) -> int:
+    none = there.iloc[:0]
+    if not possible.count:
+        left_out = [*left_out, "Nothing was measured here: none of these cells can run."]
+        _show(options, Sides(source, there, none, left_out), possible)
+        return 1
     words = _words(options, source)
     print(f"measuring: {reproduction.command(words)}", file=sys.stderr, flush=True)
     code, folder = this_machine.measure(words)
     if code == BAD_INPUT or folder is None:  # it has said why
         return BAD_INPUT if code == BAD_INPUT else code or 1
-    if code == INTERRUPTED:
-        again = captions.command("reproduce", [source], "--with", str(folder))
-        print(f"interrupted; what was measured is shown by: {again}", file=sys.stderr)
-        return INTERRUPTED
     try:
-        here = analysis.load(folder)
-    except SourceError:  # every attempt failed before it had a record
-        here = there.iloc[:0]
+        here = with_schedule(analysis.load(folder), status.isolations([folder]))
+    except SourceError:  # interrupted, or every attempt failed, before there was a record
+        here = none
+    if code == INTERRUPTED:
+        print(_interrupted(source, folder, len(here) > 0), file=sys.stderr)
+        return INTERRUPTED
     options.output = ""  # the sweep's folder
-    return _show(options, source, there, here, possible, str(folder))
+    return _show(options, Sides(source, there, here, left_out, str(folder)), possible)
+
+
+def _interrupted(source: str, folder: Path, has_records: bool) -> str:
+    """What can be done then; a sweep without a plan had not begun."""
+    again = captions.command("reproduce", [source], "--with", str(folder))
+    text = "interrupted; "
+    text += f"what was measured is shown by: {again}" if has_records else "nothing was measured"
+    if not (folder / PLAN).is_file():
+        return text
+    resume = reproduction.command([this_machine.word("resume", str(folder))])
+    return f"{text}\nto go on: {resume}" + ("" if has_records else f"\nand then: {again}")
 
 
 def _words(options: argparse.Namespace, source: str) -> list[str]:
@@ -104,32 +142,50 @@ def _words(options: argparse.Namespace, source: str) -> list[str]:
     return [*reproduction.words_of(source, usual), *options.override]
 
 
-def _show(
-    options: argparse.Namespace,
-    source: str,
-    there: pd.DataFrame,
-    here: pd.DataFrame,
-    possible: Possible,
-    folder: str = "",
-) -> int:
-    """Prints both sides; the exit code."""
-    style, threshold = options.format, _threshold(options)
-    one_clock(there, here)
-    pairs = side_by_side.pairings(there, here, threshold, possible.refusals)
-    name = folder or options.beside
-    parts = [
-        render.lines([*_banners("there", there), *_banners("here", here)], style),
-        render.simple(side_by_side.HEADER, [pair.row() for pair in pairs], style),
-        render.lines(side_by_side.summary(pairs, threshold), style),
-        render.lines(_others(there, here, name), style),
-    ]
-    if len(here):
-        parts += [
-            render.lines(reproduction.environments_recorded(there, here), style),
-            render.commands(explanations.lines(pairs, (there, here), (source, name)), style),
-        ]
-    write_output(_joined(parts), options.output)
+@dataclass(frozen=True)
+class Sides:
+    """A source, its attempts there and those here; `remarks` are lines on them, `name` is the
+    sweep here."""
+
+    source: str
+    there: pd.DataFrame
+    here: pd.DataFrame
+    remarks: Sequence[str] = ()
+    name: str = ""
+
+
+def _show(options: argparse.Namespace, sides: Sides, possible: Possible) -> int:
+    """Prints both sides, and writes them into the folder of a sweep that was just measured; the
+    exit code."""
+    threshold = _threshold(options)
+    pairs = side_by_side.pairings(sides.there, sides.here, threshold, possible.refusals)
+    text = _both(sides, pairs, threshold)
+    write_output(text(options.format), options.output)
+    if options.run and sides.name:
+        path = write_file(text("markdown"), Path(sides.name) / TABLES)
+        print(render.lines(["", f"Written to {path}"], options.format))
     return 1 if any(pair.expected for pair in pairs) else 0
+
+
+def _both(sides: Sides, pairs: Sequence[Pairing], threshold: float) -> Callable[[str], str]:
+    """Both sides in a style."""
+    there, here = sides.there, sides.here
+    remarks = [*_banners("there", there), *_banners("here", here), *sides.remarks]
+    rows = [pair.row() for pair in pairs]
+    summary = side_by_side.summary(pairs, threshold)
+    others = _others(there, here, sides.name)
+    environments: list[str] = []
+    explained: list[str] = []
+    if len(here):
+        timed = [reproduction.compared(frame, pairs) for frame in (there, here)]
+        environments = reproduction.environments_recorded(*timed)
+        explained = explanations.lines(pairs, (there, here), (sides.source, sides.name))
+    return lambda style: _joined([
+        render.lines(remarks, style),
+        render.simple(side_by_side.HEADER, rows, style),
+        *(render.lines(lines, style) for lines in (summary, others, environments)),
+        render.commands(explained, style),
+    ])  # fmt: skip
 
 
 def _banners(side: str, frame: pd.DataFrame) -> list[str]:
@@ -139,7 +195,9 @@ def _banners(side: str, frame: pd.DataFrame) -> list[str]:
 def _others(there: pd.DataFrame, here: pd.DataFrame, name: str) -> list[str]:
     """A line where cells here are none of there, and where the sweep here is."""
     further = set(here["cell_id"]) - set(there["cell_id"])
-    lines = [f"{len(further)} cells of {name} have none there beside them."] if further else []
+    have = "has" if len(further) == 1 else "have"
+    lines = [f"{numbers.counted(len(further), 'cell')} of {name} {have} none there beside "
+             f"{'it' if len(further) == 1 else 'them'}."] if further else []  # fmt: skip
     return [*lines, *([f"Measured here: {name}"] if name else [])]
 
 

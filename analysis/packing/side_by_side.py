@@ -32,6 +32,7 @@ class Pairing:
     word: str
     why: str = ""
     comparison: Comparison | None = None
+    launches: tuple[int, int] = (0, 0)  # measured there and here
     expected: bool = False  # measured there and possible here, and yet not measured here
 
     @property
@@ -65,10 +66,13 @@ def pairings(
     result = []
     for cell, title in compare.titles(cells).items():
         alike = compared.get((cell.cell_id, cell.metric), [])
-        if cell.measured and alike:
-            result.append(_judged(cell, title, alike.pop(0), threshold))
-            continue
         others = [one for one in ours if one.cell_id == cell.cell_id]
+        if cell.measured and alike:
+            one = alike.pop(0)
+            here_too = [other for other in others if other.metric == one.metric]
+            launches = cell.launches, max((other.launches for other in here_too), default=0)
+            result.append(_judged(cell, title, one, threshold, launches))
+            continue
         result.append(_alone(cell, title, others, refusals.get(cell.cell_id)))
     return result
 
@@ -89,25 +93,28 @@ def _compared(
     return by_cell
 
 
-def _judged(cell: CellSummary, title: str, one: Comparison, threshold: float) -> Pairing:
+def _judged(
+    cell: CellSummary, title: str, one: Comparison, threshold: float, launches: tuple[int, int]
+) -> Pairing:
     if one.verdict is None:
-        return Pairing(cell, title, UNDECIDED, "too few samples", one)
+        return Pairing(cell, title, UNDECIDED, "too few samples", one, launches)
     word = one.verdict.inverted().word  # of here against there
     words = {verdict.SAME: f"same within {threshold:.0%}", verdict.UNDECIDED: UNDECIDED}
-    return Pairing(cell, title, words.get(word, word), comparison=one)
+    return Pairing(cell, title, words.get(word, word), comparison=one, launches=launches)
 
 
 def _alone(
     cell: CellSummary, title: str, others: Sequence[CellSummary], refusal: str | None
 ) -> Pairing:
-    """A cell that has no time on one of the sides."""
+    """A cell that has no time on one of the sides. An attempt here says more than a refusal, which
+    is of this machine as it is now."""
     if not cell.measured:
         return Pairing(cell, title, NOT_THERE, _why(cell))
     if timed := [one for one in others if one.measured]:
         return Pairing(
             cell, title, NOT_HERE, f"times are {timed[0].metric}, and {cell.metric} there"
         )
-    if refusal:
+    if refusal and not others:
         return Pairing(cell, title, NOT_HERE, refusal)
     why = _why(others[0]) if others else "no attempt in these records"
     checked = bool(others) and others[0].checked
@@ -125,13 +132,26 @@ def summary(pairs: Sequence[Pairing], threshold: float) -> list[str]:
     """Lines: the count of each verdict, and what the ratios and intervals are."""
     counts = Counter(pair.word for pair in pairs)
     listed = ", ".join(f"{word} {n}" for word, n in counts.most_common())
-    lines = [f"Of {len(pairs)} cells, here against there: {listed}."]
-    judged = [pair.comparison for pair in pairs if pair.comparison]
+    lines = [f"Of {numbers.counted(len(pairs), 'cell')}, here against there: {listed}."]
+    judged = [pair for pair in pairs if pair.comparison]
     if judged:
-        bases = sorted({verdict.scope(one.verdict) for one in judged if one.verdict})
+        intervals = (
+            "The interval of the ratio holds at 95%" if len(judged) == 1
+            else f"Intervals of the {len(judged)} ratios hold together at 95% (Bonferroni)"
+        )  # fmt: skip
+        bases = " or ".join(sorted(set(filter(None, map(_scope, judged)))))
         lines.append(
-            f"A ratio below 1 is faster here. Intervals of the {len(judged)} ratios hold together "
-            f"at 95% (Bonferroni), {' or '.join(bases) or 'with too few samples'}; a difference "
-            f"counts only if it is surely over {threshold:.0%}."
+            f"A ratio below 1 is faster here. {intervals}, {bases or 'with too few samples'}; a "
+            f"difference counts only if it is surely over {threshold:.0%}."
         )
     return lines
+
+
+def _scope(pair: Pairing) -> str:
+    """Text: the launches that a verdict holds for; empty where there is none."""
+    known = pair.comparison.verdict if pair.comparison else None
+    if known is None:
+        return ""
+    a, b = pair.launches
+    word = "over" if known.basis == "launches" else "within"
+    return f"{word} {numbers.counted(a, 'launch', 'launches')} there and {b} here"

@@ -54,7 +54,7 @@ def possible(source: str, overrides: Sequence[str]) -> Possible:
     lines = done.stderr.strip().splitlines()
     if done.returncode:
         text = lines[-1] if lines else f"{CHECK} ended with {done.returncode}"
-        raise InputError(f"reproduce: {text.removeprefix('error: ').replace('cells=', '', 1)}")
+        raise InputError(f"reproduce: {text.removeprefix('error: ').removeprefix('cells=')}")
     answer = json.loads(done.stdout.splitlines()[-1])
     return Possible(answer["cells"], answer["environment"])
 

@@ -138,3 +138,12 @@ def refused(sources: Sequence[str | Path]) -> list[tuple[str, str]]:
 def sweep_commands(sources: Sequence[str | Path]) -> set[str]:
     """The command lines that started the sweeps, from their plans."""
     return {str(plan.get("command") or "") for plan in _plans(sources)}
+
+
+def isolations(sources: Sequence[str | Path]) -> dict[str, str]:
+    """The isolation of each sweep, where its plan says it."""
+    return {
+        str(plan.get("name")): str(plan["isolation"])
+        for plan in _plans(sources)
+        if plan.get("isolation")
+    }

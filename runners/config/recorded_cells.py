@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ from runners.errors import ConfigError
 from runners.host.project_paths import BENCH
 from runners.packed.container import PackedError
 from runners.packed.packed_file import is_packed, read_packed
+from runners.plan import ISOLATIONS
 from runners.records import emulation, flat_row, record
 from runners.records.record import Record
 from runners.records.sealed import RecordError
-from runners.records.sweep_folder import MISSING_EMULATED, read_plan
+from runners.records.sweep_folder import read_plan
 
 KNOB = "cells"
 TRACE = "workload.trace"
@@ -30,6 +33,29 @@ REPLACED = {
     "measure": ("measure.",),
 }
 OF_CELL = ("measure.graph", "measure.cache")
+MOST_NAMED = 3  # cells of a warning
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """The cells of a source, and the isolation of the sweep that measured them."""
+
+    cells: Sequence[Recorded]
+    isolation: str = ISOLATIONS[0]
+
+    def jobs_of(self, one: Recorded, words: Mapping[str, Sequence[str]]) -> list[list[str]]:
+        """As `jobs`, of one of the cells; raises ConfigError where no overrides give it."""
+        own = overrides_of(one)
+        if self.isolation != ISOLATIONS[0]:
+            own["isolation"] = f"isolation={self.isolation}"
+        without_trace = self._traced and one.cell.workload.kind != "trace"
+        typed = {k: v for k, v in words.items() if not (without_trace and k == TRACE)}
+        kept = [override for path, override in own.items() if not _replaced(path, typed)]
+        return [[*kept, *choice] for choice in itertools.product(*typed.values())]
+
+    @cached_property
+    def _traced(self) -> bool:
+        return any(one.cell.workload.kind == "trace" for one in self.cells)
 
 
 def jobs(source: str, words: Mapping[str, Sequence[str]]) -> list[list[str]]:
@@ -38,18 +64,13 @@ def jobs(source: str, words: Mapping[str, Sequence[str]]) -> list[list[str]]:
 
     Raises ConfigError for a source that cannot be used.
     """
-    recorded = recorded_cells(source)
-    traced = any(one.cell.workload.kind == "trace" for one in recorded)
+    found = recordings(source)
     listed = []
-    for one in recorded:
+    for one in found.cells:
         try:
-            own = overrides_of(one)
+            listed += found.jobs_of(one, words)
         except ConfigError as error:
             raise ConfigError(f"{KNOB}={source}: cell {one.cell_id}: {error}") from None
-        without_trace = traced and one.cell.workload.kind != "trace"
-        typed = {k: v for k, v in words.items() if not (without_trace and k == TRACE)}
-        kept = [override for path, override in own.items() if not _replaced(path, typed)]
-        listed += [[*kept, *choice] for choice in itertools.product(*typed.values())]
     return listed
 
 
@@ -65,33 +86,50 @@ def _is_below(path: str, start: str) -> bool:
 
 
 def recorded_cells(source: str) -> list[Recorded]:
+    """Every distinct cell of a source; as `recordings`."""
+    return list(recordings(source).cells)
+
+
+def recordings(source: str) -> Recordings:
     """Every distinct cell of a source, as its newest attempt has it, in the order of its plan.
 
-    A damaged record is named on standard error and left out. Raises ConfigError for a source that
-    cannot be read, holds no record, or has times of an emulated cluster.
+    Damaged records, and cells of an emulated cluster, are named on standard error and left out.
+    Raises ConfigError for a source that cannot be read, or holds no record of real ranks.
     """
-    attempts, order = _attempts(source)
-    if any(emulated for _, emulated, _ in attempts):
+    attempts, plan = _attempts(source)
+    newest: dict[str, tuple[tuple[str, int], Recorded]] = {}
+    emulated = []
+    for age, is_emulated, one in attempts:
+        if is_emulated:
+            emulated.append(one.cell_id)
+        elif one.cell_id not in newest or age >= newest[one.cell_id][0]:
+            newest[one.cell_id] = age, one
+    if emulated and not newest:
         raise ConfigError(
             f"{KNOB}={source}: its times are of an emulated cluster; allowed are cells of real "
-            f"ranks; measure {MISSING_EMULATED}"
+            "ranks; measure its cells with python -m benchmarks.emulate, or name another source"
         )
-    newest: dict[str, tuple[tuple[str, int], Recorded]] = {}
-    for age, _, one in attempts:
-        if one.cell_id not in newest or age >= newest[one.cell_id][0]:
-            newest[one.cell_id] = age, one
     if not newest:
         raise ConfigError(f"{KNOB}={source}: holds no whole record; {ALLOWED}; name another")
-    place = {cell_id: number for number, cell_id in enumerate(order)}
+    if left_out := [each for each in dict.fromkeys(emulated) if each not in newest]:
+        more = f" and {len(left_out) - MOST_NAMED} more" if len(left_out) > MOST_NAMED else ""
+        _warn(
+            f"{source}: of an emulated cluster, left out: {', '.join(left_out[:MOST_NAMED])}{more}"
+        )
+    place = {cell_id: number for number, cell_id in enumerate(_planned(plan))}
     ids = sorted(newest, key=lambda cell_id: place.get(cell_id, len(place)))
-    return [newest[cell_id][1] for cell_id in ids]
+    isolation = plan.get("isolation")
+    return Recordings(
+        [newest[cell_id][1] for cell_id in ids],
+        isolation if isolation in ISOLATIONS else ISOLATIONS[0],
+    )
 
 
 Attempt = tuple[tuple[str, int], bool, Recorded]  # (created, launch), whether emulated, the cell
 
 
-def _attempts(source: str) -> tuple[list[Attempt], list[str]]:
-    """All attempts, and the ids of the cells as they were planned."""
+def _attempts(source: str) -> tuple[list[Attempt], Mapping[str, Any]]:
+    """All attempts, and the plan; empty where there is none."""
     path = Path(source)
     if (path / "cells").is_dir():
         attempts = [_of_record(one) for one in _records(path)]
@@ -99,7 +137,7 @@ def _attempts(source: str) -> tuple[list[Attempt], list[str]]:
             plan: Mapping[str, Any] = read_plan(path)
         except (OSError, ValueError):
             plan = {}
-        return attempts, _planned(plan)
+        return attempts, plan
     if is_packed(source):
         return _packed(source)
     why = "holds no cells" if path.exists() else "there is no such file or folder"
@@ -114,7 +152,7 @@ def _records(folder: Path) -> Iterable[Record]:
             _warn(f"{error}; left out")
 
 
-def _packed(source: str) -> tuple[list[Attempt], list[str]]:
+def _packed(source: str) -> tuple[list[Attempt], Mapping[str, Any]]:
     try:
         packed = read_packed(source)
     except PackedError as error:
@@ -123,7 +161,7 @@ def _packed(source: str) -> tuple[list[Attempt], list[str]]:
         _warn(text)
     attempts = [_of_record(one) for one in packed.records]
     attempts += [_of_row(row) for row in packed.rows]
-    return attempts, _planned(packed.plan or {})
+    return attempts, packed.plan or {}
 
 
 def _of_record(one: Record) -> Attempt:

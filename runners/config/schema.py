@@ -35,7 +35,7 @@ from moe.spec import (
 )
 from runners.errors import ConfigError
 from runners.host.project_paths import BENCH, CODE, CONF
-from runners.plan import Measure
+from runners.plan import ISOLATIONS, Measure
 from runners.records.record import current_name
 
 MAX_SIZE = 2**31 - 1
@@ -58,7 +58,7 @@ class SweepKnobs:
     label: str = knob("", "tells apart deliberate repeats of one cell", TOP)
     name: str = knob("sweep", "ends the folder's name in outputs/", TOP)
     isolation: str = knob(
-        "group", "one launch for many cells, or each", TOP, allowed=("group", "cell")
+        ISOLATIONS[0], "one launch for many cells, or each", TOP, allowed=ISOLATIONS
     )
     on_invalid: str = knob("stop", "for cells that cannot run", TOP, allowed=("stop", "skip"))
     on_error: str = knob("continue", "after a failed cell", TOP, allowed=("continue", "stop"))

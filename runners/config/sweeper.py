@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, QuotedString
@@ -57,18 +58,10 @@ class MoeSweeper(Sweeper):
         what the launcher raises."""
         assert self.hydra_context is not None
         loader = self.hydra_context.config_loader
-        parser = OverridesParser.create(config_loader=loader)
-        words: dict[str, list[str]] = {}  # by key; a later override replaces an earlier one
-        source = None
         preset = [f"{key}={value}" for key, value in self.params.items()]
-        for override in parser.parse_overrides([*preset, *arguments]):
-            if override.get_key_element() == recorded_cells.KNOB:
-                source = self._source(override)
-                continue
-            each = words[override.get_key_element()] = _words(override)
-            if not each:
-                raise ConfigError(_empty(override, loader.get_group_options(override.key_or_group)))
-        if source:
+        words, named = choices([*preset, *arguments], loader)
+        source = None if named is None else self._source(named)
+        if source is not None:
             jobs = recorded_cells.jobs(source, words)
         else:
             jobs = [list(job) for job in itertools.product(*words.values())]
@@ -87,9 +80,33 @@ class MoeSweeper(Sweeper):
         value = override.value()
         if value is None:
             return None
+        source = str(override.input_line).partition("=")[2]
         if isinstance(value, QuotedString):
-            return str(value.text)
-        return str(override.input_line).partition("=")[2]
+            source = str(value.text)
+        if not source.strip(" '\""):
+            raise ConfigError(
+                f"{override.input_line}: names no source; {recorded_cells.ALLOWED}; name one of "
+                "them, or leave it out"
+            )
+        return source
+
+
+def choices(
+    arguments: Sequence[str], loader: ConfigLoader
+) -> tuple[dict[str, list[str]], Override | None]:
+    """The choices of every key, where a later override replaces an earlier one, and the override
+    that names a source of cells. Raises ConfigError for a sweep over nothing."""
+    parser = OverridesParser.create(config_loader=loader)
+    words: dict[str, list[str]] = {}
+    source = None
+    for override in parser.parse_overrides(list(arguments)):
+        if override.get_key_element() == recorded_cells.KNOB:
+            source = override
+            continue
+        each = words[override.get_key_element()] = _words(override)
+        if not each:
+            raise ConfigError(_empty(override, loader.get_group_options(override.key_or_group)))
+    return words, source
 
 
 def _words(override: Override) -> list[str]:

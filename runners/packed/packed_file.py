@@ -3,7 +3,7 @@
 Inside the file its sweep is called NAME. Records are as on disk, but without sentences
 (runners/packed/record_schema.py); what many of them share is written once:
 
-    plan.json                   {name, command, resumed, cells: [{cell_id, overrides}]}
+    plan.json                   {name, command, resumed, isolation, cells: [{cell_id, overrides}]}
     refused.json                {refused: [overrides of a cell that could not run]}
     records/<n>.jsonl           records, one a line; {"$shared": NAME} stands for shared/NAME.json
     shared/<sha256>.json        a value that many records have
@@ -28,6 +28,7 @@ from runners.packed.command import is_portable
 from runners.packed.container import MOST_FILE_BYTES, SUFFIX, PackedError, words
 from runners.packed.names import ALLOWED_NAME, NAME
 from runners.packed.record_schema import faults
+from runners.plan import ISOLATIONS
 from runners.records import record
 from runners.records.record import Record
 from runners.records.sealed import RecordError
@@ -230,11 +231,22 @@ def _plan(value: Any, damaged: list[str]) -> dict[str, Any] | None:
     try:
         cells = [_planned(cell) for cell in value["cells"]]
         commands = [_portable(text) for text in (value["command"], *value["resumed"])]
-        return {"name": str(value["name"]), "command": commands[0], "resumed": commands[1:],
+        plan = {"name": str(value["name"]), "command": commands[0], "resumed": commands[1:],
                 "cells": cells}  # fmt: skip
+        return plan | _isolation(value)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         damaged.append(f"{PLAN}: {words(error)}")
         return None
+
+
+def _isolation(plan: Mapping[str, Any]) -> dict[str, str]:
+    """Empty for an older file's plan, which has none; raises ValueError."""
+    isolation = plan.get("isolation")
+    if isolation is None:
+        return {}
+    if isolation not in ISOLATIONS:
+        raise ValueError(f"isolation={words(isolation)}: allowed are {', '.join(ISOLATIONS)}")
+    return {"isolation": str(isolation)}
 
 
 def _planned(cell: Any) -> dict[str, Any]:

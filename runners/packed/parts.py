@@ -13,6 +13,7 @@ from runners.packed.guard import Guard, guard_of
 from runners.packed.packed_file import FORMAT, PLAN, REFUSED, SHARED, SHARED_FIELDS, VERSION
 from runners.packed.record_schema import OPEN, portable, portable_label
 from runners.packed.shapes import Nullable
+from runners.plan import ISOLATIONS
 from runners.records import record
 from runners.records.record import Record
 
@@ -95,6 +96,8 @@ def of_plan(plan: Mapping[str, Any], name: str, names: Iterable[str]) -> dict[st
         "resumed": [portable_command(str(text), names) for text in plan.get("resumed", [])],
         "cells": cells,
     }
+    if plan.get("isolation") in ISOLATIONS:
+        content["isolation"] = plan["isolation"]
     return {PLAN: as_json(content)}
 
 

@@ -90,12 +90,12 @@ ALL = [
     "threads: torch 1, omp 1 there against torch 2, omp 2, mkl 2 here",
     "pinned to cores: every rank there against no rank here",
     "network: own there against loopback here",
+    "variable NCCL_ALGO: Ring there against not set here",
+    "variable OMP_NUM_THREADS: 1 there against 2 here",
     "kernel of ep 0f: bmm there against loop here",
     "commit: aaaaaaaaaa there against bbbbbbbbbb here",
     "code: as committed there against changes cccccccccccc here",
     "version of the project: 0.1.0 there against 0.2.0 here",
-    "variable NCCL_ALGO: Ring there against not set here",
-    "variable OMP_NUM_THREADS: 1 there against 2 here",
 ]
 OF_RANKS = ("clock of the GPU", "throttling", "threads", "pinned", "network", "kernel",
             "variable OMP_NUM_THREADS")  # fmt: skip
@@ -147,6 +147,15 @@ def test_where_a_side_has_no_card_it_is_said_once() -> None:
     here = {**THERE, "gpus": [], "versions": {**THERE["versions"], "cuda": None, "nccl": None}}
     found = lines(differences.of_environments([{"environment": THERE}], here))
     assert found == ["GPU: 8 x NVIDIA H100 there against none here"]
+
+
+@pytest.mark.parametrize("gpus", [[], None])
+def test_records_without_gpus_have_none_of_their_facts(tmp_path: Path, gpus: Any) -> None:
+    bare = {**THERE, "gpus": gpus, "after": [{}], "variables": {},
+            "versions": {**THERE["versions"], "cuda": None, "nccl": None}}  # fmt: skip
+    sides = [frame(tmp_path / "a", {**THERE, "variables": {}}), frame(tmp_path / "b", bare)]
+    (found,) = lines(differences.of_sweeps(*sides))
+    assert found.startswith("GPU: 8 x NVIDIA H100 there against no")
 
 
 def test_several_machines_of_a_side_are_all_named() -> None:

@@ -42,7 +42,8 @@ def sweep(folder: Path, attempts: list[Record] | None = None, command: str = COM
         {"cell_id": one.cell_id, "cell": {}, "notes": [], "overrides": ["topk=2"]}
         for one in attempts
     ]
-    plan = {"name": folder.name, "command": command, "resumed": [], "cells": planned}
+    plan = {"name": folder.name, "command": command, "resumed": [], "cells": planned,
+            "isolation": "cell"}  # fmt: skip
     (folder / "plan.json").write_text(sealed(plan))
     return folder
 
@@ -271,7 +272,8 @@ def test_the_plan_and_the_command_are_shown_as_of_a_folder(
     file = packed(folder, tmp_path / "x.moebench", "--no-pictures")
     line = printed(capsys, "status", str(file), "--format", "csv").splitlines()[1]
     assert line.split(",")[:3] == ["x", "4", "3"]
-    assert json.loads(zipfile.ZipFile(file).read("plan.json"))["command"] == COMMAND
+    plan = json.loads(zipfile.ZipFile(file).read("plan.json"))
+    assert (plan["command"], plan["isolation"]) == (COMMAND, "cell")
 
 
 def test_names_of_the_machine_and_its_user_are_no_names_of_files(

@@ -5,49 +5,18 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import analysis
 from analysis import cli
-from analysis.packing import reproduction, side_by_side, this_machine
+from analysis.packing import reproduction, this_machine
 from analysis.packing.this_machine import Possible
-from runners.records import record
-from runners.records.emulation import Emulation
-from runners.records.record import Record, cell_key
-from runners.records.sealed import sealed
+from runners.records.record import cell_key
 from tests.support import analysis_factory as factory
+from tests.support.reproduced import CELLS, EMULATED, calibrated, launches, sweep, verdicts
 
 PYTHON = sys.executable
-CELLS = {name: factory.cell(name, ranks=2) for name in ("simple", "tp", "ep", "dp")}
-
-
-def sweep(folder: Path, records: list[Record], command: str = "") -> str:
-    for one in records:
-        record.write(folder, one)
-    plan = {"name": folder.name, "command": command, "cells": []}
-    (folder / "plan.json").write_text(sealed(plan), "utf-8")
-    return str(folder)
-
-
-def launches(name: str, scale: float = 1.0, **fields: Any) -> list[Record]:
-    """Six launches of a cell, of which each is off by half a percent."""
-    return [
-        factory.measured(CELLS[name], launch=n, scale=scale, launch_effect=0.002, noise=0.002,
-                         measure={"samples": 6}, **fields)
-        for n in range(6)
-    ]  # fmt: skip
-
-
-def calibrated(name: str, scale: float = 1.0) -> list[Record]:
-    return launches(name, scale, calibration={**factory.CALIBRATION, "ranks": 2})
-
-
-def verdicts(there: str, here: str, **refusals: str) -> dict[str, side_by_side.Pairing]:
-    reasons = {cell_key(CELLS[name]): reason for name, reason in refusals.items()}
-    pairs = side_by_side.pairings(analysis.load(there), analysis.load(here), 0.02, reasons)
-    return {pair.cell.strategy: pair for pair in pairs}
 
 
 def test_a_ratio_below_one_is_faster_here(tmp_path: Path) -> None:
@@ -149,7 +118,7 @@ def test_a_cell_that_was_left_out_here_ends_with_one(
     out = capsys.readouterr().out
     assert "cell,there ms,here ms,here / there,verdict" in out
     assert "not measured here (no attempt in these records)" in out
-    assert f"# 1 cells of {here} have none there beside them." in out
+    assert f"# 1 cell of {here} has none there beside it." in out
 
 
 def test_without_run_it_says_what_was_measured_and_how_to_measure_it(
@@ -204,6 +173,10 @@ def test_cells_that_cannot_run_here_are_named_by_their_reason(tmp_path: Path) ->
         (["there", "--with", "none"], "none: there is no such folder"),
         (["there", "--threshold", "2"], "--threshold 2.0: allowed are numbers from 0 to 1"),
         (["x.moebench"], "x.moebench: "),
+        (["there", "--override", "nosuch=1"], "reproduce: nosuch: no such key"),
+        (["there", "--override", "on_error=never"], "reproduce: on_error='never': allowed are"),
+        (["there", "--override", "cells=x"], "reproduce: --override cells=x: names a second"),
+        (["there", "-o", "x.moebench/a/b"], "-o x.moebench/a/b: cannot be written"),
         (["emulated"], "reproduce: emulated: its times are of an emulated cluster"),
         (["."], "reproduce: .: holds no cells; allowed are a packed file"),
     ],
@@ -217,9 +190,8 @@ def test_bad_input_is_refused_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     sweep(tmp_path / "there", launches("ep"))
-    emulated = {**factory.ENVIRONMENT, "emulated": dataclasses.asdict(Emulation())}
     if words == ["emulated"]:
-        sweep(tmp_path / "emulated", launches("ep", environment=emulated))
+        sweep(tmp_path / "emulated", launches("ep", environment=EMULATED))
     (tmp_path / "x.moebench").write_bytes(b"no zip")
     assert cli.main(["reproduce", *words]) == 2
     captured = capsys.readouterr()
@@ -263,10 +235,17 @@ def test_a_sweep_that_refuses_or_is_interrupted_ends_reproduce_with_its_code(
     there = sweep(tmp_path / "there", launches("ep"))
     possible = Possible({cell_key(CELLS["ep"]): None}, {})
     monkeypatch.setattr(this_machine, "possible", lambda *_: possible)
-    for code, folder in ((2, None), (130, tmp_path / "there"), (130, None), (1, None)):
+    nothing = tmp_path / "nothing"
+    sweep(nothing, [])
+    for code, folder in ((130, nothing), (2, None), (130, tmp_path / "there"), (130, None),
+                         (1, None)):  # fmt: skip
         monkeypatch.setattr(this_machine, "measure", lambda _, c=code, f=folder: (c, f))
         assert cli.main(["reproduce", there, "--run"]) == code
-    assert f"--with {there}" in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert ("nothing was measured" in err) == (folder == nothing)
+        assert ("interrupted; what was measured is shown by:" in err) == (str(folder) == there)
+        again = (f"resume={folder}", f"reproduce {there} --with {folder}")
+        assert all((line in err) == (folder is not None) for line in again)
 
 
 def test_nothing_is_started_where_no_cell_can_run(
@@ -276,8 +255,11 @@ def test_nothing_is_started_where_no_cell_can_run(
     possible = Possible({cell_key(CELLS["ep"]): "no GPU"}, {})
     monkeypatch.setattr(this_machine, "possible", lambda *_: possible)
     monkeypatch.setattr(this_machine, "measure", lambda _: pytest.fail("it was started"))
-    assert cli.main(["reproduce", there, "--run"]) == 0
-    assert "not measured here (no GPU)" in capsys.readouterr().out
+    assert cli.main(["reproduce", there, "--run"]) == 1
+    out = capsys.readouterr().out
+    assert "Nothing was measured here: none of these cells can run." in out
+    assert "not measured here (no GPU)" in out
+    assert "Of 1 cell, here against there: not measured here 1." in out
 
 
 def test_what_is_typed_wins_over_what_run_sets(

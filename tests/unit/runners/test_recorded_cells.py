@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from runners import bench
 from runners.config import cells_here, recorded_cells
 from runners.config.cell_overrides import Recorded
 from runners.errors import ConfigError
 from runners.host.machine import NodeResources
+from runners.packed import packed_file
 from runners.packed.packed_file import Packed
 from runners.records import flat_row, record
 from runners.records.emulation import Emulation
@@ -69,6 +71,31 @@ def test_times_of_an_emulated_cluster_are_refused(tmp_path: Path) -> None:
     source = sweep(tmp_path, factory.measured(TP, environment=emulated))
     with pytest.raises(ConfigError, match=r"^cells=.*emulated cluster.*benchmarks\.emulate"):
         recorded_cells.recorded_cells(source)
+
+
+def test_cells_of_an_emulated_cluster_are_named_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    emulated = {**factory.ENVIRONMENT, "emulated": dataclasses.asdict(Emulation())}
+    source = sweep(tmp_path, factory.measured(TP, environment=emulated), factory.measured(EP))
+    assert keys(source) == [cell_key(EP)]
+    assert f"of an emulated cluster, left out: {cell_key(TP)}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("isolation", "expected"),
+    [("cell", ["isolation=cell"]), ("group", []), (None, []), ("cell,group", [])],
+)
+def test_the_isolation_of_the_plan_is_that_of_every_job(
+    tmp_path: Path, isolation: str | None, expected: list[str]
+) -> None:
+    source = sweep(tmp_path, factory.measured(TP), factory.measured(EP))
+    plan: dict[str, Any] = {"cells": [], "isolation": isolation}
+    (tmp_path / "plan.json").write_text(sealed(plan), "utf-8")
+    for job in words(source):
+        assert [word for word in job if word.startswith("isolation")] == expected
+    for job in words(source, isolation=["isolation=group"]):
+        assert [word for word in job if word.startswith("isolation")] == ["isolation=group"]
 
 
 def test_a_source_without_cells_is_refused(tmp_path: Path) -> None:
@@ -157,3 +184,29 @@ def test_a_cell_that_cannot_run_here_says_why() -> None:
     assert reasons[cell_key(TP)] is None
     assert "device=cuda: allowed with at least one CUDA device" in str(reasons[cell_key(on_gpus)])
     assert set(cells_here.refusals(recorded, NodeResources(2, 2)).values()) == {None}
+
+
+@pytest.mark.parametrize("isolation", ["group", "cell", None, "x; rm", ["cell"]])
+def test_the_isolation_of_a_packed_plan_is_one_of_a_closed_list(isolation: Any) -> None:
+    """An older file's plan has none; one with another value is named and left out."""
+    damaged: list[str] = []
+    written = {"name": "x", "command": "", "resumed": [], "cells": [], "isolation": isolation}
+    plan = packed_file._plan(written, damaged)
+    if isolation in ("group", "cell"):
+        assert plan and plan["isolation"] == isolation
+    elif isolation is None:
+        assert plan and "isolation" not in plan
+    else:
+        assert plan is None
+        assert damaged[0].startswith("plan.json: isolation=")
+
+
+@pytest.mark.parametrize("word", ["cells=", "cells=''"])
+def test_no_source_at_all_is_refused(
+    word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["bench.py", "-m", word])
+    assert bench.run() == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {word}: names no source; allowed are a packed file")
+    assert err.count("\n") == 1
