@@ -79,7 +79,7 @@ def rows_of(frame: pd.DataFrame) -> list[Row]:
 def _differing(
     facts: Iterable[Fact], there: Sequence[Row], here: Sequence[Row]
 ) -> list[Difference]:
-    found = []
+    differences = []
     without = any({cards(row) for row in rows} <= {NO_CARD, None} for rows in (there, here))
     for fact in facts:
         if fact.of_cards and without:
@@ -88,8 +88,8 @@ def _differing(
         if fact.of_both and not (a and b):
             continue
         if (a or b) and not _same(fact, a, b):
-            found.append(Difference(fact.what, _words(fact, a), _words(fact, b)))
-    return found
+            differences.append(Difference(fact.what, _words(fact, a), _words(fact, b)))
+    return differences
 
 
 def measures(there: Sequence[Row], here: Sequence[Row]) -> list[Difference]:
@@ -97,10 +97,10 @@ def measures(there: Sequence[Row], here: Sequence[Row]) -> list[Difference]:
     side knows, as another version wrote it, is none."""
     names = dict.fromkeys(name for row in there for name in row.get("measure") or {})
     facts = [Fact(name, _setting(name), of_both=True) for name in names]
-    found = _differing(facts, there, here)
-    a, b = (", ".join(f"{one.what} {getattr(one, side)}" for one in found)
+    differences = _differing(facts, there, here)
+    a, b = (", ".join(f"{one.what} {getattr(one, side)}" for one in differences)
             for side in ("there", "here"))  # fmt: skip
-    return [Difference("measure", a, b)] if found else []
+    return [Difference("measure", a, b)] if differences else []
 
 
 def _setting(name: str) -> Callable[[Row], Any]:

@@ -50,13 +50,13 @@ def _at(*path: str | int, absent: str | None = None) -> Callable[[Row], Any]:
     """The value at a path in the environment; `absent` where it is there and null."""
 
     def value(row: Row) -> Any:
-        found: Any = row["environment"]
+        part: Any = row["environment"]
         for step in path:
             try:
-                found = found[step]
+                part = part[step]
             except (KeyError, IndexError, TypeError):
                 return None
-        return absent if found is None else found
+        return absent if part is None else part
 
     return value
 

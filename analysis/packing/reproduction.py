@@ -120,11 +120,11 @@ def environments_recorded(there: pd.DataFrame, here: pd.DataFrame) -> list[str]:
     return [related, *in_order(differences.of_sweeps(there, here))]
 
 
-def in_order(found: Sequence[Difference]) -> list[str]:
+def in_order(differences: Sequence[Difference]) -> list[str]:
     """Lines of the differences, those that could explain most first."""
-    if not found:
+    if not differences:
         return ["Nothing that is recorded of the environments differs."]
     return [
         "The environments differ in this, what could explain most first:",
-        *(one.line() for one in found),
+        *(one.line() for one in differences),
     ]

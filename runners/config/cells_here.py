@@ -59,7 +59,7 @@ def refusals(recorded: Sequence[Recorded], machine: NodeResources) -> dict[str, 
 
 
 def refusals_with(
-    found: Recordings, machine: NodeResources, overrides: Sequence[str]
+    recorded: Recordings, machine: NodeResources, overrides: Sequence[str]
 ) -> dict[str, str | None]:
     """As `refusals`, with overrides that are typed beside the cells; a cell can run where any of
     its jobs can. Raises ConfigError for overrides that no sweep has."""
@@ -76,9 +76,9 @@ def refusals_with(
             for job in itertools.product(*words.values()):
                 values(_composed(loader, job), SweepKnobs)
             if all(_is_of_sweep(key) for key in words):
-                return refusals(found.cells, machine)
-            return {one.cell_id: _refusal(loader, found, one, machine, words)
-                    for one in found.cells}  # fmt: skip
+                return refusals(recorded.cells, machine)
+            return {one.cell_id: _refusal(loader, recorded, one, machine, words)
+                    for one in recorded.cells}  # fmt: skip
     except Exception as error:  # of Hydra come errors of any kind
         raise ConfigError(told(error, overrides)) from error
 
@@ -89,13 +89,13 @@ def _is_of_sweep(key: str) -> bool:
 
 def _refusal(
     loader: ConfigLoaderImpl,
-    found: Recordings,
+    recorded: Recordings,
     one: Recorded,
     machine: NodeResources,
     words: Mapping[str, Sequence[str]],
 ) -> str | None:
     try:
-        jobs = found.jobs_of(one, words)
+        jobs = recorded.jobs_of(one, words)
         composed = [Composed(_composed(loader, job), list(job)) for job in jobs]
     except BAD as error:
         return told(error, [])
@@ -123,16 +123,16 @@ def main(words: Sequence[str]) -> int:
     source, *overrides = words
     machine = this_machine()
     try:
-        found = recordings(source)
+        recorded = recordings(source)
         reasons = (
-            refusals_with(found, machine, overrides)
+            refusals_with(recorded, machine, overrides)
             if overrides
-            else refusals(found.cells, machine)
+            else refusals(recorded.cells, machine)
         )
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    cells = [one.cell for one in found.cells]
+    cells = [one.cell for one in recorded.cells]
     print(json.dumps({"cells": reasons, "environment": captured(cells, machine)}))
     return 0
 

@@ -64,11 +64,11 @@ def jobs(source: str, words: Mapping[str, Sequence[str]]) -> list[list[str]]:
 
     Raises ConfigError for a source that cannot be used.
     """
-    found = recordings(source)
+    recorded = recordings(source)
     listed = []
-    for one in found.cells:
+    for one in recorded.cells:
         try:
-            listed += found.jobs_of(one, words)
+            listed += recorded.jobs_of(one, words)
         except ConfigError as error:
             raise ConfigError(f"{KNOB}={source}: cell {one.cell_id}: {error}") from None
     return listed

@@ -185,12 +185,12 @@ class Line:
 
 def lines() -> list[Line]:
     """Every field: the record's own, those of the knobs, then all others."""
-    found = [*_lines(_PARTS), *_knobs("cell", Cell()), *_knobs("measure", Measure())]
+    fields = [*_lines(_PARTS), *_knobs("cell", Cell()), *_knobs("measure", Measure())]
     for line in _lines(_FIELDS):
-        found.append(line)
+        fields.append(line)
         if line.path in ("gate", "gate.after", "gate.float32"):
-            found += _lines(_CHECK, f"{line.path}.")
-    return found
+            fields += _lines(_CHECK, f"{line.path}.")
+    return fields
 
 
 def _lines(text: str, below: str = "") -> Iterator[Line]:

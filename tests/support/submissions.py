@@ -16,7 +16,7 @@ EVEN = {"expert_slots": [16384] * 8, "rank_slots": [16384] * 8}  # of 65,536 tok
 
 
 def measured(name: str = "tp", of: Cell | None = None, **fields: Any) -> Record:
-    """A record that nothing can be said against."""
+    """A record that nothing can be result against."""
     made: dict[str, Any] = {"gate": CHECKED, "environment": SPACIOUS, **fields}
     return factory.measured(of or factory.cell(name), **made)
 
@@ -31,6 +31,6 @@ def review(*records: Record, **fields: Any) -> submission.Review:
     return submission.of_packed(packed(*records, **fields))
 
 
-def only_problem(said: submission.Review) -> str:
-    assert len(said.problems) == 1, said.problems
-    return said.problems[0]
+def only_problem(result: submission.Review) -> str:
+    assert len(result.problems) == 1, result.problems
+    return result.problems[0]

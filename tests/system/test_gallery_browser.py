@@ -191,9 +191,9 @@ def test_a_foreign_script_does_not_run(watched: Watched) -> None:
       document.body.append(script);
     }""")
     assert watched.page.title() == "MoE benchmark: the fastest strategy by setting"
-    [refusal] = watched.said
+    [refusal] = watched.messages
     assert "Content Security Policy" in refusal
-    watched.said.clear()
+    watched.messages.clear()
 
 
 def test_the_keyboard_alone_reaches_the_table(watched: Watched) -> None:

@@ -87,9 +87,9 @@ def files_in(folder: Path) -> list[Path]:
 def run_file(server: StandIn) -> bytes | None:
     """The packed file as one of the summary run's files on the server."""
     named = {path: content for path, content in server.uploads.items() if "/upload/" in path}
-    found = [content for path, content in named.items() if path.endswith(f"/{NAME}.moebench")]
-    assert len(found) <= 1
-    return found[0] if found else None
+    contents = [content for path, content in named.items() if path.endswith(f"/{NAME}.moebench")]
+    assert len(contents) <= 1
+    return contents[0] if contents else None
 
 
 def test_offline_it_lies_in_the_sweeps_folder_and_nothing_elsewhere(sweep: Path) -> None:

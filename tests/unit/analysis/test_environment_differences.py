@@ -106,8 +106,8 @@ def frame(folder: Path, environment: dict[str, Any], **fields: Any) -> pd.DataFr
     return analysis.load(factory.write_all(folder, [made]))
 
 
-def lines(found: list[differences.Difference]) -> list[str]:
-    return [one.line() for one in found]
+def lines(texts: list[differences.Difference]) -> list[str]:
+    return [one.line() for one in texts]
 
 
 def test_all_that_differs_is_said_in_the_order_in_which_it_could_explain(tmp_path: Path) -> None:
@@ -139,14 +139,14 @@ def test_clocks_and_loads_that_are_nearly_the_same_are_no_difference(
     clock: float, load: float, expected: list[str]
 ) -> None:
     here = copy.deepcopy(THERE) | {"before": {"clock_mhz": clock, "load_1m": load}}
-    found = lines(differences.of_environments([{"environment": THERE}], here))
-    assert [line[: len(start)] for line, start in zip(found, expected, strict=True)] == expected
+    texts = lines(differences.of_environments([{"environment": THERE}], here))
+    assert [line[: len(start)] for line, start in zip(texts, expected, strict=True)] == expected
 
 
 def test_where_a_side_has_no_card_it_is_said_once() -> None:
     here = {**THERE, "gpus": [], "versions": {**THERE["versions"], "cuda": None, "nccl": None}}
-    found = lines(differences.of_environments([{"environment": THERE}], here))
-    assert found == ["GPU: 8 x NVIDIA H100 there against none here"]
+    texts = lines(differences.of_environments([{"environment": THERE}], here))
+    assert texts == ["GPU: 8 x NVIDIA H100 there against none here"]
 
 
 @pytest.mark.parametrize("gpus", [[], None])
@@ -154,15 +154,15 @@ def test_records_without_gpus_have_none_of_their_facts(tmp_path: Path, gpus: Any
     bare = {**THERE, "gpus": gpus, "after": [{}], "variables": {},
             "versions": {**THERE["versions"], "cuda": None, "nccl": None}}  # fmt: skip
     sides = [frame(tmp_path / "a", {**THERE, "variables": {}}), frame(tmp_path / "b", bare)]
-    (found,) = lines(differences.of_sweeps(*sides))
-    assert found.startswith("GPU: 8 x NVIDIA H100 there against no")
+    (texts,) = lines(differences.of_sweeps(*sides))
+    assert texts.startswith("GPU: 8 x NVIDIA H100 there against no")
 
 
 def test_several_machines_of_a_side_are_all_named() -> None:
     other = {**THERE, "cpu_model": "Imaginary 7000"}
     rows = [{"environment": one} for one in (THERE, other, THERE)]
-    (found,) = differences.of_environments(rows, THERE)
-    assert found.there == "Imaginary 9000 / Imaginary 7000"
+    (texts,) = differences.of_environments(rows, THERE)
+    assert texts.there == "Imaginary 9000 / Imaginary 7000"
 
 
 def test_what_neither_side_recorded_is_no_difference() -> None:
@@ -177,9 +177,9 @@ def test_many_kernels_are_counted(tmp_path: Path) -> None:
             for k in (1, 2, 3, 4, 5)
         ]
         sides.append(analysis.load(factory.write_all(tmp_path / name, records)))
-    found = lines(differences.kernels(*sides))
-    assert len(found) == 4
-    assert found[-1] == "kernel of 2 more cells: bmm there against loop here"
+    texts = lines(differences.kernels(*sides))
+    assert len(texts) == 4
+    assert texts[-1] == "kernel of 2 more cells: bmm there against loop here"
 
 
 @pytest.mark.parametrize(

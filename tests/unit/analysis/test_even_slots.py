@@ -83,8 +83,8 @@ def test_routers_that_make_counts_equal_pass(rule: dict[str, Any]) -> None:
 @pytest.mark.parametrize("slots", [None, [], [0] * 8, [2] * 4, [16] * 8, [3, 1] * 3 + [3, 0]])
 def test_slots_that_are_not_of_all_tokens_are_missing(slots: list[int] | None) -> None:
     """Of 8 tokens and top-k 2 of 8 experts: 8 numbers of sum 16."""
-    said = review(measured(skew=slots and {"expert_slots": slots}))
-    assert only_problem(said).startswith("its slots were not recorded, or not of all tokens")
+    result = review(measured(skew=slots and {"expert_slots": slots}))
+    assert only_problem(result).startswith("its slots were not recorded, or not of all tokens")
     for prescribed in ({"workload": ("balanced", 0.0)}, {"topk": 8}):
         of = factory.cell("tp", **prescribed)
         assert review(measured(of=of, skew=None)).problems == ()
@@ -154,9 +154,9 @@ def test_among_many_routings_some_are_equal_by_chance() -> None:
 def test_an_even_trace_is_remarked_on() -> None:
     of = factory.cell("tp", batch=65536, workload=("trace", 0.0))
     of = dataclasses.replace(of, workload=dataclasses.replace(of.workload, trace_sha256="ab" * 32))
-    said = review(measured(of=of, skew=EVEN))
-    assert said.problems == ()
-    assert said.remarks[0].startswith(
+    result = review(measured(of=of, skew=EVEN))
+    assert result.problems == ()
+    assert result.remarks[0].startswith(
         "a trace gives all experts equally many slots: 1 attempt (tp "
     )
     assert review(measured(of=of)).remarks == ()

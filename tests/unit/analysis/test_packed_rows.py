@@ -44,9 +44,9 @@ SECRET = "5" * 40
 HOSTILE = ["/home/alice/run", "alice", "box.alice.org", f"token {SECRET}", "<b>x</b>", "a\x1b[2J"]
 
 
-def write(folder: Path, found: list[Record]) -> Path:
+def write(folder: Path, records: list[Record]) -> Path:
     folder.mkdir(exist_ok=True)
-    for number, one in enumerate(found):
+    for number, one in enumerate(records):
         run = run_of(one, "s")
         path = folder / f"run-{number}.wandb"
         path.write_bytes(frames.frame(frames.payloads(run)))
@@ -86,9 +86,9 @@ def test_the_frame_is_the_same_but_for_what_is_left_out(tmp_path: Path) -> None:
 
 
 def test_equal_runs_give_equal_files_and_no_name_of_a_sweep(tmp_path: Path) -> None:
-    found = wandb_records.grid(BAD)
-    one = pack(write(tmp_path / "a", found), tmp_path / "mine.moebench").read_bytes()
-    other = pack(write(tmp_path / "b", found[::-1]), tmp_path / "mine.moebench").read_bytes()
+    records = wandb_records.grid(BAD)
+    one = pack(write(tmp_path / "a", records), tmp_path / "mine.moebench").read_bytes()
+    other = pack(write(tmp_path / "b", records[::-1]), tmp_path / "mine.moebench").read_bytes()
     assert one == other
     opened = container.read(one, "mine")
     everything = json.dumps(dict(opened.manifest)).encode() + b"".join(opened.parts.values())
@@ -98,24 +98,24 @@ def test_equal_runs_give_equal_files_and_no_name_of_a_sweep(tmp_path: Path) -> N
 
 
 def test_several_sweeps_are_numbered(tmp_path: Path) -> None:
-    found = wandb_records.grid(size=4)
-    for one, sweep in zip(found, ("b", "a", "b", "c"), strict=True):
+    records = wandb_records.grid(size=4)
+    for one, sweep in zip(records, ("b", "a", "b", "c"), strict=True):
         one.sweep = sweep
-    packed = pack(write(tmp_path / "logs", found), tmp_path / "x.moebench")
+    packed = pack(write(tmp_path / "logs", records), tmp_path / "x.moebench")
     frame, _ = read(packed)
     keys = {name: set(frame[frame["sweep"] == name]["key"]) for name in frame["sweep"]}
-    assert keys == {"x-1": {found[1].key}, "x-2": {found[0].key, found[2].key},
-                    "x-3": {found[3].key}}  # fmt: skip
+    assert keys == {"x-1": {records[1].key}, "x-2": {records[0].key, records[2].key},
+                    "x-3": {records[3].key}}  # fmt: skip
 
 
 def test_ten_sweeps_sort_as_their_names_do(tmp_path: Path) -> None:
-    found = wandb_records.grid(size=10)
-    for number, one in enumerate(found):
+    records = wandb_records.grid(size=10)
+    for number, one in enumerate(records):
         one.sweep = f"sweep {chr(ord('a') + number)}"
-    logs = write(tmp_path / "logs", found)
+    logs = write(tmp_path / "logs", records)
     rows, _ = of_runs(str(logs), "x", [], [])
     assert [row["sweep"] for row in rows] == [f"x-{number:02}" for number in range(1, 11)]
-    assert [row["key"] for row in rows] == [one.key for one in found]
+    assert [row["key"] for row in rows] == [one.key for one in records]
 
 
 def test_a_filter_chooses_runs(tmp_path: Path) -> None:

@@ -27,9 +27,9 @@ EMULATED = {
 
 
 def test_nothing_is_said_of_a_clean_file() -> None:
-    said = review(measured("tp"), measured("ep"))
-    assert said == submission.Review()
-    assert said.lines("a.moebench") == ["a.moebench: may be submitted"]
+    result = review(measured("tp"), measured("ep"))
+    assert result == submission.Review()
+    assert result.lines("a.moebench") == ["a.moebench: may be submitted"]
 
 
 def changed(one: Record, **environment: Any) -> Record:
@@ -102,8 +102,8 @@ def test_a_problem_is_named_with_what_to_do(name: str) -> None:
 
 
 def test_an_attempt_without_a_check_at_all_is_unchecked_and_has_no_time() -> None:
-    said = review(measured(gate=None), measured("ep"))
-    assert only_problem(said).startswith("correctness was not checked both before and after")
+    result = review(measured(gate=None), measured("ep"))
+    assert only_problem(result).startswith("correctness was not checked both before and after")
 
 
 def test_problems_of_the_file() -> None:
@@ -120,8 +120,8 @@ def test_problems_of_the_file() -> None:
 
 def test_an_attempt_whose_figures_cannot_be_computed_is_damaged() -> None:
     call = {"collective": "all_reduce", "calls": 1, "sent_bytes": 1e308}
-    said = review(measured(traffic=[[call]] * 8), measured("ep"))
-    assert only_problem(said).startswith(
+    result = review(measured(traffic=[[call]] * 8), measured("ep"))
+    assert only_problem(result).startswith(
         f"damaged: a: attempt {TP[3:]}-0: sent_bytes_max: allowed is a whole number of at most 64"
     )
 
@@ -132,8 +132,8 @@ def test_a_planned_cell_needs_an_attempt_that_has_ended() -> None:
     plan = {
         "cells": [{"cell_id": done.cell_id}, {"cell_id": stopped.cell_id}, {"cell_id": "f" * 12}]
     }
-    said = only_problem(review(done, stopped, plan=plan))
-    assert said == (
+    result = only_problem(review(done, stopped, plan=plan))
+    assert result == (
         f"planned, and no attempt has ended: 2 cells ({stopped.cell_id}, ffffffffffff); next: "
         "resume the sweep (resume=FOLDER), or pack the others alone (--filter)"
     )
@@ -142,9 +142,9 @@ def test_a_planned_cell_needs_an_attempt_that_has_ended() -> None:
 def test_what_is_remarked_on_refuses_nothing() -> None:
     failed = factory.unmeasured(factory.cell("ep"), "failed", environment=SPACIOUS)
     crowded = measured(environment={**SPACIOUS, "cores": 2, "emulated": {}})
-    said = review(crowded, failed)
-    assert said.problems == ()
-    assert [line.partition(":")[0] for line in said.remarks] == ["no time", "oversubscribed"]
+    result = review(crowded, failed)
+    assert result.problems == ()
+    assert [line.partition(":")[0] for line in result.remarks] == ["no time", "oversubscribed"]
     dirty = review(changed(measured(), git={"sha": "a" * 40, "dirty": "1a2b"}))
     assert dirty == submission.Review((), (
         f"measured by code with changes that are in no commit: 1 attempt ({TP}-0); the gallery "
@@ -219,8 +219,8 @@ def test_what_is_no_packed_file_is_a_problem(tmp_path: Path, capsys: Any) -> Non
 
 @pytest.mark.parametrize("outcome", ["failed", "checked"])
 def test_a_file_without_a_single_time_is_refused(outcome: str) -> None:
-    said = review(factory.unmeasured(factory.cell("ep"), outcome, environment=SPACIOUS))
-    assert only_problem(said) == (
+    result = review(factory.unmeasured(factory.cell("ep"), outcome, environment=SPACIOUS))
+    assert only_problem(result) == (
         "no cell has a time; next: measure again, then python -m analysis pack (python -m analysis "
         "status says why)"
     )
