@@ -32,6 +32,11 @@ def write_file(text: str, output: str | Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        why = getattr(error, "strerror", None) or error
-        raise InputError(f"-o {output}: cannot be written ({why}); name another file") from error
+        raise cannot_write(output, error) from error
     return path
+
+
+def cannot_write(output: str | Path, error: Exception) -> InputError:
+    """The error for a file that cannot be written, and why."""
+    why = getattr(error, "strerror", None) or error
+    return InputError(f"-o {output}: cannot be written ({why}); name another file")

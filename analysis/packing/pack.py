@@ -8,13 +8,14 @@ import re
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from analysis.data.frame import filtered, to_frame
 from analysis.errors import InputError, SourceWarning
+from analysis.output import cannot_write
 from analysis.packing import pictures, rows
 from analysis.sources import API_PREFIX, LATEST, is_wandb, packed
 from analysis.text.captions import STAMP, short_machine
@@ -121,31 +122,25 @@ def _of_folder(folder: Path, name: str, filters: Sequence[str]) -> Contents:
             f"{folder}: no sweep folder; allowed are a sweep folder, which has cells/ in it, "
             "offline W&B runs or wandb:entity/project; name one"
         )
-    attempts = list(_records(folder))
+    attempts, damaged = record.read_all(folder)
+    for text in damaged:
+        warnings.warn(f"{text}; left out", SourceWarning, stacklevel=2)
     if filters:
         attempts = _filtered(attempts, filters)
     if not attempts:
         raise InputError(f"{folder}: holds no readable attempt; name a sweep that has ended")
     plan = _plan(folder, {one.cell_id for one in attempts} if filters else None)
     names = names_here()
-    lines, left_out = parts.of_records(attempts, name, names)
+    lines, origins, left_out = parts.of_records(attempts, name, names)
     planned = parts.of_plan(plan, name, names) if plan else {}
     cannot_run = [] if filters else [words for words, _ in sweep_folder.read_refused(folder)]
     refused = parts.of_refused(cannot_run, names)
     command = str(plan.get("command", "")) if plan else ""
-    about = parts.about(attempts, name, command, names)
+    about = parts.about(origins, name, command, names)
     contents = Contents(about, {**planned, **refused, **lines}, left_out)
     if not filters and all(map(NOT_SHOWN.fullmatch, left_out)):
         contents.kept_pictures = lambda: _kept(folder, name, attempts)
     return contents
-
-
-def _records(folder: Path) -> Iterator[Record]:
-    for path in record.paths(folder):
-        try:
-            yield record.read(path)
-        except RecordError as error:
-            warnings.warn(f"{error}; left out", SourceWarning, stacklevel=2)
 
 
 def _filtered(attempts: Sequence[Record], filters: Sequence[str]) -> list[Record]:
@@ -173,7 +168,7 @@ def _of_rows(source: str, name: str, filters: Sequence[str]) -> Contents:
     attempts, left_out = rows.of_runs(source, name, filters, names)
     if not attempts:
         raise InputError(f"{source}: none of its runs can be packed; pack the sweep's own folder")
-    about = parts.about_attempts([rows.origin(row) for row in attempts], name, "", names)
+    about = parts.about([rows.origin(row) for row in attempts], name, "", names)
     return Contents(about, parts.of_rows(attempts), left_out)
 
 
@@ -195,14 +190,8 @@ def _drawn(contents: Contents, target: Path) -> dict[str, bytes]:
     return pictures.drawn(packed.rows_of(read, samples=True), target.name)
 
 
-def _machine(one: Record) -> dict[Hashable, Any]:
-    environment, gpus = one.environment, one.environment.get("gpus") or [{}]
-    return {
-        "gpu_model": gpus[0].get("name"),
-        "cpu_model": environment.get("cpu_model"),
-        "cores": environment.get("cores"),
-        "device": one.cell.placement.device,
-    }
+def _machine(one: Record) -> dict[str, Any]:
+    return {**flat_row.machine_columns(one.environment), "device": one.cell.placement.device}
 
 
 def _bytes(contents: Contents, name: str, method: str) -> bytes:
@@ -222,9 +211,7 @@ def _write(target: Path, data: bytes) -> None:
         finally:
             unfinished.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(
-            f"-o {target}: cannot be written ({error.strerror}); name another file"
-        ) from error
+        raise cannot_write(target, error) from error
 
 
 def summary(contents: Contents, size: int) -> list[str]:

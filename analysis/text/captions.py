@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,7 @@ def source(frame: pd.DataFrame) -> str:
     return f"{listed}; {words[0]}{more}." if words else f"{listed}."
 
 
-def short_machine(attempt: Mapping[Hashable, Any]) -> str:
+def short_machine(attempt: Mapping[Any, Any]) -> str:
     """What computed: the GPU, or the processor with its cores, without what its maker adds."""
     gpu, cpu, cores = (plain(attempt[n]) for n in ("gpu_model", "cpu_model", "cores"))
     if gpu and attempt["device"] == "cuda":

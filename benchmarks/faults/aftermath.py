@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runners.plan import load
-from runners.records import record, sealed
+from runners.records import record
 from runners.records.rank_log import RankReader, rank_path
 
 MARK = "PYTHON_MOE_TRIAL"  # in the environment of every process of a trial: all inherit PYTHON*
@@ -35,17 +35,6 @@ def orphans(mark: str) -> list[int]:
     while (found := marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.1)
     return found
-
-
-def read_records(folder: Path) -> tuple[list[record.Record], list[str]]:
-    """Whole records, and what is wrong with the others."""
-    good, torn = [], []
-    for path in record.paths(folder):
-        try:
-            good.append(record.read(path))
-        except sealed.RecordError as error:
-            torn.append(str(error))
-    return good, torn
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

@@ -29,7 +29,7 @@ from typing import Any
 from benchmarks.faults import aftermath, launcher
 from benchmarks.faults.trial import ROOT
 from runners.host.hardware import memory_bytes
-from runners.records import sweep_folder
+from runners.records import record, sweep_folder
 from runners.track.client import descendants
 
 LIMIT_S = 1800.0
@@ -98,7 +98,7 @@ class Sweeping:
 
     def account(self) -> list[str]:
         """Cells that have not ended or ended twice, samples without a record, torn records."""
-        records, torn = aftermath.read_records(self.folder)
+        records, torn = record.read_all(self.folder)
         ended = {one.cell_id for one in records if one.outcome != "interrupted"}
         missing = [f"{cell} has not ended" for cell in sorted(self.wanted - ended)]
         strange = [f"{cell} was not asked for" for cell in sorted(ended - self.wanted)]
@@ -243,8 +243,8 @@ def told(
     before: dict[str, int],
     took_s: float,
 ) -> None:
-    records, _ = aftermath.read_records(one.folder)
-    outcomes = Counter(record.outcome for record in records)
+    records, _ = record.read_all(one.folder)
+    outcomes = Counter(attempt.outcome for attempt in records)
     print(f"{len(one.wanted)} cells in {took_s:.0f} s, {one.starts} launchers; records: "
           f"{dict(outcomes)}; at the end: {end}")  # fmt: skip
     print(f"killed: {dict(watch.killed)}; disk full {disk.full} times")

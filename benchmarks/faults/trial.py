@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks.faults import aftermath
 from benchmarks.faults.actions import Trial
 from benchmarks.faults.catalogue import Fault
+from runners.records import record
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 120.0  # for one launcher; an undisturbed one takes about seven seconds
@@ -74,7 +75,7 @@ def _judge(fault: Fault, trial: Trial, mark: str, verdict: Verdict) -> None:
         verdict.wrong.append(f"ended with {ended}, promised is {fault.ends}: {end} {plant}")
     if fault.says and fault.says not in said:
         verdict.wrong.append(f"does not say {fault.says!r}: {said!r} {plant}")
-    records, torn = aftermath.read_records(trial.folder)
+    records, torn = record.read_all(trial.folder)
     verdict.lost += [*torn, *aftermath.unrecorded(trial.folder, records)]
     verdict.wrong += aftermath.measured_once(records)
 

@@ -23,7 +23,6 @@ from moe.spec import StrategySpec
 from runners.host import project_paths
 from runners.records import record, stats
 from runners.records.record import Record
-from runners.records.sealed import RecordError
 
 FOLDER = "sweeps"  # in DIR
 INTERRUPT_S = 8.0  # from SIGINT, after which bench.py writes its records, to SIGKILL
@@ -61,7 +60,7 @@ def one_sweep(
     words = command_of(case, measure, part.folder, part.tiny)
     log = part.folder / f"{case.name}.log"
     code, cut = ended_in_time([sys.executable, *words], variables, log, seconds, part.name)
-    records = records_of(part.folder / FOLDER / case.name)
+    records, _ = record.read_all(part.folder / FOLDER / case.name)
     for one in records:
         part.add(**cell_row(one, case))
     row: dict[str, Any] = {
@@ -110,17 +109,6 @@ def ended_in_time(
                 process.kill()
                 process.wait()
     return code, interrupted.is_set()
-
-
-def records_of(folder: Path) -> list[Record]:
-    """The readable records of a sweep."""
-    records = []
-    for path in record.paths(folder):
-        try:
-            records.append(record.read(path))
-        except RecordError:
-            continue
-    return records
 
 
 def strategy_of(strategy: StrategySpec) -> str:

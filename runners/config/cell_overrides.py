@@ -19,13 +19,15 @@ from omegaconf import OmegaConf
 from moe.knob import Knob, knobs
 from moe.spec import Cell, Unsupported
 from runners.config.cell import job_of
-from runners.config.schema import defaults, groups, section_of
+from runners.config.schema import defaults, section_of
 from runners.errors import ConfigError
 from runners.host.machine import NodeResources
 from runners.host.project_paths import CONF
+from runners.packed.command import configs
 from runners.plan import Measure
 from runners.records.record import cell_key, cell_to_dict
 
+MODEL = "model"  # the group, whose choice is a file of conf/model
 SCALED = ("dim", "hidden", "dim_out")
 # Written for every cell, whatever the defaults are: they depend on the machine, or name the cell.
 ALWAYS = ("strategy.name", "strategy.dispatcher", "model.scale", "num_experts", "topk",
@@ -62,22 +64,33 @@ def overrides_of(recorded: Recorded) -> dict[str, str]:
     for a value that no knob can have, and for a cell that no overrides give.
     """
     values = knob_values(recorded)
-    model = str(values.pop("model", "")) or "reference"
+    model = _model(values)
     known = _base(model)
     given = {
         path: f"{path}={word(path, value)}"
         for path, value in values.items()
-        if path in ALWAYS or value != _at(known, path)
+        if path != MODEL and (path in ALWAYS or value != _at(known, path))
     }
-    _check(recorded)
-    return {"model": f"model={model}"} | given
+    _check(recorded, _config(values))
+    return {MODEL: f"{MODEL}={model}"} | given
 
 
 def config_of(recorded: Recorded) -> dict[str, Any]:
     """The resolved config that the overrides give, made without Hydra; raises as `overrides_of`."""
-    values = knob_values(recorded)
-    config = copy.deepcopy(_base(str(values.pop("model", "")) or "reference"))
+    return _config(knob_values(recorded))
+
+
+def _model(values: Mapping[str, Any]) -> str:
+    """The file of conf/model that the values of knobs are beside."""
+    return str(values.get(MODEL, "reference"))
+
+
+def _config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with these values of knobs; raises ConfigError for one that no knob has."""
+    config = copy.deepcopy(_base(_model(values)))
     for path, value in values.items():
+        if path == MODEL:
+            continue
         word(path, value)
         section, _, name = path.rpartition(".")
         section_of(config, section)[name] = value
@@ -118,8 +131,8 @@ def _knob_values(recorded: Recorded) -> dict[str, Any]:
     }
     if cell.strategy.placement == "explicit":
         values["strategy.placement"] = list(cell.strategy.expert_order)
-    if recorded.model in groups()["model"]:
-        return {"model": recorded.model} | values
+    if recorded.model in configs(MODEL):
+        return {MODEL: recorded.model} | values
     return values | {"model.name": recorded.model or UNNAMED}
 
 
@@ -192,13 +205,13 @@ def word(path: str, value: Any) -> str:
     )
 
 
-def _check(recorded: Recorded) -> None:
-    """Raises ConfigError where the overrides give another cell. One that cannot run on any such
-    machine is left to the usual checks, which say why."""
+def _check(recorded: Recorded, config: Mapping[str, Any]) -> None:
+    """Raises ConfigError where the config of the overrides gives another cell. One that cannot run
+    on any such machine is left to the usual checks, which say why."""
     place = recorded.cell.placement
     try:
         machine = NodeResources(1, place.ranks_per_node, place.nodes)
-        cell = job_of(config_of(recorded), machine).cell
+        cell = job_of(config, machine).cell
     except (ConfigError, Unsupported):
         return
     if cell_key(cell) == cell_key(recorded.cell):

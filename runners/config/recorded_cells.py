@@ -18,7 +18,6 @@ from runners.packed.packed_file import is_packed, read_packed
 from runners.plan import ISOLATIONS
 from runners.records import emulation, flat_row, record
 from runners.records.record import Record
-from runners.records.sealed import RecordError
 from runners.records.sweep_folder import read_plan
 
 KNOB = "cells"
@@ -85,11 +84,6 @@ def _is_below(path: str, start: str) -> bool:
     return path.startswith(start) if start.endswith(".") else path == start
 
 
-def recorded_cells(source: str) -> list[Recorded]:
-    """Every distinct cell of a source; as `recordings`."""
-    return list(recordings(source).cells)
-
-
 def recordings(source: str) -> Recordings:
     """Every distinct cell of a source, as its newest attempt has it, in the order of its plan.
 
@@ -132,7 +126,10 @@ def _attempts(source: str) -> tuple[list[Attempt], Mapping[str, Any]]:
     """All attempts, and the plan; empty where there is none."""
     path = Path(source)
     if (path / "cells").is_dir():
-        attempts = [_of_record(one) for one in _records(path)]
+        records, damaged = record.read_all(path)
+        for text in damaged:
+            _warn(f"{text}; left out")
+        attempts = [_of_record(one) for one in records]
         try:
             plan: Mapping[str, Any] = read_plan(path)
         except (OSError, ValueError):
@@ -142,14 +139,6 @@ def _attempts(source: str) -> tuple[list[Attempt], Mapping[str, Any]]:
         return _packed(source)
     why = "holds no cells" if path.exists() else "there is no such file or folder"
     raise ConfigError(f"{KNOB}={source}: {why}; {ALLOWED}; name one of them")
-
-
-def _records(folder: Path) -> Iterable[Record]:
-    for path in record.paths(folder):
-        try:
-            yield record.read(path)
-        except RecordError as error:
-            _warn(f"{error}; left out")
 
 
 def _packed(source: str) -> tuple[list[Attempt], Mapping[str, Any]]:

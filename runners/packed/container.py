@@ -197,9 +197,8 @@ def _parts(
     archive: zipfile.ZipFile, infos: Mapping[str, zipfile.ZipInfo], listed: Mapping[str, Any]
 ) -> tuple[dict[str, bytes], list[str]]:
     parts: dict[str, bytes] = {}
-    damaged = [
-        f"{words(part)}: not in {MANIFEST}" for part in infos if part not in (*listed, MANIFEST)
-    ]
+    unlisted = infos.keys() - {*listed, MANIFEST}
+    damaged = [f"{words(part)}: not in {MANIFEST}" for part in infos if part in unlisted]
     for part, known in listed.items():
         if not PART_NAME.fullmatch(part) or part == MANIFEST:
             damaged.append(f"{words(part)}: not a name of a part")

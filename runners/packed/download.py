@@ -73,16 +73,15 @@ def _read(address: str, limit_s: float) -> bytes:
     end_s = time.monotonic() + limit_s
     opener = urllib.request.build_opener(_HttpsRedirects)
     request = urllib.request.Request(address, headers={"User-Agent": "moe-bench"})
-    pieces: list[bytes] = []
+    data = bytearray()
     with opener.open(request, timeout=min(SOCKET_S, limit_s)) as answer:
         while piece := answer.read(PIECE_BYTES):
-            pieces.append(piece)
-            if sum(map(len, pieces)) > MOST_FILE_BYTES:
+            data += piece
+            if len(data) > MOST_FILE_BYTES:
                 raise ValueError(f"more than {MOST_FILE_BYTES} bytes")
             if time.monotonic() > end_s:
                 raise TimeoutError
         length = str(answer.headers.get("Content-Length") or "")
-    data = b"".join(pieces)
     if length.isdigit() and len(length) < MOST_DIGITS and len(data) != int(length):
         raise ValueError("cut off")
-    return data
+    return bytes(data)

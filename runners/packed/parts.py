@@ -9,10 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from runners.packed.command import portable_command
-from runners.packed.guard import Guard, guard_of
 from runners.packed.packed_file import FORMAT, PLAN, REFUSED, SHARED, SHARED_FIELDS, VERSION
-from runners.packed.record_schema import OPEN, portable, portable_label
-from runners.packed.shapes import Nullable
+from runners.packed.record_schema import portable, portable_label
 from runners.plan import ISOLATIONS
 from runners.records import record
 from runners.records.record import Record
@@ -33,20 +31,32 @@ class Origin(NamedTuple):
 
 def of_records(
     records: Iterable[Record], name: str, names: Iterable[str]
-) -> tuple[dict[str, bytes], list[str]]:
-    """(parts, paths of fields that were left out) of a sweep that is called `name` in the file.
-    `names` are those of this machine and its user: runners.host.identity.names_here().
+) -> tuple[dict[str, bytes], list[Origin], list[str]]:
+    """(parts, what the manifest says of each attempt, paths of fields that were left out) of a
+    sweep that is called `name` in the file. `names` are those of this machine and its user:
+    runners.host.identity.names_here().
 
     Raises RecordError for a record that cannot be packed.
     """
-    lines: dict[str, bytes] = {}
+    lines: list[bytes] = []
     shared: dict[str, bytes] = {}
+    origins: list[Origin] = []
     left_out: list[str] = []
     for one in sorted(records, key=lambda one: (one.launch, one.wave, one.attempt_id)):
         content, withheld = portable({**record.to_dict(one), "sweep": name}, names)
         left_out += withheld
-        lines[one.attempt_id] = as_json(_with_shared(content, shared))
-    return {**of_lines("records", list(lines.values())), **dict(sorted(shared.items()))}, left_out
+        origins.append(_origin(one.cell_id, content))
+        lines.append(as_json(_with_shared(content, shared)))
+    parts = {**of_lines("records", lines), **dict(sorted(shared.items()))}
+    return parts, origins, left_out
+
+
+def _origin(cell_id: str, content: Mapping[str, Any]) -> Origin:
+    """Of a record as it is packed."""
+    environment = content.get("environment") or {}
+    git = environment.get("git") or {}
+    project = (environment.get("versions") or {}).get("project")
+    return Origin(cell_id, content.get("created") or "", project, git.get("sha"), git.get("dirty"))
 
 
 def of_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, bytes]:
@@ -118,27 +128,6 @@ def of_refused(overrides: Sequence[str], names: Iterable[str]) -> dict[str, byte
 
 
 def about(
-    records: Sequence[Record], name: str, command: str, names: Iterable[str]
-) -> dict[str, Any]:
-    """The manifest's fields beside its parts, for records."""
-    guard = guard_of(names)
-    return about_attempts([_origin(one, guard) for one in records], name, command, names)
-
-
-def _origin(one: Record, guard: Guard) -> Origin:
-    """What a packed record may hold of it."""
-    git = Nullable(OPEN["git"]).portable(one.environment.get("git"), "", guard) or {}
-    project = (one.environment.get("versions") or {}).get("project")
-    return Origin(
-        one.cell_id,
-        Nullable(OPEN["time"]).portable(one.created, "", guard) or "",
-        Nullable(OPEN["version"]).portable(project, "", guard),
-        git.get("sha"),
-        git.get("dirty"),
-    )
-
-
-def about_attempts(
     attempts: Sequence[Origin], name: str, command: str, names: Iterable[str]
 ) -> dict[str, Any]:
     """The manifest's fields beside its parts."""

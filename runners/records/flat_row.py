@@ -289,12 +289,16 @@ def _memory(record: Record) -> dict[str, Any]:
     }
 
 
+def machine_columns(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of ENVIRONMENT; None for what is not in the environment."""
+    return {name: _plain(_reach(environment, path)) for name, path in ENVIRONMENT.items()}
+
+
 def _environment(record: Record) -> dict[str, Any]:
     source = record.environment
-    values = {name: _plain(_reach(source, path)) for name, path in ENVIRONMENT.items()}
     cluster = source.get(emulation.KEY) or {}
     return {
-        **values,
+        **machine_columns(source),
         "emulated": bool(cluster),
         "emulation": cluster,
         "environment": source,

@@ -269,6 +269,17 @@ def read(path: Path) -> Record:
         raise RecordError(f"{path}: {error}") from error
 
 
+def read_all(sweep_dir: Path) -> tuple[list[Record], list[str]]:
+    """The whole records below a sweep folder, in name order, and what is wrong with the others."""
+    whole, faults = [], []
+    for path in paths(sweep_dir):
+        try:
+            whole.append(read(path))
+        except RecordError as error:
+            faults.append(str(error))
+    return whole, faults
+
+
 def paths(sweep_dir: Path) -> Iterator[Path]:
     """Paths of all records below a sweep folder, in name order."""
     yield from sorted(sweep_dir.glob("cells/*/record-*.json"))

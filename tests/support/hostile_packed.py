@@ -44,12 +44,12 @@ def good() -> bytes:
         for of in cells
         for launch in range(2 if of.layer.topk == 2 else 1)
     ]
-    lines, _ = parts.of_records(records, "good", ())
+    lines, origins, _ = parts.of_records(records, "good", ())
     plan = {
         "command": "python runners/bench.py -m strategy=tp,ep topk=2,4",
         "cells": [{"cell_id": one.cell_id, "overrides": ["topk=2"]} for one in records],
     }
-    about = parts.about(records, "good", str(plan["command"]), ())
+    about = parts.about(origins, "good", str(plan["command"]), ())
     text = {"README.txt": b"A file."}
     return container.write(about, {**text, **parts.of_plan(plan, "good", ()), **lines})
 

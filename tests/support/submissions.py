@@ -10,13 +10,20 @@ from runners.packed.packed_file import Packed
 from runners.records.record import Record
 from tests.support import analysis_factory as factory
 
+EMULATED = {
+    "dilation": 20.0,
+    "ranks_per_node": 2,
+    "intra_mbit_s": 90.0,
+    "inter_mbit_s": 10.0,
+    "mtu": 1500,
+}
 CHECKED = {"ok": True, "after": {"ok": True}}
 SPACIOUS = {**factory.ENVIRONMENT, "cores": 8, "local_ranks": 8}
 EVEN = {"expert_slots": [16384] * 8, "rank_slots": [16384] * 8}  # of 65,536 tokens and top-k 2
 
 
 def measured(name: str = "tp", of: Cell | None = None, **fields: Any) -> Record:
-    """A record that nothing can be result against."""
+    """A record that nothing can be said against."""
     made: dict[str, Any] = {"gate": CHECKED, "environment": SPACIOUS, **fields}
     return factory.measured(of or factory.cell(name), **made)
 

@@ -23,15 +23,9 @@ from runners.records import record
 from runners.records.record import Record
 from tests.support import analysis_factory as factory
 from tests.support.docs import ROOT
+from tests.support.submissions import EMULATED
 
 PACKED = ROOT / "docs" / "results" / "packed"
-EMULATED = {
-    "dilation": 20.0,
-    "ranks_per_node": 2,
-    "intra_mbit_s": 90.0,
-    "inter_mbit_s": 10.0,
-    "mtu": 1500,
-}
 WORDS = "emulated (dilated x20; nodes of 2 at 90/10 Mbit/s; MTU 1500)"
 OTHER = {"host": "ba9876543210", "cpu_model": "Imaginary 9000"}
 HOSTILE = "<script>alert('x')</script>|[a](javascript:b)`c`\"'"

@@ -15,15 +15,15 @@ from analysis.text.flag_legend import MARKS
 from runners.records import record
 from runners.records.record import Record
 from tests.support import analysis_factory as factory
-from tests.support.submissions import EVEN, SPACIOUS, measured, only_problem, packed, review
-
-EMULATED = {
-    "dilation": 20.0,
-    "ranks_per_node": 2,
-    "intra_mbit_s": 90.0,
-    "inter_mbit_s": 10.0,
-    "mtu": 1500,
-}
+from tests.support.submissions import (
+    EMULATED,
+    EVEN,
+    SPACIOUS,
+    measured,
+    only_problem,
+    packed,
+    review,
+)
 
 
 def test_nothing_is_said_of_a_clean_file() -> None:

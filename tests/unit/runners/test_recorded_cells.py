@@ -31,7 +31,7 @@ def sweep(folder: Path, *records: record.Record) -> str:
 
 
 def keys(source: str) -> list[str]:
-    return [one.cell_id for one in recorded_cells.recorded_cells(source)]
+    return [one.cell_id for one in recorded_cells.recordings(source).cells]
 
 
 def test_a_cell_is_measured_once_as_its_newest_attempt_was(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_a_cell_is_measured_once_as_its_newest_attempt_was(tmp_path: Path) -> No
         factory.measured(TP, launch=0, label="again", measure={"samples": 4}),
         factory.unmeasured(EP, "failed"),
     )
-    cells = {one.cell_id: one for one in recorded_cells.recorded_cells(source)}
+    cells = {one.cell_id: one for one in recorded_cells.recordings(source).cells}
     assert set(cells) == {cell_key(TP), f"{cell_key(TP)}.again", cell_key(EP)}
     assert cells[cell_key(TP)].measure["samples"] == 9
     assert cells[f"{cell_key(TP)}.again"].measure["samples"] == 4
@@ -70,7 +70,7 @@ def test_times_of_an_emulated_cluster_are_refused(tmp_path: Path) -> None:
     emulated = {**factory.ENVIRONMENT, "emulated": dataclasses.asdict(Emulation())}
     source = sweep(tmp_path, factory.measured(TP, environment=emulated))
     with pytest.raises(ConfigError, match=r"^cells=.*emulated cluster.*benchmarks\.emulate"):
-        recorded_cells.recorded_cells(source)
+        recorded_cells.recordings(source)
 
 
 def test_cells_of_an_emulated_cluster_are_named_and_left_out(
@@ -107,7 +107,7 @@ def test_a_source_without_cells_is_refused(tmp_path: Path) -> None:
     ):
         source = str(tmp_path / name)
         with pytest.raises(ConfigError, match=f"^cells={source}.*{why}.*allowed are a packed file"):
-            recorded_cells.recorded_cells(source)
+            recorded_cells.recordings(source)
 
 
 def test_runs_of_wandb_in_a_packed_file_give_the_cells_of_their_records(
@@ -120,7 +120,7 @@ def test_runs_of_wandb_in_a_packed_file_give_the_cells_of_their_records(
     rows = tuple(flat_row.row(one) for one in attempts)
     packed = Packed("x", {}, rows=rows, damaged=("x: part y: checksum; left out",))
     monkeypatch.setattr(recorded_cells, "read_packed", lambda _: packed)
-    (one,) = recorded_cells.recorded_cells("x.moebench")
+    (one,) = recorded_cells.recordings("x.moebench").cells
     assert one == Recorded(TP, {"samples": 4}, "a", "reference", 1)
 
 
@@ -129,7 +129,7 @@ def test_a_packed_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"no zip")
     for source in (str(path), str(tmp_path / "none.moebench"), "http://example.org/x.moebench"):
         with pytest.raises(ConfigError, match=f"^cells={source}: "):
-            recorded_cells.recorded_cells(source)
+            recorded_cells.recordings(source)
 
 
 def words(source: str, **typed: list[str]) -> list[list[str]]:
